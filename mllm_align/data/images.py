@@ -1,0 +1,246 @@
+"""Images: where they come from, how large they are, their pixels as RGB.
+
+Every image that cannot be used raises `InputError`, which names the record and the file.
+"""
+
+import io
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from mllm_align.errors import InputError
+
+MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a GiB as RGB
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks that may turn it
+_JPEG_END = b"\xff\xd9"
+_header_lock = threading.Lock()
+
+
+def one_line(value: object, limit: int = 80) -> str:
+    """Return `value` as one printable line; what is longer than `limit` loses its middle."""
+    text = str(value)
+    if len(text) > limit:
+        half = (limit - 3) // 2
+        text = f"{text[:half]}...{text[-half:]}"
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def quoted(value: object) -> str:
+    """Return `value` short and in quotes, to stand in an error message."""
+    return f"'{one_line(value)}'"
+
+
+def refusal(at: str, problem: str, remedy: str) -> InputError:
+    """Return the error to raise: where, what is wrong, how to mend it, in one line."""
+    return InputError(one_line(f"{at}: {problem}; {remedy}", limit=2000))
+
+
+def is_url(path: str | Path) -> bool:
+    """Tell whether `path` is an address such as https://...; `Path` halves its slashes."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
+
+
+def url_refusal(at: str, path: str | Path) -> InputError:
+    """Return the error for an image given as an address; this package never opens one."""
+    return refusal(at, f"{quoted(path)} is a URL", "download it first and give the file's path")
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Where one image comes from: exactly one of `path`, `data` (an encoded file) and `image`.
+
+    `where` says in error messages whose image it is, like `pairs.jsonl record 3, images[0]`.
+    Raises `InputError` when none or several of the three are given.
+    """
+
+    path: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+    image: Image.Image | None = None
+    where: str = "image"
+
+    def __post_init__(self) -> None:
+        if sum(given is not None for given in (self.path, self.data, self.image)) != 1:
+            raise refusal(self.where, "needs one of path, data and image", "give exactly one")
+
+    @classmethod
+    def from_memory(cls, image: Image.Image | np.ndarray, where: str = "image") -> "ImageSource":
+        """Return the source of a decoded image.
+
+        `image`: a PIL image, or a uint8 array [H, W], [H, W, 3] or [H, W, 4], which is copied.
+        Raises `InputError` for any other array.
+        """
+        if isinstance(image, Image.Image):
+            return cls(image=image, where=where)
+        if not isinstance(image, np.ndarray):
+            raise refusal(where, f"is a {type(image).__name__}", "give a PIL image or an array")
+        channels = image.shape[2:]
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or channels not in ((), (3,), (4,)):
+            found = f"is an array of {image.dtype} {list(image.shape)}"
+            raise refusal(where, found, "give uint8 [H, W], [H, W, 3] or [H, W, 4]")
+        if 0 in image.shape:
+            raise refusal(where, f"is an array without pixels {list(image.shape)}", "replace it")
+        return cls(image=Image.fromarray(image.copy()), where=where)
+
+    @property
+    def label(self) -> str:
+        """`where`, with the file's path if there is one."""
+        return self.where if self.path is None else f"{self.where} ({one_line(self.path, 160)})"
+
+
+def image_size(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return (width, height) with the EXIF orientation applied.
+
+    PNG and JPEG files are not decoded: their headers give the size and their ends show that they
+    are whole. Raises `InputError` for an image that is missing, empty, no image, cut short or of
+    more than `max_pixels` pixels.
+    """
+    with _opened(source, max_pixels) as (image, file):
+        if file is None:
+            image.load()
+            return _upright_size(image)
+        if image.format == "JPEG" and _jpeg_is_whole(file):
+            return _upright_size(image)
+        if image.format != "PNG":
+            return ImageOps.exif_transpose(image).size
+        file.seek(0)
+        contents = file.read()
+        image.verify()
+        if not any(name in contents for name in _PNG_ORIENTATION):
+            return image.size
+    # The orientation may stand after the pixels, and a verified image cannot be read on.
+    with _opened(source, max_pixels) as (image, _):
+        return ImageOps.exif_transpose(image).size
+
+
+def load_rgb(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Return the (first frame of the) image in mode RGB with the EXIF orientation applied.
+
+    Alpha is dropped as `convert("RGB")` does it, which is what the processors of Hugging Face do.
+    16-bit grey keeps its upper 8 bits. Raises `InputError` where `image_size` does, and for pixels
+    that cannot be decoded.
+    """
+    with _opened(source, max_pixels) as (image, _):
+        upright = ImageOps.exif_transpose(image)  # always a copy
+        if upright.mode == "I" or upright.mode.startswith("I;16"):
+            upright = _upper_byte(upright, source)
+        # It has no part in the pixels, and Pillow warns of some of its forms.
+        upright.info.pop("transparency", None)
+        return upright.convert("RGB")
+
+
+@contextmanager
+def _opened(source: ImageSource, max_pixels: int) -> Iterator[tuple[Image.Image, IO[bytes] | None]]:
+    """Yield the checked image, undecoded, with its file; errors in the body are explained too."""
+    if source.image is not None:
+        _check_header(source.image, source, max_pixels)
+        with _explained(source, max_pixels):
+            yield source.image, None
+        return
+    with (
+        _stream(source) as file,
+        _explained(source, max_pixels),
+        _header(file, max_pixels) as image,
+    ):
+        _check_header(image, source, max_pixels)
+        yield image, file
+
+
+def _stream(source: ImageSource) -> IO[bytes]:
+    if source.path is None:
+        data = source.data or b""
+        if not data:
+            raise refusal(source.label, "the image has 0 bytes", "replace it or drop the record")
+        return io.BytesIO(data)
+    if is_url(source.path):
+        raise url_refusal(source.where, source.path)
+    try:
+        if not source.path.exists():
+            raise refusal(source.label, "no such file", "check the path and the image folder")
+        if not source.path.is_file():
+            raise refusal(source.label, "is not a file", "give the path of an image file")
+        if source.path.stat().st_size == 0:
+            raise refusal(source.label, "the file is empty (0 bytes)", "replace it")
+        return source.path.open("rb")
+    except OSError as error:
+        problem = f"cannot be opened ({one_line(error.strerror)})"
+        raise refusal(source.label, problem, "check the path and its permissions") from error
+
+
+@contextmanager
+def _header(file: IO[bytes], max_pixels: int) -> Iterator[Image.Image]:
+    # Pillow keeps its limit in a global, warns above it and raises only above twice of it. Both are
+    # set for the reading of the header alone; the lock keeps our own threads from mixing them up.
+    with _header_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, (max_pixels + 1) // 2
+        try:
+            image = Image.open(file)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+    with image:
+        yield image
+
+
+def _check_header(image: Image.Image, source: ImageSource, max_pixels: int) -> None:
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _too_large(source, width * height, max_pixels)
+    if width * height == 0:
+        raise refusal(source.label, "the image has no pixels", "replace it or drop the record")
+    if image.format == "EPS":  # Pillow would run Ghostscript on it
+        raise refusal(source.label, "EPS images are not read", "save it as PNG or JPEG")
+    if image.mode == "F":
+        problem = "the image holds floating point numbers without a known range"
+        raise refusal(source.label, problem, "save it with 8 bits per channel")
+
+
+@contextmanager
+def _explained(source: ImageSource, max_pixels: int) -> Iterator[None]:
+    """Turn whatever Pillow raises into an `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:  # the text begins with the number of pixels
+        found = re.search(r"\d+", str(error))
+        raise _too_large(source, found[0] if found else "?", max_pixels) from error
+    except UnidentifiedImageError as error:
+        problem = "is not an image that can be read, or its header is damaged"
+        raise refusal(source.label, problem, "replace the file") from error
+    except Exception as error:  # damaged files make Pillow raise errors of nearly every type
+        problem = f"the image is damaged or cut short ({type(error).__name__}: {one_line(error)})"
+        raise refusal(source.label, problem, "replace the file") from error
+
+
+def _too_large(source: ImageSource, pixels: object, max_pixels: int) -> InputError:
+    problem = f"the image has {pixels} pixels, more than the limit of {max_pixels}"
+    return refusal(source.label, problem, "scale it down")
+
+
+def _jpeg_is_whole(file: IO[bytes]) -> bool:
+    """Look for the end-of-image marker; cameras may pad the file after it."""
+    end = file.seek(0, io.SEEK_END)
+    file.seek(max(0, end - 4096))
+    return file.read().rstrip(b"\0\r\n").endswith(_JPEG_END)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if sideways else image.size
+
+
+def _upper_byte(image: Image.Image, source: ImageSource) -> Image.Image:
+    """Scale 16-bit grey to 8 bits; Pillow's own conversion clips instead."""
+    values: np.ndarray[Any, Any] = np.asarray(image)
+    if values.min() < 0 or values.max() > 0xFFFF:
+        problem = "the grey values do not fit in 16 bits"
+        raise refusal(source.label, problem, "save it with 8 or 16 bits per channel")
+    return Image.fromarray((values >> 8).astype(np.uint8))

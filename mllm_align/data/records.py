@@ -1,0 +1,397 @@
+"""One preference record: the prompt, its responses and images, checked once and for all."""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mllm_align.data.images import (
+    ImageSource,
+    is_url,
+    one_line,
+    quoted,
+    refusal,
+    url_refusal,
+)
+from mllm_align.errors import InputError
+
+_ROLES = ("system", "user", "assistant")
+# An image's place in LLaVA's texts. Templates put their own newline there: one of the text's goes.
+_MARK = re.compile(r"<image>\r?\n|\r?\n<image>(?!\r?\n)|<image>")
+_INLINE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64", "data")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a message: a text, or the place of an image (`text` is None)."""
+
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn: `role` is system, user or assistant."""
+
+    role: str
+    content: tuple[Part, ...]
+
+    def chat(self) -> dict[str, Any]:
+        """Return the message as the chat templates of Hugging Face take it."""
+        content = [
+            {"type": "image"} if part.text is None else {"type": "text", "text": part.text}
+            for part in self.content
+        ]
+        return {"role": self.role, "content": content}
+
+    @property
+    def places(self) -> int:
+        """The number of images that stand in this message."""
+        return sum(part.text is None for part in self.content)
+
+    @property
+    def text(self) -> str:
+        """The message without its images."""
+        return "".join(part.text or "" for part in self.content)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One prompt with its responses.
+
+    `messages` end with a user turn; `responses` are chosen, rejected, then any further ones;
+    `images` stand in the order of their places in `messages`; `where` is for error messages.
+    """
+
+    id: str
+    messages: tuple[Message, ...]
+    responses: tuple[str, ...]
+    images: tuple[ImageSource, ...]
+    where: str
+
+
+def parse_record(
+    row: Mapping[str, Any],
+    *,
+    index: int,
+    where: str,
+    root: Path | None,
+    allow_outside: bool = False,
+    responses: int = 2,
+) -> Record:
+    """Return the checked record of one row in TRL's vision preference format.
+
+    `row`: `images` or `image`; `prompt` or `messages` (or neither, when `chosen` and `rejected`
+    hold the whole conversation); `chosen`, `rejected`, `responses`, `id`. Other keys are ignored.
+    `where` and `index` name the row in errors, like `pairs.jsonl record` and 3. Image paths are
+    relative to `root` and may leave it only with `allow_outside`; with `root` None they are
+    relative to the current folder and free. `responses`: how many are needed at least; with 1,
+    `completion` stands for `chosen`, and so does the assistant turn that ends `messages`.
+    Raises `InputError` for anything missing, of a wrong type or contradictory.
+    """
+    at = f"{one_line(where, 200)} {index}"
+    check_object(row, at)
+    messages, prompt_at, answers = _conversation(row, at, responses)
+    answers += _further(row.get("responses"), f"{at}, responses")
+    _check_answers(answers, at, responses)
+    images = _images(row, at, root, allow_outside)
+    return Record(
+        id=record_id(row.get("id"), index, f"{at}, id"),
+        messages=_with_places(messages, len(images), at, prompt_at),
+        responses=tuple(text for _, text in answers),
+        images=images,
+        where=at,
+    )
+
+
+def check_object(row: object, at: str) -> None:
+    """Raise `InputError` unless `row` is a mapping."""
+    if not isinstance(row, Mapping):
+        raise _wrong_type(at, row, "an object with named fields")
+
+
+def check_text(value: object, at: str) -> str:
+    """Return `value` if it is a str that UTF-8 can hold; raise `InputError` otherwise."""
+    if not isinstance(value, str):
+        raise _wrong_type(at, value, "a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        problem = f"character {error.start} is half of a surrogate pair"
+        raise refusal(at, problem, "write the text as valid UTF-8") from error
+    return value
+
+
+def _wrong_type(at: str, value: object, wanted: str) -> InputError:
+    found = "null" if value is None else type(value).__name__
+    return refusal(at, f"found {found}", f"give {wanted}")
+
+
+# --- the conversation and its answers -----------------------------------------------------------
+
+_Answers = list[tuple[str, str]]  # (where it stands, its text)
+
+
+def _conversation(row: Mapping, at: str, wanted: int) -> tuple[list[Message], str, _Answers]:
+    """Return the prompt's messages, where they stand, and the chosen and rejected answers."""
+    prompt = _one_of(row, ("prompt", "messages"), at)
+    chosen = _one_of(row, ("chosen", "completion") if wanted == 1 else ("chosen",), at)
+    fields = [name for name in (chosen, "rejected") if row.get(name) is not None]
+    if row.get(prompt) is None:
+        _check_present(row, [chosen, "rejected"][:wanted], at)
+        messages, answers = _implicit_prompt(row, fields, at)
+        prompt_at = f"{at}, {fields[0]}"
+        _check_turns(messages, prompt_at)
+        return messages, prompt_at, answers
+    prompt_at = f"{at}, {prompt}"
+    messages = _messages(row[prompt], prompt_at)
+    ends_in_answer = prompt == "messages" and messages[-1].role == "assistant"
+    if wanted == 1 and not fields and ends_in_answer:
+        answers = [(f"{prompt_at}[{len(messages) - 1}]", messages.pop().text)]
+    else:
+        _check_present(row, [chosen, "rejected"][:wanted], at)
+        answers = [(f"{at}, {name}", _answer(row[name], f"{at}, {name}")) for name in fields]
+    _check_turns(messages, prompt_at)
+    return messages, prompt_at, answers
+
+
+def _one_of(row: Mapping, names: tuple[str, ...], at: str) -> str:
+    """Return which of `names` the row has; the first when it has none."""
+    present = [name for name in names if row.get(name) is not None]
+    if len(present) > 1:
+        raise refusal(at, f"has both {' and '.join(present)}", "keep one of them")
+    return present[0] if present else names[0]
+
+
+def _check_present(row: Mapping, names: list[str], at: str) -> None:
+    for name in names:
+        if row.get(name) is None:
+            raise refusal(f"{at}, {name}", "is missing", "give the text of the response")
+
+
+def _implicit_prompt(row: Mapping, fields: list[str], at: str) -> tuple[list[Message], _Answers]:
+    """Split whole conversations into what they share and one last assistant turn each."""
+    prompt: list[Message] | None = None
+    answers: _Answers = []
+    for name in fields:
+        here = f"{at}, {name}"
+        if isinstance(row[name], str):
+            raise refusal(f"{at}, prompt", "is missing", "give the user's text or a message list")
+        messages = _messages(row[name], here)
+        last = messages.pop()
+        if last.role != "assistant":
+            problem = f"the conversation ends with a {last.role} turn"
+            raise refusal(here, problem, "end it with the assistant's response")
+        if not messages:
+            raise refusal(f"{at}, prompt", "is missing", "give the user's text or a message list")
+        if prompt is not None and messages != prompt:
+            problem = f"differs from {fields[0]} before the last message"
+            raise refusal(here, problem, "let only the last assistant turn differ")
+        prompt = messages
+        answers.append((f"{here}[{len(messages)}]", last.text))
+    return prompt or [], answers
+
+
+def _answer(value: object, at: str) -> str:
+    """Return the text of a response given as a string or as a list of one assistant message."""
+    if isinstance(value, str):
+        return _plain(value, at, "a response")
+    messages = _messages(value, at)
+    if len(messages) != 1 or messages[0].role != "assistant":
+        problem = f"holds the turns {quoted(', '.join(message.role for message in messages))}"
+        raise refusal(at, problem, "give a string or one assistant message")
+    return messages[0].text
+
+
+def _further(value: object, at: str) -> _Answers:
+    if value is None:
+        return []
+    if not isinstance(value, list | tuple):
+        raise _wrong_type(at, value, "a list of strings")
+    return [
+        (f"{at}[{i}]", _plain(check_text(text, f"{at}[{i}]"), f"{at}[{i}]", "a response"))
+        for i, text in enumerate(value)
+    ]
+
+
+def _check_answers(answers: _Answers, at: str, wanted: int) -> None:
+    seen: dict[str, str] = {}
+    for place, text in answers:
+        if not text.strip():
+            raise refusal(place, "the response is empty", "give its text or drop the record")
+        other = seen.setdefault(text.strip(), place)
+        if other != place:
+            problem = f"the response is identical to that of {other.removeprefix(f'{at}, ')}"
+            raise refusal(place, problem, "give two that differ or drop the record")
+    if len(answers) < wanted:
+        problem = f"the record has {len(answers)} responses, {wanted} are needed"
+        raise refusal(f"{at}, responses", problem, "list further ones there")
+
+
+# --- messages -----------------------------------------------------------------------------------
+
+
+def _messages(value: object, at: str) -> list[Message]:
+    if isinstance(value, str):
+        return [Message("user", tuple(_parts(value, "user", at)))]
+    if not isinstance(value, list | tuple):
+        raise _wrong_type(at, value, "a string or a list of messages")
+    if not value:
+        raise refusal(at, "is an empty list", "give at least one message")
+    return [_message(item, f"{at}[{i}]") for i, item in enumerate(value)]
+
+
+def _message(value: object, at: str) -> Message:
+    if not isinstance(value, Mapping):
+        raise _wrong_type(at, value, "a message with role and content")
+    role = value.get("role")
+    if role not in _ROLES:
+        raise refusal(f"{at}.role", f"found {quoted(role)}", f"give one of {', '.join(_ROLES)}")
+    at = f"{at}.content"
+    content = value.get("content")
+    if isinstance(content, str):
+        return Message(role, tuple(_parts(content, role, at)))
+    if not isinstance(content, list | tuple):
+        raise _wrong_type(at, content, "a string or a list of parts")
+    pieces = (_listed_part(part, role, f"{at}[{i}]") for i, part in enumerate(content))
+    return Message(role, tuple(part for piece in pieces for part in piece))
+
+
+def _listed_part(part: object, role: str, at: str) -> Iterable[Part]:
+    if not isinstance(part, Mapping):
+        raise _wrong_type(at, part, "a part such as {'type': 'text', 'text': ...}")
+    kind = part.get("type")
+    # Arrow fills the keys that other parts have with null.
+    inline = [key for key in _INLINE_KEYS if part.get(key) is not None]
+    if kind == "image_url" or (kind in ("image", "text") and inline):
+        problem = f"carries an image inline ({quoted(inline[0] if inline else kind)})"
+        raise refusal(at, problem, "put it in 'images' and leave {'type': 'image'} here")
+    if kind == "text":
+        return _parts(check_text(part.get("text"), f"{at}.text"), role, f"{at}.text")
+    if kind != "image":
+        raise refusal(f"{at}.type", f"found {quoted(kind)}", "give 'image' or 'text'")
+    if role != "user":
+        raise refusal(at, f"an image in a {role} turn", "put it in a user turn")
+    return [Part()]
+
+
+def _parts(text: str, role: str, at: str) -> list[Part]:
+    """Split a user's text at each `<image>`; no other text may have one."""
+    if role != "user":
+        return [Part(_plain(text, at, f"a {role} turn"))]
+    parts: list[Part] = []
+    for i, piece in enumerate(_MARK.split(check_text(text, at))):
+        parts += [Part()] if i else []
+        parts += [Part(piece)] if piece else []
+    return parts
+
+
+def _plain(text: str, at: str, kind: str) -> str:
+    if "<image>" in check_text(text, at):
+        raise refusal(at, f"<image> in {kind}", "put it in a user turn or take it out")
+    return text
+
+
+def _check_turns(messages: list[Message], at: str) -> None:
+    """Want an optional system turn, then user and assistant in turns, a user turn last."""
+    start = 1 if messages and messages[0].role == "system" else 0
+    for i, message in enumerate(messages[start:]):
+        wanted = ("user", "assistant")[i % 2]
+        if message.role != wanted:
+            problem = f"a {message.role} turn where a {wanted} turn belongs"
+            remedy = "let user and assistant alternate after at most one system turn"
+            raise refusal(f"{at}[{start + i}]", problem, remedy)
+    if not messages or messages[-1].role != "user":
+        raise refusal(at, "the prompt does not end with a user turn", "end it with one")
+
+
+def _with_places(
+    messages: list[Message], images: int, at: str, prompt_at: str
+) -> tuple[Message, ...]:
+    """Give every image its place; those without any go to the start of the first user turn."""
+    places = sum(message.places for message in messages)
+    if places == 0 and images:
+        first = next(i for i, message in enumerate(messages) if message.role == "user")
+        content = (Part(),) * images + messages[first].content
+        messages = [*messages[:first], Message("user", content), *messages[first + 1 :]]
+    elif places != images:
+        problem = f"the prompt has {places} image places but the record has {images} images"
+        raise refusal(f"{at}, images", problem, "make the two numbers equal")
+    for i, message in enumerate(messages):
+        if message.role != "system" and not message.places and not message.text.strip():
+            problem = f"the {message.role} turn is empty"
+            raise refusal(f"{prompt_at}[{i}]", problem, "give its text")
+    return tuple(messages)
+
+
+# --- images and id ------------------------------------------------------------------------------
+
+
+def _images(
+    row: Mapping, at: str, root: Path | None, allow_outside: bool
+) -> tuple[ImageSource, ...]:
+    # Arrays forbid the plain truth test, so every look at a value is an `is None`.
+    many, one = row.get("images"), row.get("image")
+    if many is not None and one is not None:
+        raise refusal(at, "has both images and image", "keep one of them")
+    if one is not None:
+        return (_image(one, f"{at}, image", root, allow_outside),)
+    if many is None:
+        return ()
+    if not isinstance(many, list | tuple):
+        raise _wrong_type(f"{at}, images", many, "a list of images")
+    return tuple(
+        _image(value, f"{at}, images[{i}]", root, allow_outside) for i, value in enumerate(many)
+    )
+
+
+def _image(value: object, at: str, root: Path | None, allow_outside: bool) -> ImageSource:
+    if isinstance(value, Mapping):
+        data, path = value.get("bytes"), value.get("path")
+        if data is None and path is None:
+            raise refusal(at, "has neither bytes nor path", "give one of them")
+        if data is not None and not isinstance(data, bytes | bytearray):
+            raise _wrong_type(f"{at}.bytes", data, "the bytes of an image file, or a path")
+        value = path if data is None else data
+    if isinstance(value, Image.Image | np.ndarray):
+        return ImageSource.from_memory(value, at)
+    if isinstance(value, bytes | bytearray):
+        return ImageSource(data=bytes(value), where=at)
+    if isinstance(value, str | os.PathLike):
+        return ImageSource(path=_file(os.fsdecode(value), at, root, allow_outside), where=at)
+    raise _wrong_type(at, value, "a path, {'bytes': ..., 'path': ...}, a PIL image or an array")
+
+
+def _file(name: str, at: str, root: Path | None, allow_outside: bool) -> Path:
+    """Return the path with its symlinks and `..` resolved, so that it stays what was checked."""
+    if is_url(name):
+        raise url_refusal(at, name)
+    if not name.strip():
+        raise refusal(at, "the path is empty", "give the path of an image file")
+    try:
+        path = (Path(root or "") / name).resolve()
+        inside = root is None or path.is_relative_to(Path(root).resolve())
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of symlinks
+        raise refusal(at, f"{quoted(name)} is no path ({one_line(error)})", "mend it") from error
+    if not inside and not allow_outside:
+        problem = f"the path {quoted(name)} leaves the image folder {quoted(root)}"
+        raise refusal(at, problem, "move the file there or set --data.allow-outside")
+    return path
+
+
+def record_id(value: object, index: int, at: str) -> str:
+    """Return the id `value` as text, `index` for None; raise `InputError` for other types."""
+    if value is None:
+        return str(index)
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise _wrong_type(at, value, "a string or an integer")
+    if not value.strip():
+        raise refusal(at, "is empty", "give an id or leave it out")
+    return check_text(value, at)

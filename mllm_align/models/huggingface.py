@@ -1,0 +1,317 @@
+"""Hugging Face LLaVA folders: read configuration, processor and weights.
+
+Folders are read as they are really published (see `names.canonical` for the key layouts). Weights come
+from safetensors only and no code from a folder is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from mllm_align.errors import InputError
+from mllm_align.models.config import DecoderConfig, LlavaConfig, VisionConfig
+from mllm_align.models.names import Entry, canonical, entries
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+INDEX = "model.safetensors.index.json"
+CONVERT = (
+    "convert it with transformers' convert_llava_next_weights_to_hf.py (or convert_llava_weights_to_hf.py"
+    " for 1.5), or take the same model from a llava-hf folder"
+)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A checked Hugging Face LLaVA folder. Nothing but its configuration is read until it is asked for."""
+
+    path: Path
+    config: LlavaConfig
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Tensor name as stored -> file name."""
+        return _weight_files(self.path)
+
+    @cached_property
+    def stored(self) -> dict[str, str]:
+        """Canonical name -> name as stored."""
+        return {canonical(name): name for name in self.files}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Digest of configuration and weights: names what a run stands on."""
+        digest = hashlib.sha256()
+        for name in ["config.json", *sorted(set(self.files.values()))]:
+            digest.update(name.encode())
+            with open(self.path / name, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+def open_folder(path: str | Path) -> Folder:
+    """Read the configuration of a LLaVA folder and check that its weights are there.
+
+    Raises InputError for a folder that is missing, is no LLaVA, is in the original (liuhaotian) layout,
+    uses a feature this project does not compute, or whose tensors are missing or misshapen.
+    """
+    path = Path(path)
+    raw = _read_json(path / "config.json", f"{path} is no Hugging Face model folder")
+    folder = Folder(path, _config(path, raw))
+    _check_tensors(folder)
+    return folder
+
+
+def load_processor(path: Path) -> Any:
+    """The folder's tokenizer, image processor and chat template, from transformers (Pillow backend)."""
+    from transformers import LlavaNextProcessor, LlavaProcessor
+
+    anyres = json.loads((path / "config.json").read_text())["model_type"] == "llava_next"
+    try:
+        return (LlavaNextProcessor if anyres else LlavaProcessor).from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise InputError(
+            f"{path}: tokenizer or image processor can't be read ({_first_line(error)}); "
+            "copy the processor files of the model it came from into the folder"
+        ) from error
+
+
+def load_params(
+    folder: Folder,
+    dtype: Any,
+    sharding: Callable[[tuple[str, ...]], jax.sharding.Sharding] | None = None,
+    only: Callable[[tuple[str, ...]], bool] = lambda path: True,
+) -> dict[str, Any]:
+    """The parameter tree, each leaf read slice by slice straight to the devices that keep it.
+
+    sharding: leaf path -> where it lives (default: the first device). only: which leaves to read.
+    """
+    leaves: dict[tuple[str, ...], list[Entry]] = {}
+    for entry in entries(folder.config):
+        if only(entry.path):
+            leaves.setdefault(entry.path, []).append(entry)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    tree: dict[str, Any] = {}
+    reader = Reader(folder)
+    for path, parts in leaves.items():
+        where = device if sharding is None else sharding(path)
+        node = tree
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = _leaf(reader, parts, np.dtype(dtype), where)
+    return tree
+
+
+class Reader:
+    """Reads tensors of a folder by canonical name, keeping its files mapped."""
+
+    def __init__(self, folder: Folder):
+        self.folder = folder
+        self._open: dict[str, Any] = {}
+
+    def __call__(self, name: str) -> np.ndarray:
+        stored = self.folder.stored[name]
+        file = self.folder.files[stored]
+        if file not in self._open:
+            self._open[file] = safe_open(self.folder.path / file, "numpy")
+        return self._open[file].get_tensor(stored)
+
+
+def _leaf(reader: Reader, parts: list[Entry], dtype: np.dtype, where) -> jax.Array:
+    shape = parts[0].to_ours(np.empty(parts[0].shape, bool)).shape
+    stacked = parts[0].layer is not None
+    if stacked:
+        shape = (len(parts), *shape)
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if not stacked:
+            return parts[0].to_ours(reader(parts[0].name))[index].astype(dtype)
+        chosen = parts[index[0]]
+        return np.stack([e.to_ours(reader(e.name))[index[1:]].astype(dtype) for e in chosen])
+
+    return jax.make_array_from_callback(shape, where, read)
+
+
+# ---- configuration ---------------------------------------------------------------------------------
+
+
+def _config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
+    kind = raw.get("model_type")
+    if "mm_vision_tower" in raw or "mm_projector_type" in raw:
+        raise InputError(f"{path} is in the original LLaVA (liuhaotian) layout; {CONVERT}")
+    if kind not in ("llava", "llava_next"):
+        raise InputError(
+            f"{path} is no LLaVA 1.5 or 1.6 folder: config.json has model_type {kind!r}, "
+            "wanted 'llava' or 'llava_next'"
+        )
+    from transformers import LlavaConfig as HFLlava
+    from transformers import LlavaNextConfig as HFLlavaNext
+
+    try:
+        # The classes complete partial sub-configurations by their own defaults.
+        whole = (HFLlavaNext if kind == "llava_next" else HFLlava).from_dict(raw)
+    except Exception as error:  # the library raises many kinds; each means an unusable config.json
+        raise InputError(f"{path}/config.json is not usable: {_first_line(error)}") from error
+
+    def refuse(what: str, value: Any, wanted: str):
+        raise InputError(f"{path}/config.json: {what} is {value!r}; this program computes {wanted}")
+
+    vision, text = whole.vision_config, whole.text_config
+    if vision.model_type != "clip_vision_model":
+        refuse("vision_config.model_type", vision.model_type, "'clip_vision_model'")
+    if text.model_type not in ("llama", "mistral"):
+        refuse("text_config.model_type", text.model_type, "'llama' and 'mistral'")
+    if text.hidden_act != "silu":
+        refuse("text_config.hidden_act", text.hidden_act, "'silu'")
+    for where, act in (
+        ("vision_config.hidden_act", vision.hidden_act),
+        ("projector_hidden_act", whole.projector_hidden_act),
+    ):
+        if act not in ("gelu", "quick_gelu"):
+            refuse(where, act, "'gelu' and 'quick_gelu'")
+    rope = text.rope_parameters
+    if rope.get("rope_type", "default") != "default":
+        refuse("text_config rope_type", rope["rope_type"], "'default'")
+    layer = whole.vision_feature_layer
+    if not isinstance(layer, int):
+        refuse("vision_feature_layer", layer, "one layer")
+    strategy = whole.vision_feature_select_strategy
+    if strategy != "default" and kind == "llava_next":
+        refuse("vision_feature_select_strategy", strategy, "'default' for LLaVA 1.6")
+    heads = text.num_attention_heads
+    window = getattr(text, "sliding_window", None) or text.max_position_embeddings
+    return LlavaConfig(
+        vision=VisionConfig(
+            hidden=vision.hidden_size,
+            mlp=vision.intermediate_size,
+            # hidden_states[0] is the input of the first block
+            layers=layer if layer >= 0 else vision.num_hidden_layers + 1 + layer,
+            heads=vision.num_attention_heads,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            activation=vision.hidden_act,
+            norm_eps=vision.layer_norm_eps,
+            keep_class_token=strategy == "full",
+        ),
+        decoder=DecoderConfig(
+            vocab=text.vocab_size,
+            hidden=text.hidden_size,
+            mlp=text.intermediate_size,
+            layers=text.num_hidden_layers,
+            heads=heads,
+            kv_heads=text.num_key_value_heads or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            rope_theta=float(rope["rope_theta"]),
+            norm_eps=text.rms_norm_eps,
+            attention_bias=bool(getattr(text, "attention_bias", False)),
+            mlp_bias=bool(getattr(text, "mlp_bias", False)),
+            tied=bool(whole.tie_word_embeddings),
+            # within the window a sliding mask is the full one; longer records are refused
+            max_length=min(window, text.max_position_embeddings),
+        ),
+        image_token=whole.image_token_index,
+        projector_activation=whole.projector_hidden_act,
+        projector_bias=whole.multimodal_projector_bias,
+        pinpoints=tuple(tuple(p) for p in whole.image_grid_pinpoints)
+        if kind == "llava_next"
+        else (),
+    )
+
+
+# ---- weights ---------------------------------------------------------------------------------------
+
+
+def _weight_files(path: Path) -> dict[str, str]:
+    index = path / INDEX
+    if index.exists():
+        files = _read_json(index, f"{path} has a broken weight index").get("weight_map")
+        if not isinstance(files, dict) or not files:
+            raise InputError(f"{index}: no 'weight_map'; copy the folder again")
+        for name in sorted(set(files.values())):
+            if Path(name).name != name or not (path / name).is_file():
+                raise InputError(f"{path}: the index names {name!r}, which is not there")
+    elif (path / "model.safetensors").exists():
+        files = {name: "model.safetensors" for name in _tensor_names(path / "model.safetensors")}
+    elif sorted(path.glob("*.bin")) + sorted(path.glob("*.pth")):
+        raise InputError(
+            f"{path} has its weights as pickled .bin files; weights load from safetensors only: "
+            "save the model again with safe_serialization=True"
+        )
+    else:
+        raise InputError(f"{path} has no model.safetensors and no {INDEX}")
+    if any("mm_projector" in name for name in files):
+        raise InputError(f"{path} holds weights in the original LLaVA layout; {CONVERT}")
+    return files
+
+
+def _tensor_names(file: Path) -> list[str]:
+    try:
+        with safe_open(file, "numpy") as handle:
+            return list(handle.keys())
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file} is not a whole safetensors file ({_first_line(error)}); copy it again"
+        ) from error
+
+
+def _check_tensors(folder: Folder) -> None:
+    """Names, shapes and dtypes from the files' headers, before anything is allocated."""
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {}
+    for file in sorted(set(folder.files.values())):
+        names = set(_tensor_names(folder.path / file))
+        with safe_open(folder.path / file, "numpy") as handle:
+            for name, home in folder.files.items():
+                if home == file:
+                    if name not in names:
+                        raise InputError(f"{folder.path / file}: tensor {name!r} is missing")
+                    part = handle.get_slice(name)
+                    shapes[canonical(name)] = (tuple(part.get_shape()), part.get_dtype())
+    missing = []
+    for entry in entries(folder.config):
+        if entry.name not in shapes:
+            missing.append(entry.name)
+            continue
+        shape, dtype = shapes[entry.name]
+        if shape != entry.shape:
+            raise InputError(
+                f"{folder.path}: tensor {folder.stored[entry.name]!r} has shape {list(shape)}, "
+                f"config.json asks for {list(entry.shape)}"
+            )
+        if dtype not in ("F32", "F16", "BF16", "F64"):
+            raise InputError(
+                f"{folder.path}: tensor {folder.stored[entry.name]!r} is stored as {dtype}; "
+                "wanted F32, F16 or BF16 (quantised weights are not read)"
+            )
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise InputError(f"{folder.path}: tensor {missing[0]!r}{more} missing from the weights")
+
+
+def _read_json(file: Path, otherwise: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{otherwise}: {file.name}: {_first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{otherwise}: {file.name} holds no object")
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."

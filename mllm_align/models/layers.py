@@ -1,0 +1,107 @@
+"""Small modules that the vision tower and the decoder share.
+
+Modules name parameters and their logical axes, nothing else. They compute in the dtype of their input;
+norms and rotary angles are float32 inside, as in the reference implementations.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x),
+    "silu": jax.nn.silu,
+}
+
+
+class Linear(nn.Module):
+    """x @ kernel (+ bias), plus the low-rank term where the `lora` collection has one for this place.
+
+    The collection holds `a` [in, r] and `b` [r, out], already scaled by alpha / r.
+    """
+
+    features: int
+    axes: tuple[str, str]
+    bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
+        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        y = x @ kernel
+        if self.bias:
+            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            y = y + self.param("bias", zeros, (self.features,)).reshape((1,) * (y.ndim - 1) + (-1,))
+        if self.has_variable("lora", "a"):
+            y = y + (x @ self.get_variable("lora", "a")) @ self.get_variable("lora", "b")
+        return y
+
+
+class RMSNorm(nn.Module):
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale = self.param("scale", init, (x.shape[-1],))
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class LayerNorm(nn.Module):
+    eps: float
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        flat = (1,) * (x.ndim - 1) + (-1,)
+        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
+        scale = self.param("scale", ones, (x.shape[-1],)).reshape(flat)
+        bias = self.param("bias", zeros, (x.shape[-1],)).reshape(flat)
+        wide = x.astype(jnp.float32)
+        wide = wide - wide.mean(-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
+        return wide.astype(x.dtype) * scale + bias
+
+
+def rope(
+    x: Float[Array, "B S H E"], positions: Int[Array, "B S"], theta: float
+) -> Float[Array, "B S H E"]:
+    """Rotary embedding in the half-split layout of Llama checkpoints (Su et al. 2021, eq. 34)."""
+    half = x.shape[-1] // 2
+    frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions.astype(jnp.float32)[:, :, None] * frequency[None, None, :]
+    cos = jnp.cos(angle)[:, :, None, :].astype(x.dtype)
+    sin = jnp.sin(angle)[:, :, None, :].astype(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+REMAT = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def scanned(block: type[nn.Module], layers: int, remat: str, broadcast: int) -> type[nn.Module]:
+    """A stack of equal blocks as one scan: parameters get a leading `layers` axis, traced once.
+
+    remat says what a block keeps for its backward pass: everything ("none"), the results of its matrix
+    products ("dots"), or only its input ("full"). `broadcast` counts the block's arguments after x.
+    """
+    if REMAT[remat] is not None:
+        block = nn.remat(block, policy=REMAT[remat], prevent_cse=False)
+    return nn.scan(
+        block,
+        variable_axes={"params": 0, "lora": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast,) * broadcast,
+        length=layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )

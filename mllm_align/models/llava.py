@@ -1,0 +1,109 @@
+"""LLaVA 1.5 and 1.6: vision tower, projector, decoder, and the forward pass over prompt groups."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mllm_align.batch import PromptGroup, response_positions
+from mllm_align.models.config import LlavaConfig
+from mllm_align.models.decoder import Decoder
+from mllm_align.models.layers import ACTIVATIONS, Linear
+from mllm_align.models.vision import VisionTower
+from mllm_align.ops.logprobs import token_logps
+
+Params = dict[str, Any]
+
+
+class Projector(nn.Module):
+    hidden: int
+    activation: str
+    bias: bool
+
+    @nn.compact
+    def __call__(self, x):
+        x = Linear(self.hidden, ("embed", "mlp"), bias=self.bias, name="linear_1")(x)
+        x = ACTIVATIONS[self.activation](x)
+        return Linear(self.hidden, ("mlp", "embed"), bias=self.bias, name="linear_2")(x)
+
+
+class Llava(nn.Module):
+    """Parameters: `vision_tower`, `projector`, `image_newline` (1.6 only), `decoder`."""
+
+    config: LlavaConfig
+    remat: str = "none"
+
+    def setup(self):
+        c = self.config
+        self.vision_tower = VisionTower(c.vision, self.remat)
+        self.projector = Projector(c.decoder.hidden, c.projector_activation, c.projector_bias)
+        self.decoder = Decoder(c.decoder, self.remat)
+        if c.anyres:
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("norm",))
+            self.image_newline = self.param("image_newline", init, (c.decoder.hidden,))
+
+    def features(self, tiles: Float[Array, "B T h w 3"]) -> Float[Array, "B T*I F"]:
+        """What the vision tower says of each tile; the same for policy and reference while it is frozen."""
+        out = self.vision_tower(tiles.reshape(-1, *tiles.shape[2:]))
+        return out.reshape(tiles.shape[0], -1, out.shape[-1])
+
+    def hidden(
+        self, features: Float[Array, "B T*I F"], group: PromptGroup
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B K R D"]]:
+        """Final hidden states of each prompt's last token and of the response tokens."""
+        image = self.projector(features)
+        newline = jnp.zeros((self.config.decoder.hidden,), image.dtype)
+        if self.config.anyres:
+            newline = self.image_newline
+        row = jnp.broadcast_to(newline[None, None], (image.shape[0], 1, image.shape[-1]))
+        table = jnp.concatenate([row, image], axis=1)
+
+        text = self.decoder.embed(group.prefix_tokens)
+        place = group.prefix_image[:, :, None]
+        seen = jnp.take_along_axis(table, jnp.maximum(place, 0), axis=1)
+        prefix = jnp.where(place >= 0, seen, text)
+
+        size, count, length = group.response_tokens.shape
+        response = self.decoder.embed(group.response_tokens.reshape(size, -1))
+        positions = response_positions(group).reshape(size, -1)
+        states = self.decoder(
+            jnp.concatenate([prefix, response], axis=1),
+            jnp.concatenate([group.prefix_positions, positions], axis=1),
+            jnp.concatenate([group.prefix_visible, group.response_mask.reshape(size, -1)], axis=1),
+            prefix.shape[1],
+            count,
+        )
+        last = jnp.take_along_axis(states, (group.prefix_length - 1)[:, None, None], axis=1)[:, 0]
+        return last, states[:, prefix.shape[1] :].reshape(size, count, length, -1)
+
+    def __call__(self, group: PromptGroup) -> Float[Array, "B K R"]:
+        """Log-probability, in nats, of every response token; 0 at padding.
+
+        Only positions that predict a response token reach the vocabulary projection: the last prefix
+        position, once for all K responses, and each response's tokens but its last.
+        """
+        return self.response_logps(self.features(group.tiles), group)
+
+    def response_logps(self, features, group: PromptGroup) -> Float[Array, "B K R"]:
+        """As `__call__`, on features of the vision tower computed before."""
+        last, states = self.hidden(features, group)
+        kernel, tokens = self.decoder.unembedding(), group.response_tokens
+        first = token_logps(last, tokens[:, :, 0], kernel)[:, :, None]
+        before = states[:, :, :-1].reshape(-1, states.shape[-1])
+        later = token_logps(before, tokens[:, :, 1:].reshape(-1, 1), kernel)
+        logps = jnp.concatenate([first, later.reshape(*tokens.shape[:2], -1)], axis=-1)
+        return jnp.where(group.response_mask, logps, 0.0)
+
+
+def variables(params: Params, lora: Params | None = None) -> dict[str, Params]:
+    """What `Llava.apply` takes: parameters, and low-rank terms (already scaled) where there are any."""
+    return {"params": params} if lora is None else {"params": params, "lora": lora}
+
+
+def cast(tree: Any, dtype: Any) -> Any:
+    """Every array in the dtype of the computation."""
+    return jax.tree.map(lambda x: x.astype(dtype), tree)

@@ -1,0 +1,49 @@
+"""Base, policy and reference as parameter trees.
+
+`base` is the checkpoint as it was loaded, frozen. What is trained is a tree of its own:
+
+    trained = {"params": replacements of parts of base, "lora": low-rank terms}
+
+The policy is base with those laid over it; the reference is base alone. So with LoRA there is no second
+copy of the decoder, and the reference is always the one the run started from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mllm_align.models.llava import Llava, cast, variables
+from mllm_align.models.lora import scaled
+
+Tree = dict[str, Any]
+
+
+def overlay(base: Tree, part: Tree) -> Tree:
+    """base with the leaves of part in place of its own."""
+    merged = dict(base)
+    for name, value in part.items():
+        below = merged.get(name)
+        nested = isinstance(value, dict) and isinstance(below, dict)
+        merged[name] = overlay(below, value) if nested else value  # type: ignore[arg-type]
+    return merged
+
+
+def policy_variables(base: Tree, trained: Tree, lora_scale: float, dtype: Any) -> dict[str, Tree]:
+    """The policy as `Llava.apply` takes it, everything in the dtype of the computation."""
+    lora = trained.get("lora")
+    params = cast(overlay(base, trained.get("params", {})), dtype)
+    return variables(params, None if lora is None else cast(scaled(lora, lora_scale), dtype))
+
+
+def tower_is_trained(trained: Tree) -> bool:
+    return "vision_tower" in trained.get("params", {})
+
+
+def reference_logps(model: Llava, base: Tree, features: Any, group: Any, dtype: Any) -> jax.Array:
+    """Log-probabilities [B, K, R] of the responses under the frozen base, in nats."""
+    frozen = variables(cast(base, dtype))
+    out = model.apply(frozen, features, group, method="response_logps")
+    return jax.lax.stop_gradient(jnp.asarray(out))

@@ -1,0 +1,378 @@
+"""Writes tests/fixtures/goldens: what torch, transformers and TRL compute on tiny random LLaVAs.
+
+    python tests/oracle/make_goldens.py [--out FOLDER]      # needs the extra `oracle`
+
+    pairs.jsonl, images/   8 preference pairs; the first four pictures are L, P, RGBA and RGB
+    llava15/, llavanext/   normal HF folders: the base (reference) model, tokenizer, processor
+    <model>.npz            arrays, <model>.json: numbers and versions
+
+The policy is the base moved by noise.py's rule. Everything runs in float32 on one thread, so a
+second run writes the same bytes. Batches hold the chosen rows first, then the rejected ones.
+"""
+
+import argparse
+import json
+import os
+import platform
+import random
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from noise import perturb
+from PIL import Image as PILImage
+from safetensors.numpy import load_file, save_file
+from tiny_llava import pseudo_words, save_llava, smooth_picture
+from transformers import (
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+    LlavaNextForConditionalGeneration,
+)
+from transformers.utils import logging
+from trl import DPOConfig, DPOTrainer
+from trl.data_utils import prepare_multimodal_messages
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "goldens"
+
+VISION = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "image_size": 56,
+    "patch_size": 14,
+}
+TEXT = {
+    "vocab_size": 384,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
+MISTRAL = {
+    "model_type": "mistral",
+    "num_key_value_heads": 2,
+    "head_dim": 16,  # not hidden_size / heads
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    "rms_norm_eps": 1e-5,
+    "sliding_window": None,
+}
+MODELS = {
+    "llava15": {
+        "kind": "llava",
+        "text": TEXT | {"model_type": "llama", "num_key_value_heads": 4},
+        "tokenizer_vocab": 384,
+        "template_space": False,
+    },
+    "llavanext": {
+        "kind": "llava_next",
+        "text": TEXT | MISTRAL,
+        "tokenizer_vocab": 320,  # the embedding is padded past it
+        "template_space": True,
+    },
+}
+
+# (width, height) and mode: LLaVA-1.6 cuts them into 3, 4 or 5 tiles, with rows or columns to unpad.
+PICTURES = [
+    ((90, 60), "L"),
+    ((40, 100), "P"),
+    ((64, 64), "RGBA"),
+    ((120, 36), "RGB"),
+    ((36, 120), "RGB"),
+    ((100, 70), "RGB"),
+    ((60, 66), "RGB"),
+    ((110, 50), "RGB"),
+]
+BATCH = 4  # pairs of the golden batch: the first rows of pairs.jsonl
+BETA, LABEL_SMOOTHING = 0.1, 0.1
+LOSSES = ["sigmoid", "ipo", "hinge", "robust", "sft"]
+NEW_TOKENS = 16
+TRAJECTORY = {"steps": 4, "batch": 2, "lr": 1e-3}
+# Full gradients that are stored: name in model.safetensors -> name in the torch module.
+GRADIENTS = {
+    "language_model.lm_head.weight": "lm_head.weight",
+    "multi_modal_projector.linear_1.weight": "model.multi_modal_projector.linear_1.weight",
+    "language_model.model.layers.0.self_attn.q_proj.weight": (
+        "model.language_model.layers.0.self_attn.q_proj.weight"
+    ),
+    "vision_tower.embeddings.patch_embedding.weight": (
+        "model.vision_tower.embeddings.patch_embedding.weight"
+    ),
+}
+
+
+def write_pairs(out: Path) -> None:
+    rng, texts, words = np.random.default_rng(2), random.Random(2), pseudo_words()
+    (out / "images").mkdir(parents=True, exist_ok=True)
+
+    def sentence(low: int, high: int) -> str:
+        return " ".join(texts.choices(words, k=texts.randint(low, high))) + "."
+
+    with open(out / "pairs.jsonl", "w") as f:
+        for i, (size, mode) in enumerate(PICTURES):
+            picture = smooth_picture(rng, size)
+            if mode == "RGBA":
+                alpha = np.linspace(0, 255, size[0] * size[1]).astype(np.uint8).reshape(size[::-1])
+                picture.putalpha(PILImage.fromarray(alpha))
+            elif mode == "P":
+                picture = picture.quantize(32)
+            else:
+                picture = picture.convert(mode)
+            name = f"images/{i}_{mode}.png"
+            picture.save(out / name, optimize=True)
+            row = {"images": [name], "prompt": sentence(2, 8)}
+            row |= {"chosen": sentence(2, 12), "rejected": sentence(2, 12)}
+            f.write(json.dumps(row) + "\n")
+
+
+def load_pairs(path: Path) -> Dataset:
+    """Rows as TRL takes them: pictures and chat messages."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+
+    def messages(role: str, key: str) -> list:
+        return [[{"role": role, "content": row[key]}] for row in rows]
+
+    columns = {
+        "images": [[str(path.parent / name) for name in row["images"]] for row in rows],
+        "prompt": messages("user", "prompt"),
+        "chosen": messages("assistant", "chosen"),
+        "rejected": messages("assistant", "rejected"),
+    }
+    message = List({"role": Value("string"), "content": Value("string")})
+    features = {"images": List(Image()), "prompt": message}
+    return Dataset.from_dict(columns, Features(features | {"chosen": message, "rejected": message}))
+
+
+def load_model(kind: str, folder: Path) -> torch.nn.Module:
+    cls = LlavaForConditionalGeneration
+    if kind == "llava_next":
+        cls = LlavaNextForConditionalGeneration
+    return cls.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def load_policy(kind: str, base: Path) -> torch.nn.Module:
+    with tempfile.TemporaryDirectory() as tmp:
+        folder = Path(tmp)
+        (folder / "config.json").write_text((base / "config.json").read_text())
+        weights = perturb(load_file(base / "model.safetensors"))
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        return load_model(kind, folder)
+
+
+def make_trainer(rows: Dataset, processor, policy, reference, **options) -> DPOTrainer:
+    config = DPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        use_cpu=True,
+        bf16=False,
+        beta=BETA,
+        label_smoothing=LABEL_SMOOTHING,
+        max_length=None,  # TRL's default of 1024 cuts into image tokens
+        gradient_checkpointing=False,
+        train_sampling_strategy="sequential",
+        lr_scheduler_type="constant",
+        optim="adamw_torch",
+        max_grad_norm=1.0,
+        seed=0,
+        logging_steps=1,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **options,
+    )
+    return DPOTrainer(
+        model=policy,
+        ref_model=reference,
+        args=config,
+        train_dataset=rows,
+        processing_class=processor,
+    )
+
+
+@torch.no_grad()
+def per_token_logps(model, batch: dict) -> torch.Tensor:
+    """[rows, S - 1], as DPOTrainer gets them: [:, t] scores token t + 1, 0 outside completions."""
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    inputs = {k: v for k, v in batch.items() if k != "completion_mask"}
+    return model(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs
+
+
+def alone_logps(model, collate, rows: list[dict], shape: tuple[int, int]) -> np.ndarray:
+    """The same log-probs with each row collated and run by itself: no padding of any kind."""
+    out = np.zeros(shape, np.float32)
+    for i, row in enumerate(rows):
+        pair = dict(collate([dict(row)]))
+        for j, at in ((0, i), (1, len(rows) + i)):
+            one = {k: v[j : j + 1] for k, v in pair.items()}
+            length = int(one["attention_mask"].sum())
+            for k in ("input_ids", "attention_mask", "completion_mask"):
+                one[k] = one[k][:, :length]
+            out[at, : length - 1] = per_token_logps(model, one)[0].numpy()
+    return out
+
+
+def greedy(model, processor, rows: list[dict]) -> tuple[np.ndarray, list[float]]:
+    """Each prompt decoded alone; the gap tells how near another token ever came to winning."""
+    tokens, gaps = [], []
+    for row in rows:
+        messages = prepare_multimodal_messages(row["prompt"], images=row["images"])
+        text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        prompt = processor(
+            images=row["images"], text=text, return_tensors="pt", add_special_tokens=False
+        )
+        out = model.generate(
+            **prompt,
+            do_sample=False,
+            max_new_tokens=NEW_TOKENS,
+            min_new_tokens=NEW_TOKENS,
+            output_logits=True,
+            output_scores=True,
+            return_dict_in_generate=True,
+        )
+        top = torch.stack(out.scores, 1).topk(2, -1).values
+        tokens.append(out.sequences[0, -NEW_TOKENS:].numpy().astype(np.int32))
+        gaps.append(float((top[..., 0] - top[..., 1]).min()))
+        # Plain argmax and not the score with </s> ruled out, so a plain greedy decoder agrees.
+        assert (torch.stack(out.logits, 1).argmax(-1)[0].numpy() == tokens[-1]).all()
+    return np.stack(tokens), gaps
+
+
+def trajectory(kind: str, base: Path, rows: Dataset, processor) -> tuple[dict, dict]:
+    """Full fine-tuning from the base with TRL's own loop; arrays and numbers."""
+    trainer = make_trainer(
+        rows,
+        processor,
+        load_model(kind, base),
+        load_model(kind, base),
+        per_device_train_batch_size=TRAJECTORY["batch"],
+        max_steps=TRAJECTORY["steps"],
+        learning_rate=TRAJECTORY["lr"],
+    )
+    seen, collate = [], trainer.data_collator
+
+    def record(examples):
+        out = collate(examples)
+        seen.append({k: v.numpy().copy() for k, v in out.items() if v.dtype == torch.int64})
+        return out
+
+    trainer.data_collator = record
+    trainer.train()
+    arrays = {}
+    for i, batch in enumerate(seen[: TRAJECTORY["steps"]]):  # the loader may read one ahead
+        for k in ("input_ids", "attention_mask", "completion_mask"):
+            arrays[f"trajectory/step{i}/{k}"] = batch[k].astype(np.int32)
+        pairs = np.arange(i * TRAJECTORY["batch"], (i + 1) * TRAJECTORY["batch"])
+        arrays[f"trajectory/step{i}/row_index"] = np.tile(pairs, 2).astype(np.int32)
+    log = [entry for entry in trainer.state.log_history if "loss" in entry]
+    numbers = {
+        **TRAJECTORY,
+        "optimizer": "AdamW, betas 0.9 0.999, eps 1e-8, weight decay 0, clip 1.0, constant lr",
+        "trained": "all parameters; policy and reference start at the base; sigmoid loss",
+        "loss": [entry["loss"] for entry in log],
+        "margin": [entry["rewards/margins"] for entry in log],
+        "grad_norm": [entry["grad_norm"] for entry in log],
+        "chosen_logps_mean": [entry["logps/chosen"] for entry in log],
+        "rejected_logps_mean": [entry["logps/rejected"] for entry in log],
+    }
+    return arrays, numbers
+
+
+def goldens(name: str, kind: str, out: Path) -> None:
+    base_folder = out / name
+    processor = AutoProcessor.from_pretrained(base_folder)
+    dataset = load_pairs(out / "pairs.jsonl")
+    rows = [dataset[i] for i in range(BATCH)]
+    policy, base = load_policy(kind, base_folder), load_model(kind, base_folder)
+    trainer = make_trainer(dataset, processor, policy, base)
+    policy.eval()
+    batch = dict(trainer.data_collator([dict(row) for row in rows]))
+
+    arrays = {k: batch[k].numpy().astype(np.int32) for k in batch if k != "pixel_values"}
+    # TRL repeats every picture for the rejected half.
+    assert torch.equal(*batch["pixel_values"].chunk(2))
+    arrays["pixel_values"] = batch["pixel_values"][:BATCH].numpy()
+    arrays["row_index"] = np.tile(np.arange(BATCH, dtype=np.int32), 2)
+    numbers: dict = {
+        "versions": {"python": platform.python_version()}
+        | {p: version(p) for p in ("torch", "transformers", "trl", "peft", "numpy")},
+        "beta": BETA,
+        "label_smoothing": LABEL_SMOOTHING,  # TRL uses it in `robust` alone
+        "attention": base.config._attn_implementation,
+        "image_token_id": processor.image_token_id,
+        "tokens": batch["attention_mask"].sum(1).tolist(),
+        "image_tokens": (batch["input_ids"] == processor.image_token_id).sum(1).tolist(),
+        "completion_tokens": batch["completion_mask"].sum(1).tolist(),
+    }
+
+    for tag, model in (("base", base), ("policy", policy)):
+        together = per_token_logps(model, batch)
+        summed = torch.cat(trainer.compute_ref_log_probs(model, batch))
+        assert torch.allclose(together.sum(1), summed, atol=1e-4)
+        alone = alone_logps(model, trainer.data_collator, rows, tuple(together.shape))
+        arrays[f"{tag}/per_token_logps"] = together.numpy()
+        arrays[f"{tag}/alone_per_token_logps"] = alone
+        arrays[f"{tag}/greedy_tokens"], gaps = greedy(model, processor, rows)
+        black = batch | {"pixel_values": torch.zeros_like(batch["pixel_values"])}
+        numbers[tag] = {
+            "logps": summed.tolist(),
+            "logps_black_images": per_token_logps(model, black).sum(1).tolist(),
+            "alone_max_abs_diff": float(np.abs(alone - together.numpy()).max()),
+            "greedy_min_gap": gaps,
+        }
+
+    with torch.no_grad():
+        inputs = {k: batch[k][:BATCH] for k in ("pixel_values", "image_sizes") if k in batch}
+        features = policy.model.get_image_features(**inputs, return_dict=True).pooler_output
+    features = [x.reshape(-1, x.shape[-1]) for x in features]
+    arrays["policy/image_features"] = torch.cat(features).numpy()
+    assert [len(x) for x in features] == numbers["image_tokens"][:BATCH]
+
+    pairs = [{k: v[[i, BATCH + i]] for k, v in batch.items()} for i in range(BATCH)]
+    numbers["loss"], numbers["loss_per_pair"], numbers["grad_norm"] = {}, {}, {}
+    for loss in LOSSES:
+        trainer.loss_types = [loss]
+        policy.zero_grad()
+        value = trainer.compute_loss(policy, batch)
+        value.backward()
+        grads = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+        norm = torch.stack([g.double().norm() for g in grads.values()]).norm()
+        numbers["loss"][loss] = float(value)
+        numbers["grad_norm"][loss] = float(norm)
+        if loss == "sigmoid":
+            for stored, torch_name in GRADIENTS.items():
+                arrays[f"policy/grad/{stored}"] = grads[torch_name].numpy().copy()
+        if loss != "sft":  # TRL's sft is one mean over the tokens of the batch
+            with torch.no_grad():
+                numbers["loss_per_pair"][loss] = [
+                    float(trainer.compute_loss(policy, pair)) for pair in pairs
+                ]
+
+    steps, numbers["trajectory"] = trajectory(kind, base_folder, dataset, processor)
+    np.savez_compressed(out / f"{name}.npz", **(arrays | steps))
+    (out / f"{name}.json").write_text(json.dumps(numbers, indent=1) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=FIXTURES)
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    write_pairs(out)
+    for name, spec in MODELS.items():
+        save_llava(out / name, vision=VISION, **spec)
+        goldens(name, spec["kind"], out)
+    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
+    print(f"{out}: {size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
