@@ -1,0 +1,77 @@
+"""Preference alignment of multimodal LLMs (LLaVA family) in JAX.
+
+    import mllm_align
+
+    bundle = mllm_align.load("path/to/llava")                       # a Hugging Face folder
+    scores = mllm_align.score(bundle, "pairs.jsonl")                # or rows: dicts with PIL images
+    aligned = mllm_align.train(mllm_align.Config(), bundle, "pairs.jsonl", "runs/dpo")
+    mllm_align.export("runs/dpo", "aligned_folder")
+
+Names are loaded when they are first used, so that importing the package is cheap.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mllm_align.align.objectives import DPO, IPO, SFT, RobustDPO, SLiC
+    from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimConfig, load_config
+    from mllm_align.errors import InputError
+    from mllm_align.models.bundle import Bundle, load
+    from mllm_align.training.loop import train
+    from mllm_align.training.run import export_run as export
+    from mllm_align.training.run import load_run
+    from mllm_align.training.score import score
+
+_HOME = {
+    "Bundle": "models.bundle",
+    "Config": "config",
+    "DPO": "align.objectives",
+    "DataConfig": "config",
+    "IPO": "align.objectives",
+    "InputError": "errors",
+    "LoraConfig": "config",
+    "MeshConfig": "config",
+    "OptimConfig": "config",
+    "RobustDPO": "align.objectives",
+    "SFT": "align.objectives",
+    "SLiC": "align.objectives",
+    "export": "training.run:export_run",
+    "load": "models.bundle",
+    "load_config": "config",
+    "load_run": "training.run",
+    "score": "training.score",
+    "train": "training.loop",
+}
+
+__all__ = [
+    "DPO",
+    "IPO",
+    "SFT",
+    "Bundle",
+    "Config",
+    "DataConfig",
+    "InputError",
+    "LoraConfig",
+    "MeshConfig",
+    "OptimConfig",
+    "RobustDPO",
+    "SLiC",
+    "export",
+    "load",
+    "load_config",
+    "load_run",
+    "score",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, _, there = _HOME[name].partition(":")
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), there or name)
+    globals()[name] = value
+    return value

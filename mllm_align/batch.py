@@ -44,10 +44,10 @@ class PromptGroup:
     prefix_image: Int[Array, "B P"]
     prefix_positions: Int[Array, "B P"]
     prefix_visible: Bool[Array, "B P"]
-    prefix_length: Int[Array, "B"]
+    prefix_length: Int[Array, " B"]
     response_tokens: Int[Array, "B K R"]
     response_mask: Bool[Array, "B K R"]
-    weight: Float[Array, "B"]
+    weight: Float[Array, " B"]
     reference_logps: Float[Array, "B K R"] | None = None
 
     @property
@@ -68,11 +68,7 @@ class Shape:
     tiles: int
 
     def holds(self, other: Shape) -> bool:
-        return (
-            self.prefix >= other.prefix
-            and self.response >= other.response
-            and self.tiles >= other.tiles
-        )
+        return self.prefix >= other.prefix and self.response >= other.response and self.tiles >= other.tiles
 
     def union(self, other: Shape) -> Shape:
         return Shape(
@@ -96,9 +92,7 @@ class Group:
 
     @property
     def shape(self) -> Shape:
-        return Shape(
-            len(self.prefix_tokens), max(len(r) for r in self.responses), len(self.tiles)
-        )
+        return Shape(len(self.prefix_tokens), max(len(r) for r in self.responses), len(self.tiles))
 
 
 def pad(groups: list[Group], shape: Shape, size: int) -> PromptGroup:

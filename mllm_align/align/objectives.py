@@ -35,7 +35,7 @@ class LogProbs:
     policy: Float[Array, "B K R"]
     reference: Float[Array, "B K R"] | None
     mask: Bool[Array, "B K R"]
-    weight: Float[Array, "B"]
+    weight: Float[Array, " B"]
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ class _Pairwise:
     needs_reference: ClassVar[bool] = True
     beta: float
 
-    def loss(self, h: Float[Array, "B"]) -> Float[Array, "B"]:
+    def loss(self, h: Float[Array, " B"]) -> Float[Array, " B"]:
         raise NotImplementedError
 
-    def difference(self, logps: LogProbs, ratios: Float[Array, "B K"]) -> Float[Array, "B"]:
+    def difference(self, logps: LogProbs, ratios: Float[Array, "B K"]) -> Float[Array, " B"]:
         return ratios[:, 0] - ratios[:, 1]
 
     def __call__(self, logps: LogProbs) -> tuple[Scalar, Scalar, Metrics]:

@@ -53,9 +53,7 @@ class ImageLayout:
         return np.concatenate([base, lines.reshape(-1)])
 
 
-def best_canvas(
-    height: int, width: int, pinpoints: tuple[tuple[int, int], ...]
-) -> tuple[int, int]:
+def best_canvas(height: int, width: int, pinpoints: tuple[tuple[int, int], ...]) -> tuple[int, int]:
     """The canvas that keeps most of the image's pixels, and wastes least among those.
 
     Figures are truncated to whole pixels as in LLaVA's reference code, on which checkpoints were trained.

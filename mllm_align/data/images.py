@@ -16,31 +16,12 @@ from typing import IO, Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, one_line, quoted, refusal
 
 MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a GiB as RGB
 _PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks that may turn it
 _JPEG_END = b"\xff\xd9"
 _header_lock = threading.Lock()
-
-
-def one_line(value: object, limit: int = 80) -> str:
-    """Return `value` as one printable line; what is longer than `limit` loses its middle."""
-    text = str(value)
-    if len(text) > limit:
-        half = (limit - 3) // 2
-        text = f"{text[:half]}...{text[-half:]}"
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
-def quoted(value: object) -> str:
-    """Return `value` short and in quotes, to stand in an error message."""
-    return f"'{one_line(value)}'"
-
-
-def refusal(at: str, problem: str, remedy: str) -> InputError:
-    """Return the error to raise: where, what is wrong, how to mend it, in one line."""
-    return InputError(one_line(f"{at}: {problem}; {remedy}", limit=2000))
 
 
 def is_url(path: str | Path) -> bool:

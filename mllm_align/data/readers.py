@@ -11,9 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mllm_align.data.images import one_line, quoted, refusal
 from mllm_align.data.records import Record, check_object, check_text, parse_record, record_id
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, one_line, quoted, refusal
 
 _SUFFIXES = (".jsonl", ".json", ".parquet")
 
@@ -180,6 +179,7 @@ def _from_povid(row: _Row, number: int) -> list[dict]:
         raise refusal(f"{row.at}, rejected_conversations", problem, remedy)
     image = {"image": row.value.get("image"), "images": row.value.get("images")}
     identity = _identity(row, "id", number)
+    identity["id_is_ours"] = True  # published ids repeat
     history = [{"role": role, "content": text} for role, text in chosen]
     plain = [
         {**image, **identity, "prompt": history[:i], "chosen": good, "rejected": bad}

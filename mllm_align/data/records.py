@@ -11,15 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mllm_align.data.images import (
-    ImageSource,
-    is_url,
-    one_line,
-    quoted,
-    refusal,
-    url_refusal,
-)
-from mllm_align.errors import InputError
+from mllm_align.data.images import ImageSource, is_url, url_refusal
+from mllm_align.errors import InputError, one_line, quoted, refusal
 
 _ROLES = ("system", "user", "assistant")
 # An image's place in LLaVA's texts. Templates put their own newline there: one of the text's goes.
@@ -310,9 +303,7 @@ def _check_turns(messages: list[Message], at: str) -> None:
         raise refusal(at, "the prompt does not end with a user turn", "end it with one")
 
 
-def _with_places(
-    messages: list[Message], images: int, at: str, prompt_at: str
-) -> tuple[Message, ...]:
+def _with_places(messages: list[Message], images: int, at: str, prompt_at: str) -> tuple[Message, ...]:
     """Give every image its place; those without any go to the start of the first user turn."""
     places = sum(message.places for message in messages)
     if places == 0 and images:
@@ -332,9 +323,7 @@ def _with_places(
 # --- images and id ------------------------------------------------------------------------------
 
 
-def _images(
-    row: Mapping, at: str, root: Path | None, allow_outside: bool
-) -> tuple[ImageSource, ...]:
+def _images(row: Mapping, at: str, root: Path | None, allow_outside: bool) -> tuple[ImageSource, ...]:
     # Arrays forbid the plain truth test, so every look at a value is an `is None`.
     many, one = row.get("images"), row.get("image")
     if many is not None and one is not None:
@@ -345,9 +334,7 @@ def _images(
         return ()
     if not isinstance(many, list | tuple):
         raise _wrong_type(f"{at}, images", many, "a list of images")
-    return tuple(
-        _image(value, f"{at}, images[{i}]", root, allow_outside) for i, value in enumerate(many)
-    )
+    return tuple(_image(value, f"{at}, images[{i}]", root, allow_outside) for i, value in enumerate(many))
 
 
 def _image(value: object, at: str, root: Path | None, allow_outside: bool) -> ImageSource:

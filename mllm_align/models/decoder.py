@@ -26,9 +26,7 @@ class DecoderBlock(nn.Module):
         c, rows = self.config, x.shape[:2]
 
         def heads(name: str, count: int, h):
-            linear = Linear(
-                count * c.head_dim, ("embed", "heads"), bias=c.attention_bias, name=name
-            )
+            linear = Linear(count * c.head_dim, ("embed", "heads"), bias=c.attention_bias, name=name)
             return linear(h).reshape(*rows, count, c.head_dim)
 
         h = RMSNorm(c.norm_eps, name="norm_1")(x)
@@ -55,12 +53,10 @@ class Decoder(nn.Module):
         self.embedding = self.param("embedding", init, (c.vocab, c.hidden))
         self.norm = RMSNorm(c.norm_eps)
         if not c.tied:
-            init = nn.with_logical_partitioning(
-                nn.initializers.lecun_normal(), ("embed", "vocab")
-            )
+            init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", "vocab"))
             self.head = self.param("head", init, (c.hidden, c.vocab))
 
-    def embed(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
+    def embed(self, tokens: Int[Array, ...]) -> Float[Array, "... D"]:
         return self.embedding[tokens]
 
     def unembedding(self) -> Float[Array, "D V"]:

@@ -227,9 +227,7 @@ def _config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
         image_token=whole.image_token_index,
         projector_activation=whole.projector_hidden_act,
         projector_bias=whole.multimodal_projector_bias,
-        pinpoints=tuple(tuple(p) for p in whole.image_grid_pinpoints)
-        if kind == "llava_next"
-        else (),
+        pinpoints=tuple(tuple(p) for p in whole.image_grid_pinpoints) if kind == "llava_next" else (),
     )
 
 
@@ -246,7 +244,7 @@ def _weight_files(path: Path) -> dict[str, str]:
             if Path(name).name != name or not (path / name).is_file():
                 raise InputError(f"{path}: the index names {name!r}, which is not there")
     elif (path / "model.safetensors").exists():
-        files = {name: "model.safetensors" for name in _tensor_names(path / "model.safetensors")}
+        files = dict.fromkeys(_tensor_names(path / "model.safetensors"), "model.safetensors")
     elif sorted(path.glob("*.bin")) + sorted(path.glob("*.pth")):
         raise InputError(
             f"{path} has its weights as pickled .bin files; weights load from safetensors only: "

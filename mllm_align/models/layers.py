@@ -69,9 +69,7 @@ class LayerNorm(nn.Module):
         return wide.astype(x.dtype) * scale + bias
 
 
-def rope(
-    x: Float[Array, "B S H E"], positions: Int[Array, "B S"], theta: float
-) -> Float[Array, "B S H E"]:
+def rope(x: Float[Array, "B S H E"], positions: Int[Array, "B S"], theta: float) -> Float[Array, "B S H E"]:
     """Rotary embedding in the half-split layout of Llama checkpoints (Su et al. 2021, eq. 34)."""
     half = x.shape[-1] // 2
     frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)

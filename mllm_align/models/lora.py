@@ -32,6 +32,4 @@ def init_lora(config: LlavaConfig, rank: int, targets: tuple[str, ...], key: jax
 def scaled(lora: Tree, scale: float) -> Tree:
     """The tree as `Llava.apply` takes it: scale = alpha / rank folded into `b`."""
     layers = lora["decoder"]["layers"]
-    return {
-        "decoder": {"layers": {n: {"a": t["a"], "b": t["b"] * scale} for n, t in layers.items()}}
-    }
+    return {"decoder": {"layers": {n: {"a": t["a"], "b": t["b"] * scale} for n, t in layers.items()}}}

@@ -94,9 +94,7 @@ def _norm(path, name, width, bias, layer=None) -> Iterator[Entry]:
 def _vision(config: LlavaConfig) -> Iterator[Entry]:
     c, tower, name = config.vision, ("vision_tower",), "vision_tower"
     embeddings = f"{name}.embeddings"
-    yield Entry(
-        f"{embeddings}.class_embedding", (*tower, "class_embedding"), None, (c.hidden,), "same"
-    )
+    yield Entry(f"{embeddings}.class_embedding", (*tower, "class_embedding"), None, (c.hidden,), "same")
     yield Entry(
         f"{embeddings}.patch_embedding.weight",
         (*tower, "patch_embedding", "kernel"),

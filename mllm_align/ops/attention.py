@@ -1,6 +1,12 @@
-"""Attention, written once in plain XLA: the definition that every faster backend is checked against."""
+"""Attention in plain XLA: the definition that every faster backend is checked against.
+
+No score array of [queries, keys] of a whole sequence is ever held: queries go by in small blocks, the
+backward pass computes each block's scores again from the saved log-sum-exp (Dao et al. 2022).
+"""
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +14,16 @@ from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e30  # finite, so that a row with no visible key gives no NaN
 
+_einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
+
 
 def full_attention(
     q: Float[Array, "N S H E"], k: Float[Array, "N S H E"], v: Float[Array, "N S H E"]
 ) -> Float[Array, "N S H E"]:
     """Every token sees every token (vision tower). Softmax in float32."""
-    scores = jnp.einsum("nqhe,nkhe->nhqk", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores * q.shape[-1] ** -0.5, axis=-1).astype(q.dtype)
-    return jnp.einsum("nhqk,nkhe->nqhe", weights, v)
+    q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+    weights = jax.nn.softmax(_einsum("nhqe,nhke->nhqk", q, k), axis=-1)
+    return jnp.einsum("nhqk,nhke->nhqe", weights.astype(q.dtype), v).swapaxes(1, 2)
 
 
 def prompt_group_attention(
@@ -26,76 +34,110 @@ def prompt_group_attention(
     visible: Bool[Array, "B S"],
     prefix: int,
     responses: int,
-    block: int = 256,
+    span: int = 384,
+    block: int = 128,
 ) -> Float[Array, "B S H E"]:
     """Causal attention over rows laid out as [prefix | response 1 | ... | response K].
 
     The prefix attends to itself; each response to the prefix and to itself, never to a sibling. This is
     what K separate rows compute, with the prefix computed once. Causality comes from `positions`, which
-    rise along the prefix and along each response; `visible` is False for keys that nobody may see.
-    The prefix runs in query blocks that skip the keys after them, so no [S, S] score array exists.
+    rise along the prefix and along each response; `visible` is False for keys that nobody may see. A
+    query that sees no key gets the mean of the values, never NaN.
+
+    The queries are cut into spans; keys that stand after a span are left out of its products, which
+    saves half of the prefix's work. Within a span, `block` queries at a time are scored.
     """
     heads, groups, dim = q.shape[2], k.shape[2], q.shape[3]
     batch, total = q.shape[:2]
     length = (total - prefix) // responses if responses else 0
-    shared = heads // groups  # query heads that share one key-value head
-    q = (q * dim**-0.5).reshape(batch, total, groups, shared, dim)
+    q = (q * dim**-0.5).reshape(batch, total, groups, heads // groups, dim)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
-    def allowed(query: Int[Array, "... q"], key: Int[Array, "... k"], seen: Bool[Array, "... k"]):
-        return (key[..., None, :] <= query[..., :, None]) & seen[..., None, :]
+    def of_span(start: int, stop: int, own: int) -> Float[Array, "B s H E"]:
+        """Queries [start, stop) on the prefix up to `own` and on [own, stop)."""
+        parts = [(0, min(prefix, own)), (own, stop)] if own else [(0, stop)]
 
-    pieces = []
-    for start in range(0, prefix, block):
-        stop = min(start + block, prefix)
-        mask = allowed(positions[:, start:stop], positions[:, :stop], visible[:, :stop])
-        scores = jnp.einsum(
-            "bqgme,bkge->bgmqk",
-            q[:, start:stop],
-            k[:, :stop],
-            preferred_element_type=jnp.float32,
-        )
-        scores = jnp.where(mask[:, None, None], scores, MASKED)
-        weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-        pieces.append(jnp.einsum("bgmqk,bkge->bqgme", weights, v[:, :stop]))
-    if responses:
+        def keys(x, axis):
+            cut = [jax.lax.slice_in_dim(x, a, b, axis=axis) for a, b in parts]
+            return cut[0] if len(cut) == 1 else jnp.concatenate(cut, axis=axis)
 
-        def split(x):
-            return x[:, prefix:].reshape(batch, responses, length, *x.shape[2:])
+        size = min(block, stop - start)
+        extra = -(stop - start) % size
+        queries = jnp.pad(q[:, start:stop], ((0, 0), (0, extra), (0, 0), (0, 0), (0, 0)))
+        at = jnp.pad(positions[:, start:stop], ((0, 0), (0, extra)))
+        count = queries.shape[1] // size
+        # [blocks, B, G, shared heads * block, E]: batch axes lead, so that products need no transposes
+        queries = queries.reshape(batch, count, size, groups, heads // groups, dim)
+        queries = queries.transpose(1, 0, 3, 4, 2, 5).reshape(count, batch, groups, -1, dim)
+        at = at.reshape(batch, count, size).swapaxes(0, 1)
+        out = _attend(queries, keys(k, 2), keys(v, 2), at, keys(positions, 1), keys(visible, 1))
+        out = out.reshape(count, batch, groups, heads // groups, size, dim)
+        out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, count * size, heads, dim)
+        return out[:, : stop - start]
 
-        own_q, own_k, own_v = split(q), split(k), split(v)
-        own_positions, own_visible = split(positions), split(visible)
-        for start in range(0, length, block):
-            stop = min(start + block, length)
-            queries, query_positions = own_q[:, :, start:stop], own_positions[:, :, start:stop]
-            to_prefix = jnp.einsum(
-                "bcqgme,bkge->bgmcqk", queries, k[:, :prefix], preferred_element_type=jnp.float32
-            )
-            to_own = jnp.einsum(
-                "bcqgme,bckge->bgmcqk",
-                queries,
-                own_k[:, :, :stop],
-                preferred_element_type=jnp.float32,
-            )
-            prefix_mask = allowed(
-                query_positions, positions[:, None, :prefix], visible[:, None, :prefix]
-            )
-            own_mask = allowed(
-                query_positions, own_positions[:, :, :stop], own_visible[:, :, :stop]
-            )
-            to_prefix = jnp.where(prefix_mask[:, None, None], to_prefix, MASKED)
-            to_own = jnp.where(own_mask[:, None, None], to_own, MASKED)
-            # One softmax over both key sets, without copying them together.
-            top = jnp.maximum(to_prefix.max(-1, keepdims=True), to_own.max(-1, keepdims=True))
-            top = jax.lax.stop_gradient(top)
-            to_prefix, to_own = jnp.exp(to_prefix - top), jnp.exp(to_own - top)
-            mass = to_prefix.sum(-1, keepdims=True) + to_own.sum(-1, keepdims=True)
-            part = jnp.einsum("bgmcqk,bkge->bcqgme", (to_prefix / mass).astype(v.dtype), v[:, :prefix])
-            part += jnp.einsum(
-                "bgmcqk,bckge->bcqgme", (to_own / mass).astype(v.dtype), own_v[:, :, :stop]
-            )
-            pieces.append(part)
-        # pieces of the responses are [B, K, block, ...]; bring them back to row order
-        count = -(-length // block)
-        own = jnp.concatenate(pieces[-count:], axis=2).reshape(batch, -1, groups, shared, dim)
-        pieces = [*pieces[:-count], own]
-    return jnp.concatenate(pieces, axis=1).reshape(batch, total, heads, dim)
+    spans = [(a, min(a + span, prefix), 0) for a in range(0, prefix, span)]
+    for response in range(responses):
+        own = prefix + response * length
+        spans += [(a, min(a + span, own + length), own) for a in range(own, own + length, span)]
+    return jnp.concatenate([of_span(*each) for each in spans], axis=1)
+
+
+def _scores(q, k, query_at, key_at, seen):
+    """[B, G, m * s, k] float32 with -1e30 where a key is later than the query or seen by nobody."""
+    scores = _einsum("bgqe,bgke->bgqk", q, k)
+    mask = (key_at[:, None, :] <= query_at[:, :, None]) & seen[:, None, :]
+    shape = scores.shape
+    scores = scores.reshape(*shape[:2], -1, query_at.shape[1], shape[3])
+    return jnp.where(mask[:, None, None], scores, MASKED).reshape(shape)
+
+
+@jax.custom_vjp
+def _attend(
+    q: Float[Array, "n B G Q E"],
+    k: Float[Array, "B G k E"],
+    v: Float[Array, "B G k E"],
+    query_at: Int[Array, "n B s"],
+    key_at: Int[Array, "B k"],
+    seen: Bool[Array, "B k"],
+) -> Float[Array, "n B G Q E"]:
+    """Softmax attention of n query blocks on the same keys; Q = shared heads * s."""
+    return _attend_forward(q, k, v, query_at, key_at, seen)[0]
+
+
+def _attend_forward(q, k, v, query_at, key_at, seen):
+    def of_block(_, block):
+        queries, at = block
+        scores = _scores(queries, k, at, key_at, seen)
+        top = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - top)
+        mass = weights.sum(-1, keepdims=True)
+        out = _einsum("bgqk,bgke->bgqe", weights.astype(v.dtype), v) / mass
+        return None, (out.astype(v.dtype), top + jnp.log(mass))
+
+    _, (out, lse) = jax.lax.scan(of_block, None, (q, query_at))
+    return out, (q, k, v, query_at, key_at, seen, out, lse)
+
+
+def _attend_backward(saved, d_out):
+    q, k, v, query_at, key_at, seen, out, lse = saved
+    # sum_k p_k dp_k of the softmax's backward pass, from the output instead of the weights
+    inner = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1, keepdims=True)
+
+    def of_block(sums, block):
+        d_k, d_v = sums  # transposed, [B, G, E, k]: products then read the scores row by row
+        queries, at, d_rows, lse_rows, inner_rows = block
+        weights = jnp.exp(_scores(queries, k, at, key_at, seen) - lse_rows)
+        d_scores = weights * (_einsum("bgqe,bgke->bgqk", d_rows, v) - inner_rows)
+        d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
+        d_q = _einsum("bgqk,bgke->bgqe", d_scores, k).astype(q.dtype)
+        d_k = d_k + _einsum("bgqe,bgqk->bgek", queries, d_scores)
+        d_v = d_v + _einsum("bgqe,bgqk->bgek", d_rows, weights)
+        return (d_k, d_v), d_q
+
+    zero = jnp.zeros_like(k.swapaxes(-1, -2), jnp.float32)
+    (d_k, d_v), d_q = jax.lax.scan(of_block, (zero, zero), (q, query_at, d_out, lse, inner))
+    d_k, d_v = (x.swapaxes(-1, -2).astype(k.dtype) for x in (d_k, d_v))
+    return d_q, d_k, d_v, None, None, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)

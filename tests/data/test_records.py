@@ -277,9 +277,7 @@ def test_faulty_ids(given):
     assert_refused("record 3, id", id=given)
 
 
-@pytest.mark.parametrize(
-    "image", [PIXELS, np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.uint8)]
-)
+@pytest.mark.parametrize("image", [PIXELS, np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.uint8)])
 def test_images_in_memory(image):
     for row in ({**BASE, "images": [image]}, {**BASE, "images": None, "image": image}):
         assert image_size(parse(row, root=None).images[0]) == (3, 2)

@@ -226,9 +226,7 @@ def greedy(model, processor, rows: list[dict]) -> tuple[np.ndarray, list[float]]
     for row in rows:
         messages = prepare_multimodal_messages(row["prompt"], images=row["images"])
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        prompt = processor(
-            images=row["images"], text=text, return_tensors="pt", add_special_tokens=False
-        )
+        prompt = processor(images=row["images"], text=text, return_tensors="pt", add_special_tokens=False)
         out = model.generate(
             **prompt,
             do_sample=False,

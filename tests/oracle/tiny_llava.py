@@ -141,9 +141,7 @@ def save_llava(
         processor = LlavaProcessor(image_processor=CLIPImageProcessorPil(**pixels), **common)
     else:
         grids = five_grids(side)
-        model = LlavaNextForConditionalGeneration(
-            LlavaNextConfig(image_grid_pinpoints=grids, **config)
-        )
+        model = LlavaNextForConditionalGeneration(LlavaNextConfig(image_grid_pinpoints=grids, **config))
         images = LlavaNextImageProcessorPil(image_grid_pinpoints=grids, **pixels)
         processor = LlavaNextProcessor(image_processor=images, **common)
     draw_weights(model)

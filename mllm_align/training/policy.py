@@ -12,10 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
-from mllm_align.models.llava import Llava, cast, variables
+from mllm_align.models.llava import cast, variables
 from mllm_align.models.lora import scaled
 
 Tree = dict[str, Any]
@@ -40,10 +37,3 @@ def policy_variables(base: Tree, trained: Tree, lora_scale: float, dtype: Any) -
 
 def tower_is_trained(trained: Tree) -> bool:
     return "vision_tower" in trained.get("params", {})
-
-
-def reference_logps(model: Llava, base: Tree, features: Any, group: Any, dtype: Any) -> jax.Array:
-    """Log-probabilities [B, K, R] of the responses under the frozen base, in nats."""
-    frozen = variables(cast(base, dtype))
-    out = model.apply(frozen, features, group, method="response_logps")
-    return jax.lax.stop_gradient(jnp.asarray(out))

@@ -1,0 +1,14 @@
+"""DPO with LoRA on LLaVA 1.6-7B: the settings of arXiv 2407.02477, section 6, within its searched ranges."""
+
+from mllm_align import DPO, Config, DataConfig, LoraConfig, OptimConfig
+
+
+def get_config() -> Config:
+    return Config(
+        objective=DPO(beta=0.1),
+        lora=LoraConfig(rank=128, alpha=256.0),
+        optim=OptimConfig(learning_rate=5e-7, projector_learning_rate=2e-6),
+        data=DataConfig(multiple=128),
+        batch_size=32,
+        epochs=3,
+    )

@@ -1,0 +1,354 @@
+"""The verbs of `mllm-align`. No logic: each reads its options and calls one function."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import os
+import re
+import sys
+import time
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from mllm_align.config import OBJECTIVES, Config, DataConfig, Dtype, LoraConfig, MeshConfig, load_config
+from mllm_align.config import save_json as config_json
+from mllm_align.errors import InputError, one_line
+
+Data = Annotated[Path, arg(name="data", metavar="FILE")]
+
+
+@dataclass(frozen=True)
+class Train:
+    """Align a LLaVA checkpoint to preference pairs; a run folder comes out, or goes on.
+
+    Writes config.json, run.json, log.jsonl (events start, train, eval, save, done; log-probs in nats,
+    summed over response tokens) and checkpoints/. The same command continues a run that was stopped.
+    Any field of the config can be given as an option, e.g. --optim.learning-rate 1e-6 --lora none.
+    """
+
+    config_file: Positional[Path]
+    """Python file with get_config()."""
+    model: Path
+    """Hugging Face LLaVA folder (1.5 or 1.6) to start from; also the reference policy."""
+    data_file: Data
+    """Preference pairs: .jsonl, .json or .parquet."""
+    out: Path
+    """Run folder."""
+    eval_data: Path | None = None
+    """Held-out pairs to evaluate on."""
+    print_config: bool = False
+    """Print the resolved config as JSON and stop."""
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities of chosen and rejected responses.
+
+    Writes one JSON line per record, in order: index, chosen_logp, rejected_logp (nats, summed over
+    response tokens, end of sequence included), chosen_tokens, rejected_tokens. Beside it, OUT.log.jsonl
+    says what was run.
+    """
+
+    model: Path
+    """Hugging Face LLaVA folder, or a run folder (its newest checkpoint)."""
+    data_file: Data
+    """Preference pairs: .jsonl, .json or .parquet."""
+    out: Path
+    """File to write, JSONL."""
+    batch_size: int = 8
+    """Records at once, over all devices."""
+    dtype: Dtype = "auto"
+    """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """One record as the model gets it: tokens, loss mask, positions, image tiles. Writes nothing."""
+
+    model: Path
+    """Hugging Face LLaVA folder."""
+    data_file: Data
+    """Preference pairs (or, with --responses 1, SFT records)."""
+    index: int = 0
+    """Which record, from 0."""
+    responses: int = 2
+    """Responses a record must have, at least."""
+    json: bool = False
+    """Print JSON instead of a table."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+@dataclass(frozen=True)
+class Export:
+    """A run's newest checkpoint as a Hugging Face folder that transformers loads, or as a PEFT adapter.
+
+    Merging into 16-bit weights rounds; what that costs is printed and logged in the run's log.jsonl.
+    """
+
+    run: Path
+    """Run folder."""
+    out: Path
+    """Folder to make."""
+    adapter: bool = False
+    """Write a PEFT adapter (LoRA and projector) instead of merged weights."""
+    dtype: typing.Literal["float32", "bfloat16", "float16"] | None = None
+    """Of the written weights; default: as the base folder has them (adapter: float32)."""
+
+
+@dataclass(frozen=True)
+class Demo:
+    """DPO on a small random LLaVA and on pairs that the program draws itself; no downloads, minutes.
+
+    Makes OUT/model, OUT/data, OUT/run and OUT/aligned. It shows that the whole path runs on this
+    machine; a random model has nothing to hallucinate.
+    """
+
+    out: Path = Path("runs/demo")
+    """Folder to make."""
+    steps: int = 60
+    """Optimizer steps."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry of the console script. Exit status: 0 done, 2 bad input, 130 interrupted."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        _main(argv)
+    except InputError as error:
+        print(f"mllm-align: error: {one_line(error, 2000)}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("mllm-align: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {}
+
+
+def _main(argv: list[str]) -> None:
+    VERBS.update(
+        train=(Train, train),
+        score=(Score, score),
+        inspect=(Inspect, inspect),
+        export=(Export, export),
+        demo=(Demo, demo),
+    )
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: mllm-align VERB ...   (mllm-align VERB --help says more)\n")
+        for name, (cls, _) in VERBS.items():
+            print(f"  {name:9} {(cls.__doc__ or '').splitlines()[0]}")
+        return
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("mllm-align"))
+        return
+    if argv[0] not in VERBS:
+        raise InputError(f"no verb {argv[0]!r}{_nearest(argv[0], VERBS)}; mllm-align --help lists them")
+    cls, run = VERBS[argv[0]]
+    run(parse(cls, argv[0], argv[1:]))
+
+
+# ---- verbs -----------------------------------------------------------------------------------------
+
+
+def train(options: Train) -> None:
+    if options.print_config:
+        print(config_json(options.config), end="")
+        return
+    from mllm_align.training.loop import train as run
+
+    run(options.config, options.model, options.data_file, options.out, options.eval_data)
+
+
+def score(options: Score) -> None:
+    from mllm_align.files import new_file
+    from mllm_align.models.bundle import load
+    from mllm_align.training.run import load_run
+    from mllm_align.training.score import score as run
+
+    began = time.time()
+    with new_file(options.out) as file:  # refused before the work, not after
+        is_run = (options.model / "run.json").exists()
+        bundle = (load_run if is_run else load)(options.model, options.dtype, options.mesh)
+        lines = run(bundle, options.data_file, config=options.data, batch_size=options.batch_size)
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    skipped = [line["index"] for line in lines if line["chosen_logp"] is None]
+    _log_beside(
+        options.out,
+        event="score",
+        model=options.model,
+        model_fingerprint=bundle.folder.fingerprint,
+        data=options.data_file,
+        dtype=str(bundle.dtype),
+        records=len(lines),
+        skipped=skipped,
+        seconds=round(time.time() - began, 3),
+    )
+    note = f", {len(skipped)} over-long records left out" if skipped else ""
+    print(f"{len(lines) - len(skipped)} records scored to {options.out}{note}")
+
+
+def inspect(options: Inspect) -> None:
+    from mllm_align.data import inspect as show
+    from mllm_align.data.readers import records_from
+    from mllm_align.models.bundle import Bundle
+    from mllm_align.models.huggingface import load_processor, open_folder
+    from mllm_align.training.score import make_encoder
+
+    folder = open_folder(options.model)
+    bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
+    encoder = make_encoder(bundle, options.data)
+    records = records_from(
+        options.data_file,
+        format=options.data.format,
+        image_root=options.data.image_root,
+        allow_outside=options.data.allow_outside,
+        responses=options.responses,
+    )
+    if not 0 <= options.index < len(records):
+        raise InputError(f"--index {options.index}: {options.data_file} has records 0 to {len(records) - 1}")
+    encoded = encoder.encode(records[options.index], options.responses, options.index)
+    described = show.describe(encoder, encoded)
+    print(json.dumps(described) if options.json else show.text(described))
+
+
+def export(options: Export) -> None:
+    from mllm_align.training.run import export_run
+
+    report = export_run(options.run, options.out, adapter=options.adapter, dtype=options.dtype)
+    with open(options.run / "log.jsonl", "a", encoding="utf-8") as file:
+        event = {"event": "export", "time": round(time.time(), 3), "out": str(options.out), **report}
+        file.write(json.dumps(event, default=str) + "\n")
+    print(json.dumps({"out": str(options.out), **report}, default=str))
+
+
+def demo(options: Demo) -> None:
+    from mllm_align.demo import run
+
+    run(options.out, options.steps)
+
+
+def _log_beside(out: Path, **fields: Any) -> None:
+    with open(out.with_name(out.name + ".log.jsonl"), "a", encoding="utf-8") as file:
+        file.write(json.dumps({"time": round(time.time(), 3), **fields}, default=str) + "\n")
+
+
+# ---- options ---------------------------------------------------------------------------------------
+
+
+def parse(cls: type, verb: str, argv: list[str]) -> Any:
+    """Options of a verb. Raises InputError, in one line, where tyro would print a box."""
+    default, argv = None, list(argv)
+    if cls is Train and not {"-h", "--help"} & set(argv):
+        if not argv or argv[0].startswith("-"):
+            raise InputError("train needs a config file first: mllm-align train CONFIG.py --model ...")
+        default, argv = _choices(load_config(argv[0]), argv)
+    _check_names(cls, default, argv)
+    said, shown = io.StringIO(), io.StringIO()
+    kind: Any = tyro.conf.AvoidSubcommands[OmitArgPrefixes[cls] if False else cls]
+    if default is not None:
+        missing = tyro.MISSING_NONPROP
+        default = Train(missing, missing, missing, missing, config=default)  # type: ignore[arg-type]
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
+            return tyro.cli(kind, args=argv, default=default, prog=f"mllm-align {verb}")
+    except SystemExit as stop:
+        if not stop.code:
+            print(shown.getvalue(), end="")
+            raise
+        raise InputError(f"{verb}: {_flatten(said.getvalue() + shown.getvalue())}") from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{verb}: {one_line(error, 300)}") from error
+
+
+def _choices(config: Config, argv: list[str]) -> tuple[Config, list[str]]:
+    """Apply the two options that replace a whole branch: --objective KIND and --lora none|on."""
+    kinds = {
+        "--objective": {name: kind() for name, kind in OBJECTIVES.items()},
+        "--lora": {"none": None, "on": config.lora or LoraConfig()},
+    }
+    rest: list[str] = []
+    i = 0
+    while i < len(argv):
+        name, equals, value = argv[i].partition("=")
+        if name not in kinds:
+            rest.append(argv[i])
+            i += 1
+            continue
+        if not equals:
+            i += 1
+            value = argv[i] if i < len(argv) else ""
+        if value not in kinds[name]:
+            raise InputError(f"{name} is {value!r}; it must be one of {', '.join(kinds[name])}")
+        branch = name.removeprefix("--")
+        if branch != "objective" or not isinstance(config.objective, OBJECTIVES[value]):
+            config = dataclasses.replace(config, **{branch: kinds[name][value]})
+        i += 1
+    return config, rest
+
+
+def _check_names(cls: type, config: Config | None, argv: list[str]) -> None:
+    """Refuse an unknown option with the nearest name there is."""
+    known = {"-h", "--help", *_names(cls, config)}
+    for item in argv:
+        name = item.split("=")[0].replace("_", "-")
+        if name.startswith("--") and name not in known and not re.match(r"--?\d", name):
+            raise InputError(f"unknown option {one_line(name)}{_nearest(name, known)}")
+
+
+def _names(cls: Any, value: Any = None, prefix: str = "--") -> set[str]:
+    names = set()
+    hints = typing.get_type_hints(cls)
+    for each in dataclasses.fields(cls):
+        name, kind = each.name.replace("_", "-"), hints[each.name]
+        if each.name == "config":
+            names |= _names(Config, value, prefix)
+            continue
+        name = "data" if each.name == "data_file" else name
+        below = getattr(value, each.name, None)
+        options = [k for k in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(k)]
+        if value is not None and options:
+            options = [type(below)] if dataclasses.is_dataclass(below) else []
+        for option in options:
+            names |= _names(option, below, f"{prefix}{name}.")
+        if not options:
+            names.add(prefix + name)
+            if kind is bool:
+                names.add(f"{prefix.removesuffix('.')}{'.' if prefix != '--' else ''}no-{name}")
+    return names
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _flatten(box: str) -> str:
+    """The sentences of tyro's box, on one line, without its frame and hints."""
+    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in box.splitlines()]
+    text = " ".join(line for line in lines if line)
+    text = re.split(r"Argument helptext:|For full helptext|Usage:|usage:", text)[0]
+    return one_line(text, 400) or "the options can't be read"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""Batches as a pure function of (seed, step).
+
+Which records batch t holds, their order and the padded shape follow from the seed, t and the table of
+lengths alone: the same on every process, and after every restart. The position of a run is one integer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import grain
+import numpy as np
+
+from mllm_align.batch import PromptGroup, Shape, pad, replace, stack
+from mllm_align.data.encode import Encoded, Encoder
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """A batch on the host: leaves of `group` are numpy with a leading axis of micro-batches.
+
+    records: indices into the data, in the order of the rows; rows after them only fill the batch.
+    """
+
+    step: int
+    group: PromptGroup
+    records: tuple[int, ...]
+
+
+def round_up(shape: Shape, multiple: int) -> Shape:
+    """Token lengths rounded up to a multiple. Responses take a quarter of it: they are shorter."""
+    small = max(multiple // 4, 1)
+    return Shape(-(-shape.prefix // multiple) * multiple, -(-shape.response // small) * small, shape.tiles)
+
+
+def ladder(shapes: Sequence[Shape], responses: int, steps: int, multiple: int) -> tuple[Shape, ...]:
+    """At most `steps` padded shapes, each holding the one before; the last holds every record.
+
+    Records are ranked by their number of tokens and cut into equal parts; a rung is the union of all
+    shapes up to its part. So a run compiles a handful of programs and short records pad little.
+    """
+    ranked = sorted(
+        (round_up(s, multiple) for s in shapes), key=lambda s: s.prefix + responses * s.response
+    )
+    rungs: list[Shape] = []
+    rung = ranked[0]
+    for i, shape in enumerate(ranked):
+        rung = rung.union(shape)
+        if (i + 1) * steps // len(ranked) > i * steps // len(ranked) and (not rungs or rungs[-1] != rung):
+            rungs.append(rung)
+    return tuple(rungs)
+
+
+class Batches:
+    """All batches of a data set.
+
+    size: rows of a batch; micro: parts it is split into. With `shuffle`, every epoch has an order of
+    its own and records of one rung of the ladder share batches; without, batches follow the file. What
+    is left over at the end of an epoch fills a last batch whose missing rows have weight 0.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[Encoded],
+        encoder: Encoder,
+        *,
+        size: int,
+        micro: int = 1,
+        seed: int = 0,
+        shuffle: bool = False,
+        shapes: int = 4,
+        multiple: int = 32,
+        reference: Sequence[Sequence[np.ndarray]] | None = None,
+    ):
+        self.records = records
+        self.encoder = encoder
+        self.size, self.micro, self.seed, self.shuffle = size, micro, seed, shuffle
+        self.reference = reference
+        responses = len(records[0].responses)
+        self.ladder = ladder([r.shape for r in records], responses, shapes, multiple)
+        self.levels = [
+            next(i for i, rung in enumerate(self.ladder) if rung.holds(r.shape)) for r in records
+        ]
+        self.per_epoch = -(-len(records) // size)
+        self._epoch = lru_cache(maxsize=2)(self._plan)
+
+    def _plan(self, epoch: int) -> list[tuple[int, tuple[int, ...]]]:
+        """(level, record indices) of each batch of an epoch."""
+        count, size = len(self.records), self.size
+        if not self.shuffle:
+            parts = [tuple(range(i, min(i + size, count))) for i in range(0, count, size)]
+            return [(max(self.levels[r] for r in part), part) for part in parts]
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(count)
+        batches: list[tuple[int, tuple[int, ...]]] = []
+        waiting: list[int] = []
+        for level in range(len(self.ladder)):
+            waiting += [int(r) for r in order if self.levels[r] == level]
+            while len(waiting) >= size:
+                batches.append((level, tuple(waiting[:size])))
+                waiting = waiting[size:]  # the rest joins the next, longer rung
+        if waiting:
+            batches.append((len(self.ladder) - 1, tuple(waiting)))
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def plan(self, step: int) -> tuple[Shape, tuple[int, ...]]:
+        """Padded shape and record indices of a batch."""
+        level, records = self._epoch(step // self.per_epoch)[step % self.per_epoch]
+        return self.ladder[level], records
+
+    def __call__(self, step: int) -> HostBatch:
+        """Batch number `step`, counted from 0 over all epochs: images read, padded, stacked."""
+        shape, records = self.plan(step)
+        groups = [self.encoder.group(self.records[r]) for r in records]
+        rows = self.size // self.micro
+        parts = []
+        for start in range(0, self.size, rows):
+            # a micro-batch without a record repeats one with weight 0
+            here = groups[start : start + rows]
+            part = pad(here or groups[:1], shape, rows)
+            if not here:
+                part = replace(part, weight=np.zeros_like(part.weight))
+            if self.reference is not None:
+                part = replace(part, reference_logps=self._stored(records[start : start + rows], part))
+            parts.append(part)
+        return HostBatch(step, stack(parts), records)
+
+    def _stored(self, records: Sequence[int], part: PromptGroup) -> np.ndarray:
+        assert self.reference is not None
+        out = np.zeros(part.response_tokens.shape, np.float32)
+        for row, record in enumerate(records):
+            for k, values in enumerate(self.reference[record]):
+                out[row, k, : len(values)] = values
+        return out
+
+    def iterate(self, start: int, stop: int, threads: int, prefetch: int) -> Iterator[HostBatch]:
+        """Batches start..stop-1 in order, made ahead of time by `threads`."""
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+        return iter(grain.MapDataset.range(start, stop).map(self).to_iter_dataset(options))

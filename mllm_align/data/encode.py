@@ -1,0 +1,242 @@
+"""Records to what the model gets: token ids, the place of every image embedding, pixels.
+
+The whole conversation is tokenized once for each response, under the checkpoint's chat template. The
+shared prefix is the longest run of tokens that all responses' conversations have in common and that
+ends inside the prompt; a token that reaches over the boundary belongs to the response. A response ends
+at its first end-of-sequence token; what the template writes after it is dropped, a missing one is added.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mllm_align.batch import Group, Shape
+from mllm_align.data.anyres import ImageLayout
+from mllm_align.data.images import image_size, load_rgb
+from mllm_align.data.records import Record
+from mllm_align.errors import InputError, one_line, refusal
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A record as ids, images still unread: what lengths, order and batch shapes follow from.
+
+    prefix [p]: each image is one image token here. responses: K arrays of ids, end of sequence
+    included. sizes: (width, height) of each image after EXIF orientation. index: place in the data.
+    """
+
+    record: Record
+    prefix: np.ndarray
+    responses: tuple[np.ndarray, ...]
+    sizes: tuple[tuple[int, int], ...]
+    shape: Shape
+    index: int = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with its longest response, image tokens included."""
+        return self.shape.prefix + self.shape.response
+
+
+class Encoder:
+    """Encodes records for one checkpoint.
+
+    processor: the checkpoint's transformers processor. layout, image_token: how its images become
+    tokens. ends: token ids that end a sequence. template: Jinja text in place of the checkpoint's own.
+    """
+
+    def __init__(
+        self,
+        processor: Any,
+        layout: ImageLayout,
+        image_token: int,
+        ends: frozenset[int] = frozenset(),
+        template: str | None = None,
+    ):
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.layout = layout
+        self.image_token = image_token
+        self.template = template or processor.chat_template or self.tokenizer.chat_template
+        name = one_line(getattr(self.tokenizer, "name_or_path", "the tokenizer"))
+        if not self.template:
+            raise InputError(f"{name} has no chat template; give one with --data.chat-template FILE")
+        if self.tokenizer.eos_token_id is None:
+            raise InputError(f"{name} names no end-of-sequence token (eos_token); add it")
+        if not self.tokenizer.is_fast:
+            raise InputError(f"{name} has no tokenizer.json; save it again as a fast tokenizer")
+        self.end = int(self.tokenizer.eos_token_id)
+        self.ends = ends | {self.end}
+        mark = getattr(processor, "image_token", None) or "<image>"
+        if self.tokenizer.convert_tokens_to_ids(mark) != image_token:
+            found = self.tokenizer.convert_tokens_to_ids(mark)
+            raise InputError(
+                f"{name}: the tokenizer's {mark!r} is id {found}, config.json has image_token_index "
+                f"{image_token}; take tokenizer and model from one folder"
+            )
+
+    # ---- text --------------------------------------------------------------------------------------
+
+    def encode(self, record: Record, responses: int, index: int = 0) -> Encoded:
+        """Ids and sizes of a record with its first `responses` responses.
+
+        Reads image headers, not pixels. Raises InputError for an image or a text that can't be used.
+        """
+        sizes = tuple(image_size(image) for image in record.images)
+        prefix, answers = self._tokens(record, responses)
+        tiles = sum(self.layout.tiles(height, width) for width, height in sizes)
+        embeddings = sum(len(self.layout.rows(height, width, 0)) for width, height in sizes)
+        shape = Shape(
+            prefix=len(prefix) - len(sizes) + embeddings,
+            response=max(len(answer) for answer in answers),
+            tiles=tiles,
+        )
+        return Encoded(record, prefix, answers, sizes, shape, index)
+
+    def _tokens(self, record: Record, responses: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        chat = [message.chat() for message in record.messages]
+        prompt = self._render(chat, record, ask=True)
+        texts = []
+        for answer in record.responses[:responses]:
+            turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+            texts.append(self._render([*chat, turn], record, ask=False))
+        # A template may write the answer's turn otherwise than its own opening of that turn.
+        boundary = common_length([prompt, *texts])
+        rows, inside = [], []
+        for text in texts:
+            plain = not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
+            coded = self.tokenizer(
+                text, add_special_tokens=plain, return_offsets_mapping=True, verbose=False
+            )
+            rows.append(coded["input_ids"])
+            over = (i for i, (_, stop) in enumerate(coded["offset_mapping"]) if stop > boundary)
+            inside.append(next(over, len(rows[-1])))
+        shared = min(common_length(rows), *inside)
+        prefix = np.array(rows[0][:shared], np.int32)
+        self._check(record, prefix, rows, shared)
+        return prefix, tuple(self._ended(row[shared:]) for row in rows)
+
+    def _render(self, chat: list[dict[str, Any]], record: Record, ask: bool) -> str:
+        try:
+            return self.processor.apply_chat_template(
+                chat, chat_template=self.template, add_generation_prompt=ask, tokenize=False
+            )
+        except Exception as error:  # a template is a program of its own: it may raise anything
+            problem = f"the chat template refuses it ({one_line(error, 120)})"
+            raise refusal(record.where, problem, "mend the messages or --data.chat-template") from error
+
+    def _check(self, record: Record, prefix: np.ndarray, rows: list[list[int]], shared: int) -> None:
+        places = int((prefix == self.image_token).sum())
+        if any(self.image_token in row[shared:] for row in rows) or places != len(record.images):
+            problem = f"the chat template writes {places} image places for {len(record.images)} images"
+            raise refusal(record.where, problem, "use a template that places images (--data.chat-template)")
+        if not shared:
+            raise refusal(record.where, "its responses share no prompt token", "check the chat template")
+
+    def _ended(self, ids: list[int]) -> np.ndarray:
+        stop = next((i for i, token in enumerate(ids) if token in self.ends), None)
+        return np.array([*ids, self.end] if stop is None else ids[: stop + 1], np.int32)
+
+    # ---- images ------------------------------------------------------------------------------------
+
+    def group(self, encoded: Encoded) -> Group:
+        """Read the images and put every embedding in its place."""
+        tiles = [self._pixels(encoded, i) for i in range(len(encoded.sizes))]
+        size = self.layout.image_size
+        empty = np.zeros((0, size, size, 3), np.float32)
+        prefix, image = expand(encoded, self.layout, self.image_token)
+        return Group(np.concatenate([empty, *tiles]), prefix, image, encoded.responses)
+
+    def _pixels(self, encoded: Encoded, index: int) -> np.ndarray:
+        """Tiles [t, h, w, 3] float32 of one image, from the checkpoint's own image processor."""
+        source, (width, height) = encoded.record.images[index], encoded.sizes[index]
+        image = load_rgb(source)
+        pixels = self.processor.image_processor([image], return_tensors="np")["pixel_values"][0]
+        pixels = np.asarray(pixels, np.float32)
+        pixels = pixels[None] if pixels.ndim == 3 else pixels
+        size, wanted = self.layout.image_size, self.layout.tiles(height, width)
+        if pixels.shape != (wanted, 3, size, size):
+            problem = f"the image processor gives pixels {list(pixels.shape)}"
+            remedy = f"config.json asks for {[wanted, 3, size, size]}: take both from one folder"
+            raise refusal(source.label, problem, remedy)
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+
+
+def expand(encoded: Encoded, layout: ImageLayout, image_token: int) -> tuple[np.ndarray, np.ndarray]:
+    """(prefix_tokens, prefix_image) with every image token repeated for its embeddings."""
+    tokens: list[np.ndarray] = []
+    image: list[np.ndarray] = []
+    first, start = 0, 0
+    for place, (width, height) in zip(
+        np.flatnonzero(encoded.prefix == image_token), encoded.sizes, strict=True
+    ):
+        rows = layout.rows(height, width, first)
+        first += layout.tiles(height, width)
+        text = encoded.prefix[start:place]
+        tokens += [text, np.full(len(rows), image_token, np.int32)]
+        image += [np.full(len(text), -1, np.int32), rows]
+        start = place + 1
+    text = encoded.prefix[start:]
+    tokens.append(text)
+    image.append(np.full(len(text), -1, np.int32))
+    return np.concatenate(tokens), np.concatenate(image)
+
+
+def common_length(rows: Sequence[Sequence[Any]]) -> int:
+    """How many leading items all rows share."""
+    pairs = enumerate(zip(*rows, strict=False))
+    return next((i for i, items in pairs if len(set(items)) > 1), min(map(len, rows)))
+
+
+def encode_all(
+    records: Sequence[Record],
+    encoder: Encoder,
+    *,
+    responses: int,
+    max_length: int,
+    over_long: str = "refuse",
+    progress: Callable[[Sequence[Record]], Iterable[Record]] = iter,
+) -> tuple[list[Encoded], list[str]]:
+    """All records encoded, and the ids of those left out for being longer than `max_length` tokens.
+
+    Nothing is ever cut. Raises InputError for a longer record unless over_long is "skip", and when
+    none is left.
+    """
+    kept, skipped = [], []
+    for index, record in enumerate(progress(records)):
+        encoded = encoder.encode(record, responses, index)
+        if encoded.length <= max_length:
+            kept.append(encoded)
+        elif over_long == "skip":
+            skipped.append(record.id)
+        else:
+            problem = f"prompt and longest response are {encoded.length} tokens, the limit is {max_length}"
+            remedy = "shorten it, raise --data.max-length, or leave such records out: --data.over-long skip"
+            raise refusal(record.where, problem, remedy)
+    if not kept:
+        raise InputError(
+            f"all {len(skipped)} records are longer than {max_length} tokens; raise --data.max-length"
+        )
+    return kept, skipped
+
+
+def fingerprint(records: Sequence[Encoded]) -> str:
+    """Digest of ids and image bytes, in order: names the data that stored figures belong to."""
+    digest = hashlib.sha256()
+    for encoded in records:
+        for ids in (encoded.prefix, *encoded.responses):
+            digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+        for source in encoded.record.images:
+            if source.path is not None:
+                with open(source.path, "rb") as file:
+                    digest.update(hashlib.file_digest(file, "sha256").digest())
+            elif source.data is not None:
+                digest.update(source.data)
+            elif source.image is not None:
+                digest.update(source.image.mode.encode() + source.image.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,102 @@
+"""One record as the model gets it, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mllm_align.data.encode import Encoded, Encoder, expand
+
+
+def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
+    """A record's tiles, tokens, positions and loss mask as plain values.
+
+    `prefix` and each of `responses` list runs: a text token each, or the embeddings of one image tile
+    or line together. Every entry has `positions` (first, last), `id`, `text` and `loss` (1 where the
+    token's log-prob counts). Pixels are read, so a damaged image shows here.
+    """
+    group = encoder.group(encoded)
+    tokens, image = expand(encoded, encoder.layout, encoder.image_token)
+    images = []
+    for source, (width, height) in zip(encoded.record.images, encoded.sizes, strict=True):
+        grid = encoder.layout.grid(height, width)
+        rows = encoder.layout.rows(height, width, 0)
+        images.append(
+            {
+                "source": source.label,
+                "width": width,
+                "height": height,
+                "tiles": encoder.layout.tiles(height, width),
+                "grid": None if grid is None else list(grid),
+                "embeddings": len(rows),
+                "newlines": int((rows == 0).sum()),
+            }
+        )
+    start = len(tokens)
+    responses = []
+    for ids in encoded.responses:
+        entries = [_token(encoder, start + i, int(t), 1) for i, t in enumerate(ids)]
+        responses.append(entries)
+    return {
+        "id": encoded.record.id,
+        "where": encoded.record.where,
+        "images": images,
+        "pixels": {
+            "shape": list(group.tiles.shape),
+            "min": float(group.tiles.min()) if group.tiles.size else None,
+            "max": float(group.tiles.max()) if group.tiles.size else None,
+        },
+        "prefix_tokens": len(tokens),
+        "response_tokens": [len(r) for r in encoded.responses],
+        "prefix": _prefix(encoder, tokens, image),
+        "responses": responses,
+    }
+
+
+def _token(encoder: Encoder, position: int, token: int, loss: int) -> dict[str, Any]:
+    text = encoder.tokenizer.convert_ids_to_tokens(token)
+    return {"positions": [position, position], "id": token, "text": text, "loss": loss}
+
+
+def _prefix(encoder: Encoder, tokens: np.ndarray, image: np.ndarray) -> list[dict[str, Any]]:
+    size = encoder.layout.tokens
+    entries: list[dict[str, Any]] = []
+    for position, (token, row) in enumerate(zip(tokens, image, strict=True)):
+        if row < 0:
+            entries.append(_token(encoder, position, int(token), 0))
+            continue
+        what = "image_newline" if row == 0 else f"tile {(int(row) - 1) // size}"
+        last = entries[-1] if entries else None
+        if last is not None and last["text"] == what and last["positions"][1] == position - 1:
+            last["positions"][1] = position
+        else:
+            span = [position, position]
+            entries.append({"positions": span, "id": int(token), "text": what, "loss": 0})
+    return entries
+
+
+def text(described: dict[str, Any]) -> str:
+    """`describe` for a terminal."""
+    out = [f"record {described['id']}  ({described['where']})"]
+    for n, image in enumerate(described["images"]):
+        grid = "" if image["grid"] is None else f" = 1 + {image['grid'][0]} x {image['grid'][1]}"
+        out.append(
+            f"image {n}: {image['source']}: {image['width']} x {image['height']} pixels, "
+            f"{image['tiles']} tiles{grid}, {image['embeddings']} embeddings, {image['newlines']} newlines"
+        )
+    pixels = described["pixels"]
+    if pixels["min"] is not None:
+        out.append(f"pixels {pixels['shape']} from {pixels['min']:.3f} to {pixels['max']:.3f}")
+    counts = " + ".join(str(n) for n in described["response_tokens"])
+    out.append(f"tokens: prefix {described['prefix_tokens']}, responses {counts}")
+    out.append("  positions        id  loss  text")
+    parts = [("prefix", described["prefix"])]
+    parts += [(f"response {k}", rows) for k, rows in enumerate(described["responses"])]
+    for name, rows in parts:
+        out.append(f"-- {name}")
+        for row in rows:
+            first, last = row["positions"]
+            span = str(first) if first == last else f"{first}..{last}"
+            out.append(f"  {span:>11} {row['id']:>9}  {row['loss']:>4}  {row['text']!r}")
+    return "\n".join(out)

@@ -1,0 +1,81 @@
+"""Outputs that appear whole or not at all: written beside their place, renamed into it at the end."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from mllm_align.errors import InputError, one_line, refusal
+
+
+@contextmanager
+def new_folder(out: str | Path) -> Iterator[Path]:
+    """An empty folder to fill; it becomes `out` when the block ends, and is removed if the block fails.
+
+    `out` may exist if it is an empty folder; parents are made. Raises InputError for anything else that
+    stands there, and for every OSError until the folder is in its place.
+    """
+    with _beside(Path(out)) as (place, partial):
+        if place.is_dir() and any(place.iterdir()):
+            raise refusal(str(out), "the folder is not empty", "name a new one, or remove it first")
+        if place.exists() and not place.is_dir():
+            raise refusal(str(out), "this is a file", "name a new folder")
+        partial.mkdir()
+        yield partial
+
+
+@contextmanager
+def new_file(out: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
+    """An open file (text: UTF-8) that becomes `out` when the block ends and is removed if the block fails.
+
+    A file that stands at `out` is replaced, and only then; parents are made. Raises InputError where
+    `out` is a folder or a device, and for every OSError until the file is in its place.
+    """
+    with _beside(Path(out)) as (place, partial):
+        if place.exists() and not place.is_file():
+            what = "folder" if place.is_dir() else "device or pipe"
+            raise refusal(str(out), f"this is a {what}", "name a file")
+        with open(partial, mode, encoding=None if mode == "wb" else "utf-8") as file:
+            yield file
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
+    """Where `out` really is (links followed), and a hidden sibling that is renamed to it at the end."""
+    place = Path(os.path.realpath(out))
+    partial = place.parent / f".{place.name}.partial-{secrets.token_hex(4)}"
+    made = [parent for parent in place.parents if not os.path.exists(parent)]
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        yield place, partial
+        os.replace(partial, place)
+    except BaseException as error:  # an interrupt, too, leaves nothing behind
+        _remove(partial)
+        with suppress(OSError):
+            for parent in made:
+                parent.rmdir()
+        if isinstance(error, OSError):
+            reason = _reason(error, place, partial)
+            raise InputError(one_line(f"can't write {out}: {reason}", 500)) from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _reason(error: OSError, place: Path, partial: Path) -> str:
+    """The system's words, and the file they are about where it is another than `place`."""
+    text = error.strerror or str(error)
+    name = str(error.filename or "")
+    told = not name or name == str(place) or name.startswith(str(partial))
+    return text if told else f"{text} ({name})"

@@ -1,0 +1,123 @@
+"""A model as it travels: where it came from, its parameters on a mesh, its processor."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mllm_align.batch import PromptGroup
+from mllm_align.config import Dtype, LoraConfig, MeshConfig, Remat
+from mllm_align.errors import InputError, one_line
+from mllm_align.models.config import LlavaConfig
+from mllm_align.models.huggingface import Folder, load_params, load_processor, open_folder
+from mllm_align.models.llava import Llava
+from mllm_align.sharding import make_mesh, parameter_shardings, tree_lookup
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """params: the checkpoint's, in `dtype`, sharded over `mesh`. trained: what a run has put over them
+    (see training/policy.py), float32; empty for a checkpoint as it is.
+    """
+
+    folder: Folder
+    processor: Any
+    mesh: Mesh
+    dtype: Any
+    params: dict[str, Any]
+    trained: dict[str, Any] = field(default_factory=dict)
+    lora: LoraConfig | None = None
+
+    @property
+    def config(self) -> LlavaConfig:
+        return self.folder.config
+
+    @property
+    def lora_scale(self) -> float:
+        return 1.0 if self.lora is None else self.lora.scale
+
+
+def compute_dtype(name: Dtype) -> Any:
+    """auto is float32 on CPU and bfloat16 on accelerators. float32 asks for full-precision products."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name == "float32":
+        jax.config.update("jax_default_matmul_precision", "highest")
+    return jnp.dtype(name)
+
+
+def abstract_params(config: LlavaConfig) -> Any:
+    """The parameter tree as shapes boxed with their logical axes; allocates nothing."""
+    size = config.vision.image_size
+    tiny = PromptGroup(
+        tiles=jnp.zeros((1, 1, size, size, 3)),
+        prefix_tokens=jnp.zeros((1, 1), jnp.int32),
+        prefix_image=jnp.zeros((1, 1), jnp.int32),
+        prefix_positions=jnp.zeros((1, 1), jnp.int32),
+        prefix_visible=jnp.ones((1, 1), bool),
+        prefix_length=jnp.ones((1,), jnp.int32),
+        response_tokens=jnp.zeros((1, 1, 2), jnp.int32),
+        response_mask=jnp.ones((1, 1, 2), bool),
+        weight=jnp.ones((1,)),
+    )
+    return jax.eval_shape(lambda: Llava(config).init(jax.random.key(0), tiny))["params"]
+
+
+def load(path: str | Path, dtype: Dtype = "auto", mesh: Mesh | MeshConfig | None = None) -> Bundle:
+    """Read a Hugging Face LLaVA folder: weights sharded over the mesh, processor, configuration.
+
+    mesh: default, all devices on one data axis. Raises InputError for a folder that can't be used.
+    """
+    folder = open_folder(path)
+    processor = load_processor(folder.path)
+    if not isinstance(mesh, Mesh):
+        mesh = make_mesh(mesh or MeshConfig())
+    where = parameter_shardings(abstract_params(folder.config), mesh)
+    kind = compute_dtype(dtype)
+    params = load_params(folder, kind, tree_lookup(where))
+    return Bundle(folder, processor, mesh, kind, params)
+
+
+def end_tokens(folder: Folder) -> frozenset[int]:
+    """Ids that end a sequence by the folder's generation configuration, beside the tokenizer's own."""
+    file = folder.path / "generation_config.json"
+    if not file.is_file():
+        return frozenset()
+    try:
+        ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{file} is not usable: {one_line(error)}") from error
+    ends = ends if isinstance(ends, list) else [ends]
+    return frozenset(int(e) for e in ends if e is not None)
+
+
+def lora_shardings(bundle: Bundle, lora: Any) -> Any:
+    """`a` is cut like the input axis of its kernel, `b` like the output axis."""
+    kernels = abstract_params(bundle.config)["decoder"]["layers"]
+
+    def boxed(name: str, side: str, leaf: Any) -> nn.LogicallyPartitioned:
+        layers, inner, outer = kernels[name]["kernel"].names
+        return nn.LogicallyPartitioned(
+            leaf, names=(layers, inner, None) if side == "a" else (layers, None, outer)
+        )
+
+    layers = lora["decoder"]["layers"]
+    tree = {n: {side: boxed(n, side, leaf) for side, leaf in pair.items()} for n, pair in layers.items()}
+    return {"decoder": {"layers": parameter_shardings(tree, bundle.mesh)}}
+
+
+def gather(tree: Any) -> Any:
+    """A tree as numpy arrays on the host."""
+    return jax.tree.map(np.asarray, tree)
+
+
+def make_model(config: LlavaConfig, remat: Remat = "none") -> Llava:
+    return Llava(config, remat)

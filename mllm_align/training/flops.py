@@ -1,0 +1,66 @@
+"""Model FLOPs of a batch: what the mathematics needs for its real tokens, padding left out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+
+from mllm_align.data.encode import Encoded
+from mllm_align.models.config import LlavaConfig
+
+# Dense bfloat16 peak of one chip in FLOP/s, as the vendors publish it, by JAX's `device_kind`.
+PEAK = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def peak_flops() -> float | None:
+    """Peak of all devices together; None where the device's figure is not known (CPUs)."""
+    each = PEAK.get(jax.devices()[0].device_kind)
+    return None if each is None else each * jax.device_count()
+
+
+def forward_flops(config: LlavaConfig, record: Encoded) -> tuple[float, float]:
+    """(vision tower, the rest) of one forward pass over a prompt group, in FLOPs.
+
+    A matrix product of m x k by k x n counts 2 m k n; causal attention counts its visible half.
+    """
+    v, d = config.vision, config.decoder
+    patches = v.side**2 + 1
+    block = 2 * patches * (4 * v.hidden**2 + 2 * v.hidden * v.mlp) + 4 * patches**2 * v.hidden
+    vision = record.shape.tiles * v.layers * block
+    projector = 2 * record.shape.tiles * v.tokens * d.hidden * (v.hidden + d.hidden)
+
+    answers = [len(r) for r in record.responses]
+    prefix, tokens = record.shape.prefix, record.shape.prefix + sum(answers)
+    width = d.heads * d.head_dim
+    linear = d.hidden * (2 * width + 2 * d.kv_heads * d.head_dim + 3 * d.mlp)
+    seen = prefix**2 / 2 + sum(n * prefix + n**2 / 2 for n in answers)
+    decoder = d.layers * (2 * tokens * linear + 4 * seen * width)
+    head = 2 * (1 + sum(n - 1 for n in answers)) * d.hidden * d.vocab
+    return vision, projector + decoder + head
+
+
+def step_flops(
+    config: LlavaConfig, records: Sequence[Encoded], *, lora: bool, tower: bool, reference: bool
+) -> float:
+    """FLOPs of a train step. The backward pass costs two forward passes, one where the weights are
+    frozen (LoRA); a frozen tower runs forward once; a live reference is one forward pass more.
+    """
+    total = 0.0
+    for record in records:
+        vision, rest = forward_flops(config, record)
+        total += rest * ((2 if lora else 3) + reference)
+        total += vision * (3 + reference if tower else 1)
+    return total

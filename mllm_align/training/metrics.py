@@ -1,0 +1,100 @@
+"""Metrics as (sum, weight), divided once when they are logged; where they are written."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from mllm_align.errors import InputError
+
+T = TypeVar("T")
+
+
+def progress_bar(total: int, what: str, unit: str = "record") -> tqdm:
+    """A bar on stderr: done, rate, time left. Rare lines where stderr is no terminal."""
+    quiet = not sys.stderr.isatty()
+    return tqdm(total=total, desc=what, unit=unit, mininterval=10 if quiet else 0.5, leave=not quiet)
+
+
+def progress(items: Sequence[T], what: str, unit: str = "record") -> Iterator[T]:
+    """Iterate under a progress bar."""
+    with progress_bar(len(items), what, unit) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+@jax.jit
+def add(total: Any, more: Any) -> Any:
+    """Sums and weights of several steps, added on the device."""
+    return jax.tree.map(jnp.add, total, more)
+
+
+def divide(total: Any) -> dict[str, float]:
+    """Fetch (sum, weight) pairs from the device and divide them."""
+    host = jax.device_get(total)
+    return {name: float(s) / float(w) if float(w) else float("nan") for name, (s, w) in host.items()}
+
+
+class Log:
+    """Appends one JSON object a line to `log.jsonl` in the run folder, and TensorBoard events if asked.
+
+    Every line has `event` and `time` (seconds since 1970); train and eval lines have `step`.
+    """
+
+    def __init__(self, folder: Path, tensorboard: bool = False):
+        self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115: open as long as the run
+        self._writer = None
+        if tensorboard:
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError as error:
+                raise InputError(
+                    "tensorboard needs tensorboardX: pip install mllm-align[tensorboard]"
+                ) from error
+            self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def __call__(self, event: str, **fields: Any) -> None:
+        clean = {k: None if isinstance(v, float) and v != v else v for k, v in fields.items()}
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **clean}, default=str)
+        self._file.write(line + "\n")
+        self._file.flush()
+        if self._writer is not None and "step" in fields:
+            for name, value in fields.items():
+                if isinstance(value, float) and value == value:
+                    self._writer.add_scalar(f"{event}/{name}", value, fields["step"])
+            self._writer.flush()
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def line(step: int, steps: int, values: dict[str, Any], left: float) -> str:
+    """One tidy line for the terminal."""
+    shown = [f"step {step:>{len(str(steps))}}/{steps}", f"loss {values['loss']:.4f}"]
+    for name, label, form in (
+        ("rewards/margin", "margin", ".4f"),
+        ("rewards/accuracy", "acc", ".2f"),
+        ("grad_norm", "grad", ".3g"),
+        ("learning_rate", "lr", ".2e"),
+        ("pairs_per_second", "pairs/s", ".2f"),
+    ):
+        if values.get(name) is not None:
+            shown.append(f"{label} {values[name]:{form}}")
+    return "  ".join([*shown, f"{duration(left)} left"])
+
+
+def duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,82 @@
+"""What is trained, and how fast."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mllm_align.config import PARTS, Config, OptimConfig
+from mllm_align.models.bundle import Bundle, lora_shardings
+from mllm_align.models.huggingface import load_params
+from mllm_align.models.lora import init_lora
+from mllm_align.sharding import tree_lookup
+
+Tree = dict[str, Any]
+
+
+def trained_parts(config: Config, anyres: bool) -> tuple[str, ...]:
+    """Top-level parts of the parameters that a run replaces (LoRA terms are beside these)."""
+    parts = ("projector",) if config.lora else tuple(p for p in PARTS if p not in config.freeze)
+    if config.optim.projector_learning_rate == 0:
+        parts = tuple(p for p in parts if p != "projector")
+    return tuple(p for p in parts if p != "image_newline" or anyres)
+
+
+def init_trained(bundle: Bundle, config: Config) -> Tree:
+    """The tree that is trained, float32, at its starting point: policy = reference.
+
+    Replaced parts are read from the folder again, so that 16-bit computation does not round them.
+    """
+    parts = trained_parts(config, bundle.config.anyres)
+    where = tree_lookup(jax.tree.map(lambda x: x.sharding, bundle.params))
+    params = load_params(bundle.folder, jnp.float32, where, only=lambda path: path[0] in parts)
+    trained: Tree = {"params": params} if params else {}
+    if config.lora:
+        key = jax.random.fold_in(jax.random.key(config.seed), 0)
+        lora = init_lora(bundle.config, config.lora.rank, config.lora.targets, key)
+        trained["lora"] = jax.device_put(lora, lora_shardings(bundle, lora))
+    return trained
+
+
+def schedule(optim: OptimConfig, peak: float, steps: int) -> optax.Schedule:
+    """Rate of step 0, 1, ...: linear warm-up to the peak, then constant, linear or cosine to 0."""
+    warmup = round(optim.warmup * steps)
+    rest = max(steps - warmup, 1)
+    after = {
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+    }[optim.schedule]
+    if not warmup:
+        return after
+    # the first step already moves: it takes the first of `warmup` equal stairs, not rate 0
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, after], [warmup])
+
+
+def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW under one global clip; the projector has a learning rate of its own."""
+    main = schedule(optim, optim.learning_rate, steps)
+    own = optim.projector_learning_rate
+    projector = main if own is None else schedule(optim, own, steps)
+
+    def labels(trained: Tree) -> Tree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: "projector" if path[1].key == "projector" else "main", trained
+        )
+
+    return optax.chain(
+        optax.clip_by_global_norm(optim.clip),
+        optax.scale_by_adam(optim.b1, optim.b2, optim.eps),
+        optax.add_decayed_weights(optim.weight_decay),
+        optax.partition(
+            {
+                "main": optax.scale_by_learning_rate(main),
+                "projector": optax.scale_by_learning_rate(projector),
+            },
+            labels,
+        ),
+    )

@@ -1,0 +1,165 @@
+"""A run folder: what was asked, on which model and data, and what came of it.
+
+config.json    the resolved configuration
+run.json       model folder and fingerprint, data, versions, device
+log.jsonl      one line for every event: start, train, eval, save, done
+checkpoints/   trained parameters and optimizer state
+reference.npz  reference log-probs, if they were computed beforehand
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mllm_align.config import Config, from_json, save_json, to_json
+from mllm_align.errors import InputError, one_line
+from mllm_align.files import new_file
+from mllm_align.models.bundle import Bundle, load
+from mllm_align.models.export import export_adapter, export_merged
+from mllm_align.models.huggingface import Folder, open_folder
+from mllm_align.training.checkpoint import Checkpoints
+
+# What may change between a run and its continuation: nothing that moves a number.
+MAY_CHANGE = ("log_every", "eval_every", "save_every", "keep", "tensorboard")
+DATA_MAY_CHANGE = ("threads", "prefetch")
+
+
+def facts(bundle: Bundle, data: Any, held_out: Any) -> dict[str, Any]:
+    return {
+        "model": str(bundle.folder.path.resolve()),
+        "model_fingerprint": bundle.folder.fingerprint,
+        "data": _name(data),
+        "eval_data": _name(held_out),
+        "dtype": str(bundle.dtype),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("mllm-align", "jax", "flax", "optax", "transformers")},
+        },
+    }
+
+
+def _name(data: Any) -> str | None:
+    if data is None:
+        return None
+    return str(Path(data).resolve()) if isinstance(data, str | Path) else "rows given in memory"
+
+
+def check_folder(out: Path, config: Config) -> None:
+    """Refuse a run folder that is something else, or a run of another configuration."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; --out names a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    if not (out / "config.json").exists():
+        raise InputError(f"{out} holds other files; give --out a new folder, or one of an earlier run")
+    saved, now = (to_json(_settled(c)) for c in (read_config(out), config))
+    differ = [name for name, value in _flat(now).items() if _flat(saved).get(name) != value]
+    differ += [name for name in _flat(saved) if name not in _flat(now)]
+    if differ:
+        raise InputError(
+            f"{out} was started with another configuration ({', '.join(sorted(differ))} differ); "
+            "take those back, or give --out a new folder"
+        )
+
+
+def _settled(config: Config) -> Config:
+    """The config with all that may change at a restart set to its default."""
+    plain = Config()
+    data = replace(config.data, **{n: getattr(plain.data, n) for n in DATA_MAY_CHANGE})
+    return replace(config, data=data, **{n: getattr(plain, n) for n in MAY_CHANGE})
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in tree.items():
+        out.update(_flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return out
+
+
+def read_config(out: Path) -> Config:
+    return from_json(_read(out / "config.json"))
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file.parent} is no run folder: {file.name}: {one_line(error)}") from error
+
+
+def start(out: Path, config: Config, described: dict[str, Any]) -> None:
+    """Make the run folder, or check that it continues a run on the same model."""
+    if (out / "run.json").exists():
+        found = _read(out / "run.json").get("model_fingerprint")
+        if found != described["model_fingerprint"]:
+            raise InputError(
+                f"{out} was started from another model (fingerprint {found}, this one is "
+                f"{described['model_fingerprint']}); give its model, or --out a new folder"
+            )
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"can't make the run folder {out}: {one_line(error)}; give another --out"
+        ) from error
+    with new_file(out / "config.json") as file:
+        file.write(save_json(config))
+    with new_file(out / "run.json") as file:
+        file.write(json.dumps(described, indent=2) + "\n")
+
+
+def open_run(out: str | Path) -> tuple[Config, Folder, dict[str, Any], int]:
+    """(config, base folder, what the newest checkpoint had trained, its step)."""
+    out = Path(out)
+    config, described = read_config(out), _read(out / "run.json")
+    folder = open_folder(described["model"])
+    if folder.fingerprint != described["model_fingerprint"]:
+        raise InputError(
+            f"{folder.path} has changed since {out} was trained from it (fingerprint {folder.fingerprint}, "
+            f"was {described['model_fingerprint']}); put the original back"
+        )
+    if not (out / "checkpoints").is_dir():
+        raise InputError(f"{out} has no checkpoint yet; train it first")
+    checkpoints = Checkpoints(out / "checkpoints", config.keep)
+    step = checkpoints.latest()
+    if step is None:
+        raise InputError(f"{out} has no whole checkpoint yet; train it first")
+    trained = checkpoints.restore_trained(step)
+    checkpoints.close()
+    return config, folder, trained, step
+
+
+def load_run(out: str | Path, dtype: Any = "auto", mesh: Any = None) -> Bundle:
+    """The model of a run's newest checkpoint, ready to score."""
+    config, folder, trained, _ = open_run(out)
+    return replace(load(folder.path, dtype, mesh), trained=trained, lora=config.lora)
+
+
+def export_run(
+    run: str | Path, out: str | Path, *, adapter: bool = False, dtype: str | None = None
+) -> dict[str, Any]:
+    """Write a run's newest checkpoint as a Hugging Face folder, or as a PEFT adapter.
+
+    Returns what was written: counts of tensors and, for a merge into 16 bits, what rounding cost.
+    """
+    config, folder, trained, step = open_run(run)
+    out = Path(out)
+    lora = config.lora
+    if adapter:
+        if lora is None:
+            raise InputError(
+                f"{run} trained the parameters themselves: it has no adapter; export without --adapter"
+            )
+        report = export_adapter(folder, out, trained, lora.rank, lora.alpha, lora.targets, dtype)
+    else:
+        report = export_merged(folder, out, trained, 1.0 if lora is None else lora.scale, dtype)
+    return {"step": step, **report}

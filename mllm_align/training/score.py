@@ -1,0 +1,182 @@
+"""Log-probabilities of given responses: for the user, and for references computed beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mllm_align.batch import PromptGroup
+from mllm_align.config import DataConfig
+from mllm_align.data.anyres import ImageLayout
+from mllm_align.data.batches import Batches
+from mllm_align.data.encode import Encoded, Encoder, encode_all, fingerprint
+from mllm_align.data.readers import records_from
+from mllm_align.errors import InputError
+from mllm_align.models.bundle import Bundle, end_tokens, make_model
+from mllm_align.sharding import batch_sharding, batch_shards, replicated
+from mllm_align.training.metrics import progress, progress_bar
+from mllm_align.training.policy import policy_variables
+
+
+def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
+    """The encoder of a bundle's checkpoint."""
+    c, template = bundle.config, None
+    if data.chat_template is not None:
+        try:
+            template = data.chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"chat template {data.chat_template} can't be read: {error}") from error
+    layout = ImageLayout(c.vision.image_size, c.vision.side, c.vision.tokens, c.pinpoints)
+    return Encoder(bundle.processor, layout, c.image_token, end_tokens(bundle.folder), template)
+
+
+def prepare(
+    bundle: Bundle, data: Any, config: DataConfig, responses: int
+) -> tuple[Encoder, list[Encoded], list[str]]:
+    """Read, check and encode a data file or rows: (encoder, records, ids left out as over-long)."""
+    encoder = make_encoder(bundle, config)
+    records = records_from(
+        data,
+        format=config.format,
+        image_root=config.image_root,
+        allow_outside=config.allow_outside,
+        responses=responses,
+    )
+    encoded, skipped = encode_all(
+        records,
+        encoder,
+        responses=responses,
+        max_length=config.max_length or bundle.config.decoder.max_length,
+        over_long=config.over_long,
+        progress=lambda items: progress(items, "reading"),
+    )
+    return encoder, encoded, skipped
+
+
+def response_logps(
+    bundle: Bundle,
+    encoder: Encoder,
+    records: Sequence[Encoded],
+    config: DataConfig,
+    batch_size: int,
+    *,
+    reference: bool = False,
+    what: str = "scoring",
+) -> list[tuple[np.ndarray, ...]]:
+    """Per record its K responses' per-token log-probs, nats, float32.
+
+    reference: of the checkpoint as it was loaded, without what a run has trained.
+    """
+    shards = batch_shards(bundle.mesh)
+    batches = Batches(
+        records,
+        encoder,
+        size=-(-batch_size // shards) * shards,
+        shuffle=True,  # groups records of like length; results go back to their places
+        shapes=config.shapes,
+        multiple=config.multiple,
+    )
+    model, dtype = make_model(bundle.config), bundle.dtype
+    trained = {} if reference else bundle.trained
+    rows = batch_sharding(bundle.mesh, micro=False)
+
+    @jax.jit
+    def logps(params: Any, trained: Any, group: PromptGroup) -> jax.Array:
+        policy = policy_variables(params, trained, bundle.lora_scale, dtype)
+        features = model.apply(policy, group.tiles.astype(dtype), method="features")
+        out = model.apply(policy, features, group, method="response_logps")
+        return jax.lax.with_sharding_constraint(out, replicated(bundle.mesh))  # type: ignore[arg-type]
+
+    out: list[tuple[np.ndarray, ...]] = [()] * len(records)
+    ahead = batches.iterate(0, batches.per_epoch, config.threads, config.prefetch)
+    with progress_bar(len(records), what) as bar:
+        for batch in ahead:
+            group = jax.device_put(jax.tree.map(lambda x: x[0], batch.group), rows)
+            values = np.asarray(logps(bundle.params, trained, group))
+            for row, index in enumerate(batch.records):
+                answers = records[index].responses
+                out[index] = tuple(values[row, k, : len(a)].copy() for k, a in enumerate(answers))
+            bar.update(len(batch.records))
+    return out
+
+
+SCORES = ("chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens")
+
+
+def score(
+    bundle: Bundle, data: Any, *, config: DataConfig | None = None, batch_size: int = 8
+) -> list[dict[str, Any]]:
+    """Score preference records: one dict a record, in order.
+
+    data: a file (JSONL, JSON, Parquet) or an iterable of rows. Each result has `index` (place in the
+    data), `chosen_logp` and `rejected_logp` (nats, summed over response tokens, end of sequence
+    included), `chosen_tokens` and `rejected_tokens`. A record left out as over-long (only with
+    data.over_long "skip") has its index, and None for the rest. Raises InputError for unusable data.
+    """
+    config = config or DataConfig()
+    encoder, records, skipped = prepare(bundle, data, config, responses=2)
+    logps = response_logps(bundle, encoder, records, config, batch_size)
+    lines: list[dict[str, Any]] = [
+        {"index": i, **dict.fromkeys(SCORES)} for i in range(len(records) + len(skipped))
+    ]
+    for record, (chosen, rejected) in zip(records, logps, strict=True):
+        values = (float(chosen.sum()), float(rejected.sum()), len(chosen), len(rejected))
+        lines[record.index].update(zip(SCORES, values, strict=True))
+    return lines
+
+
+class StoredReference:
+    """Reference log-probs on disk, per token, under the fingerprints of model and data."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def load_or_make(
+        self,
+        bundle: Bundle,
+        encoder: Encoder,
+        records: Sequence[Encoded],
+        config: DataConfig,
+        batch_size: int,
+    ) -> list[tuple[np.ndarray, ...]]:
+        """Read them; compute and store them where there is no file yet.
+
+        Raises InputError if the file belongs to another model, data or dtype.
+        """
+        stamp = f"model {bundle.folder.fingerprint} data {fingerprint(records)} dtype {bundle.dtype}"
+        lengths = [[len(answer) for answer in record.responses] for record in records]
+        if self.path.exists():
+            return self._load(stamp, lengths)
+        logps = response_logps(
+            bundle, encoder, records, config, batch_size, reference=True, what="reference"
+        )
+        flat = np.concatenate([values for answers in logps for values in answers])
+        part = self.path.with_name(f".{self.path.name}.partial")
+        try:
+            with open(part, "wb") as file:
+                np.savez(file, stamp=np.array(stamp), logps=flat)
+            part.replace(self.path)
+        except OSError as error:
+            part.unlink(missing_ok=True)
+            raise InputError(f"can't write reference log-probs to {self.path}: {error}") from error
+        return logps
+
+    def _load(self, stamp: str, lengths: list[list[int]]) -> list[tuple[np.ndarray, ...]]:
+        try:
+            with np.load(self.path) as file:
+                found, flat = str(file["stamp"]), file["logps"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{self.path} holds no reference log-probs; delete it to compute them"
+            ) from error
+        if found != stamp or len(flat) != sum(map(sum, lengths)):
+            raise InputError(
+                f"{self.path} belongs to {found}, this run is {stamp}; delete it to compute them anew"
+            )
+        cuts = np.cumsum([n for answers in lengths for n in answers])[:-1]
+        pieces = iter(np.split(flat, cuts))
+        return [tuple(next(pieces) for _ in answers) for answers in lengths]

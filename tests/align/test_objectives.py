@@ -1,0 +1,175 @@
+"""Objectives against float64 arithmetic written out from their formulas."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllm_align.align.objectives import DPO, IPO, SFT, LogProbs, RobustDPO, SLiC
+from mllm_align.errors import InputError
+
+LENGTHS = np.array([[3, 5], [6, 1], [2, 2], [4, 6]])
+MASK = np.arange(6) < LENGTHS[:, :, None]
+RNG = np.random.default_rng(0)
+POLICY, REFERENCE = (np.where(MASK, -5 * RNG.random(MASK.shape), 0) for _ in range(2))
+WEIGHT = np.array([1.0, 1.0, 0.0, 1.0])
+
+RATIOS = (POLICY - REFERENCE).sum(-1)
+H = RATIOS[:, 0] - RATIOS[:, 1]
+PER_TOKEN = (RATIOS / LENGTHS)[:, 0] - (RATIOS / LENGTHS)[:, 1]
+
+
+def negative_log_sigmoid(x):
+    return np.log1p(np.exp(-x))
+
+
+BY_HAND = [
+    (DPO(), negative_log_sigmoid(0.1 * H)),
+    (DPO(beta=0.5), negative_log_sigmoid(0.5 * H)),
+    (
+        DPO(beta=0.5, label_smoothing=0.2),
+        0.8 * negative_log_sigmoid(0.5 * H) + 0.2 * negative_log_sigmoid(-0.5 * H),
+    ),
+    (
+        RobustDPO(beta=0.5, label_smoothing=0.2),
+        (0.8 * negative_log_sigmoid(0.5 * H) - 0.2 * negative_log_sigmoid(-0.5 * H)) / 0.6,
+    ),
+    (IPO(beta=0.25), (PER_TOKEN - 2) ** 2),
+    (IPO(beta=0.25, length_normalised=False), (H - 2) ** 2),
+    (SLiC(beta=0.5), np.maximum(0, 1 - 0.5 * H)),
+]
+PAIRWISE = [objective for objective, _ in BY_HAND]
+EVERY = [*PAIRWISE, SFT()]
+
+
+def logps(policy=POLICY, reference=REFERENCE, mask=MASK, weight=WEIGHT):
+    values = (jnp.asarray(x, jnp.float32) for x in (policy, reference))
+    return LogProbs(*values, jnp.asarray(mask), jnp.asarray(weight, jnp.float32))
+
+
+def part(which):
+    return logps(POLICY[which], REFERENCE[which], MASK[which], WEIGHT[which])
+
+
+def assert_same(found, expected):
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("objective, each", BY_HAND, ids=repr)
+def test_pairwise_losses(objective, each):
+    total, weight, metrics = objective(logps())
+    assert float(weight) == 3
+    assert float(total) == pytest.approx((each * WEIGHT).sum(), rel=1e-5)
+    reward = objective.beta * RATIOS
+    margin = reward[:, 0] - reward[:, 1]
+    expected = {
+        "rewards/chosen": reward[:, 0],
+        "rewards/rejected": reward[:, 1],
+        "rewards/margin": margin,
+        "rewards/accuracy": margin > 0,
+        "logps/chosen": POLICY[:, 0].sum(-1),
+        "logps/rejected": POLICY[:, 1].sum(-1),
+    }
+    assert metrics.keys() == expected.keys()
+    assert 0 < (expected["rewards/accuracy"] * WEIGHT).sum() < 3
+    for name, (value, count) in metrics.items():
+        assert float(count) == 3
+        assert float(value) == pytest.approx((expected[name] * WEIGHT).sum(), rel=1e-5), name
+
+
+def test_sft_is_the_mean_over_tokens_of_the_chosen_responses():
+    total, weight, metrics = SFT()(logps())
+    chosen = POLICY[:, 0].sum(-1)
+    assert float(weight) == 3 + 6 + 4
+    assert float(total) == pytest.approx(-(chosen * WEIGHT).sum(), rel=1e-5)
+    assert float(metrics["logps/chosen"][0]) == pytest.approx((chosen * WEIGHT).sum(), rel=1e-5)
+    assert float(metrics["logps/chosen"][1]) == 3
+    one = LogProbs(*(jnp.asarray(x, jnp.float32)[:, :1] for x in (POLICY, REFERENCE)), MASK[:, :1],
+                   jnp.asarray(WEIGHT, jnp.float32))
+    assert_same(SFT()(one), (total, weight, metrics))
+
+
+@pytest.mark.parametrize("objective, each", BY_HAND, ids=repr)
+def test_gradients_by_finite_differences_of_the_formula(objective, each):
+    """The loss moves with the sum of log-probs, chosen up and rejected down, by one number a pair."""
+    gradient = jax.grad(lambda p: objective(dataclasses.replace(logps(), policy=p))[0])
+    found = np.asarray(gradient(logps().policy))
+    scale = LENGTHS if objective == IPO(beta=0.25) else np.ones_like(LENGTHS)
+    bump = 1e-3
+    up, down = (
+        objective(logps(policy=POLICY + np.array([sign * bump, 0])[:, None] * MASK / LENGTHS[..., None]))
+        for sign in (1, -1)
+    )
+    slope = (float(up[0]) - float(down[0])) / (2 * bump)
+    assert (found[:, 0].sum(-1) / LENGTHS[:, 0]).sum() == pytest.approx(slope, rel=2e-2)
+    ratio = found[:, 0, 0] * scale[:, 0] + found[:, 1, 0] * scale[:, 1]
+    np.testing.assert_allclose(ratio, 0, atol=1e-6)
+    assert (found[2] == 0).all()
+
+
+@pytest.mark.parametrize("objective", EVERY, ids=repr)
+def test_padding_changes_nothing(objective):
+    longer = [np.pad(x, ((0, 0), (0, 0), (0, 4))) for x in (POLICY, REFERENCE, MASK)]
+    assert_same(objective(logps(*longer)), objective(logps()))
+
+
+@pytest.mark.parametrize("objective", EVERY, ids=repr)
+def test_groups_of_weight_zero_do_not_count(objective):
+    assert_same(objective(part(np.array([0, 1, 3]))), objective(logps()))
+
+
+@pytest.mark.parametrize("objective", EVERY, ids=repr)
+def test_sums_of_micro_batches_add_up(objective):
+    parts = [objective(part(slice(0, 1))), objective(part(slice(1, 4)))]
+    assert_same(jax.tree.map(jnp.add, *parts), objective(logps()))
+
+
+def test_no_label_smoothing_is_plain_dpo():
+    assert_same(RobustDPO(beta=0.3, label_smoothing=0.0)(logps()), DPO(beta=0.3)(logps()))
+    assert_same(DPO(beta=0.3, label_smoothing=0.0)(logps()), DPO(beta=0.3)(logps()))
+
+
+@pytest.mark.parametrize("ratio", [-1e5, 1e5])
+@pytest.mark.parametrize("objective", PAIRWISE, ids=repr)
+def test_extreme_ratios_stay_finite(objective, ratio):
+    far = logps(policy=np.where(MASK, np.array([ratio, 0.0])[:, None], 0.0))
+    value, gradient = jax.value_and_grad(
+        lambda p: objective(dataclasses.replace(far, policy=p))[0]
+    )(far.policy)
+    assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: DPO(beta=-0.1), ["objective.beta", "-0.1", "at least 0"]),
+        (lambda: DPO(beta=float("nan")), ["objective.beta", "nan"]),
+        (lambda: DPO(label_smoothing=0.5), ["objective.label_smoothing", "0.5", "below 0.5"]),
+        (lambda: DPO(label_smoothing=-0.1), ["objective.label_smoothing", "-0.1"]),
+        (lambda: RobustDPO(label_smoothing=0.6), ["objective.label_smoothing", "0.6"]),
+        (lambda: RobustDPO(beta=-1), ["objective.beta"]),
+        (lambda: RobustDPO(beta=float("inf")), ["objective.beta", "inf"]),
+        (lambda: IPO(beta=0), ["objective.beta", "0"]),
+        (lambda: SLiC(beta=-2), ["objective.beta", "-2"]),
+    ],
+)
+def test_invalid_settings_are_refused(make, words):
+    with pytest.raises(InputError) as caught:
+        make()
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_who_needs_a_reference():
+    assert all(objective.needs_reference for objective in PAIRWISE)
+    assert all(objective.responses == 2 for objective in PAIRWISE)
+    assert not SFT.needs_reference and SFT.responses == 1
+    without = dataclasses.replace(logps(), reference=None)
+    assert np.isfinite(SFT()(without)[0])
+    for objective in PAIRWISE:
+        with pytest.raises(ValueError, match=f"{type(objective).__name__}.*reference"):
+            objective(without)

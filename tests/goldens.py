@@ -1,0 +1,151 @@
+"""The stored goldens, as this package takes them (oracle/make_goldens.py wrote them with torch)."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+from oracle.noise import perturb
+from PIL import Image
+from safetensors.numpy import load_file, save_file
+
+from mllm_align.batch import Group, PromptGroup, Shape, pad
+from mllm_align.data.anyres import ImageLayout
+from mllm_align.models.huggingface import Folder, load_params, load_processor, open_folder
+from mllm_align.models.llava import Llava
+
+FIXTURES = Path(__file__).parent / "fixtures" / "goldens"
+NAMES = ("llava15", "llavanext")
+
+
+@dataclass(frozen=True)
+class Goldens:
+    """One model's folder, and what torch, transformers and TRL computed with it.
+
+    Rows of the stored batches: the chosen responses of all pairs, then the rejected ones. `at` is the
+    name of a batch: "" or "trajectory/step<i>/".
+    """
+
+    folder: Folder
+    arrays: dict[str, np.ndarray]
+    numbers: dict
+
+    @property
+    def config(self):
+        return self.folder.config
+
+    @cached_property
+    def model(self) -> Llava:
+        return Llava(self.config)
+
+    @cached_property
+    def base(self) -> dict:
+        return load_params(self.folder, np.float32)
+
+    @cached_property
+    def policy(self) -> dict:
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary)
+            (path / "config.json").write_text((self.folder.path / "config.json").read_text())
+            weights = perturb(load_file(self.folder.path / "model.safetensors"))
+            save_file(weights, path / "model.safetensors")
+            return load_params(open_folder(path), np.float32)
+
+    @cached_property
+    def layout(self) -> ImageLayout:
+        vision = self.config.vision
+        return ImageLayout(vision.image_size, vision.side, vision.tokens, self.config.pinpoints)
+
+    @cached_property
+    def pictures(self) -> list[Image.Image]:
+        """Of all pairs, in their order."""
+        lines = (FIXTURES / "pairs.jsonl").read_text().splitlines()
+        return [Image.open(FIXTURES / json.loads(line)["images"][0]) for line in lines]
+
+    @cached_property
+    def _image_processor(self):
+        return load_processor(self.folder.path).image_processor
+
+    def processed(self, pair: int) -> np.ndarray:
+        """Tiles of a picture as the folder's own processor makes them, [t, h, w, 3]."""
+        pixels = self._image_processor(self.pictures[pair], return_tensors="np")["pixel_values"]
+        return np.ascontiguousarray(self._tiles(pixels[0], pair))
+
+    def _tiles(self, pixels: np.ndarray, pair: int) -> np.ndarray:
+        width, height = self.pictures[pair].size
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])[: self.layout.tiles(height, width)]
+        return pixels.transpose(0, 2, 3, 1)
+
+    def groups(self, at: str = "") -> list[Group]:
+        """The pairs of a stored batch. Tiles are the stored ones, or come from the PNGs."""
+        groups, pairs = [], self.arrays[f"{at}row_index"]
+        half = len(pairs) // 2
+        for i, pair in enumerate(pairs[:half]):
+            prefix, chosen = self._row(at, i)
+            _, rejected = self._row(at, half + i)
+            width, height = self.pictures[pair].size
+            image = np.full(len(prefix), -1, np.int32)
+            image[prefix == self.config.image_token] = self.layout.rows(height, width, 0)
+            stored = not at
+            tiles = self._tiles(self.arrays["pixel_values"][i], pair) if stored else self.processed(pair)
+            groups.append(Group(tiles, prefix, image, (chosen, rejected)))
+        return groups
+
+    def _row(self, at: str, row: int) -> tuple[np.ndarray, np.ndarray]:
+        real = self.arrays[f"{at}attention_mask"][row].astype(bool)
+        tokens = self.arrays[f"{at}input_ids"][row][real]
+        response = self.arrays[f"{at}completion_mask"][row][real].astype(bool)
+        return tokens[~response], tokens[response]
+
+    def batch(self, at: str = "") -> PromptGroup:
+        groups = self.groups(at)
+        return pad(groups, union(groups), len(groups))
+
+    def rows(self, array: np.ndarray, alone: bool = False) -> list[np.ndarray]:
+        """The response's numbers of each row of a stored [rows, S - 1] array."""
+        out = []
+        for row, values in enumerate(array):
+            prefix, response = self._row("", row)
+            if alone:
+                out.append(values[len(prefix) - 1 :][: len(response)])
+            else:
+                mask = self.arrays["completion_mask"] * self.arrays["attention_mask"]
+                out.append(values[mask[row, 1:] == 1])
+        return out
+
+
+@cache
+def goldens(name: str) -> Goldens:
+    with np.load(FIXTURES / f"{name}.npz") as arrays:
+        numbers = json.loads((FIXTURES / f"{name}.json").read_text())
+        return Goldens(open_folder(FIXTURES / name), dict(arrays), numbers)
+
+
+def union(groups: list[Group]) -> Shape:
+    """The smallest shape that holds all of them."""
+    shape = groups[0].shape
+    for group in groups:
+        shape = shape.union(group.shape)
+    return shape
+
+
+def responses(values: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
+    """[B, K, R] as one array for each response, in the goldens' order: response 0 of all groups first."""
+    count = mask.shape[1]
+    return [v[m] for k in range(count) for v, m in zip(values[:, k], mask[:, k], strict=True)]
+
+
+def packed_images(model: Llava, params: dict, group: PromptGroup) -> list[np.ndarray]:
+    """The image embeddings of each group's prompt, in the prompt's order."""
+    variables = {"params": params}
+    features = model.apply(variables, group.tiles, method="features")
+    image = model.apply(variables, features, method=lambda m, x: m.projector(x))
+    newline = params.get("image_newline", jnp.zeros(image.shape[-1]))
+    newline = jnp.broadcast_to(newline, (image.shape[0], 1, image.shape[-1]))
+    table = np.asarray(jnp.concatenate([newline, image], axis=1))
+    return [t[rows[rows >= 0]] for t, rows in zip(table, group.prefix_image, strict=True)]

@@ -1,0 +1,170 @@
+"""The numbers of torch, transformers and TRL on tiny LLaVA 1.5 and 1.6 models."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from goldens import NAMES, goldens, packed_images, responses, union
+
+from mllm_align.align.objectives import DPO, IPO, SFT, LogProbs, RobustDPO, SLiC
+from mllm_align.batch import pad, replace, stack
+from mllm_align.models.names import canonical, entries
+from mllm_align.training.step import TrainState, make_step
+
+LOSSES = ("sigmoid", "ipo", "hinge", "robust", "sft")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def golden(request):
+    return goldens(request.param)
+
+
+@pytest.fixture(scope="module")
+def ours(golden):
+    """Log-probs of base and policy, the compiled function, and the pull-back of the policy's."""
+    batch = golden.batch()
+
+    @jax.jit
+    def logps(params, tiles):
+        return golden.model.apply({"params": params}, replace(batch, tiles=tiles))
+
+    @jax.jit
+    def pullback(params, cotangent):
+        return jax.vjp(lambda p: golden.model.apply({"params": p}, batch), params)[1](cotangent)[0]
+
+    values = {tag: logps(getattr(golden, tag), batch.tiles) for tag in ("base", "policy")}
+    return SimpleNamespace(batch=batch, logps=logps, pullback=pullback, **values)
+
+
+def objective(golden, loss):
+    beta, smoothing = golden.numbers["beta"], golden.numbers["label_smoothing"]
+    return {
+        "sigmoid": DPO(beta),
+        "ipo": IPO(beta),
+        "hinge": SLiC(beta),
+        "robust": RobustDPO(beta, smoothing),
+        "sft": SFT(),
+    }[loss]
+
+
+def loss_of(golden, ours, loss, weight=None):
+    """The loss as a function of the policy's log-probs."""
+    weight = ours.batch.weight if weight is None else weight
+
+    def mean(policy):
+        logps = LogProbs(policy, ours.base, ours.batch.response_mask, weight)
+        total, count, _ = objective(golden, loss)(logps)
+        return total / count
+
+    return mean
+
+
+def lenient(optimizer):
+    """optax itself mixes dtypes."""
+
+    def update(*args):
+        with jax.numpy_dtype_promotion("standard"):
+            return optimizer.update(*args)
+
+    return optax.GradientTransformation(optimizer.init, update)
+
+
+def relative(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("tag", ["base", "policy"])
+def test_log_probs_of_every_token(golden, ours, tag, alone):
+    stored = golden.arrays[f"{tag}/{'alone_' if alone else ''}per_token_logps"]
+    found = responses(np.asarray(getattr(ours, tag)), ours.batch.response_mask)
+    expected = golden.rows(stored, alone)
+    assert [len(x) for x in found] == golden.numbers["completion_tokens"]
+    np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tag", ["base", "policy"])
+def test_black_images_change_the_log_probs_as_in_torch(golden, ours, tag):
+    black = ours.logps(getattr(golden, tag), np.zeros_like(ours.batch.tiles)).sum(-1).T.reshape(-1)
+    expected = golden.numbers[tag]["logps_black_images"]
+    np.testing.assert_allclose(black, expected, rtol=1e-5)
+    assert np.abs(black - np.array(golden.numbers[tag]["logps"])).max() > 1
+
+
+def test_packed_image_embeddings(golden, ours):
+    found = np.concatenate(packed_images(golden.model, golden.policy, ours.batch))
+    np.testing.assert_allclose(found, golden.arrays["policy/image_features"], atol=1e-5)
+
+
+def test_every_picture_gets_the_image_tokens_of_the_processor(golden):
+    counted = {}
+    for step in range(golden.numbers["trajectory"]["steps"]):
+        at = f"trajectory/step{step}/"
+        for pair, tokens in zip(
+            golden.arrays[f"{at}row_index"], golden.arrays[f"{at}input_ids"], strict=True
+        ):
+            counted[int(pair)] = int((tokens == golden.config.image_token).sum())
+    assert sorted(counted) == list(range(8))
+    for pair, count in counted.items():
+        width, height = golden.pictures[pair].size
+        assert len(golden.layout.rows(height, width, 0)) == count
+
+
+def test_pictures_become_the_stored_tiles(golden):
+    for pair, group in enumerate(golden.groups()):
+        np.testing.assert_allclose(golden.processed(pair), group.tiles, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_and_gradients(golden, ours, loss):
+    value, cotangent = jax.value_and_grad(loss_of(golden, ours, loss))(ours.policy)
+    assert float(value) == pytest.approx(golden.numbers["loss"][loss], rel=1e-4)
+
+    grads = jax.tree.map(np.float64, ours.pullback(golden.policy, cotangent))
+    assert float(optax.global_norm(grads)) == pytest.approx(golden.numbers["grad_norm"][loss], rel=1e-3)
+    if loss != "sigmoid":
+        return
+    where = {entry.name: entry for entry in entries(golden.config)}
+    stored = {k: v for k, v in golden.arrays.items() if k.startswith("policy/grad/")}
+    assert len(stored) == 4
+    for name, expected in stored.items():
+        entry = where[canonical(name.removeprefix("policy/grad/"))]
+        leaf = grads
+        for key in entry.path:
+            leaf = leaf[key]
+        found = entry.to_theirs(leaf if entry.layer is None else leaf[entry.layer])
+        assert relative(found, expected) < 1e-3, name
+
+
+@pytest.mark.parametrize("loss", LOSSES[:-1])
+def test_losses_of_single_pairs(golden, ours, loss):
+    found = [
+        float(loss_of(golden, ours, loss, one)(ours.policy))
+        for one in np.eye(len(ours.batch.weight), dtype=np.float32)
+    ]
+    np.testing.assert_allclose(found, golden.numbers["loss_per_pair"][loss], rtol=1e-4)
+
+
+def test_four_steps_of_full_fine_tuning(golden):
+    expected = golden.numbers["trajectory"]
+    groups = [golden.groups(f"trajectory/step{i}/") for i in range(expected["steps"])]
+    shape = union(sum(groups, []))
+    adamw = optax.adamw(expected["lr"], b1=0.9, b2=0.999, eps=1e-8, weight_decay=0)
+    optimizer = lenient(optax.chain(optax.clip_by_global_norm(1.0), adamw))
+    dpo = DPO(golden.numbers["beta"])
+    step = jax.jit(make_step(golden.model, dpo, optimizer, 1.0, jnp.float32))
+    trained = {"params": golden.base}
+    state = TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
+    found = {"loss": [], "rewards/margin": [], "grad_norm": [], "logps/chosen": []}
+    for pairs in groups:
+        state, metrics = step(state, golden.base, stack([pad(pairs, shape, len(pairs))]))
+        for name, values in found.items():
+            values.append(float(metrics[name][0] / metrics[name][1]))
+    assert int(state.step) == expected["steps"]
+    np.testing.assert_allclose(found["loss"], expected["loss"], rtol=1e-3)
+    np.testing.assert_allclose(found["rewards/margin"], expected["margin"], rtol=1e-3, atol=1e-6)
+    np.testing.assert_allclose(found["grad_norm"], expected["grad_norm"], rtol=1e-3)
+    np.testing.assert_allclose(found["logps/chosen"], expected["chosen_logps_mean"], rtol=1e-4)

@@ -1,0 +1,222 @@
+"""A group with K responses computes what K groups with one response compute."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from goldens import goldens, packed_images, union
+
+from mllm_align.batch import Group, Shape, pad, replace, response_positions, tokens_of
+from mllm_align.models.llava import Llava
+
+
+def two_images(first, second):
+    """Both prompts one after the other: the second's rows move on by the first's tiles."""
+    config = goldens("llavanext").config
+    moved = second.prefix_image + np.where(
+        second.prefix_image > 0, len(first.tiles) * config.vision.tokens, 0
+    )
+    return Group(
+        np.concatenate([first.tiles, second.tiles]),
+        np.concatenate([first.prefix_tokens, second.prefix_tokens]),
+        np.concatenate([first.prefix_image, moved]).astype(np.int32),
+        second.responses,
+    )
+
+
+def take(group, *lengths):
+    """As many responses, cut to these lengths."""
+    pool = np.concatenate(group.responses)
+    starts = np.arange(len(lengths)) * 5
+    responses = tuple(pool[s : s + n] for s, n in zip(starts, lengths, strict=True))
+    return Group(group.tiles, group.prefix_tokens, group.prefix_image, responses)
+
+
+def single(group):
+    return [
+        Group(group.tiles, group.prefix_tokens, group.prefix_image, (r,)) for r in group.responses
+    ]
+
+
+def with_count(count):
+    """Three groups of `count` responses, of every length down to one token; one with two images."""
+    a, b, c, _ = goldens("llavanext").groups()
+    lengths = np.array([[7, 1, 12], [9, 4, 2], [1, 12, 5]])[:, :count]
+    groups = [a, b, two_images(b, c)]
+    return [take(g, *n) for g, n in zip(groups, lengths, strict=True)]
+
+
+def roomy(groups):
+    """Padding of every kind, and two rows that only fill the batch."""
+    shape = union(groups)
+    larger = Shape(shape.prefix + 9, shape.response + 3, shape.tiles + 2)
+    return pad(groups, larger, len(groups) + 2)
+
+
+def coefficients(count):
+    """A number for each response token, so that no mistake cancels in a sum: [groups, K, R]."""
+    return np.random.default_rng(count).standard_normal((3, count, 12)).astype(np.float32)
+
+
+def placed(values, shape):
+    out = np.zeros(shape, np.float32)
+    out[tuple(slice(n) for n in values.shape)] = values
+    return out
+
+
+@pytest.fixture(scope="module")
+def run():
+    """run(batch, weights, remat) -> log-probs and the parameters' gradient of their weighted sum."""
+    golden = goldens("llavanext")
+
+    @jax.jit(static_argnames="remat")
+    def compiled(params, batch, weights, remat):
+        def weighted(params):
+            logps = Llava(golden.config, remat).apply({"params": params}, batch)
+            return (logps * weights).sum(), logps
+
+        gradient, logps = jax.grad(weighted, has_aux=True)(params)
+        return logps, gradient
+
+    def run(batch, weights, remat="none"):
+        return compiled(golden.policy, batch, weights, remat)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def three(run):
+    """Three responses a group, with room to spare."""
+    groups = with_count(3)
+    batch = roomy(groups)
+    weights = placed(coefficients(3), batch.response_mask.shape)
+    logps, gradient = run(batch, weights)
+    return SimpleNamespace(
+        groups=groups, batch=batch, weights=weights, logps=logps, gradient=gradient
+    )
+
+
+def assert_close(found, expected, tolerance):
+    """Every leaf, relative to its own size."""
+    for (path, ours), theirs in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        error = np.linalg.norm(ours - theirs)
+        assert error <= tolerance * np.linalg.norm(theirs) + 1e-7, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_equals_separate_groups(run, three, count):
+    groups = three.groups if count == 3 else with_count(2)
+    batch = roomy(groups)
+    weights = placed(coefficients(count), batch.response_mask.shape)
+    logps, gradient = run(batch, weights) if count == 2 else (three.logps, three.gradient)
+
+    alone = sum((single(group) for group in groups), [])
+    tight = pad(alone, union(alone), len(alone))
+    own = coefficients(count).reshape(-1, 1, 12)[..., : tight.shape.response]
+    expected, expected_gradient = run(tight, own)
+
+    for i, group in enumerate(groups):
+        for k, response in enumerate(group.responses):
+            np.testing.assert_allclose(
+                logps[i, k, : len(response)],
+                expected[i * count + k, 0, : len(response)],
+                atol=1e-5,
+            )
+    assert (np.asarray(logps)[~batch.response_mask] == 0).all()
+    assert_close(gradient, expected_gradient, 2e-5)
+
+
+def test_padding_itself_changes_nothing(three):
+    """One group at its exact size: no padding at all."""
+    golden = goldens("llavanext")
+    group = three.groups[2]
+    shortest = single(take(group, *map(len, group.responses)))[1]
+    exact = pad([shortest], shortest.shape, 1)
+    assert tokens_of(exact)[0] == tokens_of(exact)[1]
+    found = jax.jit(lambda p, b: golden.model.apply({"params": p}, b))(golden.policy, exact)
+    length = len(shortest.responses[0])
+    np.testing.assert_allclose(found[0, 0], three.logps[2, 1, :length], atol=1e-5)
+
+
+def test_what_padding_holds_does_not_matter(run, three):
+    batch, rng = three.batch, np.random.default_rng(0)
+    prefix = np.arange(batch.shape.prefix) >= batch.prefix_length[:, None]
+    counts = [len(g.tiles) for g in three.groups] + [len(three.groups[0].tiles)] * 2
+    tiles = np.arange(batch.shape.tiles) >= np.array(counts)[:, None]
+    filler = batch.weight == 0
+
+    def filled(values, padding, low, high):
+        noise = rng.integers(low, high, values.shape).astype(values.dtype)
+        padding = padding.reshape(padding.shape + (1,) * (values.ndim - padding.ndim))
+        return np.where(padding, noise, values)
+
+    other = replace(
+        batch,
+        tiles=filled(batch.tiles, tiles | filler[:, None], -9, 9),
+        prefix_tokens=filled(batch.prefix_tokens, prefix, 0, 300),
+        prefix_image=filled(batch.prefix_image, prefix, -1, 20),
+        prefix_positions=filled(batch.prefix_positions, prefix, 0, 500),
+        response_tokens=filled(batch.response_tokens, ~batch.response_mask, 0, 300),
+    )
+    logps, gradient = run(other, three.weights)
+    real = batch.weight > 0
+    np.testing.assert_allclose(logps[real], three.logps[real], atol=1e-6)
+    assert_close(gradient, three.gradient, 1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+def test_recomputing_changes_nothing(run, three, remat):
+    logps, gradient = run(three.batch, three.weights, remat)
+    np.testing.assert_allclose(logps, three.logps, atol=1e-6)
+    assert_close(gradient, three.gradient, 1e-5)
+
+
+def test_two_images_in_one_prompt():
+    golden = goldens("llavanext")
+    a, b, c, _ = golden.groups()
+    pair = two_images(a, c)
+    sizes = [golden.pictures[i].size for i in (0, 2)]
+    first, second = (
+        golden.layout.rows(h, w, at)
+        for (w, h), at in zip(sizes, (0, len(a.tiles)), strict=True)
+    )
+    assert pair.prefix_image[pair.prefix_image >= 0].tolist() == [*first, *second]
+    groups = [a, c, pair]
+    batch = pad(groups, union(groups), 3)
+    one, two, both = packed_images(golden.model, golden.policy, batch)
+    np.testing.assert_allclose(both, np.concatenate([one, two]), atol=1e-6)
+
+
+def test_response_positions_go_on_after_the_last_real_token():
+    batch = roomy(with_count(2))
+    gaps = 3 * batch.prefix_positions
+    found = np.asarray(response_positions(replace(batch, prefix_positions=jnp.asarray(gaps))))
+    length = batch.response_tokens.shape[-1]
+    for row, prefix in zip(found, batch.prefix_length, strict=True):
+        assert row.tolist() == [list(range(3 * prefix - 2, 3 * prefix - 2 + length))] * 2
+
+
+def test_a_group_that_does_not_fit_is_refused():
+    groups = with_count(2)
+    shape = union(groups)
+    for smaller in (
+        Shape(shape.prefix - 1, shape.response, shape.tiles),
+        Shape(shape.prefix, shape.response - 1, shape.tiles),
+        Shape(shape.prefix, shape.response, shape.tiles - 1),
+    ):
+        with pytest.raises(ValueError, match="does not fit"):
+            pad(groups, smaller, 3)
+
+
+def test_filler_rows_repeat_the_first_group_with_weight_zero():
+    batch = roomy(with_count(2))
+    assert batch.weight.tolist() == [1, 1, 1, 0, 0]
+    assert all(np.array_equal(x[3], x[0]) for x in jax.tree.leaves(batch) if x.ndim > 1)
+    real, padded = tokens_of(batch)
+    lengths = [len(r) for g in with_count(2) for r in g.responses]
+    assert real == sum(len(g.prefix_tokens) for g in with_count(2)) + sum(lengths)
+    assert padded == batch.prefix_tokens.size + batch.response_tokens.size

@@ -1,0 +1,145 @@
+"""Prompt-group attention against separate rows, written out plainly in float64."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllm_align.ops.attention import full_attention, prompt_group_attention
+
+BATCH, PREFIX, LENGTH, DIM = 2, 13, 7, 6
+
+
+def plain_attention(q, k, v, mask, d_out):
+    """Softmax attention of one row, [S, H, E] and [S, S]: its output and the gradients of q, k, v."""
+    keys, groups, dim = k.shape
+    share, scale = q.shape[1] // groups, q.shape[-1] ** -0.5
+    k, v = np.repeat(k, share, axis=1), np.repeat(v, share, axis=1)
+    scores = np.where(mask, np.einsum("qhe,khe->hqk", q, k) * scale, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    d_weights = np.einsum("qhe,khe->hqk", d_out, v)
+    d_scores = weights * (d_weights - (weights * d_weights).sum(-1, keepdims=True)) * scale
+    d_k = np.einsum("hqk,qhe->khe", d_scores, q).reshape(keys, groups, share, dim).sum(2)
+    d_v = np.einsum("hqk,qhe->khe", weights, d_out).reshape(keys, groups, share, dim).sum(2)
+    d_q = np.einsum("hqk,khe->qhe", d_scores, k)
+    return np.einsum("hqk,khe->qhe", weights, v), d_q, d_k, d_v
+
+
+def separate_rows(q, k, v, visible, responses, d_out):
+    """Each response on a row of its own after the prefix, causal by its place on that row."""
+    total = [np.zeros_like(x) for x in (q, q, k, v)]
+    for b in range(len(q)):
+        for r in range(max(responses, 1)):
+            own = PREFIX + np.arange(r * LENGTH, (r + 1) * LENGTH if responses else 0)
+            at = np.concatenate([np.arange(PREFIX), own])
+            mask = np.tril(np.ones((len(at), len(at)), bool)) & visible[b, at]
+            d_row = d_out[b, at].copy()
+            if r:  # the prefix's own output is on every row, and counts once
+                d_row[:PREFIX] = 0
+            out, *grads = plain_attention(q[b, at], k[b, at], v[b, at], mask, d_row)
+            total[0][b, at] = out
+            for sum_, grad in zip(total[1:], grads, strict=True):
+                sum_[b, at] += grad
+    return total
+
+
+def inputs(responses, heads, groups, seed=0):
+    """q, k, v; positions that rise with gaps and restart at each response; some keys masked."""
+    rng = np.random.default_rng(seed)
+    total = PREFIX + responses * LENGTH
+    q, k, v = (rng.standard_normal((BATCH, total, n, DIM)) for n in (heads, groups, groups))
+    visible = rng.random((BATCH, total)) < 0.7
+    visible[:, 0] = True
+    positions = []
+    for b in range(BATCH):
+        real = PREFIX - 3 * b  # ragged: the second row's prefix ends earlier
+        visible[b, real:PREFIX] = False
+        prefix = np.cumsum(rng.integers(1, 4, PREFIX))
+        after = prefix[real - 1] + 1 + np.arange(LENGTH)
+        positions.append(np.concatenate([prefix, *[after] * responses]))
+        for r in range(responses):
+            visible[b, PREFIX + r * LENGTH + LENGTH - r :][:r] = False
+    return (q, k, v), np.array(positions, np.int32), visible
+
+
+def real_queries(visible):
+    """Padding may see later padding's position; what it computes counts for nothing."""
+    real = np.ones_like(visible)
+    real[1, PREFIX - 3 : PREFIX] = False
+    return real
+
+
+def grouped(qkv, positions, visible, responses, cotangent, span, block, dtype=jnp.float32):
+    @jax.jit
+    def run(q, k, v, cotangent):
+        def ours(q, k, v):
+            return prompt_group_attention(
+                q, k, v, positions, visible, PREFIX, responses, span=span, block=block
+            )
+
+        out, pull = jax.vjp(ours, q, k, v)
+        return (out, *pull(cotangent))
+
+    return [np.asarray(x) for x in run(*(jnp.asarray(x, dtype) for x in (*qkv, cotangent)))]
+
+
+@pytest.mark.parametrize(
+    "responses, heads, groups, span, block",
+    [(0, 2, 2, 5, 2), (1, 4, 2, 384, 128), (2, 2, 2, 9, 4), (3, 6, 2, 384, 5)],
+)
+def test_equals_separate_rows(responses, heads, groups, span, block):
+    qkv, positions, visible = inputs(responses, heads, groups)
+    real = real_queries(visible)[:, :, None, None]
+    cotangent = np.random.default_rng(1).standard_normal(qkv[0].shape) * real
+    expected = separate_rows(*qkv, visible, responses, cotangent)
+    found = grouped(qkv, positions, visible, responses, cotangent, span, block)
+    np.testing.assert_allclose(found[0] * real, expected[0] * real, atol=2e-6)
+    for ours, plain in zip(found[1:], expected[1:], strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-5)
+
+
+def test_bfloat16_is_near():
+    qkv, positions, visible = inputs(1, 4, 2)
+    qkv = [np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64) for x in qkv]
+    real = real_queries(visible)[:, :, None, None]
+    cotangent = np.random.default_rng(1).integers(-2, 3, qkv[0].shape) * real
+    expected = separate_rows(*qkv, visible, 1, cotangent)
+    found = grouped(qkv, positions, visible, 1, cotangent, 384, 128, jnp.bfloat16)
+    mask = [real, 1, 1, 1]
+    for ours, plain, counts in zip(found, expected, mask, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        error = np.linalg.norm((np.asarray(ours, np.float64) - plain) * counts)
+        assert error < 0.01 * np.linalg.norm(plain * counts)
+
+
+def test_a_row_without_a_visible_key_stays_finite():
+    qkv, positions, visible = inputs(1, 4, 2)
+    visible[1] = False
+    cotangent = np.random.default_rng(1).standard_normal(qkv[0].shape)
+    found = grouped(qkv, positions, visible, 1, cotangent, 9, 4)
+    assert all(np.isfinite(x).all() for x in found)
+    first = [x[:1] for x in qkv]
+    expected = separate_rows(*first, visible[:1], 1, cotangent[:1])
+    for ours, plain in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours[:1], plain, atol=1e-5)
+
+
+def test_siblings_are_not_seen():
+    qkv, positions, visible = inputs(3, 2, 2)
+    second = slice(PREFIX + LENGTH, PREFIX + 2 * LENGTH)
+    qkv, positions, visible = jax.tree.map(lambda x: np.concatenate([x, x]), (qkv, positions, visible))
+    for x in qkv:
+        x[BATCH:, second] += 1
+    zero = np.zeros(qkv[0].shape)
+    before, after = np.split(grouped(qkv, positions, visible, 3, zero, 384, 128)[0], 2)
+    changed = np.abs(after - before).max((0, 2, 3)) > 0
+    assert changed[second].all() and changed.sum() == LENGTH
+
+
+def test_full_attention_sees_everything():
+    q, k, v = inputs(1, 4, 4)[0]
+    found = full_attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    for b in range(BATCH):
+        plain, *_ = plain_attention(q[b], k[b], v[b], True, q[b])
+        np.testing.assert_allclose(found[b], plain, atol=2e-6)

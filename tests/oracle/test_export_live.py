@@ -1,0 +1,113 @@
+"""transformers and PEFT compute from an export what JAX computes from the trained trees.
+
+The interpreter that has torch and PEFT is named in MLLM_ALIGN_ORACLE_PYTHON (default: this one).
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from goldens import FIXTURES, NAMES, goldens, responses
+
+from mllm_align.models.export import export_adapter, export_merged
+from mllm_align.models.huggingface import load_params, open_folder
+from mllm_align.models.lora import init_lora
+from mllm_align.training.policy import policy_variables
+
+PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
+RANK, ALPHA = 4, 8
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+pytestmark = pytest.mark.oracle
+
+
+@pytest.fixture(scope="module", autouse=True)
+def oracle():
+    probe = subprocess.run([PYTHON, "-c", "import torch, peft, transformers"], capture_output=True)
+    if probe.returncode:
+        pytest.skip(f"{PYTHON} has no torch or no peft")
+
+
+@pytest.fixture(params=NAMES)
+def golden(request):
+    return goldens(request.param)
+
+
+@pytest.fixture
+def trained(golden):
+    """Every map of the decoder and the projector moved far enough to change the numbers visibly."""
+    rng = np.random.default_rng(0)
+
+    def noise(like):
+        return (0.05 * rng.standard_normal(like.shape)).astype(np.float32)
+
+    shapes = jax.eval_shape(lambda: init_lora(golden.config, RANK, TARGETS, jax.random.key(0)))
+    projector = jax.tree.map(lambda x: x + noise(x), golden.base["projector"])
+    return {"params": {"projector": projector}, "lora": jax.tree.map(noise, shapes)}
+
+
+def peer(name, folder, out, adapter=None, dtype="float32"):
+    """Log-probs of the stored batch by transformers, one array a response; modules PEFT replaced."""
+    script = Path(__file__).with_name("check_export.py")
+    command = [PYTHON, script, "--folder", folder, "--data", FIXTURES / "pairs.jsonl"]
+    command += ["--ids", FIXTURES / f"{name}.npz", "--out", out, "--dtype", dtype]
+    command += ["--adapter", adapter] if adapter else []
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(out) as scores:
+        return goldens(name).rows(scores["per_token_logps"][:, :-1]), list(scores["modules_to_save"])
+
+
+def jax_logps(golden, variables):
+    batch = golden.batch()
+    logps = jax.jit(golden.model.apply)(variables, batch)
+    return responses(np.asarray(logps), np.asarray(batch.response_mask))
+
+
+def furthest(left, right):
+    return max(float(np.abs(a - b).max()) for a, b in zip(left, right, strict=True))
+
+
+def test_merged_folder_and_adapter_mean_what_was_trained(golden, trained, tmp_path):
+    name, folder = golden.folder.path.name, golden.folder
+    export_merged(folder, tmp_path / "merged", trained, ALPHA / RANK)
+    export_adapter(folder, tmp_path / "adapter", trained, RANK, ALPHA, TARGETS)
+    merged, _ = peer(name, tmp_path / "merged", tmp_path / "merged.npz")
+    adapter, saved = peer(name, folder.path, tmp_path / "adapter.npz", tmp_path / "adapter")
+    ours = jax_logps(golden, policy_variables(golden.base, trained, ALPHA / RANK, np.float32))
+    base = jax_logps(golden, {"params": golden.base})
+    figures = {
+        "merged - jax": furthest(merged, ours),
+        "adapter - jax": furthest(adapter, ours),
+        "merged - adapter": furthest(merged, adapter),
+        "trained - base": furthest(ours, base),
+    }
+    print(name, json.dumps(figures))
+    assert len(saved) == 1 and saved[0].endswith("multi_modal_projector")
+    assert figures.pop("trained - base") > 0.1
+    assert max(figures.values()) < 2e-5, figures
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_recast_folder_loads(golden, trained, tmp_path, dtype):
+    """Read back in float32 by both: the rounding is in the folder, not in the arithmetic."""
+    out, name = tmp_path / "merged", golden.folder.path.name
+    told = export_merged(golden.folder, out, trained, ALPHA / RANK, dtype)
+    theirs, _ = peer(name, out, tmp_path / "out.npz")
+    ours = jax_logps(golden, {"params": load_params(open_folder(out), np.float32)})
+    assert told["dtype"] == dtype
+    assert furthest(theirs, ours) < 2e-5
+
+
+def test_adapter_without_projector_leaves_it_alone(golden, trained, tmp_path):
+    name, lora = golden.folder.path.name, {"lora": trained["lora"]}
+    export_adapter(golden.folder, tmp_path / "adapter", lora, RANK, ALPHA, TARGETS)
+    theirs, saved = peer(name, golden.folder.path, tmp_path / "out.npz", tmp_path / "adapter")
+    ours = jax_logps(golden, policy_variables(golden.base, lora, ALPHA / RANK, np.float32))
+    assert not saved
+    assert furthest(theirs, ours) < 2e-5

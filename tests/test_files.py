@@ -1,0 +1,154 @@
+"""Outputs appear whole or not at all."""
+
+import os
+
+import pytest
+
+from mllm_align.errors import InputError
+from mllm_align.files import new_file, new_folder
+
+
+def fill_folder(out):
+    with new_folder(out) as folder:
+        (folder / "a.txt").write_text("a")
+
+
+def fill_file(out):
+    with new_file(out) as file:
+        file.write("a")
+
+
+WRITERS = pytest.mark.parametrize("write", [fill_folder, fill_file])
+
+
+def refusal(call, *args):
+    with pytest.raises(InputError) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert message.isprintable() and len(message) < 500
+    return message
+
+
+def everything(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def test_folder_is_made_with_its_parents(tmp_path):
+    fill_folder(tmp_path / "deep" / "out")
+    assert everything(tmp_path) == ["deep", "deep/out", "deep/out/a.txt"]
+
+
+def test_folder_is_not_there_before_the_end(tmp_path):
+    with new_folder(tmp_path / "out") as folder:
+        assert not (tmp_path / "out").exists()
+        assert folder.parent == tmp_path
+    assert everything(tmp_path) == ["out"]
+
+
+def test_empty_folder_is_taken(tmp_path):
+    (tmp_path / "out").mkdir()
+    fill_folder(tmp_path / "out")
+    assert everything(tmp_path) == ["out", "out/a.txt"]
+
+
+def test_folder_has_ordinary_permissions(tmp_path):
+    fill_folder(tmp_path / "out")
+    (tmp_path / "plain").mkdir()
+    assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@WRITERS
+def test_links_are_followed(tmp_path, write):
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").exists() and not (tmp_path / "real").is_symlink()
+
+
+def test_full_folder_is_refused(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("mine")
+    assert "not empty" in refusal(fill_folder, tmp_path / "out")
+    assert everything(tmp_path) == ["out", "out/mine"]
+
+
+def test_file_where_a_folder_is_wanted_is_refused(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    assert "this is a file" in refusal(fill_folder, tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+@WRITERS
+def test_place_under_a_file_is_refused(tmp_path, write):
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file" / "out", tmp_path / "file" / "deep" / "out"):
+        assert str(out) in refusal(write, out)
+    assert everything(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, InputError])
+@pytest.mark.parametrize("new", [new_folder, new_file])
+def test_failure_leaves_nothing(tmp_path, new, error):
+    with pytest.raises(error), new(tmp_path / "deep" / "out") as partial:
+        if new is new_folder:
+            (partial / "sub").mkdir()
+            (partial / "sub" / "a.txt").write_text("half")
+        raise error("in the middle")
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("new", [new_folder, new_file])
+def test_os_errors_become_one_line(tmp_path, new):
+    def full():
+        with new(tmp_path / "out"):
+            raise OSError(28, "No space left on device")
+
+    assert refusal(full) == f"can't write {tmp_path / 'out'}: No space left on device"
+    assert everything(tmp_path) == []
+
+
+def test_os_error_names_another_file_but_not_the_hidden_one(tmp_path):
+    def read():
+        with new_folder(tmp_path / "out"):
+            (tmp_path / "missing").read_text()
+
+    def write():
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "sub" / "a.txt").write_text("a")
+
+    assert refusal(read).endswith(f"({tmp_path / 'missing'})")
+    assert refusal(write).endswith("No such file or directory")
+
+
+def test_file_is_replaced_only_at_the_end(tmp_path):
+    out = tmp_path / "out.txt"
+    out.write_text("old")
+    with new_file(out) as file:
+        file.write("größer")
+        assert out.read_text() == "old"
+    assert out.read_bytes() == "größer".encode()
+    with pytest.raises(RuntimeError), new_file(out) as file:
+        file.write("half")
+        raise RuntimeError
+    assert out.read_bytes() == "größer".encode()
+    assert everything(tmp_path) == ["out.txt"]
+
+
+def test_binary_file(tmp_path):
+    with new_file(tmp_path / "out.bin", "wb") as file:
+        file.write(b"\0\xff")
+    assert (tmp_path / "out.bin").read_bytes() == b"\0\xff"
+
+
+def test_file_refuses_folders_and_pipes(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    assert "folder" in refusal(fill_file, tmp_path / "folder")
+    assert "pipe" in refusal(fill_file, tmp_path / "pipe")
+    assert everything(tmp_path) == ["folder", "pipe"]
+
+
+@WRITERS
+def test_name_too_long_is_refused(tmp_path, write):
+    assert "can't write" in refusal(write, tmp_path / ("x" * 256))
+    assert everything(tmp_path) == []
