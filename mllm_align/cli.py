@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Positional, arg
 
 from mllm_align.config import OBJECTIVES, Config, DataConfig, Dtype, LoraConfig, MeshConfig, load_config
 from mllm_align.config import save_json as config_json
@@ -33,7 +33,8 @@ class Train:
 
     Writes config.json, run.json, log.jsonl (events start, train, eval, save, done; log-probs in nats,
     summed over response tokens) and checkpoints/. The same command continues a run that was stopped.
-    Any field of the config can be given as an option, e.g. --optim.learning-rate 1e-6 --lora none.
+    Any field of the config can be given as an option, e.g. --optim.learning-rate 1e-6. Two options
+    change a whole branch of it: --objective dpo|robust|ipo|slic|sft and --lora none|on.
     """
 
     config_file: Positional[Path]
@@ -47,7 +48,7 @@ class Train:
     eval_data: Path | None = None
     """Held-out pairs to evaluate on."""
     print_config: bool = False
-    """Print the resolved config as JSON and stop."""
+    """Print the resolved config as JSON and stop; needs no model, data or out."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
 
@@ -212,6 +213,8 @@ def inspect(options: Inspect) -> None:
     from mllm_align.models.huggingface import load_processor, open_folder
     from mllm_align.training.score import make_encoder
 
+    if options.responses < 1:
+        raise InputError(f"--responses is {options.responses}; it must be 1 or more")
     folder = open_folder(options.model)
     bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
     encoder = make_encoder(bundle, options.data)
@@ -223,7 +226,8 @@ def inspect(options: Inspect) -> None:
         responses=options.responses,
     )
     if not 0 <= options.index < len(records):
-        raise InputError(f"--index {options.index}: {options.data_file} has records 0 to {len(records) - 1}")
+        held = f"{options.data_file} has records 0 to {len(records) - 1}"
+        raise InputError(f"--index is {options.index}; {held}")
     encoded = encoder.encode(records[options.index], options.responses, options.index)
     described = show.describe(encoder, encoded)
     print(json.dumps(described) if options.json else show.text(described))
@@ -256,16 +260,21 @@ def _log_beside(out: Path, **fields: Any) -> None:
 def parse(cls: type, verb: str, argv: list[str]) -> Any:
     """Options of a verb. Raises InputError, in one line, where tyro would print a box."""
     default, argv = None, list(argv)
-    if cls is Train and not {"-h", "--help"} & set(argv):
+    helping = bool({"-h", "--help"} & set(argv))
+    if cls is Train and not (helping and argv[0].startswith("-")):
         if not argv or argv[0].startswith("-"):
             raise InputError("train needs a config file first: mllm-align train CONFIG.py --model ...")
         default, argv = _choices(load_config(argv[0]), argv)
     _check_names(cls, default, argv)
+    alone = "--print-config" in argv
+    if not (helping or alone):
+        _check_required(cls, verb, argv)
     said, shown = io.StringIO(), io.StringIO()
-    kind: Any = tyro.conf.AvoidSubcommands[OmitArgPrefixes[cls] if False else cls]
+    kind: Any = tyro.conf.AvoidSubcommands[cls]
     if default is not None:
-        missing = tyro.MISSING_NONPROP
-        default = Train(missing, missing, missing, missing, config=default)  # type: ignore[arg-type]
+        missing: Any = tyro.MISSING_NONPROP
+        path = Path() if alone else missing
+        default = Train(missing, path, path, path, config=default)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             return tyro.cli(kind, args=argv, default=default, prog=f"mllm-align {verb}")
@@ -315,6 +324,19 @@ def _check_names(cls: type, config: Config | None, argv: list[str]) -> None:
             raise InputError(f"unknown option {one_line(name)}{_nearest(name, known)}")
 
 
+def _check_required(cls: type, verb: str, argv: list[str]) -> None:
+    """Name the options without a default that are not given."""
+    given = {item.split("=")[0].replace("_", "-") for item in argv}
+    missing = []
+    for each in dataclasses.fields(cls):
+        name = "--data" if each.name == "data_file" else "--" + each.name.replace("_", "-")
+        bare = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+        if bare and each.name != "config_file" and name not in given:
+            missing.append(name)
+    if missing:
+        raise InputError(f"{verb} needs {', '.join(missing)}; mllm-align {verb} --help says more")
+
+
 def _names(cls: Any, value: Any = None, prefix: str = "--") -> set[str]:
     names = set()
     hints = typing.get_type_hints(cls)
@@ -344,9 +366,10 @@ def _nearest(name: str, known: Any) -> str:
 
 def _flatten(box: str) -> str:
     """The sentences of tyro's box, on one line, without its frame and hints."""
-    lines = [re.sub(r"[╭╮╰╯│─]+", " ", line).strip() for line in box.splitlines()]
-    text = " ".join(line for line in lines if line)
-    text = re.split(r"Argument helptext:|For full helptext|Usage:|usage:", text)[0]
+    text = " ".join(re.sub(r"[╭╮╰╯│─]+|-{5,}", " ", box).split())
+    text = re.split(r"Got errors:|Argument helptext:|For full helptext|[Uu]sage:", text)[0]
+    titles = "Value error|Parsing error|Invalid choice|Missing argument|Unrecognized options"
+    text = re.sub(rf"^({titles}) |Error parsing (?!-)\S+: ", "", text)
     return one_line(text, 400) or "the options can't be read"
 
 

@@ -11,7 +11,8 @@ import importlib.util
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from mllm_align.align.objectives import DPO, IPO, SFT, Objective, RobustDPO, SLiC
 from mllm_align.errors import InputError, one_line
@@ -26,6 +27,29 @@ OBJECTIVES = {"dpo": DPO, "robust": RobustDPO, "ipo": IPO, "slic": SLiC, "sft": 
 def _require(condition: bool, name: str, value: Any, wanted: str) -> None:
     if not condition:
         raise InputError(f"{name} is {value!r}; it must be {wanted}")
+
+
+def _check_types(config: Any, prefix: str = "") -> None:
+    """Python takes any value for a field; a config file's mistake shall show here, not steps later."""
+    hints = get_type_hints(type(config))
+    for each in dataclasses.fields(config):
+        kind = hints[each.name]
+        choices = get_origin(kind) is Literal
+        wanted = f"one of {', '.join(get_args(kind))}" if choices else f"of type {each.type}"
+        value = getattr(config, each.name)
+        _require(_fits(value, kind), prefix + each.name, value, wanted)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return isinstance(value, str) and value in get_args(kind)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, each) for each in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, get_args(kind)[0]) for v in value)
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    return isinstance(value, kind)
 
 
 @dataclass(frozen=True)
@@ -57,6 +81,10 @@ class DataConfig:
     """Batches held ready."""
 
     def __post_init__(self):
+        for name in ("image_root", "chat_template"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        _check_types(self, "data.")
         for name in ("shapes", "multiple", "threads", "prefetch"):
             _require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
         if self.max_length is not None:
@@ -68,14 +96,16 @@ class LoraConfig:
     """Low-rank adaptation of the decoder; the rest of the base stays frozen, but for the projector."""
 
     rank: int = 128
+    """Columns of each low-rank term."""
     alpha: float = 256.0
     """The low-rank term is multiplied by alpha / rank."""
     targets: tuple[str, ...] = LORA_TARGETS
     """Which linear maps of every decoder block."""
 
     def __post_init__(self):
+        _check_types(self, "lora.")
         _require(self.rank >= 1, "lora.rank", self.rank, "1 or more")
-        _require(self.alpha > 0, "lora.alpha", self.alpha, "above 0")
+        _require(0 < self.alpha < float("inf"), "lora.alpha", self.alpha, "above 0")
         good = bool(self.targets) and len(set(self.targets)) == len(self.targets)
         good = good and set(self.targets) <= set(LORA_TARGETS)
         _require(good, "lora.targets", self.targets, f"some of {', '.join(LORA_TARGETS)}")
@@ -98,23 +128,21 @@ class OptimConfig:
     warmup: float = 0.03
     """Share of the steps over which the rate rises from 0."""
     weight_decay: float = 0.0
+    """Share of each parameter taken off at a step, times the rate."""
     b1: float = 0.9
+    """Decay of Adam's mean of gradients."""
     b2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
     eps: float = 1e-8
+    """Added to the root of that mean."""
     clip: float = 1.0
     """Largest global norm of the gradient; longer ones are scaled to it."""
 
     def __post_init__(self):
-        for name in ("learning_rate", "weight_decay", "eps"):
+        _check_types(self, "optim.")
+        for name in ("learning_rate", "projector_learning_rate", "weight_decay", "eps"):
             value = getattr(self, name)
-            _require(0 <= value < float("inf"), f"optim.{name}", value, "0 or more")
-        if self.projector_learning_rate is not None:
-            _require(
-                self.projector_learning_rate >= 0,
-                "optim.projector_learning_rate",
-                self.projector_learning_rate,
-                "0 or more",
-            )
+            _require(value is None or 0 <= value < float("inf"), f"optim.{name}", value, "0 or more")
         _require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "at least 0 and below 1")
         _require(self.clip > 0, "optim.clip", self.clip, "above 0")
         for name in ("b1", "b2"):
@@ -134,6 +162,7 @@ class MeshConfig:
     """Heads, feed-forward and vocabulary are cut into this many shares."""
 
     def __post_init__(self):
+        _check_types(self, "mesh.")
         sizes = (self.data, self.fsdp, self.tensor)
         good = all(s == -1 or s >= 1 for s in sizes) and sizes.count(-1) <= 1
         _require(good, "mesh (data, fsdp, tensor)", sizes, "1 or more each, with one -1 at most")
@@ -159,15 +188,17 @@ class Config:
     micro_batches: int = 1
     """Parts a batch is run in, one after another, to save memory; the gradient is the same."""
     epochs: float = 1.0
+    """Passes over the data."""
     steps: int | None = None
     """Optimizer steps; overrides epochs."""
     seed: int = 0
+    """Of the order of the data and the start of the low-rank terms."""
     dtype: Dtype = "auto"
     """Of the computation; what is trained is float32. auto: float32 on CPU, bfloat16 elsewhere."""
     remat: Remat = "full"
     """What a block keeps for its backward pass: none = all of it, dots = matrix products, full = input."""
     log_every: int = 10
-    """Steps between lines on the terminal and in metrics.jsonl."""
+    """Steps between lines on the terminal and in log.jsonl."""
     eval_every: int | None = None
     """Steps between evaluations on the held-out file; default: at the end only."""
     save_every: int = 200
@@ -178,6 +209,7 @@ class Config:
     """Write event files too (extra `tensorboard`)."""
 
     def __post_init__(self):
+        _check_types(self)
         counts = ("batch_size", "micro_batches", "log_every", "save_every", "keep")
         for name in counts:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
@@ -219,7 +251,7 @@ def load_config(path: str | Path) -> Config:
         config = module.get_config()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except Exception as error:  # the file is the user's program: anything may come out of it
+    except (Exception, SystemExit) as error:  # the file is the user's program: anything may come out of it
         kind = type(error).__name__
         raise InputError(f"config file {path} fails: {kind}: {one_line(error, 200)}") from error
     if not isinstance(config, Config):
@@ -264,7 +296,9 @@ def from_json(values: dict[str, Any]) -> Config:
             mesh=MeshConfig(**values["mesh"]),
         )
         return Config(**values)
-    except (KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"the saved config is not of this version: {one_line(error)}") from error
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
+
 from mllm_align.align.objectives import DPO
 from mllm_align.config import Config, LoraConfig, OptimConfig
 from mllm_align.data.demo import make_model, make_pairs
+from mllm_align.errors import refusal
 from mllm_align.models.bundle import load
 from mllm_align.training.loop import train
 from mllm_align.training.run import export_run
@@ -14,11 +17,12 @@ from mllm_align.training.score import score
 
 
 def config(steps: int) -> Config:
+    devices = jax.device_count()
     return Config(
         objective=DPO(beta=0.1),
         lora=LoraConfig(rank=8, alpha=16.0),
         optim=OptimConfig(learning_rate=2e-3, projector_learning_rate=1e-3, schedule="constant"),
-        batch_size=8,
+        batch_size=-(-8 // devices) * devices,
         steps=steps,
         remat="none",
     )
@@ -29,9 +33,12 @@ def run(out: Path, steps: int) -> dict[str, float]:
 
     Raises InputError if `out` exists and is not empty.
     """
+    settings = config(steps)  # refuses before anything is made
+    if out.is_dir() and any(out.iterdir()):
+        raise refusal(str(out), "the folder is not empty", "name a new one, or remove it first")
     make_model(out / "model")
     pairs = make_pairs(out / "data")
-    train(config(steps), out / "model", pairs, out / "run", out / "data" / "held_out.jsonl")
+    train(settings, out / "model", pairs, out / "run", out / "data" / "held_out.jsonl")
     report = export_run(out / "run", out / "aligned")
     margins = {}
     for name in ("model", "aligned"):

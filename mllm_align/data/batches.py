@@ -137,5 +137,6 @@ class Batches:
 
     def iterate(self, start: int, stop: int, threads: int, prefetch: int) -> Iterator[HostBatch]:
         """Batches start..stop-1 in order, made ahead of time by `threads`."""
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+        # more threads than batches ahead would idle
+        options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
         return iter(grain.MapDataset.range(start, stop).map(self).to_iter_dataset(options))

@@ -62,7 +62,8 @@ class Encoder:
         self.tokenizer = processor.tokenizer
         self.layout = layout
         self.image_token = image_token
-        self.template = template or processor.chat_template or self.tokenizer.chat_template
+        own = processor.chat_template or self.tokenizer.chat_template
+        self.template = template or (own.get("default") if isinstance(own, dict) else own)
         name = one_line(getattr(self.tokenizer, "name_or_path", "the tokenizer"))
         if not self.template:
             raise InputError(f"{name} has no chat template; give one with --data.chat-template FILE")
@@ -236,7 +237,8 @@ def fingerprint(records: Sequence[Encoded]) -> str:
                 with open(source.path, "rb") as file:
                     digest.update(hashlib.file_digest(file, "sha256").digest())
             elif source.data is not None:
-                digest.update(source.data)
-            elif source.image is not None:
-                digest.update(source.image.mode.encode() + source.image.tobytes())
+                digest.update(hashlib.sha256(source.data).digest())
+            else:  # decoded: its bytes mean nothing without size and palette
+                pixels = load_rgb(source)
+                digest.update(repr(pixels.size).encode() + pixels.tobytes())
     return digest.hexdigest()[:16]

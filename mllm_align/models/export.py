@@ -129,19 +129,23 @@ class _Changes:
     def update(self, entry: Entry) -> np.ndarray | None:
         """scale * (a @ b)."""
         terms = self.terms(entry)
-        return None if terms is None else _turned(entry, self.scale * (terms[0] @ terms[1]))
+        if terms is None:
+            return None
+        a, b = terms
+        return _turned(entry, ((self.scale * b).T @ a.T).T)  # laid out in memory as stored: faster
 
     def terms(self, entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
         """The low-rank terms of a linear map, in our orientation: a [in, rank], b [rank, out]."""
         *block, kind = entry.path
         if kind != "kernel" or (*block, "a") not in self.lora:
             return None
-        a, b = (_exact(self.lora[*block, term], entry.layer) for term in "ab")
-        return a, b
+        a, b = self.lora[*block, "a"], self.lora[*block, "b"]
+        return _exact(a, entry.layer), _exact(b, entry.layer)
 
 
 def _exact(leaf: Any, layer: int | None) -> np.ndarray:
-    return np.asarray(leaf if layer is None else leaf[layer], np.float64)
+    """A copy: what is merged is added in place."""
+    return np.array(leaf if layer is None else leaf[layer], np.float64)
 
 
 def _turned(entry: Entry, ours: np.ndarray) -> np.ndarray:
@@ -169,7 +173,7 @@ class _Report:
     share_lost: float = 0.0
 
     def rounded(self, error: np.ndarray, update: np.ndarray) -> None:
-        self.max_abs = max(self.max_abs, float(np.abs(error).max(initial=0)))
+        self.max_abs = max(self.max_abs, float(error.max()), -float(error.min()))
         norm = np.linalg.norm(update)
         if norm > 0:
             self.share_lost = max(self.share_lost, float(np.linalg.norm(error) / norm))
@@ -196,12 +200,11 @@ def _exported(
         new = _cast(name, old, dtype)
         report.copied += 1
     else:
-        before = old.astype(np.float64)
-        exact = before if replacement is None else replacement
+        exact = old.astype(np.float64) if replacement is None else replacement
         if update is not None:
-            exact = exact + update
+            exact += update
         new = _cast(name, exact, dtype)
-        report.rounded(new.astype(np.float64) - exact, exact - before)
+        report.rounded(new - exact, exact - old)
         report.replaced += update is None
         report.merged += update is not None
     report.size += new.nbytes

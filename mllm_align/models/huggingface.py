@@ -69,7 +69,11 @@ def open_folder(path: str | Path) -> Folder:
     uses a feature this project does not compute, or whose tensors are missing or misshapen.
     """
     path = Path(path)
-    raw = _read_json(path / "config.json", f"{path} is no Hugging Face model folder")
+    raw = _read_json(
+        path / "config.json",
+        f"{path} is no Hugging Face model folder",
+        "give the path of a llava-hf folder with all its files",
+    )
     folder = Folder(path, _config(path, raw))
     _check_tensors(folder)
     return folder
@@ -166,7 +170,10 @@ def _config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
         # The classes complete partial sub-configurations by their own defaults.
         whole = (HFLlavaNext if kind == "llava_next" else HFLlava).from_dict(raw)
     except Exception as error:  # the library raises many kinds; each means an unusable config.json
-        raise InputError(f"{path}/config.json is not usable: {_first_line(error)}") from error
+        raise InputError(
+            f"{path}/config.json is not usable ({_first_line(error)}); "
+            "copy it again from where the model came from"
+        ) from error
 
     def refuse(what: str, value: Any, wanted: str):
         raise InputError(f"{path}/config.json: {what} is {value!r}; this program computes {wanted}")
@@ -188,8 +195,13 @@ def _config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
     if rope.get("rope_type", "default") != "default":
         refuse("text_config rope_type", rope["rope_type"], "'default'")
     layer = whole.vision_feature_layer
+    blocks = vision.num_hidden_layers
     if not isinstance(layer, int):
         refuse("vision_feature_layer", layer, "one layer")
+    # hidden_states[0] is the input of the first block
+    run = layer if layer >= 0 else blocks + 1 + layer
+    if not 1 <= run <= blocks:
+        refuse("vision_feature_layer", layer, f"the outputs of the {blocks} vision layers")
     strategy = whole.vision_feature_select_strategy
     if strategy != "default" and kind == "llava_next":
         refuse("vision_feature_select_strategy", strategy, "'default' for LLaVA 1.6")
@@ -199,8 +211,7 @@ def _config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
         vision=VisionConfig(
             hidden=vision.hidden_size,
             mlp=vision.intermediate_size,
-            # hidden_states[0] is the input of the first block
-            layers=layer if layer >= 0 else vision.num_hidden_layers + 1 + layer,
+            layers=run,
             heads=vision.num_attention_heads,
             image_size=vision.image_size,
             patch_size=vision.patch_size,
@@ -237,12 +248,15 @@ def _config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
 def _weight_files(path: Path) -> dict[str, str]:
     index = path / INDEX
     if index.exists():
-        files = _read_json(index, f"{path} has a broken weight index").get("weight_map")
+        broken, remedy = f"{path} has a broken weight index", "copy the folder again"
+        files = _read_json(index, broken, remedy).get("weight_map")
         if not isinstance(files, dict) or not files:
-            raise InputError(f"{index}: no 'weight_map'; copy the folder again")
+            raise InputError(f"{index}: no 'weight_map'; {remedy}")
+        if not all(isinstance(name, str) for name in files.values()):
+            raise InputError(f"{index}: 'weight_map' holds something other than file names; {remedy}")
         for name in sorted(set(files.values())):
             if Path(name).name != name or not (path / name).is_file():
-                raise InputError(f"{path}: the index names {name!r}, which is not there")
+                raise InputError(f"{index} names {name!r}, which is not in the folder; {remedy}")
     elif (path / "model.safetensors").exists():
         files = dict.fromkeys(_tensor_names(path / "model.safetensors"), "model.safetensors")
     elif sorted(path.glob("*.bin")) + sorted(path.glob("*.pth")):
@@ -251,7 +265,9 @@ def _weight_files(path: Path) -> dict[str, str]:
             "save the model again with safe_serialization=True"
         )
     else:
-        raise InputError(f"{path} has no model.safetensors and no {INDEX}")
+        raise InputError(
+            f"{path} has no model.safetensors and no {INDEX}; copy the weights into the folder"
+        )
     if any("mm_projector" in name for name in files):
         raise InputError(f"{path} holds weights in the original LLaVA layout; {CONVERT}")
     return files
@@ -276,7 +292,10 @@ def _check_tensors(folder: Folder) -> None:
             for name, home in folder.files.items():
                 if home == file:
                     if name not in names:
-                        raise InputError(f"{folder.path / file}: tensor {name!r} is missing")
+                        raise InputError(
+                            f"{folder.path / file}: tensor {name!r} is missing, which {INDEX} puts "
+                            "there; copy the folder again"
+                        )
                     part = handle.get_slice(name)
                     shapes[canonical(name)] = (tuple(part.get_shape()), part.get_dtype())
     missing = []
@@ -288,7 +307,7 @@ def _check_tensors(folder: Folder) -> None:
         if shape != entry.shape:
             raise InputError(
                 f"{folder.path}: tensor {folder.stored[entry.name]!r} has shape {list(shape)}, "
-                f"config.json asks for {list(entry.shape)}"
+                f"config.json asks for {list(entry.shape)}; copy both from the same model"
             )
         if dtype not in ("F32", "F16", "BF16", "F64"):
             raise InputError(
@@ -297,16 +316,18 @@ def _check_tensors(folder: Folder) -> None:
             )
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise InputError(f"{folder.path}: tensor {missing[0]!r}{more} missing from the weights")
+        raise InputError(
+            f"{folder.path}: tensor {missing[0]!r}{more} missing from the weights; copy the folder again"
+        )
 
 
-def _read_json(file: Path, otherwise: str) -> dict[str, Any]:
+def _read_json(file: Path, otherwise: str, remedy: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{otherwise}: {file.name}: {_first_line(error)}") from error
+        raise InputError(f"{otherwise}: {file.name}: {_first_line(error)}; {remedy}") from error
     if not isinstance(content, dict):
-        raise InputError(f"{otherwise}: {file.name} holds no object")
+        raise InputError(f"{otherwise}: {file.name} holds no object; {remedy}")
     return content
 
 

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from mllm_align.ops.linear import matmul
+
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x),
@@ -32,12 +34,12 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
         kernel = self.param("kernel", init, (x.shape[-1], self.features))
-        y = x @ kernel
+        y = matmul(x, kernel)
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
             y = y + self.param("bias", zeros, (self.features,)).reshape((1,) * (y.ndim - 1) + (-1,))
         if self.has_variable("lora", "a"):
-            y = y + (x @ self.get_variable("lora", "a")) @ self.get_variable("lora", "b")
+            y = y + matmul(matmul(x, self.get_variable("lora", "a")), self.get_variable("lora", "b"))
         return y
 
 

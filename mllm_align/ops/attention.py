@@ -18,12 +18,12 @@ _einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def full_attention(
-    q: Float[Array, "N S H E"], k: Float[Array, "N S H E"], v: Float[Array, "N S H E"]
+    q: Float[Array, "N S H E"], k: Float[Array, "N S H E"], v: Float[Array, "N S H E"], block: int = 256
 ) -> Float[Array, "N S H E"]:
     """Every token sees every token (vision tower). Softmax in float32."""
-    q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
-    weights = jax.nn.softmax(_einsum("nhqe,nhke->nhqk", q, k), axis=-1)
-    return jnp.einsum("nhqk,nhke->nhqe", weights.astype(q.dtype), v).swapaxes(1, 2)
+    at = jnp.zeros(q.shape[:2], jnp.int32)
+    q = (q * q.shape[-1] ** -0.5)[:, :, :, None]
+    return _blocked(q, k.swapaxes(1, 2), v.swapaxes(1, 2), at, at, jnp.ones(at.shape, bool), block)
 
 
 def prompt_group_attention(
@@ -61,25 +61,31 @@ def prompt_group_attention(
             cut = [jax.lax.slice_in_dim(x, a, b, axis=axis) for a, b in parts]
             return cut[0] if len(cut) == 1 else jnp.concatenate(cut, axis=axis)
 
-        size = min(block, stop - start)
-        extra = -(stop - start) % size
-        queries = jnp.pad(q[:, start:stop], ((0, 0), (0, extra), (0, 0), (0, 0), (0, 0)))
-        at = jnp.pad(positions[:, start:stop], ((0, 0), (0, extra)))
-        count = queries.shape[1] // size
-        # [blocks, B, G, shared heads * block, E]: batch axes lead, so that products need no transposes
-        queries = queries.reshape(batch, count, size, groups, heads // groups, dim)
-        queries = queries.transpose(1, 0, 3, 4, 2, 5).reshape(count, batch, groups, -1, dim)
-        at = at.reshape(batch, count, size).swapaxes(0, 1)
-        out = _attend(queries, keys(k, 2), keys(v, 2), at, keys(positions, 1), keys(visible, 1))
-        out = out.reshape(count, batch, groups, heads // groups, size, dim)
-        out = out.transpose(1, 0, 4, 2, 3, 5).reshape(batch, count * size, heads, dim)
-        return out[:, : stop - start]
+        own_keys = keys(k, 2), keys(v, 2)
+        where = positions[:, start:stop], keys(positions, 1), keys(visible, 1)
+        return _blocked(q[:, start:stop], *own_keys, *where, block)
 
     spans = [(a, min(a + span, prefix), 0) for a in range(0, prefix, span)]
     for response in range(responses):
         own = prefix + response * length
         spans += [(a, min(a + span, own + length), own) for a in range(own, own + length, span)]
     return jnp.concatenate([of_span(*each) for each in spans], axis=1)
+
+
+def _blocked(q, k, v, query_at, key_at, seen, block):
+    """Attention of queries [B, S, G, m, E], `block` at a time, on keys and values [B, G, k, E]."""
+    batch, length, groups, shared, dim = q.shape
+    count = -(-length // block)
+    size = -(-length // count)  # blocks of equal size leave the least to pad
+    extra = count * size - length
+    q = jnp.pad(q, ((0, 0), (0, extra), (0, 0), (0, 0), (0, 0)))
+    query_at = jnp.pad(query_at, ((0, 0), (0, extra)))
+    # [blocks, B, G, shared heads * size, E]: batch axes lead, so that products need no transposes
+    q = q.reshape(batch, count, size, groups, shared, dim).transpose(1, 0, 3, 4, 2, 5)
+    query_at = query_at.reshape(batch, count, size).swapaxes(0, 1)
+    out = _attend(q.reshape(count, batch, groups, -1, dim), k, v, query_at, key_at, seen)
+    out = out.reshape(count, batch, groups, shared, size, dim).transpose(1, 0, 4, 2, 3, 5)
+    return out.reshape(batch, count * size, groups * shared, dim)[:, :length]
 
 
 def _scores(q, k, query_at, key_at, seen):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,24 +42,31 @@ class Checkpoints:
             trained=ocp.args.StandardRestore(shapes(state.trained)),
             optimizer=ocp.args.StandardRestore(shapes({"step": state.step, "state": state.optimizer})),
         )
-        try:
+        with self._explained(step):
             saved = self._manager.restore(step, args=args)
-        except (ValueError, KeyError, OSError) as error:
-            raise InputError(
-                f"checkpoint {step} of {self._manager.directory} can't be read: {one_line(error)}"
-            ) from error
         optimizer = saved["optimizer"]
         return TrainState(optimizer["step"], saved["trained"], optimizer["state"])
 
     def restore_trained(self, step: int) -> Any:
         """What a step had trained, as numpy arrays on the host; needs no optimizer and no mesh."""
-        metadata = self._manager.item_metadata(step)["trained"]
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(
-            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), metadata.tree
-        )
-        args = ocp.args.Composite(trained=ocp.args.StandardRestore(shapes))
-        return jax.device_get(self._manager.restore(step, args=args)["trained"])
+        with self._explained(step):
+            metadata = self._manager.item_metadata(step)["trained"]
+            shapes = jax.tree.map(
+                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), metadata.tree
+            )
+            args = ocp.args.Composite(trained=ocp.args.StandardRestore(shapes))
+            return jax.device_get(self._manager.restore(step, args=args)["trained"])
+
+    @contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, KeyError, OSError) as error:
+            raise InputError(
+                f"checkpoint {self._manager.directory / str(step)} can't be read ({one_line(error)}); "
+                "remove it to go back to the one before"
+            ) from error
 
     def wait(self) -> None:
         self._manager.wait_until_finished()

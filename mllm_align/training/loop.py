@@ -24,7 +24,7 @@ from mllm_align.sharding import batch_sharding, batch_shards, make_mesh, replica
 from mllm_align.training import run
 from mllm_align.training.checkpoint import Checkpoints
 from mllm_align.training.flops import peak_flops, step_flops
-from mllm_align.training.metrics import Log, add, divide, line
+from mllm_align.training.metrics import Log, add, divide, event_writer, line
 from mllm_align.training.optim import init_trained, make_optimizer, schedule, trained_parts
 from mllm_align.training.score import StoredReference, prepare
 from mllm_align.training.step import TrainState, make_evaluation, make_step
@@ -49,19 +49,26 @@ def train(
     out = Path(out)
     run.check_folder(out, config)
     bundle = model if isinstance(model, Bundle) else load(model, config.dtype, make_mesh(config.mesh))
-    _check_batch(config, bundle)
+    _check(config, bundle)
+    writer = event_writer() if config.tensorboard else None
     bundle = replace(bundle, lora=config.lora, trained={})
     responses = config.objective.responses
     encoder, records, skipped = prepare(bundle, data, config.data, responses)
-    held_out = prepare(bundle, eval_data, config.data, responses)[1] if eval_data is not None else []
-    described = run.facts(bundle, data, eval_data)
+    held_out, held_skipped = [], []
+    if eval_data is not None:
+        _, held_out, held_skipped = prepare(bundle, eval_data, config.data, responses)
+    for what, ids in (("training", skipped), ("held-out", held_skipped)):
+        if ids:
+            warn(f"{len(ids)} over-long {what} records left out")
+    described = run.facts(bundle, data, eval_data, records)
     run.start(out, config, described)
 
-    log = Log(out, config.tensorboard)
+    log = Log(out, writer)
     checkpoints = Checkpoints(out / "checkpoints", config.keep)
     try:
         trainer = _Run(config, bundle, encoder, records, held_out, out, log, checkpoints, on_step)
-        counts = {"records": len(records), "skipped": skipped, "eval_records": len(held_out)}
+        counts = {"records": len(records), "skipped": skipped}
+        counts |= {"eval_records": len(held_out), "eval_skipped": held_skipped}
         log("start", step=trainer.first, steps=trainer.steps, **described, **counts, **trainer.facts())
         state = trainer.loop()
         log("done", step=trainer.steps)
@@ -71,7 +78,14 @@ def train(
     return replace(bundle, trained=state.trained)
 
 
-def _check_batch(config: Config, bundle: Bundle) -> None:
+def _check(config: Config, bundle: Bundle) -> None:
+    """What only config and model together can tell."""
+    if config.lora is None and not trained_parts(config, bundle.config.anyres):
+        rate = config.optim.projector_learning_rate
+        raise InputError(
+            f"nothing is left to train: freeze is {', '.join(config.freeze)} and "
+            f"optim.projector_learning_rate {rate}; freeze less"
+        )
     rows, shards = config.batch_size // config.micro_batches, batch_shards(bundle.mesh)
     if rows % shards:
         raise InputError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,8 @@ T = TypeVar("T")
 def progress_bar(total: int, what: str, unit: str = "record") -> tqdm:
     """A bar on stderr: done, rate, time left. Rare lines where stderr is no terminal."""
     quiet = not sys.stderr.isatty()
-    return tqdm(total=total, desc=what, unit=unit, mininterval=10 if quiet else 0.5, leave=not quiet)
+    wait = 10 if quiet else 0.5
+    return tqdm(total=total, desc=what, unit=unit, mininterval=wait, delay=quiet * wait, leave=not quiet)
 
 
 def progress(items: Sequence[T], what: str, unit: str = "record") -> Iterator[T]:
@@ -44,32 +46,33 @@ def divide(total: Any) -> dict[str, float]:
     return {name: float(s) / float(w) if float(w) else float("nan") for name, (s, w) in host.items()}
 
 
+def event_writer() -> Any:
+    """The class that writes TensorBoard's files. Raises InputError where it is not installed."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise InputError("tensorboard needs tensorboardX: pip install mllm-align[tensorboard]") from error
+    return SummaryWriter
+
+
 class Log:
     """Appends one JSON object a line to `log.jsonl` in the run folder, and TensorBoard events if asked.
 
     Every line has `event` and `time` (seconds since 1970); train and eval lines have `step`.
     """
 
-    def __init__(self, folder: Path, tensorboard: bool = False):
-        self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115: open as long as the run
-        self._writer = None
-        if tensorboard:
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError as error:
-                raise InputError(
-                    "tensorboard needs tensorboardX: pip install mllm-align[tensorboard]"
-                ) from error
-            self._writer = SummaryWriter(str(folder / "tensorboard"))
+    def __init__(self, folder: Path, writer: Any = None):
+        self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self._writer = None if writer is None else writer(str(folder / "tensorboard"))
 
     def __call__(self, event: str, **fields: Any) -> None:
-        clean = {k: None if isinstance(v, float) and v != v else v for k, v in fields.items()}
+        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
         line = json.dumps({"event": event, "time": round(time.time(), 3), **clean}, default=str)
         self._file.write(line + "\n")
         self._file.flush()
         if self._writer is not None and "step" in fields:
             for name, value in fields.items():
-                if isinstance(value, float) and value == value:
+                if isinstance(value, float) and math.isfinite(value):
                     self._writer.add_scalar(f"{event}/{name}", value, fields["step"])
             self._writer.flush()
 

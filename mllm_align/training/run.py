@@ -9,8 +9,10 @@ reference.npz  reference log-probs, if they were computed beforehand
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import jax
 
 from mllm_align.config import Config, from_json, save_json, to_json
+from mllm_align.data.encode import Encoded
 from mllm_align.errors import InputError, one_line
 from mllm_align.files import new_file
 from mllm_align.models.bundle import Bundle, load
@@ -31,11 +34,16 @@ MAY_CHANGE = ("log_every", "eval_every", "save_every", "keep", "tensorboard")
 DATA_MAY_CHANGE = ("threads", "prefetch")
 
 
-def facts(bundle: Bundle, data: Any, held_out: Any) -> dict[str, Any]:
+def facts(bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]) -> dict[str, Any]:
+    digest = hashlib.sha256()  # of the texts alone: a run's order of batches hangs on their lengths
+    for record in records:
+        for ids in (record.prefix, *record.responses):
+            digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
     return {
         "model": str(bundle.folder.path.resolve()),
         "model_fingerprint": bundle.folder.fingerprint,
         "data": _name(data),
+        "data_fingerprint": digest.hexdigest()[:16],
         "eval_data": _name(held_out),
         "dtype": str(bundle.dtype),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
@@ -88,22 +96,28 @@ def read_config(out: Path) -> Config:
     return from_json(_read(out / "config.json"))
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, *needed: str) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not set(needed) <= set(content):
+            raise ValueError(f"is no object with {', '.join(needed) or 'fields'}")
+        return content
     except (OSError, ValueError) as error:
         raise InputError(f"{file.parent} is no run folder: {file.name}: {one_line(error)}") from error
 
 
 def start(out: Path, config: Config, described: dict[str, Any]) -> None:
-    """Make the run folder, or check that it continues a run on the same model."""
+    """Make the run folder, or check that it continues a run on the same model and data."""
     if (out / "run.json").exists():
-        found = _read(out / "run.json").get("model_fingerprint")
-        if found != described["model_fingerprint"]:
-            raise InputError(
-                f"{out} was started from another model (fingerprint {found}, this one is "
-                f"{described['model_fingerprint']}); give its model, or --out a new folder"
-            )
+        saved = _read(out / "run.json")
+        for what, name in (("from another model", "model"), ("on other data", "data")):
+            found, now = (d.get(f"{name}_fingerprint") for d in (saved, described))
+            if found != now:
+                first = f"{saved.get(name)}, fingerprint {found}"
+                raise InputError(
+                    f"{out} was started {what} ({first}; this one is {now}); give its {name}, or --out a "
+                    "new folder"
+                )
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -120,7 +134,7 @@ def start(out: Path, config: Config, described: dict[str, Any]) -> None:
 def open_run(out: str | Path) -> tuple[Config, Folder, dict[str, Any], int]:
     """(config, base folder, what the newest checkpoint had trained, its step)."""
     out = Path(out)
-    config, described = read_config(out), _read(out / "run.json")
+    config, described = read_config(out), _read(out / "run.json", "model", "model_fingerprint")
     folder = open_folder(described["model"])
     if folder.fingerprint != described["model_fingerprint"]:
         raise InputError(

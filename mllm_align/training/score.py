@@ -118,6 +118,8 @@ def score(
     data.over_long "skip") has its index, and None for the rest. Raises InputError for unusable data.
     """
     config = config or DataConfig()
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
     encoder, records, skipped = prepare(bundle, data, config, responses=2)
     logps = response_logps(bundle, encoder, records, config, batch_size)
     lines: list[dict[str, Any]] = [

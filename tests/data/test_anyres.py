@@ -83,9 +83,7 @@ def test_rows_equal_loops_over_single_embeddings(height, width):
 def test_unpad_cuts_both_sides_alike(height, width):
     picture = np.arange(6 * 8).reshape(6, 8)
     above, left = margins_by_hand(6, 8, height, width)
-    assert np.array_equal(
-        unpad(picture, height, width), picture[above : 6 - above, left : 8 - left]
-    )
+    assert np.array_equal(unpad(picture, height, width), picture[above : 6 - above, left : 8 - left])
 
 
 def test_llava_15_has_one_tile_and_no_newline():

@@ -14,9 +14,7 @@ def plain(hidden, targets, kernel):
     return jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel), targets, axis=-1)
 
 
-@pytest.mark.parametrize(
-    "count, candidates", [(37, 1), (37, 3), (32, 1), (9, 1), (8, 1), (7, 2)]
-)
+@pytest.mark.parametrize("count, candidates", [(37, 1), (37, 3), (32, 1), (9, 1), (8, 1), (7, 2)])
 def test_equals_log_softmax(count, candidates):
     rng = np.random.default_rng(0)
     hidden, kernel = rng.standard_normal((count, 16)), rng.standard_normal((16, 50))

@@ -93,14 +93,13 @@ def test_merged_folder_and_adapter_mean_what_was_trained(golden, trained, tmp_pa
     assert max(figures.values()) < 2e-5, figures
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_recast_folder_loads(golden, trained, tmp_path, dtype):
+def test_recast_folder_loads(golden, trained, tmp_path):
     """Read back in float32 by both: the rounding is in the folder, not in the arithmetic."""
     out, name = tmp_path / "merged", golden.folder.path.name
-    told = export_merged(golden.folder, out, trained, ALPHA / RANK, dtype)
+    told = export_merged(golden.folder, out, trained, ALPHA / RANK, "bfloat16")
     theirs, _ = peer(name, out, tmp_path / "out.npz")
     ours = jax_logps(golden, {"params": load_params(open_folder(out), np.float32)})
-    assert told["dtype"] == dtype
+    assert told["dtype"] == "bfloat16"
     assert furthest(theirs, ours) < 2e-5
 
 

@@ -1,0 +1,516 @@
+"""Records to ids and pixels, against transformers' own processor and templates of every kind."""
+
+import json
+import shutil
+from functools import cache
+
+import numpy as np
+import pytest
+from goldens import FIXTURES, NAMES, goldens
+from PIL import Image
+from tokenizers.processors import TemplateProcessing
+
+from mllm_align.data.encode import Encoder, encode_all, fingerprint
+from mllm_align.data.records import parse_record
+from mllm_align.errors import InputError
+from mllm_align.models.huggingface import load_processor
+
+BOS, EOS, IMAGE = 1, 2, 4
+PAIRS = [json.loads(line) for line in (FIXTURES / "pairs.jsonl").read_text().splitlines()]
+TEXT_ONLY = {"prompt": "gi dan?", "chosen": "tuku der.", "rejected": "poge ku."}
+
+
+@cache
+def processor(name="llava15"):
+    return load_processor(FIXTURES / name)
+
+
+def encoder(name="llava15", template=None, processor=processor):
+    golden = goldens(name)
+    return Encoder(processor(name), golden.layout, golden.config.image_token, template=template)
+
+
+def record(row=TEXT_ONLY, responses=2, **changes):
+    row = {**row, **changes}
+    return parse_record(row, index=3, where="pairs.jsonl record", root=FIXTURES, responses=responses)
+
+
+def template(start="<s>", opening="assistant:", end="</s>", text="part.text"):
+    """A chat template: what it begins with, opens and ends an assistant turn with, writes of a text."""
+    part = "{% if part.type == 'image' %}<image>{% else %}{{ " + text + " }}{% endif %}"
+    return (
+        start + "{% for m in messages %}"
+        "{% if m.role == 'assistant' %}" + opening + "{% else %}{{ m.role }}: {% endif %}"
+        "{% for part in m.content %}" + part + "{% endfor %}"
+        "{% if m.role == 'assistant' %}" + end + "{% else %}{{ '\\n' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}" + opening + "{% endif %}"
+    )
+
+
+def rendered(encoder, record, answer=None):
+    """The conversation with an answer; without, the prompt that opens the answer's turn."""
+    chat = [message.chat() for message in record.messages]
+    if answer is not None:
+        chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return encoder.processor.apply_chat_template(
+        chat, chat_template=encoder.template, add_generation_prompt=answer is None, tokenize=False
+    )
+
+
+def joint(encoder, record, answer):
+    return encoder.tokenizer(rendered(encoder, record, answer), add_special_tokens=False).input_ids
+
+
+def whole(encoded):
+    """Ids of prefix and response, for each response."""
+    return [[*encoded.prefix.tolist(), *response.tolist()] for response in encoded.responses]
+
+
+def decoded(encoder, ids):
+    return encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+
+
+def refused(make):
+    """The message of the InputError that `make` raises, which is one line."""
+    with pytest.raises(InputError) as error:
+        make()
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 400
+    return message
+
+
+# ---- where the prompt ends ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("row", PAIRS, ids=range(len(PAIRS)))
+def test_prefix_and_response_are_the_joint_tokenization(name, row):
+    coder, pair = encoder(name), record(row)
+    encoded = coder.encode(pair, 2)
+    assert whole(encoded) == [joint(coder, pair, answer) for answer in pair.responses]
+    assert all(r.dtype == np.int32 and r[-1] == EOS for r in encoded.responses)
+
+
+def same(ours, theirs):
+    """Whether two groups have the same ids, image rows and pixels."""
+    pairs = zip(
+        (ours.tiles, ours.prefix_tokens, ours.prefix_image, *ours.responses),
+        (theirs.tiles, theirs.prefix_tokens, theirs.prefix_image, *theirs.responses),
+        strict=True,
+    )
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_as_trl_where_prompt_and_answer_tokenize_alike_apart():
+    coder, stored = encoder(), goldens("llava15").groups()
+    assert len(stored) == 4
+    for row, theirs in zip(PAIRS, stored, strict=False):
+        if row["images"] != [
+            "images/2_RGBA.png"
+        ]:  # transformers paints white behind it; here alpha is dropped
+            assert same(coder.group(coder.encode(record(row), 2)), theirs)
+
+
+def test_a_space_that_merges_into_the_answer_belongs_to_the_answer():
+    coder, pair = encoder("llavanext"), record(PAIRS[0])
+    prompt = rendered(coder, pair)
+    assert prompt.endswith("ASSISTANT: ")
+    encoded = coder.encode(pair, 2)
+    assert decoded(coder, encoded.prefix) == prompt[:-1]
+    for ids, answer in zip(encoded.responses, pair.responses, strict=True):
+        assert decoded(coder, ids) == f" {answer}</s>"
+        assert coder.tokenizer.convert_ids_to_tokens(int(ids[0])).startswith("Ġ")
+
+
+def test_a_space_of_the_prompt_that_stays_a_token_of_its_own_is_prompt():
+    coder = encoder("llavanext")
+    encoded = coder.encode(record(chosen="\nku.", rejected="\npoge."), 2)
+    assert decoded(coder, encoded.prefix).endswith("ASSISTANT: ")
+    assert [decoded(coder, ids) for ids in encoded.responses] == ["\nku.</s>", "\npoge.</s>"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_words_that_all_answers_begin_with_are_answer(name):
+    coder = encoder(name)
+    encoded = coder.encode(record(chosen="tuku der dame zi.", rejected="tuku der dame nuzu."), 2)
+    chosen, rejected = encoded.responses
+    assert np.array_equal(chosen[:5], rejected[:5])
+    assert decoded(coder, encoded.prefix).endswith("ASSISTANT:")
+    assert decoded(coder, chosen) == " tuku der dame zi.</s>"
+    assert decoded(coder, rejected) == " tuku der dame nuzu.</s>"
+
+
+def test_a_token_over_the_boundary_is_answer_even_where_all_answers_share_it():
+    coder = encoder(template=template(opening="assistant: m"))
+    encoded = coder.encode(record(chosen="e ku.", rejected="e der."), 2)
+    assert decoded(coder, encoded.prefix).endswith("\nassistant:")
+    assert [decoded(coder, ids) for ids in encoded.responses] == [" me ku.</s>", " me der.</s>"]
+    assert encoded.responses[0][0] == encoded.responses[1][0]
+
+
+def test_a_template_whose_answer_turn_differs_from_its_own_opening():
+    """As of models that think: what the two have in common is prompt, the rest is answer."""
+    ask = "{% if add_generation_prompt %}assistant"
+    coder = encoder(template=template().replace(f"{ask}:", f"{ask}!"))
+    encoded = coder.encode(record(), 2)
+    assert decoded(coder, encoded.prefix).endswith("\nassistant")
+    assert decoded(coder, encoded.responses[0]) == ":tuku der.</s>"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_any_number_of_responses(count):
+    coder = encoder("llavanext")
+    pair = record({**PAIRS[1], "responses": ["gi.", "zi."]}, responses=count)
+    encoded = coder.encode(pair, count)
+    assert len(encoded.responses) == count
+    assert whole(encoded) == [joint(coder, pair, answer) for answer in pair.responses[:count]]
+    assert encoded.shape.response == max(map(len, encoded.responses))
+    assert encoded.length == encoded.shape.prefix + encoded.shape.response
+
+
+@pytest.mark.parametrize("opening", ["", "assistant:", "assistant: ", "assistant:\n"])
+@pytest.mark.parametrize(
+    "answers",
+    [
+        ("🙃 yes", "🙂 no"),
+        ("é", "è"),
+        ("日本", "日曜"),
+        ("👩\u200d👧 a", "👩\u200d👦 a"),
+        ("\u0301a", "\u0301b"),
+        ("\n\n", " x"),
+    ],
+)
+def test_characters_of_several_bytes_at_the_boundary_stay_whole(opening, answers):
+    coder = encoder(template=template(opening=opening).replace("{{ '\\n' }}", ""))
+    prompt = "dan 🙂"
+    pair = record(prompt=prompt, chosen=answers[0] + "!", rejected=answers[1] + "?")
+    encoded = coder.encode(pair, 2)
+    assert whole(encoded) == [joint(coder, pair, answer) for answer in pair.responses]
+    prefix = decoded(coder, encoded.prefix)
+    assert f"<s>user: {prompt}{opening}".startswith(prefix)
+    for ids, answer in zip(encoded.responses, pair.responses, strict=True):
+        assert prefix + decoded(coder, ids) == f"<s>user: {prompt}{opening}{answer}</s>"
+
+
+def test_content_that_the_template_trims():
+    coder = encoder(template=template(text="part.text | trim"))
+    encoded = coder.encode(record(prompt="  gi? \n", chosen=" tuku. ", rejected="\nku.\n"), 2)
+    assert decoded(coder, encoded.prefix) == "<s>user: gi?\nassistant:"
+    assert [decoded(coder, ids) for ids in encoded.responses] == ["tuku.</s>", "ku.</s>"]
+
+
+# ---- where a response ends ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("end", ["", "!\n", "</s>", "</s>\n", "</s></s>\nuser: "])
+def test_one_end_of_sequence_and_nothing_after_it(end):
+    coder = encoder(template=template(end=end))
+    texts = [decoded(coder, ids) for ids in coder.encode(record(), 2).responses]
+    kept = end.partition("</s>")[0]
+    assert texts == [f"tuku der.{kept}</s>", f"poge ku.{kept}</s>"]
+
+
+def test_any_end_token_of_the_checkpoint_ends_a_response():
+    """As <|eot_id|> beside <|end_of_text|>: no second end is added."""
+    golden, own = goldens("llava15"), template(end="<pad>\n")
+    pad = processor().tokenizer.pad_token_id
+    coder = Encoder(processor(), golden.layout, IMAGE, frozenset({pad}), own)
+    assert [ids[-1] for ids in coder.encode(record(), 2).responses] == [pad, pad]
+    assert all(EOS not in ids for ids in coder.encode(record(), 2).responses)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_earlier_turns_are_prompt_with_their_ends(name):
+    coder = encoder(name)
+    messages = [
+        {"role": "system", "content": "zi te."},
+        {"role": "user", "content": "<image>\ngi?"},
+        {"role": "assistant", "content": "dan."},
+        {"role": "user", "content": "ku?"},
+    ]
+    pair = record(PAIRS[0], prompt=messages)
+    encoded = coder.encode(pair, 2)
+    assert whole(encoded) == [joint(coder, pair, answer) for answer in pair.responses]
+    # these templates write the system turn as an assistant's, with its end
+    assert (encoded.prefix == EOS).sum() == 2 and (encoded.prefix == IMAGE).sum() == 1
+    assert [np.flatnonzero(ids == EOS).tolist() for ids in encoded.responses] == [
+        [len(ids) - 1] for ids in encoded.responses
+    ]
+
+
+# ---- beginning of sequence ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adds", [True, False])
+@pytest.mark.parametrize("start", ["<s>", ""])
+def test_beginning_of_sequence_as_transformers_writes_it(adds, start):
+    own = load_processor(FIXTURES / "llava15")
+    if adds:
+        own.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
+        )
+    coder = encoder(template=template(start=start), processor=lambda name: own)
+    pair = record()
+    encoded = coder.encode(pair, 2)
+    assert (encoded.prefix == BOS).sum() == (1 if adds or start else 0)
+    assert decoded(coder, encoded.prefix).removeprefix("<s>") == "user: gi dan?\nassistant:"
+    for ids, answer in zip(whole(encoded), pair.responses, strict=True):
+        chat = [message.chat() for message in pair.messages]
+        chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        theirs = own.apply_chat_template(
+            chat, chat_template=coder.template, tokenize=True, return_dict=True
+        )
+        assert ids == np.ravel(theirs["input_ids"]).tolist()
+
+
+# ---- what is refused ---------------------------------------------------------------------------------
+
+
+def test_a_template_that_refuses_a_message():
+    check = "{% if messages[0].role == 'system' %}{{ raise_exception('no\nsystem turn') }}{% endif %}"
+    coder = encoder(template=check + template())
+    assert coder.encode(record(), 2).length
+    messages = [{"role": "system", "content": "zi."}, {"role": "user", "content": "gi?"}]
+    message = refused(lambda: coder.encode(record(prompt=messages), 2))
+    assert (
+        "pairs.jsonl record 3" in message
+        and "no system turn" in message
+        and "--data.chat-template" in message
+    )
+
+
+def test_a_template_with_a_fault_of_its_own():
+    message = refused(lambda: encoder(template="{% for m in messages %}").encode(record(), 2))
+    assert "pairs.jsonl record 3: the chat template refuses it" in message
+
+
+@pytest.mark.parametrize(
+    "change, places", [(("<image>", ""), 0), (("<image>", "<image><image>"), 2), (("<s>", "<s><image>"), 2)]
+)
+def test_a_template_that_miscounts_image_places(change, places):
+    coder = encoder(template=template().replace(*change))
+    message = refused(lambda: coder.encode(record(PAIRS[0]), 2))
+    assert f"pairs.jsonl record 3: the chat template writes {places} image places for 1 images" in message
+
+
+def test_a_template_that_writes_the_image_into_the_answer():
+    coder = encoder(template=template(end="<image></s>").replace("'image' %}<image>", "'image' %}"))
+    assert "writes 0 image places for 1 images" in refused(lambda: coder.encode(record(PAIRS[0]), 2))
+
+
+def test_a_template_that_shares_nothing():
+    coder = encoder(template="{{ messages[-1].content[0].text }}")
+    assert "share no prompt token" in refused(lambda: coder.encode(record(), 2))
+
+
+def folder_copy(tmp_path, name, *without):
+    """A folder with all but the weights and the files named."""
+    ignored = shutil.ignore_patterns("*.safetensors", *without)
+    return shutil.copytree(FIXTURES / name, tmp_path / name, ignore=ignored)
+
+
+def test_no_chat_template(tmp_path):
+    own = load_processor(folder_copy(tmp_path, "llava15", "chat_template.jinja"))
+    message = refused(lambda: encoder(processor=lambda name: own))
+    assert "has no chat template" in message and "--data.chat-template" in message
+    coder = encoder(processor=lambda name: own, template=template())
+    assert decoded(coder, coder.encode(record(), 2).prefix) == "<s>user: gi dan?\nassistant:"
+
+
+def test_of_several_chat_templates_the_default_one():
+    own = load_processor(FIXTURES / "llava15")
+    own.chat_template = {"tools": "", "default": template(opening="a:")}
+    coder = encoder(processor=lambda name: own)
+    assert decoded(coder, coder.encode(record(), 2).prefix) == "<s>user: gi dan?\na:"
+    own.chat_template = {"tools": template()}
+    assert "has no chat template" in refused(lambda: encoder(processor=lambda name: own))
+
+
+def test_no_end_of_sequence_token():
+    own = load_processor(FIXTURES / "llava15")
+    own.tokenizer.eos_token = None
+    assert "eos_token" in refused(lambda: encoder(processor=lambda name: own))
+
+
+def test_tokenizer_of_another_model():
+    message = refused(lambda: Encoder(processor(), goldens("llava15").layout, 32000))
+    assert "'<image>' is id 4" in message and "image_token_index 32000" in message
+
+
+# ---- images ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("row", PAIRS, ids=range(len(PAIRS)))
+def test_ids_and_pixels_of_transformers_own_processor(name, row):
+    coder, pair = encoder(name), record(row)
+    encoded = coder.encode(pair, 2)
+    group = coder.group(encoded)
+    picture = Image.open(FIXTURES / row["images"][0]).convert("RGB")  # alpha is dropped
+    for answer, ids in zip(pair.responses, group.responses, strict=True):
+        text = rendered(coder, pair, answer)
+        theirs = coder.processor(images=picture, text=text, return_tensors="np", add_special_tokens=False)
+        assert np.array_equal([*group.prefix_tokens, *ids], theirs["input_ids"][0])
+        pixels = theirs["pixel_values"].reshape(-1, 3, 56, 56)
+        assert np.array_equal(group.tiles.transpose(0, 3, 1, 2), pixels)
+    assert np.array_equal(group.prefix_tokens == IMAGE, group.prefix_image >= 0)
+    assert group.shape == encoded.shape and encoded.sizes == (picture.size,)
+    assert group.tiles.dtype == np.float32 and group.prefix_image.dtype == np.int32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_second_image_goes_on_after_the_tiles_of_the_first(name):
+    coder = encoder(name)
+    names = ["images/3_RGB.png", "images/1_P.png"]
+    pair = record(PAIRS[0], images=names, prompt="<image>\ngi <image> ku?")
+    encoded = coder.encode(pair, 2)
+    group = coder.group(encoded)
+    (w0, h0), (w1, h1) = encoded.sizes
+    first = coder.layout.tiles(h0, w0)
+    wanted = np.concatenate([coder.layout.rows(h0, w0, 0), coder.layout.rows(h1, w1, first)])
+    assert np.array_equal(group.prefix_image[group.prefix_image >= 0], wanted)
+    assert len(group.tiles) == encoded.shape.tiles == first + coder.layout.tiles(h1, w1)
+    alone = [coder.group(coder.encode(record(PAIRS[0], images=[file]), 2)).tiles for file in names]
+    assert np.array_equal(group.tiles, np.concatenate(alone))
+    # every embedding of the table stands in the prompt at most once, in the order of the places
+    rows = group.prefix_image[group.prefix_image > 0]
+    assert len(set(rows)) == len(rows) and rows.max() <= len(group.tiles) * coder.layout.tokens
+    pictures = [Image.open(FIXTURES / file) for file in names]
+    text = rendered(coder, pair, pair.responses[0])
+    theirs = coder.processor(images=[pictures], text=[text], return_tensors="np", add_special_tokens=False)
+    assert np.array_equal([*group.prefix_tokens, *group.responses[0]], theirs["input_ids"][0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_record_without_images(name):
+    coder = encoder(name)
+    encoded = coder.encode(record(), 2)
+    group = coder.group(encoded)
+    assert encoded.shape.tiles == 0 and group.tiles.shape == (0, 56, 56, 3)
+    assert np.array_equal(group.prefix_tokens, encoded.prefix) and (group.prefix_image == -1).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_processors_saved_without_the_vision_encoders_numbers(name, tmp_path):
+    """Older folders leave them out; the model's configuration has them."""
+    folder = folder_copy(tmp_path, name)
+    file = folder / "processor_config.json"
+    config = json.loads(file.read_text())
+    for key in ("patch_size", "vision_feature_select_strategy", "num_additional_image_tokens"):
+        del config[key]
+    file.write_text(json.dumps(config))
+    own = load_processor(folder)
+    assert own.patch_size is None
+    with_it, without = (encoder(name, processor=p) for p in (processor, lambda name: own))
+    for row in PAIRS[:3]:
+        a, b = (coder.group(coder.encode(record(row), 2)) for coder in (with_it, without))
+        assert same(a, b)
+
+
+def test_an_image_processor_of_another_model():
+    own = load_processor(FIXTURES / "llava15")
+    own.image_processor.crop_size = {"height": 28, "width": 28}
+    coder = encoder(processor=lambda name: own)
+    encoded = coder.encode(record(PAIRS[0]), 2)
+    message = refused(lambda: coder.group(encoded))
+    assert "[1, 3, 28, 28]" in message and "[1, 3, 56, 56]" in message and "0_L.png" in message
+
+
+# ---- all records -------------------------------------------------------------------------------------
+
+
+def lengths(coder, records):
+    return [coder.encode(r, 2).length for r in records]
+
+
+def test_the_limit_itself_is_not_over_long():
+    coder, records = encoder(), [record(row) for row in PAIRS]
+    limit = max(lengths(coder, records))
+    seen = []
+
+    def progress(items):
+        for item in items:
+            seen.append(item)
+            yield item
+
+    kept, skipped = encode_all(records, coder, responses=2, max_length=limit, progress=progress)
+    assert len(kept) == len(seen) == 8 and not skipped
+    assert [e.index for e in kept] == list(range(8)) and [e.record for e in kept] == records
+
+
+def test_over_long_records_are_refused_by_name_and_number():
+    coder, pair = encoder(), record(PAIRS[0])
+    length = coder.encode(pair, 2).length
+    message = refused(lambda: encode_all([pair], coder, responses=2, max_length=length - 1))
+    assert "pairs.jsonl record 3: " in message
+    assert f"are {length} tokens, the limit is {length - 1}" in message
+    assert "--data.max-length" in message and "--data.over-long skip" in message
+
+
+def test_over_long_records_are_skipped_and_counted():
+    coder = encoder()
+    records = [record(row, id=f"r{i}") for i, row in enumerate(PAIRS)]
+    sizes = lengths(coder, records)
+    limit = sorted(sizes)[4]
+    kept, skipped = encode_all(records, coder, responses=2, max_length=limit, over_long="skip")
+    assert [e.index for e in kept] == [i for i, n in enumerate(sizes) if n <= limit]
+    assert skipped == [f"r{i}" for i, n in enumerate(sizes) if n > limit] and skipped
+    for e in kept:
+        alone = coder.encode(e.record, 2)
+        assert np.array_equal(e.prefix, alone.prefix) and e.shape == alone.shape
+
+
+def test_all_records_over_long():
+    records = [record(row) for row in PAIRS]
+    message = refused(lambda: encode_all(records, encoder(), responses=2, max_length=3, over_long="skip"))
+    assert "all 8 records are longer than 3 tokens" in message and "--data.max-length" in message
+
+
+# ---- fingerprint -------------------------------------------------------------------------------------
+
+
+def named(*rows):
+    coder = encoder()
+    return fingerprint([coder.encode(record(row), 2) for row in rows])
+
+
+def test_fingerprint_changes_with_a_token_and_the_order():
+    first, second = PAIRS[:2]
+    same = named(first, second)
+    assert same == named(first, second)
+    others = [
+        named(second, first),
+        named(first),
+        named({**first, "chosen": first["chosen"] + "!"}, second),
+        named({**first, "chosen": first["rejected"], "rejected": first["chosen"]}, second),
+        named({**first, "prompt": first["prompt"] + "!"}, second),
+        named({**first, "images": second["images"]}, second),
+    ]
+    assert len({same, *others}) == 7
+
+
+def test_fingerprint_changes_with_a_pixel():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
+    other = pixels.copy()
+    other[5, 3, 2] ^= 1
+    palette = Image.fromarray(pixels[..., 0]).convert("P")
+    recoloured = palette.copy()
+    recoloured.putpalette(palette.getpalette()[::-1])
+    images = [pixels, other, pixels.reshape(4, 6, 3), palette, recoloured]
+    prints = [named({**PAIRS[0], "images": [image]}) for image in images]
+    assert len(set(prints)) == len(prints)
+    assert named({**PAIRS[0], "images": [pixels.copy()]}) == prints[0]
+
+
+def test_fingerprint_changes_with_a_file(tmp_path):
+    def of_file():
+        row = {**PAIRS[0], "images": [file.name]}
+        pair = parse_record(row, index=0, where="pairs.jsonl record", root=tmp_path)
+        return fingerprint([encoder().encode(pair, 2)])
+
+    file = tmp_path / "a.png"
+    Image.new("RGB", (9, 9), (1, 2, 3)).save(file)
+    before = of_file()
+    assert before == of_file() == named({**PAIRS[0], "images": [file.read_bytes()]})
+    Image.new("RGB", (9, 9), (1, 2, 4)).save(file)
+    assert before != of_file()

@@ -1,0 +1,83 @@
+"""Small runs on the stored LLaVA 1.5: what the tests of training and of the command line share.
+
+Compiling takes nearly all of their time. So modules that train take `compiling` in: programs are
+optimized little, and one that was compiled before comes from a cache that lasts as long as the session.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from goldens import FIXTURES
+
+from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimConfig
+from mllm_align.models.bundle import Bundle, load
+from mllm_align.sharding import make_mesh
+
+MODEL, PAIRS = FIXTURES / "llava15", FIXTURES / "pairs.jsonl"
+
+TINY = Config(
+    lora=LoraConfig(rank=2, alpha=4.0),
+    optim=OptimConfig(learning_rate=1e-2, schedule="constant", warmup=0.0),
+    data=DataConfig(shapes=1),
+    batch_size=4,
+    steps=4,
+    remat="none",
+    log_every=1,
+)
+FULL = replace(TINY, lora=None, freeze=("vision_tower",))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiling(tmp_path_factory):
+    """Import it into a test module; optax mixes dtypes, so strict promotion is off as for users."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_disable_most_optimizations": True,
+        "jax_numpy_dtype_promotion": "standard",
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def one_device(config: MeshConfig | None = None):
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@cache
+def bundle() -> Bundle:
+    """The stored model on one device, float32."""
+    return load(MODEL, "float32", one_device())
+
+
+def rows(count: int | None = None) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in PAIRS.read_text().splitlines()][:count]
+
+
+def write_pairs(folder: Path, rows: list[Any], name: str = "pairs.jsonl") -> Path:
+    """A data folder of its own with the stored pictures."""
+    shutil.copytree(FIXTURES / "images", folder / "images", dirs_exist_ok=True)
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / name
+
+
+def events(out: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Lines of a run's log."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if kind in (None, line["event"])]
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in events(out, "train")]

@@ -1,0 +1,261 @@
+"""Settings: what is accepted, what is refused and in which words, on the command line and in files."""
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mllm_align import config as module
+from mllm_align.cli import main
+from mllm_align.config import (
+    OBJECTIVES,
+    Config,
+    DataConfig,
+    LoraConfig,
+    MeshConfig,
+    OptimConfig,
+    from_json,
+    load_config,
+    to_json,
+)
+from mllm_align.errors import InputError
+
+PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
+TINY = str(next(p for p in PRESETS if p.stem == "dpo_tiny"))
+
+
+@pytest.fixture
+def resolved(capsys):
+    """The config that `train CONFIG options...` would run, from --print-config."""
+
+    def resolve(*options: str, file: str = TINY) -> Config:
+        main(["train", file, "--print-config", *options])
+        return from_json(json.loads(capsys.readouterr().out))
+
+    return resolve
+
+
+@pytest.fixture
+def refused(capsys):
+    """The line that `train CONFIG options...` is refused with."""
+
+    def refuse(*options: str, file: str = TINY) -> str:
+        with pytest.raises(SystemExit) as stop:
+            main(["train", file, "--model", "m", "--data", "d", "--out", "o", *options])
+        said = capsys.readouterr()
+        assert stop.value.code == 2 and not said.out
+        assert said.err.startswith("mllm-align: error: ") and said.err.count("\n") == 1
+        return said.err
+
+    return refuse
+
+
+def config_file(folder: Path, body: str) -> str:
+    (folder / "mine.py").write_text(f"from mllm_align import *\n{body}\n")
+    return str(folder / "mine.py")
+
+
+# ---- files -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", PRESETS, ids=lambda p: p.stem)
+def test_presets_load(file):
+    config = load_config(file)
+    assert isinstance(config, Config)
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "body, said",
+    [
+        ("", "get_config"),
+        ("def get_config(): return 3", "gives int, not a Config"),
+        ("def get_config(): 1 / 0", "ZeroDivisionError"),
+        ("def get_config(): raise SystemExit(0)", "SystemExit"),
+        ("def get_config(: pass", "SyntaxError"),
+        ("import nowhere_to_be_found", "nowhere_to_be_found"),
+        ("def get_config(): return Config(batchsize=3)", "unexpected keyword argument 'batchsize'"),
+        ("def get_config(): return Config(batch_size='8')", "batch_size is '8'; it must be of type int"),
+        ("def get_config(): return Config(batch_size=0)", "batch_size is 0; it must be 1 or more"),
+    ],
+)
+def test_unusable_files_are_one_line(tmp_path, refused, body, said):
+    line = refused(file=config_file(tmp_path, body))
+    assert said in line and "mine.py" in line
+
+
+def test_file_that_is_not_there_or_not_python(tmp_path, refused):
+    assert "absent.py is not there" in refused(file=str(tmp_path / "absent.py"))
+    (tmp_path / "config.yaml").write_text("steps: 3")
+    assert "it must end in .py" in refused(file=str(tmp_path / "config.yaml"))
+
+
+# ---- values ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: Config(steps=2.5), "steps is 2.5; it must be of type int"),
+        (lambda: Config(steps=True), "steps is True"),
+        (lambda: Config(objective="dpo"), "objective is 'dpo'"),
+        (lambda: Config(lora=4), "lora is 4"),
+        (lambda: Config(freeze=("vision_tower")), "freeze is 'vision_tower'; it must be of type tuple"),
+        (lambda: Config(freeze=("head",)), "some of vision_tower, projector"),
+        (lambda: Config(lora=None, freeze=module.PARTS), "nothing is left to train"),
+        (lambda: Config(dtype="float16"), "dtype is 'float16'; it must be one of auto, float32, bfloat16"),
+        (lambda: Config(remat="some"), "one of none, dots, full"),
+        (lambda: Config(batch_size=6, micro_batches=4), "a multiple of micro_batches (4)"),
+        (lambda: Config(epochs=0), "epochs is 0; it must be above 0"),
+        (lambda: Config(epochs=float("inf")), "epochs"),
+        (lambda: Config(seed=-1), "seed"),
+        (lambda: Config(keep=0), "keep"),
+        (lambda: Config(eval_every=0), "eval_every"),
+        (lambda: OptimConfig(learning_rate="1e-6"), "optim.learning_rate is '1e-6'"),
+        (lambda: OptimConfig(learning_rate=float("nan")), "optim.learning_rate is nan"),
+        (lambda: OptimConfig(projector_learning_rate=-1.0), "optim.projector_learning_rate is -1.0"),
+        (lambda: OptimConfig(projector_learning_rate=float("inf")), "optim.projector_learning_rate"),
+        (lambda: OptimConfig(schedule="cosin"), "one of constant, linear, cosine"),
+        (lambda: OptimConfig(warmup=1.0), "optim.warmup"),
+        (lambda: OptimConfig(clip=0.0), "optim.clip"),
+        (lambda: OptimConfig(b2=1.0), "optim.b2"),
+        (lambda: LoraConfig(rank=0), "lora.rank"),
+        (lambda: LoraConfig(alpha=float("inf")), "lora.alpha"),
+        (lambda: LoraConfig(targets=()), "lora.targets"),
+        (lambda: LoraConfig(targets=("q", "q")), "lora.targets"),
+        (lambda: LoraConfig(targets=("query",)), "some of q, k, v"),
+        (lambda: DataConfig(format="csv"), "data.format is 'csv'; it must be one of auto, trl"),
+        (lambda: DataConfig(shapes=0), "data.shapes"),
+        (lambda: DataConfig(max_length=1), "data.max_length"),
+        (lambda: DataConfig(image_root=3), "data.image_root"),
+        (lambda: MeshConfig(data=0), "mesh"),
+        (lambda: MeshConfig(data=-1, fsdp=-1), "one -1 at most"),
+    ],
+)
+def test_values_are_checked_where_they_are_given(make, said):
+    with pytest.raises(InputError) as error:
+        make()
+    assert said in str(error.value)
+
+
+def test_whole_numbers_are_rates_and_strings_are_paths():
+    assert OptimConfig(learning_rate=1, clip=2).learning_rate == 1
+    assert DataConfig(image_root="pictures", chat_template="t.jinja") == DataConfig(
+        image_root=Path("pictures"), chat_template=Path("t.jinja")
+    )
+
+
+# ---- options ---------------------------------------------------------------------------------------
+
+
+def test_without_options_it_is_the_file(resolved):
+    assert resolved() == load_config(TINY)
+
+
+def changed(config: Config, branch: str, **values) -> Config:
+    return replace(config, **{branch: replace(getattr(config, branch), **values)})
+
+
+@pytest.mark.parametrize(
+    "options, wanted",
+    [
+        (("--steps", "7", "--batch-size=16"), lambda c: replace(c, steps=7, batch_size=16)),
+        (("--batch_size", "16"), lambda c: replace(c, batch_size=16)),
+        (("--epochs", "0.5", "--dtype", "bfloat16"), lambda c: replace(c, epochs=0.5, dtype="bfloat16")),
+        (("--objective.beta", "0.9"), lambda c: replace(c, objective=OBJECTIVES["dpo"](beta=0.9))),
+        (
+            ("--objective", "ipo", "--objective.beta", "0.9"),
+            lambda c: replace(c, objective=OBJECTIVES["ipo"](beta=0.9)),
+        ),
+        (
+            ("--objective=ipo", "--objective.no-length-normalised"),
+            lambda c: replace(c, objective=OBJECTIVES["ipo"](length_normalised=False)),
+        ),
+        (("--objective", "sft"), lambda c: replace(c, objective=OBJECTIVES["sft"]())),
+        (("--lora", "none"), lambda c: replace(c, lora=None)),
+        (("--lora", "on"), lambda c: c),
+        (("--lora.rank", "4"), lambda c: changed(c, "lora", rank=4)),
+        (("--lora.targets", "q", "v"), lambda c: changed(c, "lora", targets=("q", "v"))),
+        (("--freeze", "projector", "decoder"), lambda c: replace(c, freeze=("projector", "decoder"))),
+        (("--lora", "none", "--freeze"), lambda c: replace(c, lora=None, freeze=())),
+        (
+            ("--optim.schedule", "linear", "--optim.projector-learning-rate", "0"),
+            lambda c: changed(c, "optim", schedule="linear", projector_learning_rate=0.0),
+        ),
+        (
+            ("--optim.projector-learning-rate", "None"),
+            lambda c: changed(c, "optim", projector_learning_rate=None),
+        ),
+        (("--data.no-shuffle",), lambda c: changed(c, "data", shuffle=False)),
+        (("--data.allow-outside",), lambda c: changed(c, "data", allow_outside=True)),
+        (("--data.image-root", "/a b"), lambda c: changed(c, "data", image_root=Path("/a b"))),
+        (("--mesh.data", "-1", "--mesh.fsdp", "2"), lambda c: changed(c, "mesh", fsdp=2)),
+        (("--tensorboard",), lambda c: replace(c, tensorboard=True)),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_options_override_fields_of_every_branch(resolved, options, wanted):
+    assert resolved(*options) == wanted(load_config(TINY))
+
+
+def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resolved):
+    file = config_file(tmp_path, "def get_config(): return Config(objective=IPO(beta=0.5), lora=None)")
+    assert resolved("--objective", "ipo", file=file).objective == OBJECTIVES["ipo"](beta=0.5)
+    assert resolved("--lora", "on", "--lora.rank", "3", file=file).lora == LoraConfig(rank=3)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (
+            ("--optim.learning-rat", "1"),
+            "unknown option --optim.learning-rat; did you mean --optim.learning",
+        ),
+        (("--objective", "sft", "--objective.beta", "1"), "unknown option --objective.beta"),
+        (("--lora", "none", "--lora.rank", "1"), "unknown option --lora.rank"),
+        (("--objective", "ppo"), "--objective is 'ppo'; it must be one of dpo, robust, ipo, slic, sft"),
+        (("--lora", "maybe"), "--lora is 'maybe'"),
+        (("--objective",), "--objective is ''"),
+        (("--steps", "many"), "--steps"),
+        (("--steps",), "--steps"),
+        (("--steps", "0"), "steps is 0; it must be 1 or more"),
+        (("--optim.learning-rate", "-1"), "optim.learning_rate is -1.0; it must be 0 or more"),
+        (("--optim.schedule", "cosin"), "--optim.schedule"),
+        (("--objective.label-smoothing", "0.5"), "objective.label_smoothing is 0.5"),
+        (("--freeze", "head"), "freeze is ('head',)"),
+        (("--data.shuffle", "yes"), "yes"),
+        (("more.py",), "more.py"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_options_that_are_refused(refused, options, said):
+    line = refused(*options)
+    assert said in line
+    assert "---" not in line and "│" not in line, "no frame of a box is left"
+
+
+# ---- saved -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES)
+def test_json_gives_the_config_back(kind):
+    config = Config(
+        objective=OBJECTIVES[kind](),
+        lora=None if kind == "sft" else LoraConfig(targets=("q", "down")),
+        data=DataConfig(image_root=Path("a"), over_long="skip"),
+        mesh=MeshConfig(data=2, tensor=4),
+        freeze=(),
+    )
+    saved = json.loads(json.dumps(to_json(config)))
+    assert from_json(saved) == config
+    assert saved["objective"]["kind"] == kind
+    assert set(saved) == {field.name for field in dataclasses.fields(Config)}
+
+
+@pytest.mark.parametrize("broken", [[], {}, {"objective": "dpo"}, {"unknown": 1}])
+def test_a_saved_config_of_another_version_is_refused(broken):
+    saved = broken if isinstance(broken, list) else {**to_json(Config()), **broken} if broken else {}
+    with pytest.raises(InputError, match="not of this version"):
+        from_json(saved)

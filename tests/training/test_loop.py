@@ -1,0 +1,353 @@
+"""Whole runs on a tiny model: what they compute, write, continue and refuse."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from runs import FULL, MODEL, PAIRS, TINY, bundle, compiling, events, losses, one_device, rows, write_pairs
+
+from mllm_align import IPO, SFT, DataConfig, InputError, MeshConfig, OptimConfig, RobustDPO, SLiC
+from mllm_align import load, load_run, score, train
+from mllm_align.training import metrics
+
+assert compiling  # a fixture
+
+
+def flat(tree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def same(left, right) -> bool:
+    left, right = flat(left), flat(right)
+    assert left.keys() == right.keys()
+    return all(np.array_equal(left[name], right[name]) for name in left)
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of 4 steps that nothing disturbed, evaluated on 7 records: (model, folder, fetches a step)."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    fetch, fetched, steps = jax.device_get, [], []
+
+    def counting(tree):
+        fetched.append(len(steps))
+        return fetch(tree)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics.jax, "device_get", counting)
+        config = replace(TINY, log_every=2, eval_every=2)
+        model = train(config, bundle(), PAIRS, out, rows_at_home(7), on_step=steps.append)
+    return model, out, steps, fetched
+
+
+def rows_at_home(count):
+    """Rows in memory; their pictures are found from the current folder, so by whole paths."""
+    return [{**row, "images": [str(PAIRS.parent / row["images"][0])]} for row in rows(count)]
+
+
+# ---- what is written -------------------------------------------------------------------------------
+
+
+def test_run_folder(whole):
+    _, out, _, _ = whole
+    assert {p.name for p in out.iterdir()} == {"config.json", "run.json", "log.jsonl", "checkpoints"}
+    assert {p.name for p in (out / "checkpoints").iterdir()} == {"4"}
+    facts = json.loads((out / "run.json").read_text())
+    assert facts["model"] == str(MODEL) and facts["data"] == str(PAIRS)
+    assert facts["model_fingerprint"] == bundle().folder.fingerprint
+    assert facts["eval_data"] == "rows given in memory"
+
+
+def test_events(whole):
+    _, out, steps, _ = whole
+    seen = [(e["event"], e["step"]) for e in events(out)]
+    trained = [("train", 1), ("train", 2), ("eval", 2), ("train", 4), ("eval", 4)]
+    assert seen == [("start", 0), *trained, ("save", 4), ("done", 4)]
+    start = events(out, "start")[0]
+    assert (start["records"], start["eval_records"], start["steps"]) == (8, 7, 4)
+    assert start["trained_parameters"] == sum(x.size for x in flat(whole[0].trained).values())
+    logged = events(out, "train")
+    assert steps == [{k: v for k, v in line.items() if k not in ("event", "time")} for line in logged]
+    assert logged[0]["loss"] == pytest.approx(np.log(2), abs=1e-5), "policy = reference at the start"
+    assert logged[-1]["loss"] < 0.6 and logged[-1]["grad_norm"] > 0
+    assert logged[-1]["learning_rate"] == pytest.approx(1e-2)
+    assert 0 < logged[-1]["padding"] < 1 and logged[-1]["pairs_per_second"] > 0
+
+
+def test_metrics_are_fetched_at_log_and_eval_steps_only(whole):
+    """The loop runs under a transfer guard besides: nothing else crosses by accident."""
+    *_, fetched = whole
+    assert len(fetched) == 3 + 2
+
+
+def test_implicit_transfers_are_refused(tmp_path, monkeypatch):
+    """The guard is on: a batch left on the host stops the run."""
+    monkeypatch.setattr(jax, "device_put", lambda x, *_: x)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(TINY, bundle(), PAIRS, tmp_path / "run")
+
+
+def test_tensorboard_writes_events(tmp_path):
+    pytest.importorskip("tensorboardX")
+    train(replace(TINY, tensorboard=True), bundle(), PAIRS, tmp_path / "run")
+    (file,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"train/loss" in file.read_bytes()
+
+
+def test_tensorboard_that_is_absent_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
+    with pytest.raises(InputError, match="pip install"):
+        train(replace(TINY, tensorboard=True), bundle(), PAIRS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+# ---- going on --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    """A run that saved steps 1 and 2 and fell over at its second report."""
+    out = tmp_path_factory.mktemp("interrupted") / "run"
+
+    def stop(values):
+        if values["step"] == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(replace(TINY, save_every=1), bundle(), PAIRS, out, on_step=stop)
+    return out
+
+
+@pytest.fixture
+def begun(interrupted, tmp_path):
+    return shutil.copytree(interrupted, tmp_path / "begun")
+
+
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(whole, begun):
+    model, out, _, _ = whole
+    again = train(replace(TINY, save_every=1), bundle(), PAIRS, begun)
+    assert same(again.trained, model.trained)
+    assert losses(begun)[-1] == losses(begun)[-1] and losses(begun)[0] == losses(out)[0]
+    assert [e["step"] for e in events(begun, "start")] == [0, 2]
+    assert [e["step"] for e in events(begun, "train")] == [1, 2, 3, 3, 4]
+    assert {p.name for p in (begun / "checkpoints").iterdir()} == {"3", "4"}, "config.keep"
+
+
+def test_a_run_that_is_done_stays_as_it_is(whole, tmp_path):
+    model, out, _, _ = whole
+    copy = shutil.copytree(out, tmp_path / "run")
+    again = train(replace(TINY, log_every=3), bundle(), PAIRS, copy)
+    assert same(again.trained, model.trained)
+    assert [e["event"] for e in events(copy)[-2:]] == ["start", "done"]
+
+
+def everything(folder):
+    return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"batch_size": 8, "seed": 1}, "batch_size, seed differ"),
+        ({"objective": IPO()}, "objective.kind"),
+        ({"lora": None}, "lora"),
+        ({"optim": replace(TINY.optim, learning_rate=1e-3)}, "optim.learning_rate differ"),
+        ({"data": replace(TINY.data, shuffle=False)}, "data.shuffle"),
+        ({"steps": 5}, "steps"),
+    ],
+    ids=str,
+)
+def test_another_config_is_refused(interrupted, change, named):
+    before = everything(interrupted)
+    with pytest.raises(InputError, match=named):
+        train(replace(TINY, **change), bundle(), PAIRS, interrupted)
+    assert everything(interrupted) == before
+
+
+def test_another_model_or_data_is_refused(interrupted, tmp_path):
+    before = everything(interrupted)
+    other = replace(bundle().folder, path=shutil.copytree(MODEL, tmp_path / "model"))
+    text = (other.path / "config.json").read_text()
+    (other.path / "config.json").write_text(text + "\n")
+    with pytest.raises(InputError, match=f"from another model.*{bundle().folder.fingerprint}"):
+        train(TINY, replace(bundle(), folder=other), PAIRS, interrupted)
+    with pytest.raises(InputError, match=r"on other data.*pairs\.jsonl"):
+        train(TINY, bundle(), write_pairs(tmp_path, rows(7)), interrupted)
+    assert everything(interrupted) == before
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("dear")
+    with pytest.raises(InputError, match="holds other files"):
+        train(TINY, bundle(), PAIRS, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_broken_checkpoint_is_named(begun):
+    for part in (begun / "checkpoints" / "2" / "trained" / "d").iterdir():
+        part.write_bytes(part.read_bytes()[:100])
+    for use in (lambda: train(TINY, bundle(), PAIRS, begun), lambda: load_run(begun, mesh=one_device())):
+        with pytest.raises(InputError, match=r"checkpoints/2 can't be read .*remove it"):
+            use()
+    shutil.rmtree(begun / "checkpoints" / "2")
+    train(TINY, bundle(), PAIRS, begun)
+    assert events(begun, "start")[-1]["step"] == 1
+
+
+def test_a_run_without_a_checkpoint_has_no_model(tmp_path):
+    with pytest.raises(InputError, match="no run folder"):
+        load_run(tmp_path / "absent")
+    assert not (tmp_path / "absent").exists()
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json"):
+        load_run(tmp_path)
+
+
+# ---- what is computed ------------------------------------------------------------------------------
+
+
+def test_eval_is_the_loss_of_what_score_says(whole):
+    """7 records in batches of 4: the last batch has a filler row, which must not count."""
+    model, out, _, _ = whole
+    held_out = rows_at_home(7)
+    config = DataConfig(shapes=1)
+    policy, reference = (score(m, held_out, config=config) for m in (model, bundle()))
+    h = [
+        (p["chosen_logp"] - r["chosen_logp"]) - (p["rejected_logp"] - r["rejected_logp"])
+        for p, r in zip(policy, reference, strict=True)
+    ]
+    margins = TINY.objective.beta * np.array(h)
+    seen = events(out, "eval")[-1]
+    assert seen["loss"] == pytest.approx(np.log1p(np.exp(-margins)).mean(), abs=1e-5)
+    assert seen["rewards/margin"] == pytest.approx(margins.mean(), abs=1e-5)
+    assert seen["rewards/accuracy"] == pytest.approx((margins > 0).mean())
+    assert seen["logps/chosen"] == pytest.approx(np.mean([p["chosen_logp"] for p in policy]), abs=1e-3)
+
+
+def test_micro_batches_change_nothing(whole, tmp_path):
+    model, out, _, _ = whole
+    split = train(replace(TINY, micro_batches=2), bundle(), PAIRS, tmp_path / "run")
+    seen = {e["step"]: e["loss"] for e in events(tmp_path / "run", "train")}
+    assert seen[1] == pytest.approx(losses(out)[0], abs=1e-6)
+    assert seen[2] == pytest.approx(losses(out)[1], abs=1e-5)
+    assert (seen[3] + seen[4]) / 2 == pytest.approx(losses(out)[2], abs=1e-4)
+    theirs = flat(model.trained)
+    assert all(np.allclose(x, theirs[name], atol=1e-3) for name, x in flat(split.trained).items())
+
+
+def test_stored_reference(whole, tmp_path, monkeypatch):
+    _, out, _, _ = whole
+    config, run = replace(TINY, reference="stored", log_every=2, eval_every=2), tmp_path / "run"
+    data = write_pairs(tmp_path, rows())
+    train(config, bundle(), data, run, rows_at_home(7))
+    assert losses(run) == pytest.approx(losses(out), abs=1e-5)
+    ours, live = ([e["loss"] for e in events(o, "eval")] for o in (run, out))
+    assert ours == pytest.approx(live, abs=1e-5)
+    assert {p.name for p in run.glob("*.npz")} == {"reference.npz", "reference_eval.npz"}
+
+    stored = everything(run)
+    shutil.rmtree(run / "checkpoints")
+    monkeypatch.setattr("mllm_align.training.score.response_logps", None)  # read, not computed again
+    train(config, bundle(), data, run, rows_at_home(7))
+    again = {e["step"]: e["loss"] for e in events(run, "train")[-3:]}
+    assert list(again.values()) == losses(out) or list(again.values()) == losses(run)[:3]
+    assert (run / "reference.npz").read_bytes() == stored[run / "reference.npz"]
+
+    shutil.copy(data.parent / "images" / "1_P.png", data.parent / "images" / "0_L.png")
+    with pytest.raises(InputError, match=r"reference\.npz belongs to .*delete it"):
+        train(config, bundle(), data, run, rows_at_home(7))
+    (run / "reference.npz").write_bytes(b"PK nothing")
+    with pytest.raises(InputError, match="holds no reference log-probs"):
+        train(config, bundle(), data, run, rows_at_home(7))
+
+
+def test_sft_trains_on_single_responses(tmp_path):
+    data = [{k: v for k, v in row.items() if k != "rejected"} for row in rows_at_home(8)]
+    out = tmp_path / "run"
+    model = train(replace(TINY, objective=SFT()), bundle(), data, out)
+    lines = events(out, "train")
+    assert lines[-1]["loss"] < lines[0]["loss"] and "rewards/margin" not in lines[0]
+    before, after = (score(m, PAIRS, config=TINY.data) for m in (bundle(), model))
+    told = [sum(s["chosen_logp"] for s in scores) for scores in (before, after)]
+    assert told[1] > told[0] + 1
+
+
+def test_frozen_parts_stay_bit_equal_in_full_fine_tuning(tmp_path):
+    config = replace(FULL, freeze=("vision_tower", "projector"), steps=2)
+    model = train(config, bundle(), PAIRS, tmp_path / "run")
+    assert set(model.trained) == {"params"} and set(model.trained["params"]) == {"decoder"}
+    base, moved = flat(bundle().params["decoder"]), flat(model.trained["params"]["decoder"])
+    assert all(np.any(moved[name] != base[name]) for name in base)
+
+
+def test_nothing_to_train_is_refused(tmp_path):
+    """LLaVA 1.5 has no image_newline, and the config alone can't know."""
+    config = replace(FULL, freeze=("vision_tower", "projector", "decoder"))
+    with pytest.raises(InputError, match="nothing is left to train"):
+        train(config, bundle(), PAIRS, tmp_path / "run")
+    frozen = OptimConfig(projector_learning_rate=0.0)
+    config = replace(FULL, freeze=("vision_tower", "image_newline", "decoder"), optim=frozen)
+    with pytest.raises(InputError, match=r"projector_learning_rate 0\.0"):
+        train(config, bundle(), PAIRS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_batches_that_devices_cannot_share_are_refused(tmp_path):
+    config = replace(TINY, batch_size=12)
+    with pytest.raises(InputError, match="batch_size / micro_batches is 12; it must be a multiple of 8"):
+        train(config, MODEL, PAIRS, tmp_path / "run")
+    with pytest.raises(InputError, match="data 3 x fsdp 1 x tensor 1 does not make 8 devices"):
+        train(replace(TINY, mesh=MeshConfig(data=3)), MODEL, PAIRS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [MeshConfig(data=8), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
+def test_meshes_give_the_same_losses(tmp_path, mesh):
+    config = replace(TINY, batch_size=8, mesh=mesh)
+    train(config, load(MODEL, "float32", mesh), PAIRS, tmp_path / "many")
+    train(config, bundle(), PAIRS, tmp_path / "one")
+    assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "one"), abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", [IPO(), IPO(length_normalised=False), RobustDPO(), SLiC()], ids=str)
+def test_every_objective_learns(tmp_path, objective):
+    train(replace(TINY, objective=objective, batch_size=8), bundle(), PAIRS, tmp_path / "run")
+    first, *_, last = events(tmp_path / "run", "train")
+    assert last["loss"] < first["loss"]
+    assert last["rewards/margin"] > first["rewards/margin"]
+
+
+@pytest.mark.slow
+def test_projector_rate_0_leaves_it_out(tmp_path):
+    optim = replace(TINY.optim, projector_learning_rate=0.0)
+    model = train(replace(TINY, optim=optim, steps=1), bundle(), PAIRS, tmp_path / "run")
+    assert set(model.trained) == {"lora"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [TINY, FULL], ids=["lora", "full"])
+def test_bfloat16_trains_float32_parameters(tmp_path, config):
+    model = load(MODEL, "bfloat16", one_device())
+    done = train(replace(config, dtype="bfloat16", batch_size=8), model, PAIRS, tmp_path / "run")
+    assert {x.dtype for x in flat(done.trained).values()} == {np.dtype(np.float32)}
+    assert {x.dtype for x in jax.tree.leaves(done.params)} == {jnp.dtype(jnp.bfloat16)}
+    seen = losses(tmp_path / "run")
+    assert seen[0] == pytest.approx(np.log(2), abs=0.02) and seen[-1] < 0.6
+
+
+@pytest.mark.slow
+def test_a_trained_tower_runs_apart_from_the_reference(tmp_path):
+    train(replace(FULL, freeze=(), batch_size=8), bundle(), PAIRS, tmp_path / "run")
+    seen = losses(tmp_path / "run")
+    assert seen[0] == pytest.approx(np.log(2), abs=1e-4) and seen[-1] < 0.5
