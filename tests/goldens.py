@@ -34,6 +34,7 @@ class Goldens:
     folder: Folder
     arrays: dict[str, np.ndarray]
     numbers: dict
+    root: Path = FIXTURES
 
     @property
     def config(self):
@@ -64,8 +65,8 @@ class Goldens:
     @cached_property
     def pictures(self) -> list[Image.Image]:
         """Of all pairs, in their order."""
-        lines = (FIXTURES / "pairs.jsonl").read_text().splitlines()
-        return [Image.open(FIXTURES / json.loads(line)["images"][0]) for line in lines]
+        lines = (self.root / "pairs.jsonl").read_text().splitlines()
+        return [Image.open(self.root / json.loads(line)["images"][0]) for line in lines]
 
     @cached_property
     def _image_processor(self):
@@ -120,10 +121,10 @@ class Goldens:
 
 
 @cache
-def goldens(name: str) -> Goldens:
-    with np.load(FIXTURES / f"{name}.npz") as arrays:
-        numbers = json.loads((FIXTURES / f"{name}.json").read_text())
-        return Goldens(open_folder(FIXTURES / name), dict(arrays), numbers)
+def goldens(name: str, root: Path = FIXTURES) -> Goldens:
+    with np.load(root / f"{name}.npz") as arrays:
+        numbers = json.loads((root / f"{name}.json").read_text())
+        return Goldens(open_folder(root / name), dict(arrays), numbers, root)
 
 
 def union(groups: list[Group]) -> Shape:

@@ -44,7 +44,7 @@ def compiling(tmp_path_factory):
         "jax_disable_most_optimizations": True,
         "jax_numpy_dtype_promotion": "standard",
     }
-    before = {name: getattr(jax.config, name) for name in settings}
+    before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
     yield

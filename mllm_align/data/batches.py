@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 
 import grain
 import numpy as np
@@ -78,20 +78,20 @@ class Batches:
         self.encoder = encoder
         self.size, self.micro, self.seed, self.shuffle = size, micro, seed, shuffle
         self.reference = reference
-        responses = len(records[0].responses)
-        self.ladder = ladder([r.shape for r in records], responses, shapes, multiple)
-        self.levels = [
-            next(i for i, rung in enumerate(self.ladder) if rung.holds(r.shape)) for r in records
-        ]
         self.per_epoch = -(-len(records) // size)
+        self._parts = [tuple(range(i, min(i + size, len(records)))) for i in range(0, len(records), size)]
+        needs = [r.shape for r in records]
+        if not shuffle:  # the batches are known: fit the ladder to them
+            needs = [reduce(Shape.union, (needs[r] for r in part)) for part in self._parts]
+        self.ladder = ladder(needs, len(records[0].responses), shapes, multiple)
+        self.levels = [next(i for i, rung in enumerate(self.ladder) if rung.holds(need)) for need in needs]
         self._epoch = lru_cache(maxsize=2)(self._plan)
 
     def _plan(self, epoch: int) -> list[tuple[int, tuple[int, ...]]]:
         """(level, record indices) of each batch of an epoch."""
         count, size = len(self.records), self.size
         if not self.shuffle:
-            parts = [tuple(range(i, min(i + size, count))) for i in range(0, count, size)]
-            return [(max(self.levels[r] for r in part), part) for part in parts]
+            return list(zip(self.levels, self._parts, strict=True))
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(count)
         batches: list[tuple[int, tuple[int, ...]]] = []

@@ -132,10 +132,14 @@ class Encoder:
             raise refusal(record.where, problem, "mend the messages or --data.chat-template") from error
 
     def _check(self, record: Record, prefix: np.ndarray, rows: list[list[int]], shared: int) -> None:
-        places = int((prefix == self.image_token).sum())
-        if any(self.image_token in row[shared:] for row in rows) or places != len(record.images):
-            problem = f"the chat template writes {places} image places for {len(record.images)} images"
-            raise refusal(record.where, problem, "use a template that places images (--data.chat-template)")
+        places, wanted = int((prefix == self.image_token).sum()), len(record.images)
+        late = any(self.image_token in row[shared:] for row in rows)
+        if late or places != wanted:
+            found = (
+                "an image place after the prompt" if late else f"{places} image places for {wanted} images"
+            )
+            remedy = "use a template that places images (--data.chat-template)"
+            raise refusal(record.where, f"the chat template writes {found}", remedy)
         if not shared:
             raise refusal(record.where, "its responses share no prompt token", "check the chat template")
 
@@ -226,9 +230,11 @@ def encode_all(
     return kept, skipped
 
 
-def fingerprint(records: Sequence[Encoded]) -> str:
-    """Digest of ids and image bytes, in order: names the data that stored figures belong to."""
-    digest = hashlib.sha256()
+def fingerprint(records: Sequence[Encoded], settings: str = "") -> str:
+    """Digest of ids and image bytes, in order, and of the image processor's settings: names the data
+    that stored figures belong to.
+    """
+    digest = hashlib.sha256(settings.encode())
     for encoded in records:
         for ids in (encoded.prefix, *encoded.responses):
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())

@@ -104,16 +104,18 @@ def image_size(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, 
 def load_rgb(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Return the (first frame of the) image in mode RGB with the EXIF orientation applied.
 
-    Alpha is dropped as `convert("RGB")` does it, which is what the processors of Hugging Face do.
-    16-bit grey keeps its upper 8 bits. Raises `InputError` where `image_size` does, and for pixels
-    that cannot be decoded.
+    What is transparent is painted on white, as the processors of Hugging Face do. 16-bit grey
+    keeps its upper 8 bits. Raises `InputError` where `image_size` does, and for pixels that cannot be
+    decoded.
     """
     with _opened(source, max_pixels) as (image, _):
         upright = ImageOps.exif_transpose(image)  # always a copy
         if upright.mode == "I" or upright.mode.startswith("I;16"):
             upright = _upper_byte(upright, source)
-        # It has no part in the pixels, and Pillow warns of some of its forms.
-        upright.info.pop("transparency", None)
+        if "A" in upright.getbands() or upright.info.get("transparency") is not None:
+            upright = upright.convert("RGBA")
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright)
         return upright.convert("RGB")
 
 

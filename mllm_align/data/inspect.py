@@ -68,7 +68,7 @@ def _prefix(encoder: Encoder, tokens: np.ndarray, image: np.ndarray) -> list[dic
             continue
         what = "image_newline" if row == 0 else f"tile {(int(row) - 1) // size}"
         last = entries[-1] if entries else None
-        if last is not None and last["text"] == what and last["positions"][1] == position - 1:
+        if last is not None and last["text"] == what:
             last["positions"][1] = position
         else:
             span = [position, position]

@@ -149,7 +149,10 @@ class StoredReference:
 
         Raises InputError if the file belongs to another model, data or dtype.
         """
-        stamp = f"model {bundle.folder.fingerprint} data {fingerprint(records)} dtype {bundle.dtype}"
+        settings = bundle.processor.image_processor.to_json_string()
+        stamp = (
+            f"model {bundle.folder.fingerprint} data {fingerprint(records, settings)} dtype {bundle.dtype}"
+        )
         lengths = [[len(answer) for answer in record.responses] for record in records]
         if self.path.exists():
             return self._load(stamp, lengths)

@@ -137,14 +137,18 @@ def test_cmyk_becomes_rgb_as_pillow_does_it():
         assert np.array_equal(pixels(data), np.asarray(image.convert("RGB")))
 
 
-def test_alpha_is_dropped_not_blended():
+def test_what_is_transparent_is_painted_on_white():
     rgba = np.dstack([NOISE, np.zeros((40, 50), np.uint8)])
+    assert (pixels(encoded(Image.fromarray(rgba))) == 255).all()
+    rgba[..., 3] = 255
     assert np.array_equal(pixels(encoded(Image.fromarray(rgba))), NOISE)
-    assert pixels(encoded(Image.new("LA", (2, 2), (77, 0)))).tolist() == [[[77] * 3] * 2] * 2
+    assert pixels(encoded(Image.new("LA", (1, 1), (55, 128)))).tolist() == [[[155] * 3]]
 
 
-@pytest.mark.parametrize("transparency", [None, 1, bytes([0, 128, 255])])
-def test_palette_colours_ignore_transparency(transparency):
+@pytest.mark.parametrize(
+    ("transparency", "second"), [(None, [0, 255, 0]), (1, [255] * 3), (bytes([255, 0, 255]), [255] * 3)]
+)
+def test_transparent_palette_entries_are_white(transparency, second):
     image = Image.new("P", (3, 1))
     image.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255])
     image.putdata([0, 1, 2])
@@ -152,7 +156,16 @@ def test_palette_colours_ignore_transparency(transparency):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = pixels(encoded(image, **options))
-    assert found.tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
+    assert found.tolist() == [[[255, 0, 0], second, [0, 0, 255]]]
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "PA", "L", "1", "RGB"])
+def test_pixels_are_those_of_transformers(mode):
+    from transformers.image_transforms import convert_to_rgb
+
+    image = Image.fromarray(np.dstack([NOISE, NOISE[..., :1]])).convert(mode)
+    theirs = convert_to_rgb(image, return_numpy=True)
+    assert np.array_equal(np.asarray(load_rgb(ImageSource.from_memory(image))), theirs)
 
 
 def test_grey_and_black_and_white():
@@ -171,6 +184,7 @@ def test_first_frame_counts(format):
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 3), (4, 5, 4)])
 def test_arrays(shape):
     array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
+    array[..., 3:] = 255 if array.ndim == 3 else array[..., 3:]  # opaque
     image_source = ImageSource.from_memory(array, WHERE)
     expected = array if array.ndim == 3 else np.repeat(array[..., None], 3, axis=2)
     expected = expected[..., :3].copy()

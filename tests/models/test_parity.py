@@ -159,6 +159,7 @@ def test_four_steps_of_full_fine_tuning(golden):
     step = jax.jit(make_step(golden.model, dpo, optimizer, 1.0, jnp.float32))
     trained = {"params": golden.base}
     state = TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained))
+    state = jax.device_put(state, jax.devices()[0])  # as the step returns it: one compilation
     found = {"loss": [], "rewards/margin": [], "grad_norm": [], "logps/chosen": []}
     for pairs in groups:
         state, metrics = step(state, golden.base, stack([pad(pairs, shape, len(pairs))]))

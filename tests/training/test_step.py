@@ -34,6 +34,8 @@ STEPS = {
 def run(trained, batch, objective=None, base=None):
     """(state, metrics as plain numbers) after one step."""
     state = TrainState(jnp.zeros((), jnp.int32), trained, DESCENT.init(trained))
+    if base is None:  # where the step returns it, so that a second step compiles nothing
+        state = jax.device_put(state, jax.devices()[0])
     state, metrics = STEPS[objective or DPO()](state, GOLDEN.base if base is None else base, batch)
     return state, numbers(metrics)
 

@@ -1,0 +1,466 @@
+"""The command line as a user meets it: what it prints, what it writes, how it refuses.
+
+Every refusal is one line on stderr and status 2, and leaves no file behind.
+"""
+
+import io
+import json
+import shutil
+import struct
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from runs import MODEL, PAIRS, TINY, compiling, events, one_device, rows, write_pairs
+from safetensors.numpy import load_file, save_file
+
+from mllm_align import cli
+from mllm_align.config import save_json
+
+assert compiling  # a fixture
+VERBS = ("train", "score", "inspect", "export", "demo")
+KEYS = ["index", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
+
+
+@pytest.fixture(autouse=True)
+def on_one_device(monkeypatch):
+    """The programs of the other tests are there then, compiled."""
+    monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
+    monkeypatch.setattr("mllm_align.training.loop.make_mesh", one_device)
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the program in this process: (status, stdout, stderr)."""
+
+    def run(*argv) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.main([str(arg) for arg in argv])
+        except SystemExit as stop:
+            status = stop.code or 0
+        said = capsys.readouterr()
+        return status, said.out, said.err
+
+    return run
+
+
+@pytest.fixture
+def refused(run):
+    """The one line that a command is refused with; --out, if given, stays as it was."""
+
+    def refuse(*argv) -> str:
+        out = Path(argv[argv.index("--out") + 1]) if "--out" in argv else None
+        there = out is not None and out.exists()
+        status, told, line = run(*argv)
+        assert status == 2, (told, line)
+        assert line.startswith("mllm-align: error: ") and line.count("\n") == 1, line
+        assert not told
+        if out is not None:
+            assert out.exists() == there
+            assert out.parent.is_file() or not list(out.parent.glob(f"*{out.name}*")) or there
+        return line
+
+    return refuse
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    """TINY as a config file."""
+    file = tmp_path_factory.mktemp("config") / "tiny.py"
+    text = "import json\nfrom mllm_align.config import from_json\n"
+    file.write_text(f"{text}def get_config():\n    return from_json(json.loads('''{save_json(TINY)}'''))\n")
+    return file
+
+
+# ---- help and verbs --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_defaults_and_what_is_required(run, verb):
+    status, out, err = run(verb, "--help")
+    assert status == 0 and not err
+    assert f"usage: mllm-align {verb}" in out and "(default: " in out
+    assert verb == "demo" or "(required)" in out
+
+
+@pytest.mark.parametrize(
+    "verb, words",
+    [
+        (
+            "train",
+            ["nats", "--optim.learning-rate", "1e-06", "tokens", "--objective dpo|robust|ipo|slic|sft"],
+        ),
+        ("score", ["nats, summed over response tokens", *KEYS, "Records at once"]),
+        ("inspect", ["from 0"]),
+        ("export", ["16-bit", "PEFT"]),
+        ("demo", ["minutes", "Optimizer steps"]),
+    ],
+)
+def test_help_names_units(run, verb, words):
+    text = " ".join(run(verb, "--help")[1].split())
+    assert [word for word in words if word not in text] == []
+
+
+def test_help_of_train_shows_the_given_files_defaults(run, config_file):
+    status, out, _ = run("train", config_file, "--help")
+    assert status == 0 and "Columns of each low-rank term. (default: 2)" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"]])
+def test_without_a_verb_it_lists_them(run, argv):
+    status, out, _ = run(*argv)
+    assert status == 0 and all(f"\n  {verb} " in out for verb in VERBS)
+
+
+def test_version(run):
+    status, out, _ = run("--version")
+    assert status == 0 and out.count(".") == 2
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (["scor"], "no verb 'scor'; did you mean score?"),
+        (["frobnicate"], "no verb 'frobnicate'; mllm-align --help"),
+        (["train"], "train needs a config file first"),
+        (["train", "--model", "x"], "train needs a config file first"),
+        (["score"], "score needs --model, --data, --out"),
+        (["score", "--model", "x", "--out", "y"], "score needs --data;"),
+        (["export", "--run", "x"], "export needs --out"),
+        (["score", "--model", "x", "--data", "y", "--out", "z", "--batchsize", "3"], "--batch-size"),
+        (["score", "--model", "x", "--data", "y", "--out", "z", "--dtype", "float16"], "float16"),
+        (["export", "--run", "x", "--out", "y", "--adaptor"], "did you mean --adapter?"),
+        (["demo", "--steps", "0"], "steps is 0"),
+    ],
+)
+def test_commands_that_are_refused(refused, tmp_path, monkeypatch, argv, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(*argv)
+    assert not list(tmp_path.iterdir())
+
+
+def test_required_options_of_train(refused, config_file):
+    assert "train needs --data, --out;" in refused("train", config_file, "--model", "x")
+
+
+def test_interrupts_are_told_apart(run, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "inspect", interrupt)
+    assert run("inspect", "--model", "x", "--data", "y") == (130, "", "mllm-align: interrupted\n")
+
+
+def program(*argv) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "mllm_align.cli", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_as_a_program(tmp_path):
+    done = program("score", "--model", tmp_path, "--data", PAIRS, "--out", tmp_path / "s")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("mllm-align: error: ") and done.stderr.count("\n") == 1
+    assert program("--help").returncode == 0
+
+
+# ---- score and inspect -----------------------------------------------------------------------------
+
+
+def test_score_writes_a_line_a_record_and_what_was_run(run, tmp_path):
+    out = tmp_path / "new" / "scores.jsonl"
+    status, told, said = run("score", "--model", MODEL, "--data", PAIRS, "--out", out, "--data.shapes", 1)
+    assert (status, told, said) == (0, f"8 records scored to {out}\n", "")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["index"] for line in lines] == list(range(8))
+    assert all(list(line) == KEYS for line in lines)
+    assert all(line["chosen_logp"] < 0 < line["chosen_tokens"] for line in lines)
+    (event,) = [json.loads(line) for line in Path(f"{out}.log.jsonl").read_text().splitlines()]
+    assert event["event"] == "score" and event["records"] == 8 and event["skipped"] == []
+    assert event["model"] == str(MODEL) and event["data"] == str(PAIRS)
+    assert {p.name for p in out.parent.iterdir()} == {"scores.jsonl", "scores.jsonl.log.jsonl"}
+
+    argv = ("--data.max-length", 75, "--data.over-long", "skip", "--data.shapes", 1)
+    status, told, _ = run("score", "--model", MODEL, "--data", PAIRS, "--out", out, *argv)
+    gone = [i for i, line in enumerate(out.read_text().splitlines()) if "null" in line]
+    assert status == 0 and gone
+    assert told == f"{8 - len(gone)} records scored to {out}, {len(gone)} over-long records left out\n"
+    events = [json.loads(line) for line in Path(f"{out}.log.jsonl").read_text().splitlines()]
+    assert len(events) == 2 and events[1]["skipped"] == gone
+
+
+def test_over_long_records_are_refused(refused, tmp_path):
+    argv = ("score", "--model", MODEL, "--data", PAIRS, "--out", tmp_path / "s", "--data.max-length", 10)
+    assert "record 0: prompt and longest response are 79 tokens, the limit is 10" in refused(*argv)
+    assert "all 8 records" in refused(*argv, "--data.over-long", "skip")
+
+
+def test_inspect_shows_a_record(run):
+    status, table, _ = run("inspect", "--model", MODEL, "--data", PAIRS, "--index", 3)
+    assert status == 0 and "pairs.jsonl record 3" in table and "3_RGB.png" in table
+    status, text, _ = run("inspect", "--model", MODEL, "--data", PAIRS, "--index", 3, "--json")
+    told = json.loads(text)
+    assert status == 0 and told["where"] == "pairs.jsonl record 3"
+    assert told["images"][0]["embeddings"] == 16 and told["pixels"]["shape"] == [1, 56, 56, 3]
+    assert [len(r) for r in told["responses"]] == told["response_tokens"]
+    assert all(token["loss"] == 1 for r in told["responses"] for token in r)
+    assert all(entry["loss"] == 0 for entry in told["prefix"])
+    assert f"prefix {told['prefix_tokens']}" in table
+
+
+def test_inspect_of_single_responses(run, tmp_path):
+    data = write_pairs(tmp_path, [{k: v for k, v in rows()[0].items() if k != "rejected"}])
+    status, text, _ = run("inspect", "--model", MODEL, "--data", data, "--responses", 1, "--json")
+    assert status == 0 and len(json.loads(text)["responses"]) == 1
+
+
+@pytest.mark.parametrize("index", [-1, 8])
+def test_inspect_of_a_record_that_is_not_there(refused, index):
+    line = refused("inspect", "--model", MODEL, "--data", PAIRS, "--index", index)
+    assert f"--index is {index}; {PAIRS} has records 0 to 7" in line
+
+
+def test_inspect_of_no_response(refused):
+    argv = ("inspect", "--model", MODEL, "--data", PAIRS, "--responses", 0)
+    assert "--responses is 0; it must be 1 or more" in refused(*argv)
+
+
+# ---- bad records -----------------------------------------------------------------------------------
+
+
+def bomb() -> bytes:
+    """A PNG of a few bytes whose header claims 30000 x 30000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
+
+
+def damaged_jpeg() -> bytes:
+    """Whole at both ends; the pixels between are not."""
+    noise = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(noise).save(stream, "JPEG")
+    data = stream.getvalue()
+    return data[:1500] + b"\xff\xdb" * 50 + data[1600:]
+
+
+@pytest.mark.parametrize(
+    "contents, said",
+    [
+        (None, "no such file"),
+        (b"", "0 bytes"),
+        (b"GIF89a but no more", "damaged"),
+        (b"once upon a time", "is not an image"),
+        ((PAIRS.parent / "images" / "3_RGB.png").read_bytes()[:3000], "cut short"),
+        (bomb(), "900000000 pixels"),
+    ],
+    ids=["missing", "empty", "broken", "no image", "truncated", "bomb"],
+)
+def test_bad_images(refused, tmp_path, contents, said):
+    data = write_pairs(tmp_path, [*rows(2), {**rows()[0], "images": ["images/bad.png"]}])
+    if contents is not None:
+        (tmp_path / "images" / "bad.png").write_bytes(contents)
+    line = refused("score", "--model", MODEL, "--data", data, "--out", tmp_path / "scores")
+    assert "pairs.jsonl record 2, images[0]" in line and "bad.png" in line and said in line
+
+
+@pytest.mark.parametrize(
+    "change, at, said",
+    [
+        ({"prompt": "<image>\n<image>\nTwo?"}, "images", "2 image places but the record has 1 images"),
+        ({"images": ["images/0_L.png"] * 2, "prompt": "<image> One?"}, "images", "1 image places"),
+        ({"chosen": " "}, "chosen", "the response is empty"),
+        ({"rejected": None}, "rejected", "is missing"),
+        ({"rejected": "tuku", "chosen": "tuku "}, "rejected", "identical to that of chosen"),
+        ({"chosen": 3}, "chosen", "found int"),
+        ({"prompt": {"a": 1}}, "prompt", "found dict"),
+        ({"images": "images/0_L.png"}, "images", "found str"),
+        ({"images": [7]}, "images[0]", "found int"),
+        ({"images": ["../secret.png"]}, "images[0]", "leaves the image folder"),
+        ({"images": ["https://example.org/a.png"]}, "images[0]", "is a URL"),
+    ],
+    ids=str,
+)
+def test_bad_records(refused, tmp_path, change, at, said):
+    data = write_pairs(tmp_path, [rows()[0], {**rows()[1], **change}])
+    line = refused("score", "--model", MODEL, "--data", data, "--out", tmp_path / "scores")
+    assert f"pairs.jsonl record 1, {at}" in line and said in line
+
+
+def test_lines_that_are_not_json(refused, tmp_path):
+    data = write_pairs(tmp_path, rows(2))
+    data.write_text(data.read_text() + "{'id': 3}\n")
+    argv = ("score", "--model", MODEL, "--data", data, "--out", tmp_path / "scores")
+    assert "pairs.jsonl line 3, column 2: is not JSON" in refused(*argv)
+    data.write_text("[]\n")
+    assert "pairs.jsonl line 1: found list" in refused(*argv)
+    data.write_text("")
+    assert "holds no records" in refused(*argv)
+    data.unlink()
+    assert "no such file" in refused(*argv)
+
+
+def test_paths_outside_are_accepted_when_asked(run, tmp_path):
+    outside = [{**row, "images": [str(PAIRS.parent / row["images"][0])]} for row in rows()]
+    data = write_pairs(tmp_path, outside)
+    argv = ("inspect", "--model", MODEL, "--data", data)
+    assert run(*argv)[0] == 2
+    assert run(*argv, "--data.allow-outside")[0] == 0
+    assert run(*argv, "--data.image-root", PAIRS.parent)[0] == 0
+
+
+def test_pixels_that_turn_out_damaged_stop_in_one_line(refused, run, tmp_path, config_file):
+    """Headers are checked first, pixels when batches are made: by other threads, in the midst of work."""
+    data = write_pairs(tmp_path, [{**row, "images": ["images/late.jpg"]} for row in rows()])
+    late = tmp_path / "images" / "late.jpg"
+    Image.open(PAIRS.parent / "images" / "3_RGB.png").convert("RGB").save(late)
+    whole, out = late.read_bytes(), tmp_path / "run"
+    argv = ("train", config_file, "--model", MODEL, "--data", data, "--out", out, "--save-every", 2)
+    status, told, said = run(*argv)
+    assert status == 0 and "step 4/4  loss" in told and not said
+    shutil.rmtree(out / "checkpoints" / "4")
+    kept = {p: p.read_bytes() for p in (out / "checkpoints" / "2").rglob("*") if p.is_file()}
+
+    late.write_bytes(damaged_jpeg())
+    line = refused("score", "--model", MODEL, "--data", data, "--out", tmp_path / "s", "--data.shapes", 1)
+    assert "images[0]" in line and "late.jpg" in line and "damaged or cut short" in line
+    assert "late.jpg" in refused(*argv)
+    assert {p: p.read_bytes() for p in kept} == kept
+
+    late.write_bytes(whole)
+    assert run(*argv)[0] == 0
+    assert [e["step"] for e in events(out, "start")] == [0, 2, 2]
+
+
+# ---- bad models ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path):
+    return shutil.copytree(MODEL, tmp_path / "model")
+
+
+def change_config(model: Path, **values) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | values))
+
+
+def change_weights(model: Path, change) -> str:
+    tensors = load_file(model / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("q_proj.weight") and "language" in n)
+    change(tensors, name)
+    save_file(tensors, model / "model.safetensors")
+    return name
+
+
+def missing(tensors, name):
+    del tensors[name]
+
+
+def misshapen(tensors, name):
+    tensors[name] = tensors[name][:-1].copy()
+
+
+def pickled(model):
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+
+
+def truncated(model):
+    data = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (lambda m: change_config(m, model_type="llama"), "model_type 'llama'"),
+        (lambda m: change_config(m, mm_vision_tower="openai/clip"), "liuhaotian"),
+        (lambda m: (m / "config.json").unlink(), "config.json"),
+        (lambda m: (m / "config.json").write_text("{"), "config.json"),
+        (lambda m: change_weights(m, missing), "q_proj.weight' missing"),
+        (lambda m: change_weights(m, misshapen), "q_proj.weight' has shape"),
+        (pickled, "pickled .bin files"),
+        (truncated, "is not a whole safetensors file"),
+        (lambda m: (m / "model.safetensors").unlink(), "no model.safetensors"),
+        (lambda m: (m / "tokenizer.json").unlink(), "tokenizer"),
+    ],
+    ids="type liuhaotian no-config bad-config missing misshapen bin truncated none tokenizer".split(),
+)
+def test_bad_models(refused, tmp_path, config_file, model, spoil, said):
+    spoil(model)
+    lines = [
+        refused("score", "--model", model, "--data", PAIRS, "--out", tmp_path / "scores"),
+        refused("train", config_file, "--model", model, "--data", PAIRS, "--out", tmp_path / "run"),
+        refused("inspect", "--model", model, "--data", PAIRS),
+    ]
+    for line in lines:
+        assert said in line and str(model) in line
+
+
+# ---- bad places ------------------------------------------------------------------------------------
+
+
+def test_places_that_cannot_be_written(refused, tmp_path, config_file):
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("dear")
+    (folder / "kept").mkdir(parents=True)
+    scoring = ("score", "--model", MODEL, "--data", PAIRS, "--out")
+    assert "can't write" in refused(*scoring, file / "scores")
+    assert "folder" in refused(*scoring, folder)
+    training = ("train", config_file, "--model", MODEL, "--data", PAIRS, "--out")
+    assert "can't make the run folder" in refused(*training, file / "run")
+    assert "is a file" in refused(*training, file)
+    assert "holds other files" in refused(*training, folder)
+    assert "not empty" in refused("demo", "--out", folder)
+    assert file.read_text() == "dear" and [p.name for p in folder.iterdir()] == ["kept"]
+    assert "is no run folder" in refused("export", "--run", folder, "--out", tmp_path / "aligned")
+
+
+def test_batches_and_meshes_that_do_not_fit(refused, tmp_path, config_file, monkeypatch):
+    monkeypatch.undo()
+    argv = ("train", config_file, "--model", MODEL, "--data", PAIRS, "--out", tmp_path / "run")
+    assert "it must be a multiple of 8" in refused(*argv, "--batch-size", 12)
+    assert "data 3 x fsdp 1 x tensor 1 does not make 8 devices" in refused(*argv, "--mesh.data", 3)
+    scoring = ("score", "--model", MODEL, "--data", PAIRS, "--out", tmp_path / "scores")
+    assert "does not make 8 devices" in refused(*scoring, "--mesh.fsdp", 3)
+    assert "batch_size is 0" in refused(*scoring, "--batch-size", 0)
+
+
+# ---- the whole path --------------------------------------------------------------------------------
+
+
+def test_train_score_and_export(run, refused, tmp_path, config_file):
+    out, data = tmp_path / "run", write_pairs(tmp_path, rows())
+    training = ("train", config_file, "--model", MODEL, "--data", data, "--out", out)
+    assert run(*training)[0] == 0
+    line = refused(*training, "--seed", 3)
+    assert "seed differ" in line and str(out) in line
+    assert run("score", "--model", out, "--data", data, "--out", tmp_path / "s", "--data.shapes", 1)[0] == 0
+    status, told, _ = run("export", "--run", out, "--out", tmp_path / "aligned")
+    assert status == 0 and json.loads(told)["step"] == 4
+    assert events(out)[-1]["event"] == "export"
+    assert "not empty" in refused("export", "--run", out, "--out", tmp_path / "aligned")
+    status, told, _ = run("export", "--run", out, "--out", tmp_path / "adapter", "--adapter")
+    assert status == 0 and (tmp_path / "adapter" / "adapter_config.json").is_file()
+
+    (tmp_path / "moved").mkdir()
+    moved = json.loads((out / "run.json").read_text()) | {"model": str(tmp_path / "moved")}
+    (out / "run.json").write_text(json.dumps(moved))
+    assert "moved" in refused("export", "--run", out, "--out", tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_demo(run, tmp_path):
+    status, told, said = run("demo", "--out", tmp_path / "demo", "--steps", 12)
+    assert status == 0 and not said
+    assert {p.name for p in (tmp_path / "demo").iterdir()} == {"model", "data", "run", "aligned"}
+    assert "nats: " in told and "held" not in said
