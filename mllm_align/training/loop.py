@@ -278,7 +278,7 @@ class _Window:
         return {
             "step": step,
             **values,
-            "learning_rate": float(self.owner.rate(step - 1)),
+            "learning_rate": float(self.owner.rate(step - 1)),  # type: ignore[arg-type]
             "pairs_per_second": self.pairs / seconds,
             "tokens_per_second": self.real / seconds,
             "padding": 1 - self.real / self.padded,

@@ -72,9 +72,12 @@ def make_step(
         def add(total, group):
             return jax.tree.map(jnp.add, total, micro(group)), None
 
-        total = micro(jax.tree.map(lambda x: x[0], batch))
-        if len(batch.weight) > 1:
-            total, _ = jax.lax.scan(add, total, jax.tree.map(lambda x: x[1:], batch))
+        first = jax.tree.map(lambda x: x[0], batch)
+        if len(batch.weight) == 1:
+            total = micro(first)
+        else:
+            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, first))
+            total, _ = jax.lax.scan(add, zeros, batch)
         grads, (weight, metrics) = total
         grads = jax.tree.map(lambda g: g / weight, grads)
         updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)

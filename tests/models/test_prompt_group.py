@@ -171,7 +171,7 @@ def test_what_padding_holds_does_not_matter(run, three):
 @pytest.mark.parametrize("remat", ["dots", "full"])
 def test_recomputing_changes_nothing(run, three, remat):
     logps, gradient = run(three.batch, three.weights, remat)
-    np.testing.assert_allclose(logps, three.logps, atol=1e-6)
+    np.testing.assert_allclose(logps, three.logps, atol=5e-6)
     assert_close(gradient, three.gradient, 1e-5)
 
 
