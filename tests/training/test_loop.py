@@ -207,6 +207,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # threads of orbax
 def test_a_broken_checkpoint_is_named(begun):
     for part in (begun / "checkpoints" / "2" / "trained" / "d").iterdir():
         part.write_bytes(part.read_bytes()[:100])
