@@ -101,17 +101,15 @@ def end_tokens(folder: Folder) -> frozenset[int]:
 
 def lora_shardings(bundle: Bundle, lora: Any) -> Any:
     """`a` is cut like the input axis of its kernel, `b` like the output axis."""
-    kernels = abstract_params(bundle.config)["decoder"]["layers"]
+    decoder = abstract_params(bundle.config)["decoder"]
 
-    def boxed(name: str, side: str, leaf: Any) -> nn.LogicallyPartitioned:
-        layers, inner, outer = kernels[name]["kernel"].names
-        return nn.LogicallyPartitioned(
-            leaf, names=(layers, inner, None) if side == "a" else (layers, None, outer)
-        )
+    def boxed(path: Any, leaf: Any) -> nn.LogicallyPartitioned:
+        _, stack, name, side = (key.key for key in path)
+        *lead, inner, outer = decoder[stack][name]["kernel"].names
+        names = (*lead, inner, None) if side == "a" else (*lead, None, outer)
+        return nn.LogicallyPartitioned(leaf, names=names)
 
-    layers = lora["decoder"]["layers"]
-    tree = {n: {side: boxed(n, side, leaf) for side, leaf in pair.items()} for n, pair in layers.items()}
-    return {"decoder": {"layers": parameter_shardings(tree, bundle.mesh)}}
+    return parameter_shardings(jax.tree_util.tree_map_with_path(boxed, lora), bundle.mesh)
 
 
 def gather(tree: Any) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mllm_align.models.config import DecoderConfig
-from mllm_align.models.layers import Linear, RMSNorm, rope, scanned
+from mllm_align.models.layers import Linear, RMSNorm, rematerialised, rope, scanned
 from mllm_align.ops.attention import prompt_group_attention
 
 
@@ -22,25 +23,38 @@ class DecoderBlock(nn.Module):
         x: Float[Array, "B S D"],
         positions: Int[Array, "B S"],
         visible: Bool[Array, "B S"],
+        read: Int[Array, " B"] | None = None,
     ):
-        c, rows = self.config, x.shape[:2]
+        """With `read`, only that row of each prefix and the responses' rows come out: what nobody reads
+        after the last block is not computed there, but for its keys and values."""
+        c = self.config
 
         def heads(name: str, count: int, h):
             linear = Linear(count * c.head_dim, ("embed", "heads"), bias=c.attention_bias, name=name)
-            return linear(h).reshape(*rows, count, c.head_dim)
+            return linear(h).reshape(*h.shape[:2], count, c.head_dim)
 
         h = RMSNorm(c.norm_eps, name="norm_1")(x)
-        q = rope(heads("q", c.heads, h), positions, c.rope_theta)
         k = rope(heads("k", c.kv_heads, h), positions, c.rope_theta)
         v = heads("v", c.kv_heads, h)
-        h = prompt_group_attention(q, k, v, positions, visible, self.prefix, self.responses)
-        h = h.reshape(*rows, -1)
+        query_positions = positions
+        if read is not None:
+            x, h, query_positions = (self._rows(each, read) for each in (x, h, positions))
+        q = rope(heads("q", c.heads, h), query_positions, c.rope_theta)
+        h = prompt_group_attention(
+            q, k, v, query_positions, positions, visible, self.prefix, self.responses
+        )
+        h = h.reshape(*h.shape[:2], -1)
         x = x + Linear(c.hidden, ("heads", "embed"), bias=c.attention_bias, name="o")(h)
         h = RMSNorm(c.norm_eps, name="norm_2")(x)
         gate = Linear(c.mlp, ("embed", "mlp"), bias=c.mlp_bias, name="gate")(h)
         up = Linear(c.mlp, ("embed", "mlp"), bias=c.mlp_bias, name="up")(h)
         down = Linear(c.hidden, ("mlp", "embed"), bias=c.mlp_bias, name="down")
         return x + down(jax.nn.silu(gate) * up), None
+
+    def _rows(self, x, read):
+        """Row `read` of the prefix, then the responses."""
+        at = read.reshape(-1, *(1,) * (x.ndim - 1))
+        return jnp.concatenate([jnp.take_along_axis(x, at, axis=1), x[:, self.prefix :]], axis=1)
 
 
 class Decoder(nn.Module):
@@ -70,9 +84,13 @@ class Decoder(nn.Module):
         visible: Bool[Array, "B S"],
         prefix: int,
         responses: int,
-    ) -> Float[Array, "B S D"]:
+        read: Int[Array, " B"],
+    ) -> Float[Array, "B 1+K*R D"]:
         """Final hidden states, after the last norm, of rows [prefix | response 1 | ... | response K]."""
         c = self.config
-        layers = scanned(DecoderBlock, c.layers, self.remat, 2)
-        x, _ = layers(c, prefix, responses, name="layers")(x, positions, visible)
+        if c.layers > 1:
+            layers = scanned(DecoderBlock, c.layers - 1, self.remat, 2)
+            x, _ = layers(c, prefix, responses, name="layers")(x, positions, visible)
+        last = rematerialised(DecoderBlock, self.remat)(c, prefix, responses, name="last")
+        x, _ = last(x, positions, visible, read)
         return self.norm(x)

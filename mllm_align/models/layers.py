@@ -89,16 +89,21 @@ REMAT = {
 }
 
 
+def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
+    """The block, keeping for its backward pass what `remat` says (see `scanned`)."""
+    if REMAT[remat] is None:
+        return block
+    return nn.remat(block, policy=REMAT[remat], prevent_cse=False)
+
+
 def scanned(block: type[nn.Module], layers: int, remat: str, broadcast: int) -> type[nn.Module]:
     """A stack of equal blocks as one scan: parameters get a leading `layers` axis, traced once.
 
     remat says what a block keeps for its backward pass: everything ("none"), the results of its matrix
     products ("dots"), or only its input ("full"). `broadcast` counts the block's arguments after x.
     """
-    if REMAT[remat] is not None:
-        block = nn.remat(block, policy=REMAT[remat], prevent_cse=False)
     return nn.scan(
-        block,
+        rematerialised(block, remat),
         variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast,) * broadcast,

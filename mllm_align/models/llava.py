@@ -76,9 +76,9 @@ class Llava(nn.Module):
             jnp.concatenate([group.prefix_visible, group.response_mask.reshape(size, -1)], axis=1),
             prefix.shape[1],
             count,
+            group.prefix_length - 1,
         )
-        last = jnp.take_along_axis(states, (group.prefix_length - 1)[:, None, None], axis=1)[:, 0]
-        return last, states[:, prefix.shape[1] :].reshape(size, count, length, -1)
+        return states[:, 0], states[:, 1:].reshape(size, count, length, -1)
 
     def __call__(self, group: PromptGroup) -> Float[Array, "B K R"]:
         """Log-probability, in nats, of every response token; 0 at padding.

@@ -15,21 +15,26 @@ Tree = dict[str, Any]
 
 
 def init_lora(config: LlavaConfig, rank: int, targets: tuple[str, ...], key: jax.Array) -> Tree:
-    """float32 `a` [layers, in, rank] (uniform, as torch's linear layers) and `b` [layers, rank, out] (0).
+    """float32 `a` [in, rank] (uniform, as torch's linear layers) and `b` [rank, out] (0) of each target.
 
-    The tree has the shape of Llava's parameters: decoder / layers / <target> / {a, b}.
+    The tree has the shape of Llava's parameters: decoder / layers (stacked) and last / target / {a, b}.
     """
     shapes = decoder_linears(config)
-    layers, tree = config.decoder.layers, {}
+    stacked = config.decoder.layers - 1
+    tree: Tree = {"last": {}} | ({"layers": {}} if stacked else {})
     for name, place in zip(targets, jax.random.split(key, len(targets)), strict=True):
         out, inner = shapes[name][1]
         bound = 1 / math.sqrt(inner)
-        a = jax.random.uniform(place, (layers, inner, rank), jnp.float32, -bound, bound)
-        tree[name] = {"a": a, "b": jnp.zeros((layers, rank, out), jnp.float32)}
-    return {"decoder": {"layers": tree}}
+        whole = (stacked + 1, inner, rank)
+        a = jax.random.uniform(place, whole, jnp.float32, -bound, bound)
+        tree["last"][name] = {"a": a[-1], "b": jnp.zeros((rank, out), jnp.float32)}
+        if stacked:
+            tree["layers"][name] = {"a": a[:-1], "b": jnp.zeros((stacked, rank, out), jnp.float32)}
+    return {"decoder": tree}
 
 
 def scaled(lora: Tree, scale: float) -> Tree:
     """The tree as `Llava.apply` takes it: scale = alpha / rank folded into `b`."""
-    layers = lora["decoder"]["layers"]
-    return {"decoder": {"layers": {n: {"a": t["a"], "b": t["b"] * scale} for n, t in layers.items()}}}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf * scale if path[-1].key == "b" else leaf, lora
+    )

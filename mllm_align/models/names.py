@@ -141,11 +141,13 @@ def _decoder(config: LlavaConfig) -> Iterator[Entry]:
     shape = (c.vocab, c.hidden)
     yield Entry(f"{name}.embed_tokens.weight", (*root, "embedding"), None, shape, "same")
     for i in range(c.layers):
-        block, here = (*root, "layers"), f"{name}.layers.{i}"
+        last = i == c.layers - 1  # runs on fewer rows than the others: a block of its own
+        block, here = (*root, "last" if last else "layers"), f"{name}.layers.{i}"
+        layer = None if last else i
         for ours, (theirs, shape_, bias) in decoder_linears(config).items():
-            yield from _linear((*block, ours), f"{here}.{theirs}", shape_, bias, i)
-        yield from _norm((*block, "norm_1"), f"{here}.input_layernorm", c.hidden, False, i)
-        yield from _norm((*block, "norm_2"), f"{here}.post_attention_layernorm", c.hidden, False, i)
+            yield from _linear((*block, ours), f"{here}.{theirs}", shape_, bias, layer)
+        yield from _norm((*block, "norm_1"), f"{here}.input_layernorm", c.hidden, False, layer)
+        yield from _norm((*block, "norm_2"), f"{here}.post_attention_layernorm", c.hidden, False, layer)
     yield from _norm((*root, "norm"), f"{name}.norm", c.hidden, False)
     if not c.tied:
         yield Entry("lm_head.weight", (*root, "head"), None, shape, "transpose")

@@ -27,48 +27,56 @@ def full_attention(
 
 
 def prompt_group_attention(
-    q: Float[Array, "B S H E"],
+    q: Float[Array, "B Q H E"],
     k: Float[Array, "B S G E"],
     v: Float[Array, "B S G E"],
+    query_positions: Int[Array, "B Q"],
     positions: Int[Array, "B S"],
     visible: Bool[Array, "B S"],
     prefix: int,
     responses: int,
     span: int = 384,
     block: int = 128,
-) -> Float[Array, "B S H E"]:
+) -> Float[Array, "B Q H E"]:
     """Causal attention over rows laid out as [prefix | response 1 | ... | response K].
 
     The prefix attends to itself; each response to the prefix and to itself, never to a sibling. This is
-    what K separate rows compute, with the prefix computed once. Causality comes from `positions`, which
+    what K separate rows compute, with the prefix computed once. Causality comes from the positions, which
     rise along the prefix and along each response; `visible` is False for keys that nobody may see. A
     query that sees no key gets the mean of the values, never NaN.
 
-    The queries are cut into spans; keys that stand after a span are left out of its products, which
-    saves half of the prefix's work. Within a span, `block` queries at a time are scored.
+    The queries are those of all S rows, or of some rows of the prefix followed by the responses. They are
+    cut into spans; where they are all there, keys that stand after a span are left out of its products,
+    which saves half of the prefix's work. Within a span, `block` queries at a time are scored.
     """
     heads, groups, dim = q.shape[2], k.shape[2], q.shape[3]
     batch, total = q.shape[:2]
-    length = (total - prefix) // responses if responses else 0
+    length = (k.shape[1] - prefix) // responses if responses else 0
+    asking = total - responses * length  # queries of the prefix
     q = (q * dim**-0.5).reshape(batch, total, groups, heads // groups, dim)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
-    def of_span(start: int, stop: int, own: int) -> Float[Array, "B s H E"]:
-        """Queries [start, stop) on the prefix up to `own` and on [own, stop)."""
-        parts = [(0, min(prefix, own)), (own, stop)] if own else [(0, stop)]
+    def of_span(start: int, stop: int, parts: list[tuple[int, int]]) -> Float[Array, "B s H E"]:
+        """Queries [start, stop) on the keys of `parts`."""
 
         def keys(x, axis):
             cut = [jax.lax.slice_in_dim(x, a, b, axis=axis) for a, b in parts]
             return cut[0] if len(cut) == 1 else jnp.concatenate(cut, axis=axis)
 
         own_keys = keys(k, 2), keys(v, 2)
-        where = positions[:, start:stop], keys(positions, 1), keys(visible, 1)
+        where = query_positions[:, start:stop], keys(positions, 1), keys(visible, 1)
         return _blocked(q[:, start:stop], *own_keys, *where, block)
 
-    spans = [(a, min(a + span, prefix), 0) for a in range(0, prefix, span)]
+    spans = []
+    for start in range(0, asking, span):
+        stop = min(start + span, asking)
+        spans.append((start, stop, [(0, stop if asking == prefix else prefix)]))
     for response in range(responses):
-        own = prefix + response * length
-        spans += [(a, min(a + span, own + length), own) for a in range(own, own + length, span)]
+        own, end = prefix + response * length, prefix + (response + 1) * length
+        for start in range(own, end, span):
+            stop = min(start + span, end)
+            shift = asking - prefix  # from a row's place among the keys to its place among the queries
+            spans.append((start + shift, stop + shift, [(0, prefix), (own, stop)]))
     return jnp.concatenate([of_span(*each) for each in spans], axis=1)
 
 

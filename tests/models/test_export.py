@@ -106,14 +106,22 @@ def random_projector(folder):
     return jax.tree.map(lambda x: x + rng.normal(0, 0.05, x.shape).astype(np.float32), base["projector"])
 
 
+def terms_of(lora, target, layer):
+    """The low-rank terms of a map in block 0 or 1 of 2; the last block stands alone."""
+    stack = lora["decoder"]["last" if layer else "layers"]
+    return (
+        stack.get(target) if layer or target not in stack else {t: x[0] for t, x in stack[target].items()}
+    )
+
+
 def by_hand(folder, lora, dtype=None):
     """Canonical name -> (before, exact), both float64, of every map that the low-rank terms change."""
     before, out = weights(folder.path), {}
     for ours, (theirs, _, _) in decoder_linears(folder.config).items():
         for i in range(folder.config.decoder.layers):
-            if terms := lora["decoder"]["layers"].get(ours):
+            if terms := terms_of(lora, ours, i):
                 name = f"language_model.layers.{i}.{theirs}.weight"
-                a, b = (terms[t][i].astype(np.float64) for t in "ab")
+                a, b = (terms[t].astype(np.float64) for t in "ab")
                 old = before[name].astype(np.float64)
                 out[name] = (old, old + SCALE * (a @ b).T)
     return out
@@ -187,8 +195,9 @@ def test_update_below_the_stored_precision_is_reported_as_lost(tmp_path):
 def test_zero_terms_change_nothing(tmp_path):
     folder = derive(tmp_path / "in", "float16")
     lora = random_lora(folder.config)
-    for terms in lora["decoder"]["layers"].values():
-        terms["b"][:] = 0
+    for stack in lora["decoder"].values():
+        for terms in stack.values():
+            terms["b"][:] = 0
     told = export_merged(folder, tmp_path / "out", {"params": {}, "lora": lora}, SCALE)
     assert stored(tmp_path / "out") == stored(tmp_path / "in")
     assert told["rounding"] == {"max_abs": 0.0, "max_relative_to_update": 0.0}
@@ -197,15 +206,15 @@ def test_zero_terms_change_nothing(tmp_path):
 def test_projector_is_replaced_and_lora_lies_on_replaced_maps(tmp_path):
     folder = derive(tmp_path / "in", name="llavanext")
     projector, lora = random_projector(folder), random_lora(folder.config, ("q",))
-    q = np.random.default_rng(2).standard_normal((2, 32, 64)).astype(np.float32)
-    params = {"projector": projector, "decoder": {"layers": {"q": {"kernel": q}}}}
+    q = np.random.default_rng(2).standard_normal((32, 64)).astype(np.float32)
+    params = {"projector": projector, "decoder": {"last": {"q": {"kernel": q}}}}
     trained = jax.tree.map(jnp.asarray, {"params": params, "lora": lora})
     told = export_merged(folder, tmp_path / "out", trained, SCALE)
-    after, terms = weights(tmp_path / "out"), lora["decoder"]["layers"]["q"]
+    after, terms = weights(tmp_path / "out"), terms_of(lora, "q", 1)
     for ours, theirs in (("kernel", "weight"), ("bias", "bias")):
         stored_ = after[f"multi_modal_projector.linear_2.{theirs}"]
         assert np.array_equal(stored_, projector["linear_2"][ours].T)
-    exact = q[1].astype(np.float64) + SCALE * terms["a"][1].astype(np.float64) @ terms["b"][1]
+    exact = q.astype(np.float64) + SCALE * terms["a"].astype(np.float64) @ terms["b"]
     assert np.array_equal(
         after["language_model.layers.1.self_attn.q_proj.weight"], exact.T.astype(np.float32)
     )
@@ -336,8 +345,8 @@ def test_adapter_has_pefts_keys_and_shapes(tmp_path, name, dtype):
         theirs, (out, inner), _ = linears[ours]
         for i in range(2):
             stem = f"{root}language_model.layers.{i}.{theirs}"
-            wanted[f"{stem}.lora_A.weight"] = lora["decoder"]["layers"][ours]["a"][i].T
-            wanted[f"{stem}.lora_B.weight"] = lora["decoder"]["layers"][ours]["b"][i].T
+            wanted[f"{stem}.lora_A.weight"] = terms_of(lora, ours, i)["a"].T
+            wanted[f"{stem}.lora_B.weight"] = terms_of(lora, ours, i)["b"].T
             assert wanted[f"{stem}.lora_A.weight"].shape == (RANK, inner)
             assert wanted[f"{stem}.lora_B.weight"].shape == (out, RANK)
     stem, before = f"{root}multi_modal_projector", weights(tmp_path / "in")

@@ -297,9 +297,10 @@ def test_stored_and_loaded_dtypes(dtype, tmp_path):
 def test_stacked_and_transposed_leaves_are_the_stored_numbers():
     stored = load_file(FIXTURES / "llavanext" / "model.safetensors")
     params = goldens("llavanext").base
-    for i in range(2):
+    decoder = params["decoder"]  # the last block stands alone
+    for i, kernel in enumerate((decoder["layers"]["q"]["kernel"][0], decoder["last"]["q"]["kernel"])):
         name = f"language_model.model.layers.{i}.self_attn.q_proj.weight"
-        assert np.array_equal(params["decoder"]["layers"]["q"]["kernel"][i], stored[name].T)
+        assert np.array_equal(kernel, stored[name].T)
     embedding = stored["language_model.model.embed_tokens.weight"]
     assert np.array_equal(params["decoder"]["embedding"], embedding)
     kernel = params["vision_tower"]["patch_embedding"]["kernel"].reshape(14, 14, 3, 32)
@@ -319,14 +320,14 @@ def test_spread_over_devices(tmp_path):
     spread = PartitionSpec("layer", None, "model")
 
     def sharding(path):
-        stacked = path[:2] == ("decoder", "layers") and path[-1] == "kernel"
+        stacked = path[:2] == ("vision_tower", "layers") and path[-1] == "kernel"
         last = {"embedding": PartitionSpec("model"), "head": PartitionSpec(None, "model")}
         return NamedSharding(mesh, spread if stacked else last.get(path[-1], PartitionSpec()))
 
     folder = open_folder(shard(derive(tmp_path)))
     found = load_params(folder, np.float32, sharding)
-    kernel = found["decoder"]["layers"]["q"]["kernel"]
-    assert {shard.data.shape for shard in kernel.addressable_shards} == {(1, 32, 16)}
+    kernel = found["vision_tower"]["layers"]["q"]["kernel"]
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(1, 32, 8)}
     assert_same_params(found, goldens("llavanext").base)
 
 

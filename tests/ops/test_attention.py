@@ -75,7 +75,7 @@ def grouped(qkv, positions, visible, responses, cotangent, span, block, dtype=jn
     def run(q, k, v, cotangent):
         def ours(q, k, v):
             return prompt_group_attention(
-                q, k, v, positions, visible, PREFIX, responses, span=span, block=block
+                q, k, v, positions, positions, visible, PREFIX, responses, span=span, block=block
             )
 
         out, pull = jax.vjp(ours, q, k, v)
@@ -143,3 +143,12 @@ def test_full_attention_sees_everything():
     for b in range(BATCH):
         plain, *_ = plain_attention(q[b], k[b], v[b], True, q[b])
         np.testing.assert_allclose(found[b], plain, atol=2e-6)
+
+
+def test_some_rows_of_the_prefix_get_what_all_rows_get():
+    qkv, positions, visible = inputs(2, 4, 2)
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in qkv)
+    every = prompt_group_attention(q, k, v, positions, positions, visible, PREFIX, 2)
+    rows = np.array([1, 4, *range(PREFIX, q.shape[1])])
+    some = prompt_group_attention(q[:, rows], k, v, positions[:, rows], positions, visible, PREFIX, 2)
+    np.testing.assert_allclose(some, every[:, rows], atol=2e-6)

@@ -105,10 +105,11 @@ def test_training_starts_where_the_checkpoint_is():
             same = jax.tree.map(lambda a, b: bool((a == b).all()), values, bundle().params[part])
             assert all(jax.tree.leaves(same)) and jax.tree.leaves(values)[0].dtype == jnp.float32
     config = replace(TINY, lora=LoraConfig(rank=3, targets=("q", "down")))
-    layers = init_trained(bundle(), config)["lora"]["decoder"]["layers"]
-    assert set(layers) == {"q", "down"}
-    assert all(
-        pair["a"].shape[-1] == 3 and np.any(pair["a"]) and not np.any(pair["b"]) for pair in layers.values()
-    )
+    decoder = init_trained(bundle(), config)["lora"]["decoder"]
+    layers = decoder["layers"]
+    for stack in (layers, decoder["last"]):
+        assert set(stack) == {"q", "down"}
+        for pair in stack.values():
+            assert pair["a"].shape[-1] == 3 and np.any(pair["a"]) and not np.any(pair["b"])
     again = init_trained(bundle(), replace(config, seed=1))["lora"]["decoder"]["layers"]
     assert np.any(np.asarray(again["q"]["a"] != layers["q"]["a"]))
