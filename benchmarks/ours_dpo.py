@@ -64,7 +64,7 @@ def main() -> None:
             schedule="constant",
             warmup=0,
         ),
-        data=DataConfig(shuffle=False, threads=2),
+        data=DataConfig(shuffle=False, shapes=8, multiple=16, threads=2),
         mesh=MeshConfig(),
         batch_size=args.batch,
         steps=warmup + args.steps,

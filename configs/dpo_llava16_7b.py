@@ -1,4 +1,4 @@
-"""DPO with LoRA on LLaVA 1.6-7B: the settings of arXiv 2407.02477, section 6, within its searched ranges."""
+"""DPO with LoRA on LLaVA 1.6-7B, with settings that arXiv 2407.02477 (section 6) searched."""
 
 from mllm_align import DPO, Config, DataConfig, LoraConfig, OptimConfig
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mllm_align.models.config import DecoderConfig
-from mllm_align.models.layers import Linear, RMSNorm, rematerialised, rope, scanned
+from mllm_align.models.layers import Linear, RMSNorm, parameter, rematerialised, rope, scanned
 from mllm_align.ops.attention import prompt_group_attention
 
 
@@ -63,12 +63,12 @@ class Decoder(nn.Module):
 
     def setup(self):
         c = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
-        self.embedding = self.param("embedding", init, (c.vocab, c.hidden))
+        normal, lecun = nn.initializers.normal(0.02), nn.initializers.lecun_normal()
+        shape = (c.vocab, c.hidden)
+        self.embedding = parameter(self, "embedding", normal, ("vocab", "embed"), shape)
         self.norm = RMSNorm(c.norm_eps)
         if not c.tied:
-            init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ("embed", "vocab"))
-            self.head = self.param("head", init, (c.hidden, c.vocab))
+            self.head = parameter(self, "head", lecun, ("embed", "vocab"), shape[::-1])
 
     def embed(self, tokens: Int[Array, ...]) -> Float[Array, "... D"]:
         return self.embedding[tokens]

@@ -148,7 +148,7 @@ def _leaf(reader: Reader, parts: list[Entry], dtype: np.dtype, where) -> jax.Arr
         chosen = parts[index[0]]
         return np.stack([e.to_ours(reader(e.name))[index[1:]].astype(dtype) for e in chosen])
 
-    return jax.make_array_from_callback(shape, where, read)
+    return jax.make_array_from_callback(shape, where, read)  # type: ignore[arg-type]
 
 
 # ---- configuration ---------------------------------------------------------------------------------
@@ -168,7 +168,7 @@ def _config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
 
     try:
         # The classes complete partial sub-configurations by their own defaults.
-        whole = (HFLlavaNext if kind == "llava_next" else HFLlava).from_dict(raw)
+        whole: Any = (HFLlavaNext if kind == "llava_next" else HFLlava).from_dict(raw)
     except Exception as error:  # the library raises many kinds; each means an unusable config.json
         raise InputError(
             f"{path}/config.json is not usable ({_first_line(error)}); "

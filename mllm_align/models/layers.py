@@ -6,6 +6,8 @@ norms and rotary angles are float32 inside, as in the reference implementations.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,14 @@ ACTIVATIONS = {
 }
 
 
+def parameter(
+    module: nn.Module, name: str, init: Any, axes: tuple[str | None, ...], shape: tuple[int, ...]
+) -> jax.Array:
+    """A parameter of the module under its logical axes."""
+    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    return value
+
+
 class Linear(nn.Module):
     """x @ kernel (+ bias), plus the low-rank term where the `lora` collection has one for this place.
 
@@ -32,12 +42,12 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... i"]) -> Float[Array, "... o"]:
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
-        kernel = self.param("kernel", init, (x.shape[-1], self.features))
+        shape = (x.shape[-1], self.features)
+        kernel = parameter(self, "kernel", nn.initializers.lecun_normal(), self.axes, shape)
         y = matmul(x, kernel)
         if self.bias:
-            zeros = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
-            y = y + self.param("bias", zeros, (self.features,)).reshape((1,) * (y.ndim - 1) + (-1,))
+            bias = parameter(self, "bias", nn.initializers.zeros, self.axes[1:], shape[1:])
+            y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         if self.has_variable("lora", "a"):
             y = y + matmul(matmul(x, self.get_variable("lora", "a")), self.get_variable("lora", "b"))
         return y
@@ -48,8 +58,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", init, (x.shape[-1],))
+        scale = parameter(self, "scale", nn.initializers.ones, ("norm",), x.shape[-1:])
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
         return wide.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
@@ -61,10 +70,8 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         flat = (1,) * (x.ndim - 1) + (-1,)
-        ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-        scale = self.param("scale", ones, (x.shape[-1],)).reshape(flat)
-        bias = self.param("bias", zeros, (x.shape[-1],)).reshape(flat)
+        scale = parameter(self, "scale", nn.initializers.ones, ("norm",), x.shape[-1:]).reshape(flat)
+        bias = parameter(self, "bias", nn.initializers.zeros, ("norm",), x.shape[-1:]).reshape(flat)
         wide = x.astype(jnp.float32)
         wide = wide - wide.mean(-1, keepdims=True)
         wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
@@ -106,7 +113,7 @@ def scanned(block: type[nn.Module], layers: int, remat: str, broadcast: int) -> 
         rematerialised(block, remat),
         variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast,) * broadcast,
+        in_axes=(nn.broadcast,) * broadcast,  # type: ignore[arg-type]
         length=layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )

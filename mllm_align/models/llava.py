@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from mllm_align.batch import PromptGroup, response_positions
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.decoder import Decoder
-from mllm_align.models.layers import ACTIVATIONS, Linear
+from mllm_align.models.layers import ACTIVATIONS, Linear, parameter
 from mllm_align.models.vision import VisionTower
 from mllm_align.ops.logprobs import token_logps
 
@@ -43,8 +43,8 @@ class Llava(nn.Module):
         self.projector = Projector(c.decoder.hidden, c.projector_activation, c.projector_bias)
         self.decoder = Decoder(c.decoder, self.remat)
         if c.anyres:
-            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("norm",))
-            self.image_newline = self.param("image_newline", init, (c.decoder.hidden,))
+            normal, shape = nn.initializers.normal(0.02), (c.decoder.hidden,)
+            self.image_newline = parameter(self, "image_newline", normal, ("norm",), shape)
 
     def features(self, tiles: Float[Array, "B T h w 3"]) -> Float[Array, "B T*I F"]:
         """What the vision tower says of each tile; the same for policy and reference while it is frozen."""

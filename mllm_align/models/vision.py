@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mllm_align.models.config import VisionConfig
-from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, scanned
+from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, parameter, scanned
 from mllm_align.ops.attention import full_attention
 
 
@@ -47,14 +47,9 @@ class VisionTower(nn.Module):
         patches = patches.reshape(count, side**2, patch * patch * 3)
         x = Linear(c.hidden, ("patch", "embed"), name="patch_embedding")(patches)
         normal = nn.initializers.normal(0.02)
-        class_embedding = self.param(
-            "class_embedding", nn.with_logical_partitioning(normal, ("norm",)), (c.hidden,)
-        )
-        positions = self.param(
-            "position_embedding",
-            nn.with_logical_partitioning(normal, (None, "embed")),
-            (side**2 + 1, c.hidden),
-        )
+        class_embedding = parameter(self, "class_embedding", normal, ("norm",), (c.hidden,))
+        places = (side**2 + 1, c.hidden)
+        positions = parameter(self, "position_embedding", normal, (None, "embed"), places)
         first = jnp.broadcast_to(class_embedding[None, None], (count, 1, c.hidden))
         x = jnp.concatenate([first, x], axis=1) + positions[None]
         x = LayerNorm(c.norm_eps, name="pre_norm")(x)

@@ -140,9 +140,9 @@ def test_low_rank_terms_start_at_the_reference_and_alone_are_trained():
 
     assert jax.tree.structure(state.trained) == jax.tree.structure(trained)
     changed = jax.tree.map(lambda x, y: bool((x != y).any()), state.trained, trained)
-    for stack in changed["lora"]["decoder"].values():
+    for block in changed["lora"]["decoder"].values():
         # a has no gradient while b is 0
-        assert all(target == {"a": False, "b": True} for target in stack.values())
+        assert all(target == {"a": False, "b": True} for target in block.values())
     assert all(jax.tree.leaves(changed["params"]))
 
     _, later = run(state.trained, whole_batch())
@@ -152,12 +152,12 @@ def test_low_rank_terms_start_at_the_reference_and_alone_are_trained():
 def test_low_rank_terms_equal_merged_weights():
     lora = init_lora(GOLDEN.config, 4, ("q", "o", "gate"), jax.random.key(0))
     merged = {}
-    for stack, targets in lora["decoder"].items():
-        base = GOLDEN.base["decoder"][stack]
+    for block, targets in lora["decoder"].items():
+        base = GOLDEN.base["decoder"][block]
         for i, (name, terms) in enumerate(targets.items()):
             terms["b"] = 0.3 * jax.random.normal(jax.random.key(i), terms["b"].shape)
             kernel = base[name]["kernel"] + LORA_SCALE * terms["a"] @ terms["b"]
-            merged.setdefault(stack, {})[name] = {"kernel": kernel}
+            merged.setdefault(block, {})[name] = {"kernel": kernel}
     merged = overlay(GOLDEN.base, {"decoder": merged})
     batch = pad(GROUPS, SHAPE, 4)
     apply = jax.jit(lambda v: GOLDEN.model.apply(v, batch))
