@@ -114,12 +114,12 @@ class Demo:
     """DPO on a small random LLaVA and on pairs that the program draws itself; no downloads, minutes.
 
     Makes OUT/model, OUT/data, OUT/run and OUT/aligned. It shows that the whole path runs on this
-    machine; a random model has nothing to hallucinate.
+    machine; a random model has nothing to hallucinate, but ranks unseen pairs better afterwards.
     """
 
     out: Path = Path("runs/demo")
     """Folder to make."""
-    steps: int = 60
+    steps: int = 400
     """Optimizer steps."""
 
 

@@ -37,16 +37,17 @@ def run(out: Path, steps: int) -> dict[str, float]:
     if out.is_dir() and any(out.iterdir()):
         raise refusal(str(out), "the folder is not empty", "name a new one, or remove it first")
     make_model(out / "model")
-    pairs = make_pairs(out / "data")
-    train(settings, out / "model", pairs, out / "run", out / "data" / "held_out.jsonl")
+    pairs = make_pairs(out / "data", count=1024, held_out=128)
+    held_out = out / "data" / "held_out.jsonl"
+    train(settings, out / "model", pairs, out / "run", held_out)
     report = export_run(out / "run", out / "aligned")
     margins = {}
     for name in ("model", "aligned"):
-        lines = score(load(out / name), pairs)
+        lines = score(load(out / name), held_out)
         margins[name] = sum(s["chosen_logp"] - s["rejected_logp"] for s in lines) / len(lines)
     print(f"exported step {report['step']} to {out / 'aligned'}: {report['merged']} tensors merged")
     print(
-        "mean log-prob of chosen minus rejected, nats: "
+        "held-out pairs, mean log-prob of chosen minus rejected, nats: "
         f"{margins['model']:.2f} before, {margins['aligned']:.2f} after (scored from the exported folder)"
     )
     return margins

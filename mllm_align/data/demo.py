@@ -68,7 +68,7 @@ def _new_folder(out: Path) -> Iterator[None]:
 
 
 def make_model(
-    out: Path,
+    out: str | Path,
     kind: Literal["llava_next", "llava"] = "llava_next",
     seed: int = 0,
     *,
@@ -152,6 +152,7 @@ def make_model(
         num_additional_image_tokens=1,
         chat_template=CHAT_TEMPLATE,
     )
+    out = Path(out)
     with _new_folder(out):
         (out / "model.safetensors").write_bytes(save(_weights(ours, seed), {"format": "pt"}))
         whole.save_pretrained(out)
@@ -277,7 +278,7 @@ Scene = tuple[Group, ...]
 """What a picture shows: one group of up to three, or two single shapes that differ in everything."""
 
 
-def make_pairs(out: Path, count: int = 64, seed: int = 0, *, held_out: int = 16) -> Path:
+def make_pairs(out: str | Path, count: int = 64, seed: int = 0, *, held_out: int = 16) -> Path:
     """Write `pairs.jsonl` (`count` records), `held_out.jsonl` (further ones) and pictures to `out`.
 
     The pictures are one to three coloured shapes on a plain ground, PNG and JPEG of several aspect
@@ -289,6 +290,7 @@ def make_pairs(out: Path, count: int = 64, seed: int = 0, *, held_out: int = 16)
         if value < 1:
             raise refusal(name, f"found {value}", "give a number of at least 1")
     rng = np.random.default_rng(seed)
+    out = Path(out)
     with _new_folder(out):
         (out / "images").mkdir()
         rows = [_pair(out, i, rng) for i in range(count + held_out)]
