@@ -1,4 +1,4 @@
-"""DPO with LoRA on a small model: for a CPU, for trying things out, for `mllm-align demo`."""
+"""DPO with LoRA on a small model: for a CPU, for trying things out; what `mllm-align demo` runs with."""
 
 from mllm_align import DPO, Config, LoraConfig, OptimConfig
 
