@@ -211,7 +211,7 @@ def inspect(options: Inspect) -> None:
     from mllm_align.data.readers import records_from
     from mllm_align.models.bundle import Bundle
     from mllm_align.models.huggingface import load_processor, open_folder
-    from mllm_align.training.score import make_encoder
+    from mllm_align.prepare import make_encoder
 
     if options.responses < 1:
         raise InputError(f"--responses is {options.responses}; it must be 1 or more")

@@ -25,7 +25,7 @@ from mllm_align.sharding import make_mesh, parameter_shardings, tree_lookup
 @dataclass(frozen=True)
 class Bundle:
     """params: the checkpoint's, in `dtype`, sharded over `mesh`. trained: what a run has put over them
-    (see training/policy.py), float32; empty for a checkpoint as it is.
+    (see models/policy.py), float32; empty for a checkpoint as it is.
     """
 
     folder: Folder

@@ -36,7 +36,7 @@ def export_merged(
 ) -> dict[str, Any]:
     """Write `folder` again at `out` with what was trained in place: W + lora_scale * (a @ b).
 
-    trained: {"params": replaced leaves, "lora": low-rank terms}, as in `training.policy`; either may be
+    trained: {"params": replaced leaves, "lora": low-rank terms}, as in `models.policy`; either may be
     absent. Names, shard files, index and dtypes stay as stored; dtype ("float32", "bfloat16" or
     "float16") recasts every floating tensor. Tensors that were not trained are copied bit for bit, and
     the folder's other files with them, but for weights that were not read (pickles), hidden files and

@@ -20,13 +20,14 @@ from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, load, make_model
+from mllm_align.prepare import prepare
 from mllm_align.sharding import batch_sharding, batch_shards, make_mesh, replicated
 from mllm_align.training import run
 from mllm_align.training.checkpoint import Checkpoints
 from mllm_align.training.flops import peak_flops, step_flops
 from mllm_align.training.metrics import Log, add, divide, event_writer, line
 from mllm_align.training.optim import init_trained, make_optimizer, schedule, trained_parts
-from mllm_align.training.score import StoredReference, prepare
+from mllm_align.training.score import StoredReference
 from mllm_align.training.step import TrainState, make_evaluation, make_step
 
 Tree = dict[str, Any]

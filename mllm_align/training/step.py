@@ -13,7 +13,7 @@ import optax
 from mllm_align.align.objectives import LogProbs, Metrics, Objective
 from mllm_align.batch import PromptGroup
 from mllm_align.models.llava import Llava, cast, variables
-from mllm_align.training.policy import policy_variables, tower_is_trained
+from mllm_align.models.policy import policy_variables, tower_is_trained
 
 Tree = dict[str, Any]
 

@@ -17,7 +17,7 @@ from goldens import FIXTURES, NAMES, goldens, responses
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import load_params, open_folder
 from mllm_align.models.lora import init_lora
-from mllm_align.training.policy import policy_variables
+from mllm_align.models.policy import policy_variables
 
 PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
 RANK, ALPHA = 4, 8

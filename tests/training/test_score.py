@@ -13,7 +13,7 @@ from mllm_align import DataConfig, InputError, export, load, load_run, score, tr
 from mllm_align.batch import pad
 from mllm_align.data.encode import Encoder
 from mllm_align.models.bundle import make_model
-from mllm_align.training.score import prepare
+from mllm_align.prepare import prepare
 
 assert compiling  # a fixture
 ONE_SHAPE = DataConfig(shapes=1)

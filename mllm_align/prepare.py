@@ -1,0 +1,48 @@
+"""From a checkpoint and a data file to encoded records: what every verb that reads data begins with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mllm_align.config import DataConfig
+from mllm_align.data.anyres import ImageLayout
+from mllm_align.data.encode import Encoded, Encoder, encode_all
+from mllm_align.data.readers import records_from
+from mllm_align.errors import InputError
+from mllm_align.models.bundle import Bundle, end_tokens
+from mllm_align.progress import progress
+
+
+def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
+    """The encoder of a bundle's checkpoint."""
+    c, template = bundle.config, None
+    if data.chat_template is not None:
+        try:
+            template = data.chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"chat template {data.chat_template} can't be read: {error}") from error
+    layout = ImageLayout(c.vision.image_size, c.vision.side, c.vision.tokens, c.pinpoints)
+    return Encoder(bundle.processor, layout, c.image_token, end_tokens(bundle.folder), template)
+
+
+def prepare(
+    bundle: Bundle, data: Any, config: DataConfig, responses: int
+) -> tuple[Encoder, list[Encoded], list[str]]:
+    """Read, check and encode a data file or rows: (encoder, records, ids left out as over-long)."""
+    encoder = make_encoder(bundle, config)
+    records = records_from(
+        data,
+        format=config.format,
+        image_root=config.image_root,
+        allow_outside=config.allow_outside,
+        responses=responses,
+    )
+    encoded, skipped = encode_all(
+        records,
+        encoder,
+        responses=responses,
+        max_length=config.max_length or bundle.config.decoder.max_length,
+        over_long=config.over_long,
+        progress=lambda items: progress(items, "reading"),
+    )
+    return encoder, encoded, skipped
