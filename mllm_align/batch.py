@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +60,21 @@ class PromptGroup:
         )
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Cache:
+    """Keys and values of B prefixes, from which any number of continuations may fork.
+
+    layers, last: (keys, values), [L-1, B, G, P, E] of the stacked layers (None where there is but one
+    layer) and [B, G, P, E] of the last. positions, visible: as in the PromptGroup they come from.
+    """
+
+    layers: Any
+    last: Any
+    positions: Int[Array, "B P"]
+    visible: Bool[Array, "B P"]
+
+
 @dataclass(frozen=True, order=True)
 class Shape:
     """The padded lengths of a group: prefix tokens, tokens of each response, image tiles."""
@@ -92,7 +108,9 @@ class Group:
 
     @property
     def shape(self) -> Shape:
-        return Shape(len(self.prefix_tokens), max(len(r) for r in self.responses), len(self.tiles))
+        return Shape(
+            len(self.prefix_tokens), max((len(r) for r in self.responses), default=0), len(self.tiles)
+        )
 
 
 def pad(groups: list[Group], shape: Shape, size: int) -> PromptGroup:

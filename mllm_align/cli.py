@@ -20,7 +20,17 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import Positional, arg
 
-from mllm_align.config import OBJECTIVES, Config, DataConfig, Dtype, LoraConfig, MeshConfig, load_config
+from mllm_align.config import (
+    OBJECTIVES,
+    BDHSConfig,
+    Config,
+    DataConfig,
+    Dtype,
+    LoraConfig,
+    MeshConfig,
+    SamplingConfig,
+    load_config,
+)
 from mllm_align.config import save_json as config_json
 from mllm_align.errors import InputError, one_line
 
@@ -73,6 +83,61 @@ class Score:
     """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """A model's responses: to one prompt, printed, or to a file of prompts.
+
+    With --data, OUT gets one JSON line per record, in order: index, id, responses.
+    """
+
+    model: Path
+    """Hugging Face LLaVA folder, or a run folder (its newest checkpoint)."""
+    image: tuple[Path, ...] = ()
+    """Image files, in the order in which the prompt speaks of them."""
+    prompt: str | None = None
+    """What to ask."""
+    data_file: Annotated[Path | None, arg(name="data", metavar="FILE")] = None
+    """In place of --image and --prompt: records with prompts and images (.jsonl, .json or .parquet)."""
+    out: Path | None = None
+    """File to write, JSONL; needed with --data."""
+    samples: int = 1
+    """Responses to each prompt."""
+    seed: int = 0
+    """Of the sampled tokens; the same seed gives a record the same responses in any batch, but for
+    near-ties."""
+    batch_size: int = 8
+    """Prompts at once, over all devices."""
+    dtype: Dtype = "auto"
+    """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+@dataclass(frozen=True)
+class Bdhs:
+    """Preference pairs from SFT records: the model itself makes the rejected responses (BDHS).
+
+    Writes one JSON line per record, in order: id, images, prompt, chosen, rejected, bdhs (how it was made).
+    Beside it, OUT.log.jsonl says what was run. The same command continues a job that was stopped. Image
+    paths stay as they are in the data; where OUT lies elsewhere, train with --data.image-root.
+    """
+
+    config_file: Positional[Path]
+    """Python file with get_config() -> BDHSConfig."""
+    model: Path
+    """Hugging Face LLaVA folder, or a run folder (its newest checkpoint)."""
+    data_file: Data
+    """SFT records, a prompt, images and one response each: .jsonl, .json or .parquet."""
+    out: Path
+    """File to write, JSONL."""
+    shard: str = "0/1"
+    """Part/parts of the records, one part for each host, written as OUT-00000-of-00004 and so on."""
+    print_config: bool = False
+    """Print the resolved config as JSON and stop; needs no model, data or out."""
+    config: Annotated[BDHSConfig, arg(name="")] = field(default_factory=BDHSConfig)
 
 
 @dataclass(frozen=True)
@@ -139,12 +204,15 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(141)
 
 
+WITH_CONFIG: dict[type, type] = {Train: Config, Bdhs: BDHSConfig}  # what a verb's config file gives
 VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {}
 
 
 def _main(argv: list[str]) -> None:
     VERBS.update(
         train=(Train, train),
+        bdhs=(Bdhs, bdhs),
+        generate=(Generate, generate),
         score=(Score, score),
         inspect=(Inspect, inspect),
         export=(Export, export),
@@ -180,14 +248,11 @@ def train(options: Train) -> None:
 
 def score(options: Score) -> None:
     from mllm_align.files import new_file
-    from mllm_align.models.bundle import load
-    from mllm_align.training.run import load_run
     from mllm_align.training.score import score as run
 
     began = time.time()
     with new_file(options.out) as file:  # refused before the work, not after
-        is_run = (options.model / "run.json").exists()
-        bundle = (load_run if is_run else load)(options.model, options.dtype, options.mesh)
+        bundle = _open(options.model, options.dtype, options.mesh)
         lines = run(bundle, options.data_file, config=options.data, batch_size=options.batch_size)
         file.writelines(json.dumps(line) + "\n" for line in lines)
     skipped = [line["index"] for line in lines if line["chosen_logp"] is None]
@@ -204,6 +269,62 @@ def score(options: Score) -> None:
     )
     note = f", {len(skipped)} over-long records left out" if skipped else ""
     print(f"{len(lines) - len(skipped)} records scored to {options.out}{note}")
+
+
+def generate(options: Generate) -> None:
+    from mllm_align.files import new_file
+    from mllm_align.generate.respond import generate as run
+
+    def responses(data: Any) -> list[list[str]]:
+        return run(
+            _open(options.model, options.dtype, options.mesh),
+            data,
+            options.sampling,
+            samples=options.samples,
+            seed=options.seed,
+            batch_size=options.batch_size,
+            config=options.data,
+        )
+
+    if (options.prompt is None) == (options.data_file is None):
+        raise InputError("generate needs either --prompt (with --image) or --data FILE --out FILE")
+    if options.data_file is None:
+        options = dataclasses.replace(options, batch_size=1)
+        for text in responses([{"prompt": options.prompt, "images": [str(i) for i in options.image]}])[0]:
+            print(text.strip())
+        return
+    if options.out is None or options.image:
+        raise InputError("generate --data FILE needs --out FILE, and takes images from the file alone")
+    with new_file(options.out) as file:
+        lines = [
+            {"index": i, "responses": [text.strip() for text in texts] or None}
+            for i, texts in enumerate(responses(options.data_file))
+        ]
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    print(f"responses to {sum(bool(line['responses']) for line in lines)} records in {options.out}")
+
+
+def bdhs(options: Bdhs) -> None:
+    if options.print_config:
+        print(config_json(options.config), end="")
+        return
+    from mllm_align.generate.pairs import Shard
+    from mllm_align.generate.pairs import bdhs as run
+
+    shard, config = Shard.parse(options.shard), options.config
+    bundle = _open(options.model, config.dtype, config.mesh)
+    summary = run(config, bundle, options.data_file, options.out, shard)
+    left = f", {len(summary['left_out'])} left out (empty or equal)" if summary["left_out"] else ""
+    print(f"{summary['pairs']} pairs in {shard.name(options.out)}{left}; share that differs enough after")
+    print("  ".join(f"try {i + 1}: {share:.3f}" for i, share in enumerate(summary["differ_after"])))
+
+
+def _open(model: Path, dtype: Dtype, mesh: MeshConfig) -> Any:
+    """A Hugging Face folder, or a run folder's newest checkpoint."""
+    from mllm_align.models.bundle import load
+    from mllm_align.training.run import load_run
+
+    return (load_run if (model / "run.json").exists() else load)(model, dtype, mesh)
 
 
 def inspect(options: Inspect) -> None:
@@ -261,10 +382,12 @@ def parse(cls: type, verb: str, argv: list[str]) -> Any:
     """Options of a verb. Raises InputError, in one line, where tyro would print a box."""
     default, argv = None, list(argv)
     helping = bool({"-h", "--help"} & set(argv))
-    if cls is Train and not (helping and argv[0].startswith("-")):
+    if cls in WITH_CONFIG and not (helping and argv[0].startswith("-")):
         if not argv or argv[0].startswith("-"):
-            raise InputError("train needs a config file first: mllm-align train CONFIG.py --model ...")
-        default, argv = _choices(load_config(argv[0]), argv)
+            raise InputError(f"{verb} needs a config file first: mllm-align {verb} CONFIG.py --model ...")
+        default = load_config(argv[0], WITH_CONFIG[cls])
+        if isinstance(default, Config):
+            default, argv = _choices(default, argv)
     _check_names(cls, default, argv)
     alone = "--print-config" in argv
     if not (helping or alone):
@@ -274,7 +397,7 @@ def parse(cls: type, verb: str, argv: list[str]) -> Any:
     if default is not None:
         missing: Any = tyro.MISSING_NONPROP
         path = Path() if alone else missing
-        default = Train(missing, path, path, path, config=default)
+        default = cls(missing, path, path, path, config=default)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             return tyro.cli(kind, args=argv, default=default, prog=f"mllm-align {verb}")
@@ -315,7 +438,7 @@ def _choices(config: Config, argv: list[str]) -> tuple[Config, list[str]]:
     return config, rest
 
 
-def _check_names(cls: type, config: Config | None, argv: list[str]) -> None:
+def _check_names(cls: type, config: Any, argv: list[str]) -> None:
     """Refuse an unknown option with the nearest name there is."""
     known = {"-h", "--help", *_names(cls, config)}
     for item in argv:
@@ -343,7 +466,7 @@ def _names(cls: Any, value: Any = None, prefix: str = "--") -> set[str]:
     for each in dataclasses.fields(cls):
         name, kind = each.name.replace("_", "-"), hints[each.name]
         if each.name == "config":
-            names |= _names(Config, value, prefix)
+            names |= _names(WITH_CONFIG[cls], value, prefix)
             continue
         name = "data" if each.name == "data_file" else name
         below = getattr(value, each.name, None)

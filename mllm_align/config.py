@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mllm_align.align.objectives import DPO, IPO, SFT, Objective, RobustDPO, SLiC
 from mllm_align.errors import InputError, one_line
@@ -169,6 +169,69 @@ class MeshConfig:
 
 
 @dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen; filters apply in the order of the fields, as in transformers."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Choose among this many likeliest tokens only."""
+    top_p: float = 1.0
+    """Choose among the fewest likeliest tokens that hold this much of the probability."""
+    max_tokens: int = 512
+    """Most tokens of a response."""
+
+    def __post_init__(self):
+        _check_types(self, "sampling.")
+        _require(
+            0 <= self.temperature < float("inf"), "sampling.temperature", self.temperature, "0 or more"
+        )
+        _require(self.top_k is None or self.top_k >= 1, "sampling.top_k", self.top_k, "1 or more")
+        _require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "above 0 and at most 1")
+        _require(self.max_tokens >= 1, "sampling.max_tokens", self.max_tokens, "1 or more")
+
+
+@dataclass(frozen=True)
+class BDHSConfig:
+    """Rejected responses made by the policy (bias-driven hallucination sampling, arXiv 2407.02477)."""
+
+    distortion: Literal["attention", "noise"] = "attention"
+    """What keeps the policy from looking: image embeddings that nothing attends to, or a noisy image."""
+    mask_rate: float = 0.99
+    """Chance of an image embedding to be masked (rho_th); 1 hides the whole image, 0 nothing."""
+    noise_steps: int = 500
+    """Diffusion steps of noise on the preprocessed image, of 1000."""
+    guided: bool = True
+    """Complete the chosen response's sentences, each from a random cut; else whole free responses."""
+    iterations: int = 5
+    """Most tries for a response that differs enough; the last, if there are several, is unguided."""
+    similarity: str = "sentence-transformers/all-mpnet-base-v2"
+    """Sentence encoder, a hub name or a local folder; or "lexical", which needs neither."""
+    threshold: float | None = None
+    """Similarity below which a response differs enough; default: what belongs to the encoder."""
+    sentence_tokens: int = 64
+    """Most tokens that complete a sentence."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    batch_size: int = 8
+    """Records at once, over all devices."""
+    seed: int = 0
+    """Of masks, noise, cuts, swaps and tokens."""
+    dtype: Dtype = "auto"
+    """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
+
+    def __post_init__(self):
+        _check_types(self)
+        _require(0 <= self.mask_rate <= 1, "mask_rate", self.mask_rate, "from 0 to 1")
+        _require(1 <= self.noise_steps <= 1000, "noise_steps", self.noise_steps, "from 1 to 1000")
+        for name in ("iterations", "sentence_tokens", "batch_size"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(self.similarity != "", "similarity", self.similarity, "a name or a folder")
+
+
+@dataclass(frozen=True)
 class Config:
     """A training run."""
 
@@ -237,8 +300,11 @@ class Config:
 # ---- files -----------------------------------------------------------------------------------------
 
 
-def load_config(path: str | Path) -> Config:
-    """Run a config file and return its `get_config()`. Raises InputError for an unusable file."""
+C = TypeVar("C")
+
+
+def load_config(path: str | Path, kind: type[C] = Config) -> C:
+    """Run a config file and return its `get_config()`, a `kind`. Raises InputError for an unusable file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"config file {path} is not there")
@@ -254,8 +320,8 @@ def load_config(path: str | Path) -> Config:
     except (Exception, SystemExit) as error:  # the file is the user's program: anything may come out of it
         kind = type(error).__name__
         raise InputError(f"config file {path} fails: {kind}: {one_line(error, 200)}") from error
-    if not isinstance(config, Config):
-        raise InputError(f"{path}: get_config() gives {type(config).__name__}, not a Config")
+    if not isinstance(config, kind):
+        raise InputError(f"{path}: get_config() gives {type(config).__name__}, not a {kind.__name__}")
     return config
 
 
@@ -302,7 +368,7 @@ def from_json(values: dict[str, Any]) -> Config:
         raise InputError(f"the saved config is not of this version: {one_line(error)}") from error
 
 
-def save_json(config: Config) -> str:
+def save_json(config: Any) -> str:
     return json.dumps(to_json(config), indent=2) + "\n"
 
 

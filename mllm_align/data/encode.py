@@ -84,7 +84,7 @@ class Encoder:
     # ---- text --------------------------------------------------------------------------------------
 
     def encode(self, record: Record, responses: int, index: int = 0) -> Encoded:
-        """Ids and sizes of a record with its first `responses` responses.
+        """Ids and sizes of a record with its first `responses` responses (0: of its prompt alone).
 
         Reads image headers, not pixels. Raises InputError for an image or a text that can't be used.
         """
@@ -94,7 +94,7 @@ class Encoder:
         embeddings = sum(len(self.layout.rows(height, width, 0)) for width, height in sizes)
         shape = Shape(
             prefix=len(prefix) - len(sizes) + embeddings,
-            response=max(len(answer) for answer in answers),
+            response=max((len(answer) for answer in answers), default=0),
             tiles=tiles,
         )
         return Encoded(record, prefix, answers, sizes, shape, index)
@@ -102,18 +102,16 @@ class Encoder:
     def _tokens(self, record: Record, responses: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         chat = [message.chat() for message in record.messages]
         prompt = self._render(chat, record, ask=True)
-        texts = []
-        for answer in record.responses[:responses]:
-            turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-            texts.append(self._render([*chat, turn], record, ask=False))
+        if not responses:
+            prefix = np.array(self._tokenize(prompt)["input_ids"], np.int32)
+            self._check(record, prefix, [], len(prefix))
+            return prefix, ()
+        texts = [self._conversation(record, answer) for answer in record.responses[:responses]]
         # A template may write the answer's turn otherwise than its own opening of that turn.
         boundary = common_length([prompt, *texts])
         rows, inside = [], []
         for text in texts:
-            plain = not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
-            coded = self.tokenizer(
-                text, add_special_tokens=plain, return_offsets_mapping=True, verbose=False
-            )
+            coded = self._tokenize(text)
             rows.append(coded["input_ids"])
             over = (i for i, (_, stop) in enumerate(coded["offset_mapping"]) if stop > boundary)
             inside.append(next(over, len(rows[-1])))
@@ -121,6 +119,31 @@ class Encoder:
         prefix = np.array(rows[0][:shared], np.int32)
         self._check(record, prefix, rows, shared)
         return prefix, tuple(self._ended(row[shared:]) for row in rows)
+
+    def response_spans(self, record: Record, response: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """Ids of the prompt followed by a response, and where each id stands in the response.
+
+        Spans are in characters of `response`; ids of the prompt and of what the template writes after the
+        response are not inside it: their spans end at or before 0, or begin at or after its length.
+        Raises InputError where the template changes the response.
+        """
+        text = self._conversation(record, response)
+        start = text.rfind(response)
+        if start < 0:
+            problem, remedy = "the chat template changes the response", "trim its white space"
+            raise refusal(record.where, problem, remedy)
+        coded = self._tokenize(text)
+        spans = [(begin - start, end - start) for begin, end in coded["offset_mapping"]]
+        return np.array(coded["input_ids"], np.int32), spans
+
+    def _conversation(self, record: Record, answer: str) -> str:
+        chat = [message.chat() for message in record.messages]
+        turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        return self._render([*chat, turn], record, ask=False)
+
+    def _tokenize(self, text: str) -> Any:
+        plain = not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
+        return self.tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True, verbose=False)
 
     def _render(self, chat: list[dict[str, Any]], record: Record, ask: bool) -> str:
         try:
@@ -147,15 +170,37 @@ class Encoder:
         stop = next((i for i, token in enumerate(ids) if token in self.ends), None)
         return np.array([*ids, self.end] if stop is None else ids[: stop + 1], np.int32)
 
+    def text(self, ids: np.ndarray, after: Sequence[int] = ()) -> str:
+        """The text of generated ids, without special tokens; `after`: the ids they continue.
+
+        A tokenizer may write a token otherwise at the start of a text than inside it.
+        """
+
+        def decode(ids: Sequence[int]) -> str:
+            return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+        before = decode(list(after))
+        whole = decode([*after, *(int(i) for i in ids)])
+        return whole[len(before) :]
+
+    def end_mask(self, vocab: int) -> np.ndarray:
+        """[vocab] bool: the ids that end a sequence."""
+        mask = np.zeros(vocab, bool)
+        mask[[end for end in self.ends if end < vocab]] = True
+        return mask
+
     # ---- images ------------------------------------------------------------------------------------
 
     def group(self, encoded: Encoded) -> Group:
         """Read the images and put every embedding in its place."""
+        prefix, image = expand(encoded, self.layout, self.image_token)
+        return Group(self.tiles(encoded), prefix, image, encoded.responses)
+
+    def tiles(self, encoded: Encoded) -> np.ndarray:
+        """Tiles [t, h, w, 3] float32 of all of a record's images."""
         tiles = [self._pixels(encoded, i) for i in range(len(encoded.sizes))]
         size = self.layout.image_size
-        empty = np.zeros((0, size, size, 3), np.float32)
-        prefix, image = expand(encoded, self.layout, self.image_token)
-        return Group(np.concatenate([empty, *tiles]), prefix, image, encoded.responses)
+        return np.concatenate([np.zeros((0, size, size, 3), np.float32), *tiles])
 
     def _pixels(self, encoded: Encoded, index: int) -> np.ndarray:
         """Tiles [t, h, w, 3] float32 of one image, from the checkpoint's own image processor."""

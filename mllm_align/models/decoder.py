@@ -1,26 +1,54 @@
-"""A Llama-family decoder over prompt groups."""
+"""A Llama-family decoder over prompt groups, and token by token on a cache of keys and values."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from mllm_align.batch import Cache
 from mllm_align.models.config import DecoderConfig
 from mllm_align.models.layers import Linear, RMSNorm, parameter, rematerialised, rope, scanned
-from mllm_align.ops.attention import prompt_group_attention
+from mllm_align.ops.attention import fork_attention, prompt_group_attention
 
 
-class DecoderBlock(nn.Module):
+class Block(nn.Module):
+    """What a block computes around its attention; parameters have the same names in both kinds below."""
+
     config: DecoderConfig
+
+    def heads(self, name: str, count: int, h: Float[Array, "B S D"]) -> Float[Array, "B S H E"]:
+        c = self.config
+        linear = Linear(count * c.head_dim, ("embed", "heads"), bias=c.attention_bias, name=name)
+        return linear(h).reshape(*h.shape[:2], count, c.head_dim)
+
+    def finish(self, x: Float[Array, "B S D"], attended: Float[Array, "B S H E"]) -> Float[Array, "B S D"]:
+        c = self.config
+        h = attended.reshape(*attended.shape[:2], -1)
+        x = x + Linear(c.hidden, ("heads", "embed"), bias=c.attention_bias, name="o")(h)
+        h = RMSNorm(c.norm_eps, name="norm_2")(x)
+        gate = Linear(c.mlp, ("embed", "mlp"), bias=c.mlp_bias, name="gate")(h)
+        up = Linear(c.mlp, ("embed", "mlp"), bias=c.mlp_bias, name="up")(h)
+        down = Linear(c.hidden, ("mlp", "embed"), bias=c.mlp_bias, name="down")
+        return x + down(jax.nn.silu(gate) * up)
+
+
+class DecoderBlock(Block):
+    """A block over whole rows [prefix | response 1 | ... | response K]."""
+
     prefix: int
     responses: int
+    keep: bool = False
+    """Return keys and values too, [B, G, S, E] each."""
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B S D"],
+        cache: None,
         positions: Int[Array, "B S"],
         visible: Bool[Array, "B S"],
         read: Int[Array, " B"] | None = None,
@@ -28,33 +56,46 @@ class DecoderBlock(nn.Module):
         """With `read`, only that row of each prefix and the responses' rows come out: what nobody reads
         after the last block is not computed there, but for its keys and values."""
         c = self.config
-
-        def heads(name: str, count: int, h):
-            linear = Linear(count * c.head_dim, ("embed", "heads"), bias=c.attention_bias, name=name)
-            return linear(h).reshape(*h.shape[:2], count, c.head_dim)
-
         h = RMSNorm(c.norm_eps, name="norm_1")(x)
-        k = rope(heads("k", c.kv_heads, h), positions, c.rope_theta)
-        v = heads("v", c.kv_heads, h)
+        k = rope(self.heads("k", c.kv_heads, h), positions, c.rope_theta)
+        v = self.heads("v", c.kv_heads, h)
         query_positions = positions
         if read is not None:
             x, h, query_positions = (self._rows(each, read) for each in (x, h, positions))
-        q = rope(heads("q", c.heads, h), query_positions, c.rope_theta)
+        q = rope(self.heads("q", c.heads, h), query_positions, c.rope_theta)
         h = prompt_group_attention(
             q, k, v, query_positions, positions, visible, self.prefix, self.responses
         )
-        h = h.reshape(*h.shape[:2], -1)
-        x = x + Linear(c.hidden, ("heads", "embed"), bias=c.attention_bias, name="o")(h)
-        h = RMSNorm(c.norm_eps, name="norm_2")(x)
-        gate = Linear(c.mlp, ("embed", "mlp"), bias=c.mlp_bias, name="gate")(h)
-        up = Linear(c.mlp, ("embed", "mlp"), bias=c.mlp_bias, name="up")(h)
-        down = Linear(c.hidden, ("mlp", "embed"), bias=c.mlp_bias, name="down")
-        return x + down(jax.nn.silu(gate) * up), None
+        return self.finish(x, h), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if self.keep else None
 
     def _rows(self, x, read):
         """Row `read` of the prefix, then the responses."""
         at = read.reshape(-1, *(1,) * (x.ndim - 1))
         return jnp.concatenate([jnp.take_along_axis(x, at, axis=1), x[:, self.prefix :]], axis=1)
+
+
+class ForkBlock(Block):
+    """A block for one more token of every fork."""
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B F D"],
+        cache: tuple[Any, Any],
+        prefix: Any,
+        start: Int[Array, "B F"],
+        step: Int[Array, ""],
+    ):
+        """cache: this layer's keys and values of the prefix and of the forks. Returns x and the new
+        token's keys and values [B, F, G, E]."""
+        c = self.config
+        h = RMSNorm(c.norm_eps, name="norm_1")(x)
+        positions = start + step
+        k = rope(self.heads("k", c.kv_heads, h), positions, c.rope_theta)
+        v = self.heads("v", c.kv_heads, h)
+        q = rope(self.heads("q", c.heads, h), positions, c.rope_theta)
+        seen = prefix.visible[:, None] & (prefix.positions[:, None] < start[:, :, None])
+        return self.finish(x, fork_attention(q, (k, v), *cache, seen, step)), (k, v)
 
 
 class Decoder(nn.Module):
@@ -77,6 +118,20 @@ class Decoder(nn.Module):
         return self.embedding.T if self.config.tied else self.head
 
     @nn.compact
+    def _blocks(self, block: Any, settings: dict, x, cache: tuple, shared: tuple, read: tuple = ()):
+        """All blocks in turn: the stacked ones under a scan, the last one apart.
+
+        cache: what a block takes of its own (of the stack, of the last). Returns x and the blocks' second
+        results, likewise in two.
+        """
+        c, out = self.config, None
+        if c.layers > 1:
+            stack = scanned(block, c.layers - 1, self.remat, over=1, shared=len(shared))
+            x, out = stack(c, **settings, name="layers")(x, cache[0], *shared)
+        last = rematerialised(block, self.remat)(c, **settings, name="last")
+        x, last_out = last(x, cache[1], *shared, *read)
+        return x, (out, last_out)
+
     def __call__(
         self,
         x: Float[Array, "B S D"],
@@ -87,10 +142,38 @@ class Decoder(nn.Module):
         read: Int[Array, " B"],
     ) -> Float[Array, "B 1+K*R D"]:
         """Final hidden states, after the last norm, of rows [prefix | response 1 | ... | response K]."""
-        c = self.config
-        if c.layers > 1:
-            layers = scanned(DecoderBlock, c.layers - 1, self.remat, 2)
-            x, _ = layers(c, prefix, responses, name="layers")(x, positions, visible)
-        last = rematerialised(DecoderBlock, self.remat)(c, prefix, responses, name="last")
-        x, _ = last(x, positions, visible, read)
+        rows = {"prefix": prefix, "responses": responses}
+        x, _ = self._blocks(DecoderBlock, rows, x, (None, None), (positions, visible), (read,))
         return self.norm(x)
+
+    def prefill(
+        self, x: Float[Array, "B P D"], positions: Int[Array, "B P"], visible: Bool[Array, "B P"]
+    ) -> Cache:
+        """Keys and values of a prefix."""
+        rows = {"prefix": x.shape[1], "responses": 0, "keep": True}
+        _, kept = self._blocks(DecoderBlock, rows, x, (None, None), (positions, visible))
+        return Cache(*kept, positions, visible)
+
+    def decode(
+        self,
+        x: Float[Array, "B F D"],
+        prefix: Cache,
+        own: Any,
+        start: Int[Array, "B F"],
+        step: Int[Array, ""],
+    ) -> tuple[Float[Array, "B F D"], Any]:
+        """Hidden states of token number `step` of every fork, and `own` with its keys and values.
+
+        own: (of the stack, of the last): keys and values [..., B, F, G, R, E] of the forks' tokens. A
+        fork sees the prefix before its position `start`, and itself.
+        """
+        where = Cache(None, None, prefix.positions, prefix.visible)  # what all layers share
+        cache = ((prefix.layers, own[0]), (prefix.last, own[1]))
+        if own[0] is None:
+            cache = (None, cache[1])
+        x, new = self._blocks(ForkBlock, {}, x, cache, (where, start, step))
+
+        def write(kept, token):
+            return jax.lax.dynamic_update_slice_in_dim(kept, token[..., None, :], step, axis=-2)
+
+        return self.norm(x), jax.tree.map(write, own, new)

@@ -103,17 +103,18 @@ def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
     return nn.remat(block, policy=REMAT[remat], prevent_cse=False)
 
 
-def scanned(block: type[nn.Module], layers: int, remat: str, broadcast: int) -> type[nn.Module]:
+def scanned(block: type[nn.Module], layers: int, remat: str, *, over: int = 0, shared: int = 0) -> type:
     """A stack of equal blocks as one scan: parameters get a leading `layers` axis, traced once.
 
-    remat says what a block keeps for its backward pass: everything ("none"), the results of its matrix
-    products ("dots"), or only its input ("full"). `broadcast` counts the block's arguments after x.
+    After x, a block takes `over` arguments of which every layer gets its own (layers leading, or None)
+    and `shared` ones that all get as they are. remat says what a block keeps for its backward pass:
+    everything ("none"), the results of its matrix products ("dots"), or only its input ("full").
     """
     return nn.scan(
         rematerialised(block, remat),
         variable_axes={"params": 0, "lora": 0},
         split_rngs={"params": True},
-        in_axes=(nn.broadcast,) * broadcast,  # type: ignore[arg-type]
+        in_axes=(0,) * over + (nn.broadcast,) * shared,  # type: ignore[arg-type]
         length=layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )

@@ -7,9 +7,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from mllm_align.batch import PromptGroup, response_positions
+from mllm_align.batch import Cache, PromptGroup, response_positions
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.decoder import Decoder
 from mllm_align.models.layers import ACTIVATIONS, Linear, parameter
@@ -51,10 +51,8 @@ class Llava(nn.Module):
         out = self.vision_tower(tiles.reshape(-1, *tiles.shape[2:]))
         return out.reshape(tiles.shape[0], -1, out.shape[-1])
 
-    def hidden(
-        self, features: Float[Array, "B T*I F"], group: PromptGroup
-    ) -> tuple[Float[Array, "B D"], Float[Array, "B K R D"]]:
-        """Final hidden states of each prompt's last token and of the response tokens."""
+    def prefix(self, features: Float[Array, "B n F"], group: PromptGroup) -> Float[Array, "B P D"]:
+        """Embeddings of the prefix: text, and the rows of the image table that `prefix_image` names."""
         image = self.projector(features)
         newline = jnp.zeros((self.config.decoder.hidden,), image.dtype)
         if self.config.anyres:
@@ -65,8 +63,31 @@ class Llava(nn.Module):
         text = self.decoder.embed(group.prefix_tokens)
         place = group.prefix_image[:, :, None]
         seen = jnp.take_along_axis(table, jnp.maximum(place, 0), axis=1)
-        prefix = jnp.where(place >= 0, seen, text)
+        return jnp.where(place >= 0, seen, text)
 
+    def prefill(self, features: Float[Array, "B n F"], group: PromptGroup) -> Cache:
+        """Keys and values of each prefix; `features` may hold just those rows that the prefix names."""
+        states = self.prefix(features, group)
+        return self.decoder.prefill(states, group.prefix_positions, group.prefix_visible)
+
+    def decode(
+        self,
+        tokens: Int[Array, "B F"],
+        prefix: Cache,
+        own: Any,
+        start: Int[Array, "B F"],
+        step: Int[Array, ""],
+    ) -> tuple[Float[Array, "B F V"], Any]:
+        """float32 logits after token number `step` of every fork (see `Decoder.decode`)."""
+        states, own = self.decoder.decode(self.decoder.embed(tokens), prefix, own, start, step)
+        kernel = self.decoder.unembedding()
+        return jnp.matmul(states, kernel, preferred_element_type=jnp.float32), own
+
+    def hidden(
+        self, features: Float[Array, "B T*I F"], group: PromptGroup
+    ) -> tuple[Float[Array, "B D"], Float[Array, "B K R D"]]:
+        """Final hidden states of each prompt's last token and of the response tokens."""
+        prefix = self.prefix(features, group)
         size, count, length = group.response_tokens.shape
         response = self.decoder.embed(group.response_tokens.reshape(size, -1))
         positions = response_positions(group).reshape(size, -1)

@@ -53,5 +53,5 @@ class VisionTower(nn.Module):
         first = jnp.broadcast_to(class_embedding[None, None], (count, 1, c.hidden))
         x = jnp.concatenate([first, x], axis=1) + positions[None]
         x = LayerNorm(c.norm_eps, name="pre_norm")(x)
-        x, _ = scanned(VisionBlock, c.layers, self.remat, 0)(c, name="layers")(x)
+        x, _ = scanned(VisionBlock, c.layers, self.remat)(c, name="layers")(x)
         return x if c.keep_class_token else x[:, 1:]

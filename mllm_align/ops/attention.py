@@ -80,6 +80,39 @@ def prompt_group_attention(
     return jnp.concatenate([of_span(*each) for each in spans], axis=1)
 
 
+def fork_attention(
+    q: Float[Array, "B F H E"],
+    new: tuple[Float[Array, "B F G E"], Float[Array, "B F G E"]],
+    prefix: tuple[Float[Array, "B G P E"], Float[Array, "B G P E"]],
+    own: tuple[Float[Array, "B F G R E"], Float[Array, "B F G R E"]],
+    seen: Bool[Array, "B F P"],
+    step: Int[Array, ""],
+) -> Float[Array, "B F H E"]:
+    """One token of each of F forks: it sees the prefix where `seen` says so, the first `step` of its own
+    keys, and itself (`new`). One softmax over the three; the prefix's keys are read once for all forks.
+    """
+    batch, forks, heads, dim = q.shape
+    groups = new[0].shape[2]
+    q = (q * dim**-0.5).reshape(batch, forks, groups, heads // groups, dim)
+    early = jnp.arange(own[0].shape[3]) < step
+    scores = jnp.concatenate(
+        [
+            jnp.where(seen[:, :, None, None], _einsum("bfgme,bgpe->bfgmp", q, prefix[0]), MASKED),
+            jnp.where(early[None, None, None, None], _einsum("bfgme,bfgre->bfgmr", q, own[0]), MASKED),
+            _einsum("bfgme,bfge->bfgm", q, new[0])[..., None],
+        ],
+        axis=-1,
+    )
+    weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
+    on_prefix, on_own, on_self = jnp.split(
+        weights, [prefix[0].shape[2], prefix[0].shape[2] + own[0].shape[3]], axis=-1
+    )
+    out = _einsum("bfgmp,bgpe->bfgme", on_prefix, prefix[1])
+    out += _einsum("bfgmr,bfgre->bfgme", on_own, own[1])
+    out += (on_self * new[1][:, :, :, None]).astype(jnp.float32)
+    return out.reshape(q.shape[0], forks, heads, dim).astype(q.dtype)
+
+
 def _blocked(q, k, v, query_at, key_at, seen, block):
     """Attention of queries [B, S, G, m, E], `block` at a time, on keys and values [B, G, k, E]."""
     batch, length, groups, shared, dim = q.shape

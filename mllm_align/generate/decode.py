@@ -1,0 +1,240 @@
+"""Prefill once, fork any number of continuations, decode them together.
+
+A fork is a continuation of a prefix from some position on: it sees the prefix before that position, then
+its own tokens. Its first tokens may be given (`forced`); at least one is, the token that stood last before
+the fork, which is run again because a cache holds keys and values and not what was predicted from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int, UInt32
+
+from mllm_align.batch import Cache, PromptGroup
+from mllm_align.config import SamplingConfig
+from mllm_align.generate.sampling import choose
+from mllm_align.models.bundle import Bundle, make_model
+from mllm_align.models.llava import Llava
+from mllm_align.models.policy import policy_variables
+from mllm_align.sharding import batch_sharding, batch_shards
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Forks:
+    """F continuations of each of B prefixes.
+
+    start: position of a fork's first own token; it sees the prefix before it.
+    forced, forced_length: its first tokens, Q places, 1 or more of them real.
+    limit: most tokens to generate after those; 0 for a fork that only fills the batch.
+    keys: key data of its random numbers (see `sampling.random_key`).
+    """
+
+    start: Int[Array, "B F"]
+    forced: Int[Array, "B F Q"]
+    forced_length: Int[Array, "B F"]
+    limit: Int[Array, "B F"]
+    keys: UInt32[Array, "B F 2"]
+
+
+def bucket(count: int, least: int = 8) -> int:
+    """The next of least, 3/2 least, 2 least, 3 least, ...: few sizes, none much more than half too large.
+
+    least: a power of two.
+    """
+    size = least
+    while size < count:
+        size = size + max(size // 2, 1) if size & (size - 1) == 0 else size // 3 * 4
+    return size
+
+
+@dataclass(frozen=True)
+class Fork:
+    """One continuation to make: see `Forks`. forced: 1 or more ids; key: [2] uint32."""
+
+    start: int
+    forced: np.ndarray
+    limit: int
+    key: np.ndarray
+
+
+@dataclass(frozen=True)
+class Row:
+    """A prefix of p tokens with its continuations, unpadded, on the host.
+
+    features [n, F]: what the tower says of the images; image [p]: -1 at text, 0 `image_newline`,
+    1 + i row i of features. tokens, positions, visible [p]: as in PromptGroup.
+    """
+
+    features: np.ndarray
+    tokens: np.ndarray
+    image: np.ndarray
+    positions: np.ndarray
+    visible: np.ndarray
+    forks: tuple[Fork, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Padded sizes (forks, prefix): rows of one shape go well together."""
+        return bucket(len(self.forks), 1), bucket(len(self.tokens), 32)
+
+
+class Decoder:
+    """A bundle's compiled programs, `size` prefixes at a time (rounded up to the mesh)."""
+
+    def __init__(self, bundle: Bundle, sampling: SamplingConfig, size: int = 8):
+        shards = batch_shards(bundle.mesh)
+        self.size = -(-size // shards) * shards
+        self.vocab = bundle.config.decoder.vocab
+        model, rows = make_model(bundle.config), batch_sharding(bundle.mesh, micro=False)
+        weights = bundle.params, bundle.trained
+
+        def policy(params: Any, trained: Any) -> Any:
+            return policy_variables(params, trained, bundle.lora_scale, bundle.dtype)
+
+        def features(params, trained, tiles):
+            return model.apply(policy(params, trained), tiles.astype(bundle.dtype), method="features")
+
+        def prefill(params, trained, features, group):
+            return model.apply(policy(params, trained), features, group, method="prefill")
+
+        def decode(params, trained, prefix, forks, stops, length):
+            return run(model, policy(params, trained), prefix, forks, stops, length, sampling)
+
+        put = partial(jax.device_put, device=rows)
+        see, fill = jax.jit(features), jax.jit(prefill)
+        loop = jax.jit(decode, static_argnums=5)
+        self._features = lambda tiles: see(*weights, put(tiles))
+        self._prefill = lambda features, group: fill(*weights, put(features), put(group))
+        self._decode = lambda prefix, forks, *rest: loop(*weights, prefix, put(forks), *rest)
+
+    def features(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What the tower says of each record's tiles [t, h, w, 3]: [t * I, F], in the model's dtype."""
+        out: list[np.ndarray] = []
+        for start in range(0, len(pictures), self.size):
+            part = pictures[start : start + self.size]
+            tiles = np.zeros((self.size, max(map(len, part)), *part[0].shape[1:]), np.float32)
+            for row, picture in zip(tiles, part, strict=False):
+                row[: len(picture)] = picture
+            seen = np.asarray(self._features(tiles))
+            each = seen.shape[1] // tiles.shape[1]
+            out += [row[: len(picture) * each] for row, picture in zip(seen, part, strict=False)]
+        return out
+
+    def prefill(self, rows: Sequence[Row]) -> Cache:
+        """Keys and values of up to `size` prefixes."""
+        length = max(row.shape[1] for row in rows)
+        count = bucket(max(len(row.features) for row in rows), 1)
+        rows = [*rows, *[rows[0]] * (self.size - len(rows))]
+        features = np.stack([_padded(row.features, count) for row in rows])
+        nothing = np.zeros((self.size, 0, 0), np.int32)
+        group = PromptGroup(
+            tiles=np.zeros((self.size, 0, 0, 0, 3), np.float32),  # type: ignore[arg-type]
+            prefix_tokens=np.stack([_padded(row.tokens, length) for row in rows]),  # type: ignore[arg-type]
+            prefix_image=np.stack([_padded(row.image, length, -1) for row in rows]),  # type: ignore[arg-type]
+            prefix_positions=np.stack([_padded(row.positions, length) for row in rows]),  # type: ignore[arg-type]
+            prefix_visible=np.stack([_padded(row.visible, length) for row in rows]),  # type: ignore[arg-type]
+            prefix_length=np.array([len(row.tokens) for row in rows], np.int32),  # type: ignore[arg-type]
+            response_tokens=nothing,  # type: ignore[arg-type]
+            response_mask=nothing.astype(bool),  # type: ignore[arg-type]
+            weight=np.ones(self.size, np.float32),  # type: ignore[arg-type]
+        )
+        return self._prefill(features, group)
+
+    def decode(self, rows: Sequence[Row], prefix: Cache, stops: np.ndarray) -> list[list[np.ndarray]]:
+        """Generated tokens of every fork of every row, without the forced ones; a stop is the last.
+
+        stops [V] bool: the ids that end a continuation.
+        """
+        forks = _forks(rows, self.size)
+        longest = max(len(fork.forced) + fork.limit for row in rows for fork in row.forks)
+        tokens, lengths = (np.asarray(x) for x in self._decode(prefix, forks, stops, bucket(longest)))
+        return [
+            [tokens[b, f, len(fork.forced) : lengths[b, f]] for f, fork in enumerate(row.forks)]
+            for b, row in enumerate(rows)
+        ]
+
+    def __call__(self, rows: Sequence[Row], stops: np.ndarray) -> list[list[np.ndarray]]:
+        """Prefill and decode any number of rows; rows of like shape share a batch."""
+        out: list[list[np.ndarray]] = [[] for _ in rows]
+        order = sorted(range(len(rows)), key=lambda i: rows[i].shape)
+        for start in range(0, len(order), self.size):
+            part = order[start : start + self.size]
+            batch = [rows[i] for i in part]
+            for i, tokens in zip(part, self.decode(batch, self.prefill(batch), stops), strict=True):
+                out[i] = tokens
+        return out
+
+
+def _padded(array: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+    out = np.full((length, *array.shape[1:]), fill, array.dtype)
+    out[: len(array)] = array
+    return out
+
+
+def _forks(rows: Sequence[Row], size: int) -> Forks:
+    """Forks of all rows, padded with ones that generate nothing."""
+    shape = size, bucket(max(len(row.forks) for row in rows), 1)
+    places = bucket(max(len(fork.forced) for row in rows for fork in row.forks), 1)
+    start, length, limit = np.zeros(shape, np.int32), np.ones(shape, np.int32), np.zeros(shape, np.int32)
+    forced, keys = np.zeros((*shape, places), np.int32), np.zeros((*shape, 2), np.uint32)
+    for b, row in enumerate(rows):
+        for f, fork in enumerate(row.forks):
+            start[b, f], length[b, f], limit[b, f] = fork.start, len(fork.forced), fork.limit
+            forced[b, f, : len(fork.forced)], keys[b, f] = fork.forced, fork.key
+    return Forks(start, forced, length, limit, keys)  # type: ignore[arg-type]
+
+
+def run(
+    model: Llava,
+    variables: Any,
+    prefix: Cache,
+    forks: Forks,
+    stops: Bool[Array, " V"],
+    length: int,
+    sampling: SamplingConfig,
+) -> tuple[Int[Array, "B F R"], Int[Array, "B F"]]:
+    """Tokens of every fork, forced ones first, in R = `length` places, and how many are real.
+
+    A fork ends after a generated token that `stops` names, or after its limit; the loop when all have.
+    """
+    batch, count = forks.start.shape
+    forced = forks.forced[:, :, :length]
+    tokens = jnp.zeros((batch, count, length), jnp.int32).at[:, :, : forced.shape[2]].set(forced)
+
+    def empty(kept):  # [..., B, G, P, E] -> [..., B, F, G, R, E]
+        *lead, rows, groups, _, dim = kept.shape
+        return jnp.zeros((*lead, rows, count, groups, length, dim), kept.dtype)
+
+    def going(state):
+        step, _, _, unfinished, _ = state
+        return unfinished.any() & (step < length - 1)
+
+    def advance(state):
+        step, tokens, lengths, unfinished, own = state
+        now = jax.lax.dynamic_index_in_dim(tokens, step, axis=2, keepdims=False)
+        logits, own = model.apply(variables, now, prefix, own, forks.start, step, method="decode")
+        number = step + 1 - forks.forced_length  # of the next token among the generated ones
+        drawn = choose(
+            logits.reshape(batch * count, -1),
+            forks.keys.reshape(-1, 2),
+            jnp.maximum(number, 0).reshape(-1),
+            sampling,
+        ).reshape(batch, count)
+        given = jax.lax.dynamic_index_in_dim(tokens, step + 1, axis=2, keepdims=False)
+        new = unfinished & (number >= 0)
+        tokens = jax.lax.dynamic_update_index_in_dim(tokens, jnp.where(new, drawn, given), step + 1, 2)
+        unfinished &= ~(new & (stops[drawn] | (number + 1 >= forks.limit)))
+        return step + 1, tokens, lengths + new, unfinished, own
+
+    own = jax.tree.map(empty, (prefix.layers, prefix.last))
+    start = (jnp.zeros((), jnp.int32), tokens, forks.forced_length, forks.limit > 0, own)
+    _, tokens, lengths, _, _ = jax.lax.while_loop(going, advance, start)
+    return tokens, lengths

@@ -1,0 +1,42 @@
+"""What keeps a policy from looking at the image: masked embeddings, or noise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mllm_align.generate.decode import Row
+
+
+def visible_embeddings(image: np.ndarray, mask_rate: float, rng: np.random.Generator) -> np.ndarray:
+    """[p] bool: text stays; an image embedding, `image_newline` included, where U(0, 1) >= mask_rate.
+
+    image [p]: -1 at text (arXiv 2407.02477, Algorithm 1).
+    """
+    return (image < 0) | (rng.random(len(image)) >= mask_rate)
+
+
+def gathered(row: Row) -> Row:
+    """The row without its invisible places; those that stay keep their positions.
+
+    A masked key is an absent key: nothing attends to it, so nothing that is read changes, and a prefix of
+    2,900 tokens at mask rate 0.99 becomes one of a few dozen.
+    """
+    keep = row.visible
+    image = row.image[keep]
+    used = np.unique(image[image > 0])
+    features = row.features[used - 1]
+    place = np.where(image > 0, 1 + np.searchsorted(used, image), image).astype(np.int32)
+    return Row(features, row.tokens[keep], place, row.positions[keep], keep[keep], row.forks)
+
+
+def noisy(pixels: np.ndarray, steps: int, rng: np.random.Generator) -> np.ndarray:
+    """Preprocessed pixels after `steps` steps of diffusion: sqrt(abar) x + sqrt(1 - abar) eps.
+
+    beta_k = sigmoid(-6 + 12 k / 1000) (0.5e-2 - 1e-5) + 1e-5, abar = prod_{k <= steps} (1 - beta_k)
+    (arXiv 2407.02477, Appendix E.1).
+    """
+    k = np.arange(1, steps + 1)
+    beta = (0.5e-2 - 1e-5) / (1 + np.exp(6 - 12 * k / 1000)) + 1e-5
+    left = np.prod(1 - beta)
+    noise = rng.standard_normal(pixels.shape, np.float32)
+    return (np.sqrt(left) * pixels + np.sqrt(1 - left) * noise).astype(np.float32)

@@ -1,0 +1,290 @@
+"""BDHS as a job: a file of SFT records in, a file of preference pairs out, to be stopped and continued.
+
+While it runs, finished pairs are appended to OUT.part, whose first line says what they are made from. At
+the end they are put in the order of the data and appear as OUT; OUT.log.jsonl says what was run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from mllm_align.config import BDHSConfig, to_json
+from mllm_align.data.encode import fingerprint
+from mllm_align.data.images import ImageSource
+from mllm_align.data.records import Record
+from mllm_align.errors import InputError, one_line, refusal
+from mllm_align.files import new_file
+from mllm_align.generate.bdhs import BDHS, Made, check
+from mllm_align.generate.decode import Decoder
+from mllm_align.generate.similarity import Similarity, open_similarity
+from mllm_align.models.bundle import Bundle
+from mllm_align.prepare import prepare
+from mllm_align.progress import progress_bar
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count` of the records: number, number + count, ..."""
+
+    number: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """From "0/4". Raises InputError for anything else."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not found or not int(found[1]) < int(found[2]):
+            raise InputError(
+                f"--shard is {one_line(text)!r}; give part/parts, as 0/4 to 3/4 for four hosts"
+            )
+        return cls(int(found[1]), int(found[2]))
+
+    def name(self, out: Path) -> Path:
+        """pairs.jsonl -> pairs-00000-of-00004.jsonl"""
+        part = f"-{self.number:05d}-of-{self.count:05d}"
+        return out if self.count == 1 else out.with_name(f"{out.stem}{part}{out.suffix}")
+
+
+def bdhs(
+    config: BDHSConfig,
+    bundle: Bundle,
+    data: Any,
+    out: str | Path,
+    shard: Shard | None = None,
+) -> dict[str, Any]:
+    """Write `out`: one preference pair for each record of `data`, rejected responses made by the model.
+
+    data: a file or rows with a prompt, images and one response. A job that was stopped goes on where it
+    was. Returns a summary: pairs, left_out (ids of records whose rejected response came out empty or the
+    same), differ_after (share of the pairs that differ enough after each iteration), seconds. Raises
+    InputError for data that can't be used, and for an `out` of something else.
+    """
+    began, shard = time.time(), shard or Shard()
+    out = shard.name(Path(out))
+    similarity = open_similarity(config.similarity)
+    encoder, encoded, skipped = prepare(bundle, data, config.data, responses=1)
+    check(encoded, config)
+    encoded = encoded[shard.number :: shard.count]
+    settings = bundle.processor.image_processor.to_json_string()
+    stamp = {
+        "config": to_json(config),
+        "model": bundle.folder.fingerprint,
+        "trained": _digest(bundle.trained),
+        "data": fingerprint(encoded, settings),
+        "dtype": str(bundle.dtype),
+        "shard": f"{shard.number}/{shard.count}",
+    }
+    job = _Job(out, stamp)
+    done = job.start()
+    if done is not None:
+        return done
+    maker = BDHS(Decoder(bundle, config.sampling, config.batch_size), encoder, config, similarity)
+    todo = [record for record in encoded if record.index not in job.finished]
+    by_index = {record.index: record.record for record in encoded}
+    with progress_bar(len(encoded), "bdhs") as bar, job:
+        bar.update(len(encoded) - len(todo))
+        for made in maker(todo):
+            about = _about(made, config, similarity, maker.threshold, bundle)
+            job.add(made.index, _row(by_index[made.index], made, about, out, config, data))
+            bar.update()
+    return job.close(by_index, maker.threshold, config.iterations, skipped, time.time() - began)
+
+
+class _Job:
+    """OUT.part while it grows."""
+
+    def __init__(self, out: Path, stamp: dict[str, Any]):
+        self.out, self.stamp = out, stamp
+        self.part, self.log = (out.with_name(out.name + end) for end in (".part", ".log.jsonl"))
+        self.finished: dict[int, dict[str, Any]] = {}
+
+    def start(self) -> dict[str, Any] | None:
+        """Read what an earlier run left; its summary, if that run was complete."""
+        if self.out.exists() or self.out.is_symlink():
+            last = self._last_event()
+            if last is None or last.get("stamp") != self.stamp:
+                raise refusal(
+                    str(self.out), "exists and is not of this job", "give another --out or remove it"
+                )
+            return last["summary"]
+        if self.part.exists():
+            self._resume()
+        else:
+            with new_file(self.part) as file:
+                file.write(json.dumps({"bdhs": self.stamp}) + "\n")
+        return None
+
+    def _last_event(self) -> dict[str, Any] | None:
+        try:
+            return json.loads(self.log.read_text(encoding="utf-8").splitlines()[-1])
+        except (OSError, ValueError, IndexError):
+            return None
+
+    def _resume(self) -> None:
+        at = str(self.part)
+        try:
+            lines = self.part.read_bytes().split(b"\n")
+            head = json.loads(lines[0])["bdhs"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise refusal(at, "is not a job that can go on", "remove it or give another --out") from error
+        differ = [name for name, value in self.stamp.items() if head.get(name) != value]
+        if differ:
+            raise refusal(
+                at, f"was begun with another {', '.join(differ)}", "remove it or give another --out"
+            )
+        whole = len(lines[0]) + 1
+        for number, line in enumerate(lines[1:-1], 2):  # what follows the last line break was cut short
+            try:
+                row = json.loads(line)
+                self.finished[row["index"]] = row
+            except (ValueError, KeyError, TypeError) as error:
+                raise refusal(
+                    f"{at} line {number}", "is damaged", "remove the file or that line"
+                ) from error
+            whole += len(line) + 1
+        with open(self.part, "r+b") as file:
+            file.truncate(whole)
+
+    def __enter__(self) -> _Job:
+        self._file = open(self.part, "a", encoding="utf-8")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def add(self, index: int, row: dict[str, Any]) -> None:
+        self.finished[index] = {"index": index, **row}
+        try:
+            self._file.write(json.dumps(self.finished[index]) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"can't write {self.part}: {one_line(error)}; make room, then run it again"
+            ) from error
+
+    def close(
+        self,
+        records: dict[int, Record],
+        threshold: float,
+        iterations: int,
+        skipped: Sequence[str],
+        seconds: float,
+    ) -> dict[str, Any]:
+        """Put the pairs in order, name what was left out, write the summary."""
+        rows = [self.finished[index] for index in sorted(self.finished)]
+        good = [row for row in rows if _usable(row)]
+        tries = [row["bdhs"]["similarities"] for row in rows]
+        differ = [
+            sum(any(s < threshold for s in each[: i + 1]) for each in tries) / len(tries)
+            for i in range(iterations)
+        ]
+        summary = {
+            "pairs": len(good),
+            "left_out": [records[row["index"]].id for row in rows if not _usable(row)],
+            "over_long": list(skipped),
+            "differ_after": differ,
+            "unfinished": sum(row["bdhs"]["unfinished"] for row in rows),
+            "seconds": round(seconds, 3),
+        }
+        if not good:
+            raise InputError(
+                f"no rejected response of {len(rows)} is usable: all are empty or equal the chosen"
+            )
+        with new_file(self.out) as file:
+            file.writelines(json.dumps(row) + "\n" for row in good)
+        with open(self.log, "a", encoding="utf-8") as file:
+            event = {
+                "event": "bdhs",
+                "time": round(time.time(), 3),
+                "summary": summary,
+                "stamp": self.stamp,
+            }
+            file.write(json.dumps(event) + "\n")
+        self.part.unlink()
+        return summary
+
+
+def _usable(row: dict[str, Any]) -> bool:
+    rejected = row["rejected"].strip()
+    return bool(rejected) and rejected != row["chosen"].strip()
+
+
+def _about(
+    made: Made, config: BDHSConfig, similarity: Similarity, threshold: float, bundle: Bundle
+) -> dict[str, Any]:
+    """What an output record says of how its rejected response came about."""
+    return {
+        "iterations": made.iterations,
+        "guided": made.guided,
+        "similarity": made.similarity[-1],
+        "similarities": list(made.similarity),
+        "similarity_by": similarity.name,
+        "threshold": threshold,
+        "distortion": config.distortion,
+        "mask_share": made.mask_share,
+        "sentences": list(made.sentences),
+        "unfinished": made.unfinished,
+        "seed": config.seed,
+        "model": bundle.folder.fingerprint,
+    }
+
+
+def _row(
+    record: Record, made: Made, about: dict[str, Any], out: Path, config: BDHSConfig, data: Any
+) -> dict[str, Any]:
+    root = config.data.image_root or (Path(data).parent if isinstance(data, str | Path) else out.parent)
+    return {
+        "id": record.id,
+        "images": [_image(source, out, root) for source in record.images],
+        "prompt": [message.chat() for message in record.messages],
+        "chosen": record.responses[0],
+        "rejected": made.rejected,
+        "bdhs": about,
+    }
+
+
+def _image(source: ImageSource, out: Path, root: Path) -> str:
+    """The image's path, from the image folder of the data where it lies in there. What came as bytes or
+    decoded is written beside `out`."""
+    if source.path is not None:
+        root = root.resolve()
+        inside = source.path.is_relative_to(root)
+        return source.path.relative_to(root).as_posix() if inside else str(source.path)
+    data = source.data
+    if data is None:
+        assert source.image is not None
+        buffer = io.BytesIO()
+        source.image.save(buffer, "PNG")
+        data = buffer.getvalue()
+    kind = (Image.open(io.BytesIO(data)).format or "png").lower()
+    folder = out.with_name(out.stem + "-images")
+    file = folder / f"{hashlib.sha256(data).hexdigest()[:20]}.{kind}"
+    if not file.exists():
+        with new_file(file, "wb") as opened:
+            opened.write(data)
+    return os.path.relpath(file, out.parent)
+
+
+def _digest(trained: Any) -> str | None:
+    """Names what a run has trained over its checkpoint; None for a checkpoint as it is."""
+    import jax
+
+    leaves = jax.tree.leaves(trained)
+    if not leaves:
+        return None
+    digest = hashlib.sha256()
+    for leaf in leaves:
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]

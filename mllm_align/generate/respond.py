@@ -1,0 +1,90 @@
+"""Responses sampled from a model: plain generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mllm_align.config import DataConfig, SamplingConfig
+from mllm_align.data.encode import Encoded, Encoder, expand
+from mllm_align.errors import InputError
+from mllm_align.generate.decode import Decoder, Fork, Row
+from mllm_align.generate.sampling import random_key
+from mllm_align.models.bundle import Bundle
+from mllm_align.prepare import prepare
+from mllm_align.progress import progress_bar
+
+
+def generate(
+    bundle: Bundle,
+    data: Any,
+    sampling: SamplingConfig | None = None,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 8,
+    config: DataConfig | None = None,
+) -> list[list[str]]:
+    """`samples` responses to every record's prompt, as text.
+
+    data: a file or rows with `prompt` (or `messages`) and `images`; what else a row holds is not read.
+    Raises InputError for data that can't be used.
+    """
+    sampling, config = sampling or SamplingConfig(), config or DataConfig()
+    for name, value in (("samples", samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; it must be 1 or more")
+    encoder, records, skipped = prepare(bundle, data, config, responses=0)
+    out: list[list[str]] = [[] for _ in range(len(records) + len(skipped))]
+    tokens = respond(Decoder(bundle, sampling, batch_size), encoder, records, sampling, samples, seed)
+    for record, each in zip(records, tokens, strict=True):
+        out[record.index] = [encoder.text(ids) for ids in each]
+    return out
+
+
+def respond(
+    decoder: Decoder,
+    encoder: Encoder,
+    records: Sequence[Encoded],
+    sampling: SamplingConfig,
+    samples: int = 1,
+    seed: int = 0,
+) -> list[list[np.ndarray]]:
+    """Token ids of `samples` responses to each record's prompt, an end of sequence included."""
+    stops = encoder.end_mask(decoder.vocab)
+    order = sorted(range(len(records)), key=lambda i: records[i].shape)
+    out: list[list[np.ndarray]] = [[] for _ in records]
+    with progress_bar(len(records), "generating") as bar:
+        for start in range(0, len(order), decoder.size):
+            part = order[start : start + decoder.size]
+            features = decoder.features([encoder.tiles(records[i]) for i in part])
+            rows = [
+                prompt_row(encoder, records[i], seen, sampling.max_tokens, samples, seed)
+                for i, seen in zip(part, features, strict=True)
+            ]
+            for i, tokens in zip(part, decoder(rows, stops), strict=True):
+                out[i] = tokens
+            bar.update(len(part))
+    return out
+
+
+def prompt_row(
+    encoder: Encoder,
+    encoded: Encoded,
+    features: np.ndarray,
+    limit: int,
+    samples: int,
+    seed: int,
+    *draw: int,
+) -> Row:
+    """A prompt with `samples` forks at its end. draw: numbers that tell this draw from others."""
+    tokens, image = expand(encoded, encoder.layout, encoder.image_token)
+    last = len(tokens) - 1
+    forks = tuple(
+        Fork(last, tokens[last:], limit, random_key(seed, encoded.record.id, *draw, sample))
+        for sample in range(samples)
+    )
+    positions = np.arange(len(tokens), dtype=np.int32)
+    return Row(features, tokens, image, positions, np.ones(len(tokens), bool), forks)

