@@ -229,6 +229,8 @@ class BDHSConfig:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(self.similarity != "", "similarity", self.similarity, "a name or a folder")
+        good = self.threshold is None or abs(self.threshold) < float("inf")
+        _require(good, "threshold", self.threshold, "a finite number, or None")
 
 
 @dataclass(frozen=True)
@@ -318,10 +320,11 @@ def load_config(path: str | Path, kind: type[C] = Config) -> C:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:  # the file is the user's program: anything may come out of it
-        kind = type(error).__name__
-        raise InputError(f"config file {path} fails: {kind}: {one_line(error, 200)}") from error
+        said = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise InputError(f"config file {path} fails: {said}") from error
     if not isinstance(config, kind):
-        raise InputError(f"{path}: get_config() gives {type(config).__name__}, not a {kind.__name__}")
+        found = f"get_config() gives {type(config).__name__}, not a {kind.__name__}"
+        raise InputError(f"{path}: {found}; train takes a Config, bdhs a BDHSConfig")
     return config
 
 

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoding import Scripted
 from PIL import Image
-from runs import MODEL, PAIRS, TINY, compiling, events, one_device, rows, write_pairs
+from runs import MODEL, PAIRS, TINY, bundle, compiling, events, one_device, rows, write_pairs
 from safetensors.numpy import load_file, save_file
 
 from mllm_align import cli
 from mllm_align.config import save_json
 
 assert compiling  # a fixture
-VERBS = ("train", "score", "inspect", "export", "demo")
+VERBS = ("train", "bdhs", "generate", "score", "inspect", "export", "demo")
 KEYS = ["index", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
 
 
@@ -98,6 +99,8 @@ def test_help_shows_defaults_and_what_is_required(run, verb):
             ["nats", "--optim.learning-rate", "1e-06", "tokens", "--objective dpo|robust|ipo|slic|sft"],
         ),
         ("score", ["nats, summed over response tokens", *KEYS, "Records at once"]),
+        ("generate", ["--sampling.temperature", "Most tokens of a response", "index, responses", "JSONL"]),
+        ("bdhs", ["--mask-rate", "0.99", "Most tokens that complete a sentence", "rejected", "each host"]),
         ("inspect", ["from 0"]),
         ("export", ["16-bit", "PEFT"]),
         ("demo", ["minutes", "Optimizer steps"]),
@@ -476,3 +479,173 @@ def test_demo(run, tmp_path):
     assert status == 0 and not said
     assert {p.name for p in (tmp_path / "demo").iterdir()} == {"model", "data", "run", "aligned"}
     assert "nats: " in told and "held" not in said
+
+
+# ---- generate --------------------------------------------------------------------------------------
+
+IMAGE = PAIRS.parent / "images" / "0_L.png"
+ASKING = ("generate", "--model", MODEL, "--image", IMAGE, "--prompt", "gi dan?")
+SHORT = ("--sampling.max-tokens", 8)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Decoders that take tokens by the keys of the forks: nothing is loaded or compiled."""
+
+    def decoder(bundle, sampling, size):
+        return Scripted(bundle.config.decoder.vocab, size)
+
+    monkeypatch.setattr(cli, "_open", lambda *_: bundle())
+    monkeypatch.setattr("mllm_align.generate.respond.Decoder", decoder)
+    monkeypatch.setattr("mllm_align.generate.pairs.Decoder", decoder)
+
+
+@pytest.mark.slow
+def test_generate_prints_a_response(run):
+    status, told, said = run(*ASKING, *SHORT, "--sampling.temperature", 0)
+    assert (status, said) == (0, "") and told.strip()
+
+
+def test_generate_prints_samples_of_a_seed(run, scripted):
+    told = run(*ASKING, *SHORT, "--samples", 2)[1]
+    assert len(told.splitlines()) >= 2 and run(*ASKING, *SHORT, "--samples", 2)[1] == told
+    assert run(*ASKING, *SHORT, "--samples", 2, "--seed", 1)[1] != told
+
+
+def test_generate_writes_a_line_a_record(run, tmp_path, scripted):
+    long = {**rows()[1], "prompt": "gi " * 300}
+    given = [{k: row[k] for k in ("prompt", "images")} for row in (rows()[0], long, rows()[2])]
+    data, out = write_pairs(tmp_path, given), tmp_path / "new" / "responses.jsonl"
+    argv = ("generate", "--model", MODEL, "--data", data, "--out", out, *SHORT, "--samples", 2)
+    argv += ("--data.over-long", "skip", "--data.max-length", 100)
+    assert run(*argv) == (0, f"responses to 2 records in {out}\n", "")
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2] and lines[1]["responses"] is None
+    assert all(set(line) == {"index", "responses"} for line in lines)
+    assert [len(line["responses"]) for line in (lines[0], lines[2])] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        (("generate",), "generate needs --model"),
+        (("generate", "--model", MODEL), "needs either --prompt (with --image) or --data FILE --out FILE"),
+        (("generate", "--model", MODEL, "--image", IMAGE), "needs either --prompt"),
+        ((*ASKING, "--data", PAIRS), "needs either --prompt"),
+        ((*ASKING, "--out", "x"), "--out goes with --data FILE"),
+        (("generate", "--model", MODEL, "--data", PAIRS), "needs --out FILE"),
+        (
+            ("generate", "--model", MODEL, "--data", PAIRS, "--out", "x", "--image", IMAGE),
+            "from the file alone",
+        ),
+        (("generate", "--model", MODEL, "--data", "absent.jsonl", "--out", "x"), "no such file"),
+        (("generate", "--model", "absent", "--prompt", "gi?"), "absent"),
+        ((*ASKING[:3], "--image", "absent.png", "--prompt", "gi?"), "absent.png): no such file"),
+        ((*ASKING[:5], IMAGE, "--prompt", "<image> gi?"), "1 image places but the record has 2 images"),
+        ((*ASKING, "--samples", 0), "samples is 0; it must be 1 or more"),
+        ((*ASKING, "--sampling.temperature", -1), "sampling.temperature is -1.0; it must be 0 or more"),
+        ((*ASKING, "--sampling.top-p", 1.5), "sampling.top_p is 1.5; it must be above 0 and at most 1"),
+        ((*ASKING, "--sampling.top-k", "few"), "--sampling.top-k"),
+        ((*ASKING, "--sampling.max-tokens", 0), "sampling.max_tokens is 0"),
+        (
+            (*ASKING, "--temperature", 0.5),
+            "unknown option --temperature; did you mean --sampling.temperature?",
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value[3:])) if isinstance(value, tuple) else "",
+)
+def test_generate_refuses(refused, tmp_path, monkeypatch, argv, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(*argv)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- bdhs ------------------------------------------------------------------------------------------
+
+BDHS = Path(__file__).parent.parent / "configs" / "bdhs.py"
+LEXICAL = ("--similarity", "lexical", "--iterations", 2, "--sentence-tokens", 8, *SHORT)
+
+
+def sft_records(folder: Path) -> Path:
+    """Records of one response, two sentences each."""
+    given = [
+        {**{k: row[k] for k in ("prompt", "images")}, "chosen": f"Yes, {row['rejected']} {row['chosen']}"}
+        for row in rows(4)
+    ]
+    return write_pairs(folder, given, "records.jsonl")
+
+
+def test_bdhs_makes_pairs(run, refused, tmp_path, scripted):
+    data, out = sft_records(tmp_path), tmp_path / "pairs.jsonl"
+    argv = ("bdhs", BDHS, "--model", MODEL, "--data", data, "--out", out, *LEXICAL)
+    status, told, said = run(*argv)
+    assert (status, said) == (0, "")
+    first, second = told.splitlines()
+    assert first == f"4 pairs in {out}; share that differs enough after"
+    assert [each.split(": ")[0] for each in second.split("  ")] == ["try 1", "try 2"]
+    pairs = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [pair["index"] for pair in pairs] == list(range(4))
+    assert all(pair["chosen"] != pair["rejected"] for pair in pairs)
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "images",
+        "records.jsonl",
+        "pairs.jsonl",
+        "pairs.jsonl.log.jsonl",
+    }
+    before = out.read_bytes()
+    assert run(*argv) == (0, told, "") and out.read_bytes() == before
+    assert "exists and is not of this job" in refused(*argv, "--seed", 1)
+
+    for part in (0, 1):
+        status, told, _ = run(*argv, "--shard", f"{part}/2")
+        assert status == 0 and told.startswith(f"2 pairs in {tmp_path}/pairs-0000{part}-of-00002.jsonl;")
+
+
+def test_pairs_of_a_model_can_be_read_back(run, tmp_path):
+    data, out = sft_records(tmp_path), tmp_path / "pairs.jsonl"
+    argv = ("bdhs", BDHS, "--model", MODEL, "--data", data, "--out", out, *LEXICAL, "--iterations", 1)
+    assert run(*argv, "--batch-size", 4)[0] == 0
+    assert run("inspect", "--model", MODEL, "--data", out, "--index", 3)[0] == 0
+
+
+@pytest.mark.slow
+def test_pairs_of_a_trained_model_can_be_trained_on(run, tmp_path, config_file):
+    data = sft_records(tmp_path)
+    training = ("train", config_file, "--model", MODEL, "--steps", 1)
+    assert run(*training, "--data", write_pairs(tmp_path, rows()), "--out", tmp_path / "first")[0] == 0
+    argv = ("bdhs", BDHS, "--model", tmp_path / "first", "--data", data, "--out", tmp_path / "made.jsonl")
+    assert run(*argv, *LEXICAL)[0] == 0
+    (pair, *_) = [json.loads(line) for line in (tmp_path / "made.jsonl").read_text().splitlines()]
+    assert pair["bdhs"]["trained"] is not None
+    assert run(*training, "--data", tmp_path / "made.jsonl", "--out", tmp_path / "second")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        ((), "bdhs needs a config file first"),
+        (("--model", "x"), "bdhs needs a config file first"),
+        (("absent.py",), "config file absent.py is not there"),
+        ((BDHS,), "bdhs needs --model, --data, --out;"),
+        (
+            (BDHS, "--model", MODEL, "--data", PAIRS, "--out", "o.jsonl", "--shard", "2/2"),
+            "give part/parts",
+        ),
+        (
+            (BDHS, "--model", MODEL, "--data", PAIRS, "--out", "o.jsonl", "--mask-rat", 1),
+            "mean --mask-rate?",
+        ),
+        ((BDHS, "--model", MODEL, "--data", PAIRS, "--out", "o.txt"), "ends in .jsonl"),
+        ((BDHS, "--model", "absent", "--data", PAIRS, "--out", "o.jsonl"), "absent"),
+        ((BDHS, "--model", MODEL, "--data", "d.jsonl", "--out", "o.jsonl", *LEXICAL), "no such file"),
+        (
+            (BDHS, "--model", MODEL, "--data", PAIRS, "--out", "o.jsonl", "--similarity", "/no/folder"),
+            "lexical",
+        ),
+    ],
+    ids=lambda value: " ".join(map(str, value[1:])) if isinstance(value, tuple) else "",
+)
+def test_bdhs_refuses(refused, tmp_path, monkeypatch, argv, said):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused("bdhs", *argv)
+    assert not list(tmp_path.iterdir())

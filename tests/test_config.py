@@ -11,11 +11,13 @@ from mllm_align import config as module
 from mllm_align.cli import main
 from mllm_align.config import (
     OBJECTIVES,
+    BDHSConfig,
     Config,
     DataConfig,
     LoraConfig,
     MeshConfig,
     OptimConfig,
+    SamplingConfig,
     from_json,
     load_config,
     to_json,
@@ -24,6 +26,7 @@ from mllm_align.errors import InputError
 
 PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 TINY = str(next(p for p in PRESETS if p.stem == "dpo_tiny"))
+BDHS = str(next(p for p in PRESETS if p.stem == "bdhs"))
 
 
 @pytest.fixture
@@ -41,9 +44,9 @@ def resolved(capsys):
 def refused(capsys):
     """The line that `train CONFIG options...` is refused with."""
 
-    def refuse(*options: str, file: str = TINY) -> str:
+    def refuse(*options: str, file: str = TINY, verb: str = "train") -> str:
         with pytest.raises(SystemExit) as stop:
-            main(["train", file, "--model", "m", "--data", "d", "--out", "o", *options])
+            main([verb, file, "--model", "m", "--data", "d", "--out", "o", *options])
         said = capsys.readouterr()
         assert stop.value.code == 2 and not said.out
         assert said.err.startswith("mllm-align: error: ") and said.err.count("\n") == 1
@@ -60,7 +63,7 @@ def config_file(folder: Path, body: str) -> str:
 # ---- files -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", PRESETS, ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", [p for p in PRESETS if str(p) != BDHS], ids=lambda p: p.stem)
 def test_presets_load(file):
     config = load_config(file)
     assert isinstance(config, Config)
@@ -71,7 +74,7 @@ def test_presets_load(file):
     "body, said",
     [
         ("", "get_config"),
-        ("def get_config(): return 3", "gives int, not a Config"),
+        ("def get_config(): return 3", "gives int, not a Config; train takes a Config, bdhs a BDHSConfig"),
         ("def get_config(): 1 / 0", "ZeroDivisionError"),
         ("def get_config(): raise SystemExit(0)", "SystemExit"),
         ("def get_config(: pass", "SyntaxError"),
@@ -132,6 +135,24 @@ def test_file_that_is_not_there_or_not_python(tmp_path, refused):
         (lambda: DataConfig(image_root=3), "data.image_root"),
         (lambda: MeshConfig(data=0), "mesh"),
         (lambda: MeshConfig(data=-1, fsdp=-1), "one -1 at most"),
+        (lambda: SamplingConfig(temperature=-0.1), "sampling.temperature is -0.1; it must be 0 or more"),
+        (lambda: SamplingConfig(temperature=float("nan")), "sampling.temperature is nan"),
+        (lambda: SamplingConfig(temperature=float("inf")), "sampling.temperature is inf"),
+        (lambda: SamplingConfig(top_k=0), "sampling.top_k is 0; it must be 1 or more"),
+        (lambda: SamplingConfig(top_k=2.0), "sampling.top_k is 2.0; it must be of type int"),
+        (lambda: SamplingConfig(top_p=0), "sampling.top_p is 0; it must be above 0 and at most 1"),
+        (lambda: SamplingConfig(top_p=1.1), "sampling.top_p"),
+        (lambda: SamplingConfig(max_tokens=0), "sampling.max_tokens"),
+        (lambda: BDHSConfig(distortion="blur"), "distortion is 'blur'; it must be one of attention, noise"),
+        (lambda: BDHSConfig(mask_rate=1.01), "mask_rate is 1.01; it must be from 0 to 1"),
+        (lambda: BDHSConfig(mask_rate=float("nan")), "mask_rate is nan"),
+        (lambda: BDHSConfig(noise_steps=1001), "noise_steps is 1001; it must be from 1 to 1000"),
+        (lambda: BDHSConfig(iterations=0), "iterations is 0; it must be 1 or more"),
+        (lambda: BDHSConfig(sentence_tokens=0), "sentence_tokens"),
+        (lambda: BDHSConfig(similarity=""), "similarity is ''; it must be a name or a folder"),
+        (lambda: BDHSConfig(threshold=float("nan")), "threshold is nan; it must be a finite number"),
+        (lambda: BDHSConfig(sampling={"top_k": 1}), "sampling is {'top_k': 1}"),
+        (lambda: BDHSConfig(seed=-1), "seed is -1"),
     ],
 )
 def test_values_are_checked_where_they_are_given(make, said):
@@ -259,3 +280,62 @@ def test_a_saved_config_of_another_version_is_refused(broken):
     saved = broken if isinstance(broken, list) else {**to_json(Config()), **broken} if broken else {}
     with pytest.raises(InputError, match="not of this version"):
         from_json(saved)
+
+
+# ---- bdhs ------------------------------------------------------------------------------------------
+
+
+def test_bdhs_starts_from_the_papers_settings(capsys):
+    config = load_config(BDHS, BDHSConfig)
+    found = (config.mask_rate, config.noise_steps, config.iterations, config.guided, config.threshold)
+    assert found == (0.99, 500, 5, True, None)
+    main(["bdhs", BDHS, "--print-config"])
+    assert json.loads(capsys.readouterr().out) == to_json(config)
+
+
+@pytest.mark.parametrize(
+    "options, wanted",
+    [
+        (("--mask-rate", "0.5"), {"mask_rate": 0.5}),
+        (("--mask_rate=0", "--no-guided"), {"mask_rate": 0.0, "guided": False}),
+        (("--sampling.temperature", "0.7"), {"sampling": {"temperature": 0.7}}),
+        (("--sampling.top-k", "50", "--sampling.top-p", "0.9"), {"sampling": {"top_k": 50, "top_p": 0.9}}),
+        (("--distortion", "noise", "--noise-steps", "700"), {"distortion": "noise", "noise_steps": 700}),
+        (("--similarity", "lexical", "--threshold", "0.9"), {"similarity": "lexical", "threshold": 0.9}),
+        (
+            ("--data.over-long", "skip", "--mesh.fsdp", "2"),
+            {"data": {"over_long": "skip"}, "mesh": {"fsdp": 2}},
+        ),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_options_of_bdhs(capsys, options, wanted):
+    main(["bdhs", BDHS, "--print-config", *options])
+    found, expected = json.loads(capsys.readouterr().out), to_json(BDHSConfig())
+    for name, value in wanted.items():
+        expected[name] = {**expected[name], **value} if isinstance(value, dict) else value
+    assert found == expected
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--mask-rat", "1"), "unknown option --mask-rat; did you mean --mask-rate?"),
+        (("--sampling.temprature", "1"), "did you mean --sampling.temperature?"),
+        (("--optim.learning-rate", "1"), "unknown option --optim.learning-rate"),
+        (("--lora", "none"), "unknown option --lora"),
+        (("--mask-rate", "2"), "mask_rate is 2.0; it must be from 0 to 1"),
+        (("--sampling.top-p", "0"), "sampling.top_p is 0.0; it must be above 0"),
+        (("--distortion", "blur"), "--distortion"),
+        (("--iterations", "many"), "--iterations"),
+        (("--shard", "2/2"), "--shard is '2/2'; give part/parts, as 0/4 to 3/4 for four hosts"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_options_of_bdhs_that_are_refused(refused, options, said):
+    assert said in refused(*options, file=BDHS, verb="bdhs")
+
+
+def test_config_files_of_the_other_verb(refused):
+    assert "get_config() gives Config, not a BDHSConfig; train takes a Config" in refused(verb="bdhs")
+    assert "get_config() gives BDHSConfig, not a Config;" in refused(file=BDHS)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
@@ -85,12 +85,14 @@ def make_model(
     kv_heads: int = 2,
     head_dim: int = 32,
     vocab: int = 512,
+    corpus: Iterable[str] | None = None,
 ) -> Path:
     """Write a small random LLaVA 1.6 (`llava_next`) or 1.5 (`llava`) Hugging Face folder to `out`.
 
     It has all that a published llava-hf folder has, under the same tensor names, with the vision
     layer that is never run. It knows nothing: see the top of this file for what it is good for.
-    `vocab` needs to hold the 256 bytes and the five special tokens. Returns `out`. Raises
+    `vocab` needs to hold the 256 bytes and the five special tokens; what is left of it is learnt from
+    `corpus` (default: the demo's own sentences). Returns `out`. Raises
     `InputError` when `out` exists and is not empty, or cannot be written.
     """
     if kind not in ("llava_next", "llava"):
@@ -101,7 +103,7 @@ def make_model(
     anyres, side = kind == "llava_next", image_size
     canvases = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3)) if anyres else ()  # LLaVA-1.6's, in tiles
     grids = [[down * side, across * side] for down, across in canvases]
-    tokenizer = _tokenizer(vocab)
+    tokenizer = _tokenizer(vocab, corpus or _corpus())
     named = {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}
     ids: dict[str, Any] = {f"{name}_token_id": SPECIALS.index(token) for name, token in named.items()}
     # Elsewhere VisionConfig counts the layers that are run; here all, as the folder holds one more.
@@ -161,8 +163,8 @@ def make_model(
     return out
 
 
-def _tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of the demo's own sentences; every other text falls into bytes."""
+def _tokenizer(vocab: int, corpus: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of the corpus; every other text falls into bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -175,7 +177,7 @@ def _tokenizer(vocab: int) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    bpe.train_from_iterator(_corpus(), trainer)
+    bpe.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         unk_token="<unk>",

@@ -21,6 +21,11 @@ from mllm_align.data.images import image_size, load_rgb
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError, one_line, refusal
 
+MARK = "\ue000"  # a private-use character: stands for a response, in no template
+
+
+KEPT_BYTES = 1 << 29
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -71,6 +76,9 @@ class Encoder:
             raise InputError(f"{name} names no end-of-sequence token (eos_token); add it")
         if not self.tokenizer.is_fast:
             raise InputError(f"{name} has no tokenizer.json; save it again as a fast tokenizer")
+        # Pixels of the first images, as many as fit: small data are read once and not every epoch.
+        self._kept: dict[Any, np.ndarray] = {}
+        self._room = KEPT_BYTES
         self.end = int(self.tokenizer.eos_token_id)
         self.ends = ends | {self.end}
         mark = getattr(processor, "image_token", None) or "<image>"
@@ -128,10 +136,12 @@ class Encoder:
         Raises InputError where the template changes the response.
         """
         text = self._conversation(record, response)
-        start = text.rfind(response)
-        if start < 0:
-            problem, remedy = "the chat template changes the response", "trim its white space"
-            raise refusal(record.where, problem, remedy)
+        place = self._conversation(record, MARK).rfind(MARK)
+        start = text.find(response.strip(), place)  # templates may trim it
+        if min(place, start) < 0 or text[place:start].strip():
+            remedy = "use one that writes it as it is (--data.chat-template)"
+            raise refusal(record.where, "the chat template changes the response", remedy)
+        start -= len(response) - len(response.lstrip())
         coded = self._tokenize(text)
         spans = [(begin - start, end - start) for begin, end in coded["offset_mapping"]]
         return np.array(coded["input_ids"], np.int32), spans
@@ -171,17 +181,18 @@ class Encoder:
         return np.array([*ids, self.end] if stop is None else ids[: stop + 1], np.int32)
 
     def text(self, ids: np.ndarray, after: Sequence[int] = ()) -> str:
-        """The text of generated ids, without special tokens; `after`: the ids they continue.
+        """The text of generated ids, without special and image tokens; `after`: the ids they continue.
 
         A tokenizer may write a token otherwise at the start of a text than inside it.
         """
 
-        def decode(ids: Sequence[int]) -> str:
+        def decode(*ids: int) -> str:
+            ids = tuple(int(i) for i in ids if i != self.image_token)
             return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-        before = decode(list(after))
-        whole = decode([*after, *(int(i) for i in ids)])
-        return whole[len(before) :]
+        before, whole = decode(*after), decode(*after, *ids)
+        # bytes that make no character may spoil the ones before them
+        return whole[len(before) :] if whole.startswith(before) else decode(*ids)
 
     def end_mask(self, vocab: int) -> np.ndarray:
         """[vocab] bool: the ids that end a sequence."""
@@ -205,6 +216,9 @@ class Encoder:
     def _pixels(self, encoded: Encoded, index: int) -> np.ndarray:
         """Tiles [t, h, w, 3] float32 of one image, from the checkpoint's own image processor."""
         source, (width, height) = encoded.record.images[index], encoded.sizes[index]
+        key = source.path or source.data
+        if key in self._kept:
+            return self._kept[key]
         image = load_rgb(source)
         pixels = self.processor.image_processor([image], return_tensors="np")["pixel_values"][0]
         pixels = np.asarray(pixels, np.float32)
@@ -214,7 +228,11 @@ class Encoder:
             problem = f"the image processor gives pixels {list(pixels.shape)}"
             remedy = f"config.json asks for {[wanted, 3, size, size]}: take both from one folder"
             raise refusal(source.label, problem, remedy)
-        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+        if key is not None and self._room >= pixels.nbytes:
+            self._room -= pixels.nbytes
+            self._kept[key] = pixels
+        return pixels
 
 
 def expand(encoded: Encoded, layout: ImageLayout, image_token: int) -> tuple[np.ndarray, np.ndarray]:

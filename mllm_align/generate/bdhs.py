@@ -36,7 +36,8 @@ class Cut:
 
     start, stop: the sentence in the chosen response. text: the chosen response, with the sentence's yes or
     no swapped if `swapped` (from, to) says so. at: text[:at] is kept. ids: tokens of the conversation with
-    `text`; ids[:fork] are kept, ids[:shared] are also those of the conversation with the chosen response.
+    `text`; the response begins at ids[begin], ids[:fork] are kept, and ids[:shared] are those of the
+    conversation with the chosen response, too.
     """
 
     start: int
@@ -119,7 +120,7 @@ def cuts(encoder: Encoder, encoded: Encoded, seed: int, iteration: int) -> list[
         if not options:
             continue
         fork = int(rng.choice(options))
-        shared = min(common_length([ids, words[0]]), fork)
+        shared = min(common_length([ids.tolist(), words[0].tolist()]), fork)
         begin = next(i for i, (_, end) in enumerate(words[1]) if end > 0)
         made.append(Cut(start, stop, text, words[1][fork - 1][1], words[0], fork, shared, begin, swapped))
     return made
@@ -184,12 +185,12 @@ class BDHS:
 
     def __call__(self, records: Sequence[Encoded]) -> Iterator[Made]:
         """Each record's result as soon as it is there; `records` have their chosen response first."""
-        waiting = deque(_Job(record) for record in sorted(records, key=lambda r: r.shape))
-        while waiting:
-            free = self._free(waiting[0])
-            wave = [job for job in waiting if self._free(job) == free][: self.decoder.size]
-            taken = set(map(id, wave))
-            waiting = deque(job for job in waiting if id(job) not in taken)
+        size, waiting = self.decoder.size, {False: deque[_Job](), True: deque[_Job]()}
+        for job in map(_Job, sorted(records, key=lambda r: r.shape)):
+            waiting[self._free(job)].append(job)
+        while any(waiting.values()):
+            free = len(waiting[True]) >= size or not waiting[False]  # long: they wait to fill a batch
+            wave = [waiting[free].popleft() for _ in range(min(len(waiting[free]), size))]
             results = self._try(wave, free)
             scores = self.similarity(
                 [made.rejected for made in results], [job.record.record.responses[0] for job in wave]
@@ -200,7 +201,7 @@ class BDHS:
                 if score < self.threshold or job.iteration == self.config.iterations:
                     yield replace(made, similarity=job.similarity)
                 else:
-                    waiting.appendleft(job)
+                    waiting[self._free(job)].appendleft(job)
 
     def _free(self, job: _Job) -> bool:
         """Whether the record's next try is a whole response without guidance."""
@@ -222,14 +223,16 @@ class BDHS:
                 row = guided_row(encoder, job.record, features, each, c, job.iteration)
             rows.append(self._hidden(row, job))
         shown = [gathered(row) if self.gather else row for row in rows]
-        tokens = self.decoder(shown, self.ends if free else self.stops)
+        ends = self.ends if free else self.stops
+        tokens = self.decoder(shown, ends)
         results = []
         for job, row, each, out in zip(wave, rows, made, tokens, strict=True):
-            image = row.image >= 0
-            share = float((~row.visible[image]).mean())
-            ends = self.ends if free else self.stops
+            if free:
+                text, sentences = encoder.text(out[0]).strip(), ()
+            else:
+                text, sentences = self._joined(job.record, each, out)
+            share = float((~row.visible[row.image >= 0]).mean())
             unfinished = sum(not ends[ids[-1]] for ids in out)
-            text, sentences = self._free_text(out) if free else self._joined(job.record, each, out)
             results.append(
                 Made(job.record.index, text, job.iteration + 1, not free, (), share, sentences, unfinished)
             )
@@ -255,9 +258,6 @@ class BDHS:
     def _rng(self, job: _Job) -> np.random.Generator:
         return np.random.default_rng(random_key(self.config.seed, job.record.record.id, job.iteration))
 
-    def _free_text(self, out: Sequence[np.ndarray]) -> tuple[str, tuple[dict[str, Any], ...]]:
-        return self.encoder.text(out[0]), ()
-
     def _joined(
         self, encoded: Encoded, made: Sequence[Cut], out: Sequence[np.ndarray]
     ) -> tuple[str, tuple[dict[str, Any], ...]]:
@@ -280,11 +280,14 @@ class BDHS:
         return "".join([*pieces, chosen[done:]]), tuple(sentences)
 
 
-def check(records: Sequence[Encoded], config: BDHSConfig) -> None:
-    """Refuse what there is nothing to do for: a record without an image or without a sentence."""
+def check(records: Sequence[Encoded], encoder: Encoder, config: BDHSConfig) -> None:
+    """Refuse what would stop the work later: a record without an image, a response without a sentence
+    or one that the chat template changes."""
     for encoded in records:
         record = encoded.record
         if not record.images:
             raise refusal(record.where, "has no image", "leave it out: there is nothing to hide")
-        if config.guided and not split(record.responses[0]):
-            raise refusal(record.where, "the response has no sentence", "mend it or leave it out")
+        if config.guided:
+            if not split(record.responses[0]):
+                raise refusal(record.where, "the response has no sentence", "mend it or leave it out")
+            encoder.response_spans(record, record.responses[0])

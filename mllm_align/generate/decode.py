@@ -8,8 +8,8 @@ the fork, which is run again because a cache holds keys and values and not what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from mllm_align.batch import Cache, PromptGroup
 from mllm_align.config import SamplingConfig
 from mllm_align.generate.sampling import choose
 from mllm_align.models.bundle import Bundle, make_model
+from mllm_align.models.config import LlavaConfig
 from mllm_align.models.llava import Llava
 from mllm_align.models.policy import policy_variables
 from mllm_align.sharding import batch_sharding, batch_shards
@@ -32,14 +33,14 @@ class Forks:
     """F continuations of each of B prefixes.
 
     start: position of a fork's first own token; it sees the prefix before it.
-    forced, forced_length: its first tokens, Q places, 1 or more of them real.
+    tokens, forced: R places for its own tokens; the first `forced`, 1 or more, are given.
     limit: most tokens to generate after those; 0 for a fork that only fills the batch.
     keys: key data of its random numbers (see `sampling.random_key`).
     """
 
     start: Int[Array, "B F"]
-    forced: Int[Array, "B F Q"]
-    forced_length: Int[Array, "B F"]
+    tokens: Int[Array, "B F R"]
+    forced: Int[Array, "B F"]
     limit: Int[Array, "B F"]
     keys: UInt32[Array, "B F 2"]
 
@@ -86,6 +87,29 @@ class Row:
         return bucket(len(self.forks), 1), bucket(len(self.tokens), 32)
 
 
+@lru_cache(maxsize=16)
+def _programs(config: LlavaConfig, lora_scale: float, dtype: Any, sampling: SamplingConfig) -> tuple:
+    """(features, prefill, decode), compiled once for all models of one kind."""
+    model = make_model(config)
+
+    def policy(params: Any, trained: Any) -> Any:
+        return policy_variables(params, trained, lora_scale, dtype)
+
+    @jax.jit
+    def features(params, trained, tiles):
+        return model.apply(policy(params, trained), tiles.astype(dtype), method="features")
+
+    @jax.jit
+    def prefill(params, trained, features, group):
+        return model.apply(policy(params, trained), features, group, method="prefill")
+
+    @jax.jit
+    def decode(params, trained, prefix, forks, stops):
+        return run(model, policy(params, trained), prefix, forks, stops, sampling)
+
+    return features, prefill, decode
+
+
 class Decoder:
     """A bundle's compiled programs, `size` prefixes at a time (rounded up to the mesh)."""
 
@@ -93,34 +117,21 @@ class Decoder:
         shards = batch_shards(bundle.mesh)
         self.size = -(-size // shards) * shards
         self.vocab = bundle.config.decoder.vocab
-        model, rows = make_model(bundle.config), batch_sharding(bundle.mesh, micro=False)
-        weights = bundle.params, bundle.trained
-
-        def policy(params: Any, trained: Any) -> Any:
-            return policy_variables(params, trained, bundle.lora_scale, bundle.dtype)
-
-        def features(params, trained, tiles):
-            return model.apply(policy(params, trained), tiles.astype(bundle.dtype), method="features")
-
-        def prefill(params, trained, features, group):
-            return model.apply(policy(params, trained), features, group, method="prefill")
-
-        def decode(params, trained, prefix, forks, stops, length):
-            return run(model, policy(params, trained), prefix, forks, stops, length, sampling)
-
+        weights, rows = (bundle.params, bundle.trained), batch_sharding(bundle.mesh, micro=False)
         put = partial(jax.device_put, device=rows)
-        see, fill = jax.jit(features), jax.jit(prefill)
-        loop = jax.jit(decode, static_argnums=5)
+        rule = replace(sampling, max_tokens=1)  # forks carry their own limits
+        see, fill, loop = _programs(bundle.config, bundle.lora_scale, bundle.dtype, rule)
         self._features = lambda tiles: see(*weights, put(tiles))
         self._prefill = lambda features, group: fill(*weights, put(features), put(group))
-        self._decode = lambda prefix, forks, *rest: loop(*weights, prefix, put(forks), *rest)
+        self._decode = lambda prefix, forks, stops: loop(*weights, prefix, put(forks), stops)
 
     def features(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """What the tower says of each record's tiles [t, h, w, 3]: [t * I, F], in the model's dtype."""
         out: list[np.ndarray] = []
         for start in range(0, len(pictures), self.size):
             part = pictures[start : start + self.size]
-            tiles = np.zeros((self.size, max(map(len, part)), *part[0].shape[1:]), np.float32)
+            most = max(1, *map(len, part))  # one where no record has an image: the tower takes no fewer
+            tiles = np.zeros((self.size, most, *part[0].shape[1:]), np.float32)
             for row, picture in zip(tiles, part, strict=False):
                 row[: len(picture)] = picture
             seen = np.asarray(self._features(tiles))
@@ -154,8 +165,7 @@ class Decoder:
         stops [V] bool: the ids that end a continuation.
         """
         forks = _forks(rows, self.size)
-        longest = max(len(fork.forced) + fork.limit for row in rows for fork in row.forks)
-        tokens, lengths = (np.asarray(x) for x in self._decode(prefix, forks, stops, bucket(longest)))
+        tokens, lengths = (np.asarray(x) for x in self._decode(prefix, forks, stops))
         return [
             [tokens[b, f, len(fork.forced) : lengths[b, f]] for f, fork in enumerate(row.forks)]
             for b, row in enumerate(rows)
@@ -182,14 +192,15 @@ def _padded(array: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
 def _forks(rows: Sequence[Row], size: int) -> Forks:
     """Forks of all rows, padded with ones that generate nothing."""
     shape = size, bucket(max(len(row.forks) for row in rows), 1)
-    places = bucket(max(len(fork.forced) for row in rows for fork in row.forks), 1)
-    start, length, limit = np.zeros(shape, np.int32), np.ones(shape, np.int32), np.zeros(shape, np.int32)
-    forced, keys = np.zeros((*shape, places), np.int32), np.zeros((*shape, 2), np.uint32)
+    steps = max((len(fork.forced) + fork.limit - 1 for row in rows for fork in row.forks), default=0)
+    start, forced, limit = np.zeros(shape, np.int32), np.ones(shape, np.int32), np.zeros(shape, np.int32)
+    tokens = np.zeros((*shape, bucket(steps) + 1), np.int32)
+    keys = np.zeros((*shape, 2), np.uint32)
     for b, row in enumerate(rows):
         for f, fork in enumerate(row.forks):
-            start[b, f], length[b, f], limit[b, f] = fork.start, len(fork.forced), fork.limit
-            forced[b, f, : len(fork.forced)], keys[b, f] = fork.forced, fork.key
-    return Forks(start, forced, length, limit, keys)  # type: ignore[arg-type]
+            start[b, f], forced[b, f], limit[b, f] = fork.start, len(fork.forced), fork.limit
+            tokens[b, f, : len(fork.forced)], keys[b, f] = fork.forced, fork.key
+    return Forks(start, tokens, forced, limit, keys)  # type: ignore[arg-type]
 
 
 def run(
@@ -198,20 +209,17 @@ def run(
     prefix: Cache,
     forks: Forks,
     stops: Bool[Array, " V"],
-    length: int,
     sampling: SamplingConfig,
 ) -> tuple[Int[Array, "B F R"], Int[Array, "B F"]]:
-    """Tokens of every fork, forced ones first, in R = `length` places, and how many are real.
+    """Tokens of every fork, the given ones first, and how many are real.
 
     A fork ends after a generated token that `stops` names, or after its limit; the loop when all have.
     """
-    batch, count = forks.start.shape
-    forced = forks.forced[:, :, :length]
-    tokens = jnp.zeros((batch, count, length), jnp.int32).at[:, :, : forced.shape[2]].set(forced)
+    batch, count, length = forks.tokens.shape
 
-    def empty(kept):  # [..., B, G, P, E] -> [..., B, F, G, R, E]
+    def empty(kept):  # [..., B, G, P, E] -> [..., B, F, G, R - 1, E]: the last token is never run
         *lead, rows, groups, _, dim = kept.shape
-        return jnp.zeros((*lead, rows, count, groups, length, dim), kept.dtype)
+        return jnp.zeros((*lead, rows, count, groups, length - 1, dim), kept.dtype)
 
     def going(state):
         step, _, _, unfinished, _ = state
@@ -221,7 +229,7 @@ def run(
         step, tokens, lengths, unfinished, own = state
         now = jax.lax.dynamic_index_in_dim(tokens, step, axis=2, keepdims=False)
         logits, own = model.apply(variables, now, prefix, own, forks.start, step, method="decode")
-        number = step + 1 - forks.forced_length  # of the next token among the generated ones
+        number = step + 1 - forks.forced  # of the next token among the generated ones
         drawn = choose(
             logits.reshape(batch * count, -1),
             forks.keys.reshape(-1, 2),
@@ -235,6 +243,6 @@ def run(
         return step + 1, tokens, lengths + new, unfinished, own
 
     own = jax.tree.map(empty, (prefix.layers, prefix.last))
-    start = (jnp.zeros((), jnp.int32), tokens, forks.forced_length, forks.limit > 0, own)
+    start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, forks.limit > 0, own)
     _, tokens, lengths, _, _ = jax.lax.while_loop(going, advance, start)
     return tokens, lengths

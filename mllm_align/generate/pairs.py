@@ -2,6 +2,7 @@
 
 While it runs, finished pairs are appended to OUT.part, whose first line says what they are made from. At
 the end they are put in the order of the data and appear as OUT; OUT.log.jsonl says what was run.
+The log comes before OUT and OUT.part goes last, so a job may be stopped at any point.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
 from mllm_align.config import BDHSConfig, to_json
 from mllm_align.data.encode import fingerprint
-from mllm_align.data.images import ImageSource
+from mllm_align.data.images import ImageSource, load_rgb
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import new_file
@@ -73,16 +76,21 @@ def bdhs(
     """
     began, shard = time.time(), shard or Shard()
     out = shard.name(Path(out))
+    if out.suffix.lower() != ".jsonl":
+        raise refusal(str(out), "is not named as JSON lines", "give --out a name that ends in .jsonl")
     similarity = open_similarity(config.similarity)
     encoder, encoded, skipped = prepare(bundle, data, config.data, responses=1)
-    check(encoded, config)
-    encoded = encoded[shard.number :: shard.count]
+    check(encoded, encoder, config)
+    total, encoded = len(encoded), encoded[shard.number :: shard.count]
+    if not encoded:
+        raise InputError(f"--shard {shard.number}/{shard.count} has none of the {total} records; use fewer")
     settings = bundle.processor.image_processor.to_json_string()
+    names = [(each.record.id, each.record.responses[0]) for each in encoded]
     stamp = {
         "config": to_json(config),
         "model": bundle.folder.fingerprint,
         "trained": _digest(bundle.trained),
-        "data": fingerprint(encoded, settings),
+        "data": fingerprint(encoded, settings + json.dumps(names)),
         "dtype": str(bundle.dtype),
         "shard": f"{shard.number}/{shard.count}",
     }
@@ -90,14 +98,15 @@ def bdhs(
     done = job.start()
     if done is not None:
         return done
-    maker = BDHS(Decoder(bundle, config.sampling, config.batch_size), encoder, config, similarity)
     todo = [record for record in encoded if record.index not in job.finished]
     by_index = {record.index: record.record for record in encoded}
+    root = _image_root(config, data, out)
     with progress_bar(len(encoded), "bdhs") as bar, job:
         bar.update(len(encoded) - len(todo))
+        maker = BDHS(Decoder(bundle, config.sampling, config.batch_size), encoder, config, similarity)
         for made in maker(todo):
-            about = _about(made, config, similarity, maker.threshold, bundle)
-            job.add(made.index, _row(by_index[made.index], made, about, out, config, data))
+            about = _about(made, config, similarity, maker.threshold, stamp)
+            job.add(made.index, _row(by_index[made.index], made, about, out, root))
             bar.update()
     return job.close(by_index, maker.threshold, config.iterations, skipped, time.time() - began)
 
@@ -112,34 +121,37 @@ class _Job:
 
     def start(self) -> dict[str, Any] | None:
         """Read what an earlier run left; its summary, if that run was complete."""
-        if self.out.exists() or self.out.is_symlink():
-            last = self._last_event()
-            if last is None or last.get("stamp") != self.stamp:
-                raise refusal(
-                    str(self.out), "exists and is not of this job", "give another --out or remove it"
-                )
-            return last["summary"]
-        if self.part.exists():
-            self._resume()
-        else:
-            with new_file(self.part) as file:
-                file.write(json.dumps({"bdhs": self.stamp}) + "\n")
+        with _told(self.out):
+            if self.out.exists() or self.out.is_symlink():
+                summary = self._summary()
+                if summary is None:
+                    raise refusal(
+                        str(self.out), "exists and is not of this job", "give another --out or remove it"
+                    )
+                self.part.unlink(missing_ok=True)
+                return summary
+            if self.part.exists():
+                self._resume()
+                return None
+        with new_file(self.part) as file:
+            file.write(json.dumps({"bdhs": self.stamp}) + "\n")
         return None
 
-    def _last_event(self) -> dict[str, Any] | None:
-        try:
-            return json.loads(self.log.read_text(encoding="utf-8").splitlines()[-1])
-        except (OSError, ValueError, IndexError):
-            return None
+    def _summary(self) -> dict[str, Any] | None:
+        """What the log says of this job as its last event."""
+        with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
+            last = json.loads(self.log.read_text(encoding="utf-8").splitlines()[-1])
+            return last["summary"] if last["stamp"] == self.stamp else None
+        return None
 
     def _resume(self) -> None:
         at = str(self.part)
+        lines = self.part.read_bytes().split(b"\n")
         try:
-            lines = self.part.read_bytes().split(b"\n")
             head = json.loads(lines[0])["bdhs"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            differ = [name for name, value in _flat(self.stamp).items() if _flat(head).get(name) != value]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise refusal(at, "is not a job that can go on", "remove it or give another --out") from error
-        differ = [name for name, value in self.stamp.items() if head.get(name) != value]
         if differ:
             raise refusal(
                 at, f"was begun with another {', '.join(differ)}", "remove it or give another --out"
@@ -158,21 +170,22 @@ class _Job:
             file.truncate(whole)
 
     def __enter__(self) -> _Job:
-        self._file = open(self.part, "a", encoding="utf-8")
+        with _told(self.part):
+            self._file = open(self.part, "a", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):  # after a write that failed, closing tries it again
+            self._file.close()
+        if not self.finished:
+            self.part.unlink()
 
     def add(self, index: int, row: dict[str, Any]) -> None:
-        self.finished[index] = {"index": index, **row}
-        try:
-            self._file.write(json.dumps(self.finished[index]) + "\n")
+        row = {"index": index, **row}
+        with _told(self.part):
+            self._file.write(json.dumps(row) + "\n")
             self._file.flush()
-        except OSError as error:
-            raise InputError(
-                f"can't write {self.part}: {one_line(error)}; make room, then run it again"
-            ) from error
+        self.finished[index] = row
 
     def close(
         self,
@@ -202,27 +215,38 @@ class _Job:
             raise InputError(
                 f"no rejected response of {len(rows)} is usable: all are empty or equal the chosen"
             )
+        event = {"event": "bdhs", "time": round(time.time(), 3), "summary": summary, "stamp": self.stamp}
+        with _told(self.log), open(self.log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
         with new_file(self.out) as file:
             file.writelines(json.dumps(row) + "\n" for row in good)
-        with open(self.log, "a", encoding="utf-8") as file:
-            event = {
-                "event": "bdhs",
-                "time": round(time.time(), 3),
-                "summary": summary,
-                "stamp": self.stamp,
-            }
-            file.write(json.dumps(event) + "\n")
         self.part.unlink()
         return summary
 
 
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """An OSError of the body as one line."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"can't be written ({one_line(error.strerror)})"
+        raise refusal(str(path), problem, "make room or mend the folder, then run it again") from error
+
+
+def _flat(stamp: dict[str, Any]) -> dict[str, Any]:
+    """A stamp with the fields of its config one by one, so that what differs can be named."""
+    return {**{f"config.{name}": value for name, value in stamp["config"].items()}, **stamp, "config": None}
+
+
 def _usable(row: dict[str, Any]) -> bool:
+    """Whether the pair can be trained on: readers refuse others."""
     rejected = row["rejected"].strip()
-    return bool(rejected) and rejected != row["chosen"].strip()
+    return bool(rejected) and rejected != row["chosen"].strip() and "<image>" not in rejected
 
 
 def _about(
-    made: Made, config: BDHSConfig, similarity: Similarity, threshold: float, bundle: Bundle
+    made: Made, config: BDHSConfig, similarity: Similarity, threshold: float, stamp: dict[str, Any]
 ) -> dict[str, Any]:
     """What an output record says of how its rejected response came about."""
     return {
@@ -237,14 +261,21 @@ def _about(
         "sentences": list(made.sentences),
         "unfinished": made.unfinished,
         "seed": config.seed,
-        "model": bundle.folder.fingerprint,
+        "model": stamp["model"],
+        "trained": stamp["trained"],
     }
 
 
-def _row(
-    record: Record, made: Made, about: dict[str, Any], out: Path, config: BDHSConfig, data: Any
-) -> dict[str, Any]:
-    root = config.data.image_root or (Path(data).parent if isinstance(data, str | Path) else out.parent)
+def _image_root(config: BDHSConfig, data: Any, out: Path) -> Path:
+    """The folder that image paths start from; of rows in memory, that of `out`."""
+    if config.data.image_root is not None:
+        return config.data.image_root.resolve()
+    if not isinstance(data, str | os.PathLike):
+        return out.parent.resolve()
+    return (Path(data) if os.path.isdir(data) else Path(data).parent).resolve()
+
+
+def _row(record: Record, made: Made, about: dict[str, Any], out: Path, root: Path) -> dict[str, Any]:
     return {
         "id": record.id,
         "images": [_image(source, out, root) for source in record.images],
@@ -259,14 +290,12 @@ def _image(source: ImageSource, out: Path, root: Path) -> str:
     """The image's path, from the image folder of the data where it lies in there. What came as bytes or
     decoded is written beside `out`."""
     if source.path is not None:
-        root = root.resolve()
         inside = source.path.is_relative_to(root)
         return source.path.relative_to(root).as_posix() if inside else str(source.path)
     data = source.data
-    if data is None:
-        assert source.image is not None
+    if data is None:  # as the model gets it: PNG holds neither every mode nor the orientation
         buffer = io.BytesIO()
-        source.image.save(buffer, "PNG")
+        load_rgb(source).save(buffer, "PNG")
         data = buffer.getvalue()
     kind = (Image.open(io.BytesIO(data)).format or "png").lower()
     folder = out.with_name(out.stem + "-images")
@@ -279,8 +308,6 @@ def _image(source: ImageSource, out: Path, root: Path) -> str:
 
 def _digest(trained: Any) -> str | None:
     """Names what a run has trained over its checkpoint; None for a checkpoint as it is."""
-    import jax
-
     leaves = jax.tree.leaves(trained)
     if not leaves:
         return None

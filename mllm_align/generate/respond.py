@@ -27,10 +27,10 @@ def generate(
     batch_size: int = 8,
     config: DataConfig | None = None,
 ) -> list[list[str]]:
-    """`samples` responses to every record's prompt, as text.
+    """`samples` responses to every record's prompt, as text without white space around it.
 
-    data: a file or rows with `prompt` (or `messages`) and `images`; what else a row holds is not read.
-    Raises InputError for data that can't be used.
+    data: a file or rows with `prompt` (or `messages`) and `images`. A record left out as over-long (only
+    with data.over_long "skip") has none. Raises InputError for data that can't be used.
     """
     sampling, config = sampling or SamplingConfig(), config or DataConfig()
     for name, value in (("samples", samples), ("batch_size", batch_size)):
@@ -40,7 +40,7 @@ def generate(
     out: list[list[str]] = [[] for _ in range(len(records) + len(skipped))]
     tokens = respond(Decoder(bundle, sampling, batch_size), encoder, records, sampling, samples, seed)
     for record, each in zip(records, tokens, strict=True):
-        out[record.index] = [encoder.text(ids) for ids in each]
+        out[record.index] = [encoder.text(ids).strip() for ids in each]
     return out
 
 

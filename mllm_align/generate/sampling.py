@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ DROPPED = -1e30
 def random_key(seed: int, record: str, *sample: int) -> np.ndarray:
     """Key data [2] uint32 of one sample of one record: of nothing else, so that a batch's other rows,
     its shape and the number of hosts never change what is drawn. Positions are folded in later."""
-    name = "/".join([str(seed), *map(str, sample), record])
+    name = json.dumps([seed, record, *sample])
     return np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], np.uint32).copy()
 
 

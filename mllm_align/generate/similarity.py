@@ -78,7 +78,7 @@ def _word_pairs(text: str) -> Counter[tuple[str, str]]:
 
 
 def open_similarity(name: str) -> Similarity:
-    """ "lexical", a sentence-transformers folder, or the name of one on the Hugging Face hub.
+    """Open "lexical", a sentence-transformers folder, or the name of one on the Hugging Face hub.
 
     Hub folders are kept in Hugging Face's cache; with HF_HUB_OFFLINE=1 only the cache is asked. Raises
     InputError for what is neither, and for encoders that are not computed here.
@@ -93,10 +93,7 @@ def _download(name: str) -> str:
 
     try:
         return snapshot_download(name, allow_patterns=_FILES)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # the hub's errors and those of its connection are of these kinds
+    except Exception as error:  # the hub's, the connection's or the disk's: each means that nothing came
         problem = f"no such folder, and the Hugging Face hub does not give it ({one_line(error, 200)})"
         remedy = "give 'lexical', a sentence-transformers folder, or the name of one on the hub"
         raise refusal(f"similarity {quoted(name)}", problem, remedy) from error

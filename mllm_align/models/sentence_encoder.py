@@ -193,7 +193,7 @@ def _open(path: Path) -> SentenceEncoder:
 
 
 def _pooling(file: Path) -> str:
-    """ "mean" or "cls"; the library writes it as one field, older versions as a flag for each mode."""
+    """The mode, mean or cls; the library writes it as one field, older versions as a flag for each mode."""
     config = _read_json(file)
     flags = {"mean_tokens": "mean", "cls_token": "cls"}
     flagged = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]

@@ -94,23 +94,28 @@ def fork_attention(
     batch, forks, heads, dim = q.shape
     groups = new[0].shape[2]
     q = (q * dim**-0.5).reshape(batch, forks, groups, heads // groups, dim)
-    early = jnp.arange(own[0].shape[3]) < step
+    written = jnp.arange(own[0].shape[3]) < step
+
+    def on_prefix(x, product, kept):  # batch axes lead: on a CPU, XLA has no 16-bit product otherwise
+        x = x.swapaxes(1, 2).reshape(batch, groups, -1, x.shape[-1])
+        out = _einsum(product, x, kept)
+        return out.reshape(batch, groups, forks, -1, out.shape[-1]).swapaxes(1, 2)
+
     scores = jnp.concatenate(
         [
-            jnp.where(seen[:, :, None, None], _einsum("bfgme,bgpe->bfgmp", q, prefix[0]), MASKED),
-            jnp.where(early[None, None, None, None], _einsum("bfgme,bfgre->bfgmr", q, own[0]), MASKED),
+            jnp.where(seen[:, :, None, None], on_prefix(q, "bgqe,bgpe->bgqp", prefix[0]), MASKED),
+            jnp.where(written[None, None, None, None], _einsum("bfgme,bfgre->bfgmr", q, own[0]), MASKED),
             _einsum("bfgme,bfge->bfgm", q, new[0])[..., None],
         ],
         axis=-1,
     )
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    on_prefix, on_own, on_self = jnp.split(
-        weights, [prefix[0].shape[2], prefix[0].shape[2] + own[0].shape[3]], axis=-1
-    )
-    out = _einsum("bfgmp,bgpe->bfgme", on_prefix, prefix[1])
-    out += _einsum("bfgmr,bfgre->bfgme", on_own, own[1])
-    out += (on_self * new[1][:, :, :, None]).astype(jnp.float32)
-    return out.reshape(q.shape[0], forks, heads, dim).astype(q.dtype)
+    length = prefix[0].shape[2]
+    early, late, last = jnp.split(weights, [length, length + own[0].shape[3]], axis=-1)
+    out = on_prefix(early, "bgqp,bgpe->bgqe", prefix[1])
+    out += _einsum("bfgmr,bfgre->bfgme", late, own[1])
+    out += (last * new[1][:, :, :, None]).astype(jnp.float32)
+    return out.reshape(batch, forks, heads, dim).astype(q.dtype)
 
 
 def _blocked(q, k, v, query_at, key_at, seen, block):

@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import string
 from functools import cache
 
 import numpy as np
 import pytest
 from goldens import FIXTURES, NAMES, goldens
 from PIL import Image
+from tokenizers import Tokenizer, decoders, models, normalizers
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from mllm_align.data.encode import Encoder, encode_all, fingerprint
 from mllm_align.data.records import parse_record
@@ -513,3 +516,142 @@ def test_fingerprint_changes_with_a_file(tmp_path):
     assert before == of_file() == named({**PAIRS[0], "images": [file.read_bytes()]})
     Image.new("RGB", (9, 9), (1, 2, 4)).save(file)
     assert before != of_file()
+
+
+# ---- the prompt alone ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("row", PAIRS[:3], ids=range(3))
+def test_a_prompt_alone_is_what_transformers_makes_of_it(name, row):
+    coder, pair = encoder(name), record({k: row[k] for k in ("images", "prompt")}, responses=0)
+    encoded = coder.encode(pair, 0)
+    prompt = rendered(coder, pair)
+    assert encoded.prefix.tolist() == coder.tokenizer(prompt, add_special_tokens=False).input_ids
+    assert encoded.prefix.dtype == np.int32 and encoded.responses == () and encoded.shape.response == 0
+    with_answers = coder.encode(record(row), 2)
+    assert encoded.sizes == with_answers.sizes and encoded.shape.tiles == with_answers.shape.tiles
+    np.testing.assert_array_equal(coder.tiles(encoded), coder.group(with_answers).tiles)
+
+
+def test_a_prompt_of_text_alone_has_no_tiles():
+    coder = encoder()
+    encoded = coder.encode(record({"prompt": "gi dan?"}, responses=0), 0)
+    assert decoded(coder, encoded.prefix) == "<s>USER: gi dan? ASSISTANT:"
+    assert coder.tiles(encoded).shape == (0, 56, 56, 3)
+
+
+# ---- where a response's tokens stand -----------------------------------------------------------------
+
+
+@cache
+def pieces():
+    """A processor with a tokenizer in SentencePiece's manner: ▁ for spaces, one put in front, bytes for
+    what it has no letter for."""
+    tokens = ["<unk>", "<s>", "</s>", "<pad>", "<image>", *(f"<0x{i:02X}>" for i in range(256)), "▁"]
+    merges = [("▁", c) for c in string.ascii_letters] + [
+        ("▁t", "u"),
+        ("k", "u"),
+        ("▁tu", "ku"),
+        (".", "\n"),
+    ]
+    tokens += list(string.ascii_letters + ".,!?:\n") + [a + b for a, b in merges]
+    bpe = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges, byte_fallback=True))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    strip = [
+        decoders.Replace("▁", " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ]
+    bpe.decoder = decoders.Sequence(strip)
+    own = load_processor(FIXTURES / "llava15")
+    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    own.tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **named)
+    own.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    return own
+
+
+def coders(**settings):
+    return [encoder("llavanext", **settings), encoder(processor=lambda name: pieces(), **settings)]
+
+
+ANSWERS = [
+    "tuku. Ku, tuku!",
+    "🙂 tuku.\nku 日本。",
+    " tuku  ku \n",
+    "\n\ntuku",
+    "s",
+    "USER: gi dan?",
+    "</s",
+    ".\n.",
+    "é\u0301 👩\u200d👧.",
+]
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("opening", ["assistant:", "assistant: ", "s s"])
+@pytest.mark.parametrize("kind", [0, 1], ids=["bytes", "pieces"])
+def test_spans_are_where_the_tokens_stand_in_the_response(kind, opening, answer):
+    coder = coders(template=template(start="", opening=opening))[kind]
+    pair = record(chosen=answer)
+    ids, spans = coder.response_spans(pair, answer)
+    assert ids.dtype == np.int32
+    assert ids.tolist() == joint(coder, pair, answer) and len(ids) == len(spans)
+    covered = {i for start, stop in spans for i in range(start, stop)}
+    assert set(range(len(answer))) <= covered
+    # whatever stands before a boundary and the text of what follows make up the response
+    first = next(i for i, (_, stop) in enumerate(spans) if stop > 0)
+    for at in range(first + 1, len(ids)):
+        before, after = spans[at - 1][1], spans[at]
+        if 0 < before <= after[0] < after[1] <= len(answer):
+            rest = coder.text(ids[at:], ids[first:at].tolist())
+            assert answer[:before] + rest.removesuffix("</s>") == answer
+
+
+@pytest.mark.parametrize("answer", [" tuku. ", "\n tuku.\n", "tuku."])
+@pytest.mark.parametrize("trim", ["trim", "replace('x', 'x')"])
+def test_spans_where_the_template_trims(trim, answer):
+    for coder in coders(template=template(text=f"part.text | {trim}")):
+        ids, spans = coder.response_spans(record(chosen=answer), answer)
+        start = answer.index("tuku.")
+        (stop,) = [i for i, span in enumerate(spans) if span[0] == start + 4]
+        assert coder.text(ids[stop : stop + 1]).rstrip() == "."
+        assert spans[-1][0] >= start + 5
+
+
+@pytest.mark.parametrize("change", ["upper", "replace('ku', '')", "first"])
+def test_templates_that_change_the_response(change):
+    coder = encoder(template=template(text=f"part.text | {change}"))
+    message = refused(lambda: coder.response_spans(record(chosen="tuku."), "tuku."))
+    assert "pairs.jsonl record 3: the chat template changes the response" in message
+    assert "--data.chat-template" in message
+
+
+# ---- text of ids -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["bytes", "pieces"])
+@pytest.mark.parametrize("text", ["tuku ku.", "🙂 tuku 日本", "a  b"])
+def test_text_goes_on_after_what_was_there(kind, text):
+    coder = coders()[kind]
+    before = coder.tokenizer("gi 🙂", add_special_tokens=False).input_ids
+    whole = coder.tokenizer(f"gi 🙂 {text}", add_special_tokens=False).input_ids
+    assert coder.text(np.array(whole[len(before) :]), before) == f" {text}"
+    assert coder.text(np.array([], np.int64), before) == ""
+
+
+@pytest.mark.parametrize("kind", [0, 1], ids=["bytes", "pieces"])
+def test_text_leaves_out_special_tokens_and_images_and_spoils_nothing(kind):
+    coder = coders()[kind]
+    emoji = coder.tokenizer("🙂", add_special_tokens=False).input_ids
+    assert coder.text(np.array([IMAGE, *emoji, EOS]), [BOS, IMAGE]).strip() == "🙂"
+    broken = coder.text(np.array(emoji[-3:-1]), emoji)  # bytes that make no character
+    assert broken and set(broken) == {"\ufffd"}
+
+
+def test_end_mask():
+    golden = goldens("llava15")
+    coder = Encoder(processor(), golden.layout, IMAGE, frozenset({7, 900}))
+    assert np.flatnonzero(coder.end_mask(384)).tolist() == [EOS, 7]
+    assert not coder.end_mask(2).any()

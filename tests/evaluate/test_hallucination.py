@@ -89,6 +89,19 @@ def test_our_own_captions_are_without_fault():
     assert found["recall"] == 1 and not any(found[name] for name in faults)
 
 
+def test_our_own_captions_of_patterns_are_without_fault():
+    rng = np.random.default_rng(0)
+    for index in range(50):
+        scene = make_scene("patterns", index, Settings())
+        text = caption(scene, rng)
+        counted = count(scene, text)
+        assert (counted.mentions, counted.recalled, counted.sentences) == (1, 1, 1)
+        wrong = (counted.hallucinated, counted.attributes_wrong, counted.unparsed)
+        assert wrong == (0, 0, 0) and not hallucinated_spans(scene, text)
+        other = count(scene, text.replace(scene.things[0].kind, partner(scene.things[0].kind)))
+        assert (other.hallucinated, other.recalled) == (1, 0)
+
+
 def test_expected_partners_in_the_broken_split_are_all_found():
     scenes = [make_scene("broken", i, Settings()) for i in range(50)]
     texts = [f"There is a {s.kinds[0]}. There is a {partner(s.kinds[0])}." for s in scenes]
@@ -131,7 +144,7 @@ def test_pope_is_balanced_and_true():
     rng = np.random.default_rng(0)
     popular = KINDS[::-1]
     for index in range(100):
-        scene = make_scene("unbiased", index, Settings())
+        scene = make_scene(("unbiased", "patterns")[index % 2], index, Settings())
         questions = pope_questions(scene, rng, popular)
         assert {q.mode for q in questions} >= {"random", "popular"}
         assert sum(q.answer for q in questions) * 2 == len(questions)

@@ -1,83 +1,268 @@
 """Decoding on a cache of keys and values: against transformers' greedy tokens, and against itself."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import NAMES, goldens
-from runs import compiling, one_device  # noqa: F401
+from decoding import CLOSE, GREEDY, at_end, fork, golden_bundle, logits, margin, row
+from goldens import NAMES, goldens, union
+from runs import compiling
 
-from mllm_align.batch import Group, pad
-from mllm_align.config import SamplingConfig
-from mllm_align.generate.decode import Decoder, Forks, bucket
+from mllm_align.batch import Cache, pad
+from mllm_align.config import MeshConfig, SamplingConfig
+from mllm_align.generate.decode import Decoder, Forks, _forks, bucket, run
 from mllm_align.generate.sampling import random_key
-from mllm_align.models.bundle import Bundle
+from mllm_align.sharding import make_mesh
 
-GREEDY = SamplingConfig(temperature=0.0)
-NOTHING = np.array([0], np.int32)  # a group's responses are not read here
-
-
-@pytest.fixture(scope="module", params=NAMES)
-def golden(request):
-    return goldens(request.param)
+assert compiling  # a fixture
+SAMPLED = SamplingConfig(temperature=0.8, top_k=50)
+LIMIT = 12  # tokens run of every fork: one shape for all
 
 
-def bundle(golden, tag="base") -> Bundle:
-    params = jax.device_put(getattr(golden, tag), jax.devices()[0])
-    return Bundle(golden.folder, None, one_device(), jnp.dtype("float32"), params)
+def decoding(name, tag="policy", sampling=SAMPLED):
+    """A decoder of a golden's model, its prompts' features and its groups."""
+    golden = goldens(name)
+    bundle = golden_bundle(golden, tag)
+    decoder, groups = Decoder(bundle, sampling, 4), golden.groups()
+    features = decoder.features([group.tiles for group in groups])
+    stops = np.zeros(decoder.vocab, bool)
+    return SimpleNamespace(
+        golden=golden, bundle=bundle, decoder=decoder, groups=groups, features=features, stops=stops
+    )
 
 
-def prompts(golden) -> list[Group]:
-    """The prompts that transformers went on with."""
-    groups = []
-    for i, group in enumerate(golden.groups()[: len(golden.groups())]):
-        ids = golden.arrays.get(f"prompt_ids_{i}", group.prefix_tokens)
-        groups.append(replace(group, prefix_tokens=ids, responses=(NOTHING,)))
-    return groups
+def whole(model, *forks, **changes):
+    """A row for each prompt, forked at its end."""
+    rows = []
+    for i, (features, group) in enumerate(zip(model.features, model.groups, strict=True)):
+        ids = group.prefix_tokens
+        each = [fork(len(ids) - 1, ids[-1:], LIMIT, f"record {i}", sample, **changes) for sample in forks]
+        rows.append(row(features, group, ids, *each))
+    return rows
 
 
-def whole(group, forks=1, limit=16, seed=0) -> dict:
-    """Forks of one group's whole prefix."""
-    last = len(group.prefix_tokens) - 1
-    return {
-        "start": np.full(forks, last, np.int32),
-        "forced": np.full((forks, 1), group.prefix_tokens[-1], np.int32),
-        "forced_length": np.ones(forks, np.int32),
-        "limit": np.full(forks, limit, np.int32),
-        "keys": np.stack([random_key(seed, "record", f) for f in range(forks)]),
-    }
+@pytest.fixture(scope="module")
+def sampled():
+    return decoding("llavanext")
 
 
-def stacked(each: list[dict]) -> Forks:
-    return Forks(**{name: np.stack([e[name] for e in each]) for name in each[0]})
+def same(ours, theirs):
+    return all(
+        np.array_equal(a, b)
+        for row, other in zip(ours, theirs, strict=True)
+        for a, b in zip(row, other, strict=True)
+    )
 
 
-def decode(decoder, groups, forks, vocab, shape=None, size=None, stops=()):
-    shape = shape or max((g.shape for g in groups), key=lambda s: s.prefix)
-    for group in groups:
-        shape = shape.union(group.shape)
-    batch = pad(groups, shape, size or len(groups))
-    ends = np.zeros(vocab, bool)
-    ends[list(stops)] = True
-    cache = decoder.prefill(decoder.features(batch.tiles), batch)
-    return decoder.decode(cache, forks, ends)
+# ---- against transformers ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("tag", ["base", "policy"])
-def test_greedy_tokens_are_those_of_transformers(golden, tag):
-    groups, wanted = prompts(golden), golden.arrays[f"{tag}/greedy_tokens"]
-    decoder = Decoder(bundle(golden, tag), GREEDY)
-    limit = wanted.shape[1]
-    out = decode(decoder, groups, stacked([whole(g, limit=limit) for g in groups]), golden.config.decoder.vocab)
-    gaps = golden.numbers[tag]["greedy_min_gap"]
-    for row, tokens, gap in zip(out, wanted, gaps, strict=True):
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_tokens_are_those_of_transformers(name, tag):
+    model = decoding(name, tag, GREEDY)
+    wanted = model.golden.arrays[f"{tag}/greedy_tokens"]
+    rows = []
+    for i, (features, group) in enumerate(zip(model.features, model.groups, strict=True)):
+        ids = model.golden.arrays.get(f"prompt_ids_{i}", group.prefix_tokens)
+        rows.append(row(features, group, ids, fork(len(ids) - 1, ids[-1:], wanted.shape[1])))
+    out = model.decoder(rows, model.stops)
+    gaps = model.golden.numbers[tag]["greedy_min_gap"]
+    for (tokens,), theirs, gap in zip(out, wanted, gaps, strict=True):
         assert gap > 1e-4  # no near-tie among the stored ones
-        np.testing.assert_array_equal(row[0], tokens)
+        np.testing.assert_array_equal(tokens, theirs)
+
+
+# ---- against the forward pass and the naive way ------------------------------------------------------
+
+
+def response_logps(model, groups):
+    """Of the forward pass over prompt groups, unpadded: [group][response]."""
+    batch = pad(groups, union(groups), len(groups))
+    out = np.asarray(jax.jit(model.golden.model.apply)({"params": model.bundle.params}, batch))
+    return [
+        [out[b, k, : len(ids)] for k, ids in enumerate(group.responses)] for b, group in enumerate(groups)
+    ]
+
+
+def token_logps(logits, tokens):
+    logps = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+    return np.take_along_axis(logps, np.asarray(tokens)[:, None], axis=1)[:, 0]
+
+
+def test_given_tokens_have_the_log_probs_of_the_forward_pass(sampled):
+    """Both responses of every prompt as forks at its end."""
+    rows, tokens = whole(sampled, 0, 1), [group.responses for group in sampled.groups]
+    found = logits(sampled.decoder, sampled.bundle, rows, tokens)
+    for ours, group, theirs in zip(
+        found, sampled.groups, response_logps(sampled, sampled.groups), strict=True
+    ):
+        for each, ids, logps in zip(ours, group.responses, theirs, strict=True):
+            np.testing.assert_allclose(token_logps(each, ids), logps, atol=CLOSE)
+
+
+def forked(model):
+    """Prompts that go on with the chosen response; forks at its end and in its midst, in the midst of the
+    prompt, and with several tokens of the rejected response given."""
+    rows = []
+    for i, (features, group) in enumerate(zip(model.features, model.groups, strict=True)):
+        chosen, rejected = group.responses
+        ids, end = np.concatenate([group.prefix_tokens, chosen]), len(group.prefix_tokens)
+        places = [
+            (len(ids) - 1, ids[-1:]),
+            (end + 1, ids[end + 1 : end + 2]),
+            (end - 3, ids[end - 3 : end]),
+        ]
+        places += [(end, rejected[: 2 + i])]
+        forks = [
+            fork(at, given, LIMIT + 1 - len(given), f"record {i}", k)
+            for k, (at, given) in enumerate(places)
+        ]
+        rows.append(row(features, group, ids, *forks))
+    return rows
+
+
+def test_forks_of_one_prefill_are_what_prefills_of_their_own_give(sampled):
+    rows = forked(sampled)
+    forks = [each for row in rows for each in row.forks]
+    out = [ids for each in sampled.decoder(rows, sampled.stops) for ids in each]
+    assert [len(ids) for ids in out] == [each.limit for each in forks]
+    tokens = [out[i : i + 4] for i in range(0, 16, 4)]
+    naive, apart, theirs = list(zip(*map(at_end, rows), strict=True)), {}, {}
+    for k, each in enumerate(naive):  # fork k of every row
+        drawn = sampled.decoder(each, sampled.stops)
+        seen = logits(sampled.decoder, sampled.bundle, each, [[ids[k]] * 4 for ids in tokens])
+        for i in range(4):
+            apart[4 * i + k], theirs[4 * i + k] = drawn[i][0], seen[i][0]
+    assert same([out], [[apart[i] for i in range(16)]])
+
+    ours = [x for each in logits(sampled.decoder, sampled.bundle, rows, tokens) for x in each]
+    for i, (found, each) in enumerate(zip(ours, forks, strict=True)):
+        found, wanted = found[len(each.forced) - 1 :], theirs[i]
+        np.testing.assert_allclose(found, wanted, atol=CLOSE)
+        assert margin(found, each.key, SAMPLED) > CLOSE
+
+
+def test_a_fork_sees_nothing_at_or_after_its_start(sampled):
+    base = forked(sampled)[0]
+    start = base.forks[2].start
+    forks = tuple(replace(base.forks[2], limit=10) for _ in range(4))
+    rows = [replace(base, forks=forks)]
+    for places in (slice(start + 1, None), slice(start, None), slice(start - 1, start)):
+        tokens = base.tokens.copy()
+        tokens[places] = (tokens[places] + 7) % 300
+        rows.append(replace(base, tokens=tokens, forks=forks))
+    given = [[np.arange(10, 20)] * 4] * 4
+    before, after, at, other = (x[0] for x in logits(sampled.decoder, sampled.bundle, rows, given))
+    np.testing.assert_array_equal(before, after)
+    np.testing.assert_array_equal(before, at)
+    assert np.abs(before - other).max() > 0.01
+
+
+# ---- random numbers ----------------------------------------------------------------------------------
+
+
+def test_tokens_hang_on_seed_record_and_sample_alone(sampled):
+    """Not on the other rows, their order, the size of the batch, or the devices it is cut over."""
+    rows = whole(sampled, 0, 1)
+    out = sampled.decoder(rows, sampled.stops)
+    assert same(out, sampled.decoder(rows, sampled.stops))
+    assert same(out, sampled.decoder(rows[::-1], sampled.stops)[::-1])
+    spread = golden_bundle(sampled.golden, mesh=make_mesh(MeshConfig()))
+    pair, eight = Decoder(sampled.bundle, SAMPLED, 2), Decoder(spread, SAMPLED, 3)
+    assert (pair.size, eight.size) == (2, 8)
+    assert same(out, eight(rows, sampled.stops))
+    more = pair([whole(sampled, 2, 0, 1)[i] for i in (3, 1)], sampled.stops)
+    assert same([out[3], out[1]], [each[1:] for each in more])
+    wanted = logits(sampled.decoder, sampled.bundle, rows, out)
+    found = logits(eight, spread, rows, out)
+    for ours, theirs, each in zip(found, wanted, rows, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=CLOSE)
+        assert min(margin(x, f.key, SAMPLED) for x, f in zip(theirs, each.forks, strict=True)) > CLOSE
+
+
+def test_other_seeds_records_and_samples_draw_other_tokens(sampled):
+    first = sampled.decoder(whole(sampled, 0, 1), sampled.stops)
+    second = sampled.decoder(whole(sampled, 0, 1, seed=1), sampled.stops)
+    drawn = {tuple(ids.tolist()) for out in (first, second) for each in out for ids in each}
+    assert len(drawn) == 16
+    base = whole(sampled, 0)[0]
+    two = tuple(replace(base.forks[0], key=random_key(0, name)) for name in ("one", "two"))
+    (one, other), *_ = sampled.decoder([replace(base, forks=two)] * 4, sampled.stops)
+    assert one.tolist() != other.tolist()
+
+
+# ---- when a fork ends, on a model that counts ---------------------------------------------------------
+
+
+class Counting:
+    """Every token is followed by the next number."""
+
+    def __init__(self, vocab=50):
+        self.vocab, self.steps = vocab, 0
+
+    def apply(self, variables, now, prefix, own, start, step, method):
+        assert method == "decode"
+        self.steps += 1
+        return jax.nn.one_hot(now + 1, self.vocab), own
+
+
+def counted(given, limit, stops=()):
+    """All tokens of every fork of one row, and the steps that were taken."""
+    model, shape = Counting(), (1, len(given))
+    cache = Cache(None, (jnp.zeros((1, 1, 1, 1)),) * 2, jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
+    ends = np.isin(np.arange(model.vocab), stops)
+    tokens, forced = np.zeros((*shape, 10), np.int32), [list(map(len, given))]
+    for places, each in zip(tokens[0], given, strict=True):
+        places[: len(each)] = each
+    start, keys = jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, 2), jnp.uint32)
+    forks = Forks(start, jnp.asarray(tokens), jnp.asarray(forced), jnp.asarray([limit]), keys)
+    with jax.disable_jit():
+        out, lengths = run(model, {}, cache, forks, jnp.asarray(ends), GREEDY)
+    return [row[:n].tolist() for row, n in zip(out[0], lengths[0], strict=True)], model.steps
+
+
+def test_limits_and_stops_are_those_of_each_fork():
+    out, steps = counted([[5], [9, 30, 20], [11, 41], [7]], [4, 3, 9, 0], stops=[43, 30])
+    assert out == [[5, 6, 7, 8, 9], [9, 30, 20, 21, 22, 23], [11, 41, 42, 43], [7]]
+    assert steps == 5  # until the second fork has its limit
+
+
+def test_a_given_stop_ends_nothing_and_the_first_token_may():
+    out, steps = counted([[5], [6], [7], [8]], [3, 3, 3, 0], stops=[5, 6, 7, 8])
+    assert (out, steps) == ([[5, 6], [6, 7], [7, 8], [8]], 1)
+
+
+def test_nothing_is_run_for_forks_that_fill_the_batch():
+    assert counted([[4]] * 4, [0] * 4) == ([[4]] * 4, 0)
+
+
+def test_rows_without_a_fork_go_along(sampled):
+    rows = [replace(each, forks=each.forks * (i != 1)) for i, each in enumerate(whole(sampled, 0, 1))]
+    out = sampled.decoder(rows, sampled.stops)
+    assert [len(each) for each in out] == [2, 0, 2, 2]
+    assert not _forks(rows[1:2], 4).limit.any()
+
+
+# ---- shapes ------------------------------------------------------------------------------------------
 
 
 def test_buckets_are_few_and_near():
     sizes = [bucket(n) for n in range(1, 500)]
     assert len(set(sizes)) == 13
     assert all(n <= b <= max(8, 1.5 * n) for n, b in zip(range(1, 500), sizes, strict=True))
+    assert [bucket(n, 1) for n in (0, 1, 2, 3, 4, 5, 7)] == [1, 1, 2, 3, 4, 6, 8]
+
+
+def test_features_are_each_records_own_and_texts_have_none(sampled):
+    groups = sampled.groups
+    text = replace(groups[0], tiles=groups[0].tiles[:0])
+    out = sampled.decoder.features([g.tiles for g in (text, *groups[::-1])])
+    assert out[0].shape == (0, sampled.features[0].shape[1])
+    for ours, theirs, group in zip(out[1:], sampled.features[::-1], groups[::-1], strict=True):
+        assert len(ours) == 16 * len(group.tiles)
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert [len(x) for x in sampled.decoder.features([text.tiles])] == [0]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_align.ops.attention import full_attention, prompt_group_attention
+from mllm_align.ops.attention import fork_attention, full_attention, prompt_group_attention
 
 BATCH, PREFIX, LENGTH, DIM = 2, 13, 7, 6
 
@@ -152,3 +152,54 @@ def test_some_rows_of_the_prefix_get_what_all_rows_get():
     rows = np.array([1, 4, *range(PREFIX, q.shape[1])])
     some = prompt_group_attention(q[:, rows], k, v, positions[:, rows], positions, visible, PREFIX, 2)
     np.testing.assert_allclose(some, every[:, rows], atol=2e-6)
+
+
+# ---- one token of every fork -------------------------------------------------------------------------
+
+forked = jax.jit(fork_attention)
+
+
+@pytest.mark.parametrize("heads, groups, step", [(2, 2, 0), (4, 2, 3), (6, 1, 5)])
+def test_forks_see_the_prefix_their_own_tokens_and_themselves(heads, groups, step):
+    rng, forks, room = np.random.default_rng(0), 3, 5
+    q, new_k, new_v = (rng.standard_normal((BATCH, forks, n, DIM)) for n in (heads, groups, groups))
+    prefix = [rng.standard_normal((BATCH, groups, PREFIX, DIM)) for _ in range(2)]
+    own = [rng.standard_normal((BATCH, forks, groups, room, DIM)) for _ in range(2)]
+    seen = rng.random((BATCH, forks, PREFIX)) < 0.6
+    seen[1, 2] = False  # nothing of the prefix
+    arrays = (q, (new_k, new_v), prefix, own)
+    found = forked(*jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays), seen, step)
+    assert found.shape == q.shape
+    for b in range(BATCH):
+        for f in range(forks):
+            keys, values = (
+                np.concatenate([p[b].swapaxes(0, 1), o[b, f].swapaxes(0, 1)[:step], n[b, f][None]])
+                for p, o, n in zip(prefix, own, (new_k, new_v), strict=True)
+            )
+            mask = np.concatenate([seen[b, f], np.ones(step + 1, bool)])[None]
+            keys, values = keys[mask[0]], values[mask[0]]
+            share = heads // groups
+            scores = np.einsum("he,khe->hk", q[b, f], np.repeat(keys, share, axis=1)) * DIM**-0.5
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            plain = np.einsum("hk,khe->he", weights, np.repeat(values, share, axis=1))
+            np.testing.assert_allclose(found[b, f], plain, atol=2e-6)
+
+
+def test_forks_in_bfloat16_are_near_and_ignore_what_is_not_theirs():
+    rng = np.random.default_rng(1)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
+
+    q, new = draw(3, 2, 4, 8), (draw(3, 2, 2, 8), draw(3, 2, 2, 8))
+    prefix, own = (draw(3, 2, 9, 8), draw(3, 2, 9, 8)), (draw(3, 2, 2, 4, 8), draw(3, 2, 2, 4, 8))
+    seen = jnp.arange(9)[None, None] < jnp.array([9, 4])[None, :, None]
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (q, new, prefix, own))
+    found, expected = forked(q, new, prefix, own, seen, 2), forked(*wide, seen, 2)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=0.03)
+    # other values where nothing is seen: keys at or after the start, places not yet written
+    later = jax.tree.map(lambda x: x.at[:, :, 4:].add(5), prefix)
+    unwritten = jax.tree.map(lambda x: x.at[..., 2:, :].add(5), own)
+    np.testing.assert_array_equal(forked(q, new, later, unwritten, seen, 2)[:, 1], found[:, 1])

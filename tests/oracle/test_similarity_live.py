@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from mllm_align.generate.similarity import open_similarity
+from mllm_align.models.sentence_encoder import open_encoder
 
 PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
 CACHE = Path(tempfile.gettempdir()) / "mllm-align-sentence-encoders"
@@ -86,10 +87,10 @@ def test_embeddings_are_those_of_sentence_transformers(real, pairs, tmp_path):
     done = subprocess.run([PYTHON, "-c", PEER, *map(str, files)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     theirs = np.load(tmp_path / "vectors.npy")
-    ours = open_similarity(str(folder)).encoder.embed(texts)
+    ours = open_encoder(folder).embed(texts)
     np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)
     np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-5, rtol=0)
-    again = open_similarity(str(tmp_path / "again")).encoder
+    again = open_encoder(tmp_path / "again")
     np.testing.assert_allclose(again.embed(texts[:4]), ours[:4], atol=1e-6, rtol=0)
 
 

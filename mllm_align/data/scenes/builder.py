@@ -94,8 +94,9 @@ def make_example(split: str, index: int, settings: Settings) -> Example:
     # A stream of its own: what is said does not hang together with how the scene was drawn by lot.
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index, 1])
     buffer = io.BytesIO()
-    picture(scene, settings.grain, settings.seed).save(buffer, "PNG", compress_level=1)
-    return Example(scene.id, buffer.getvalue(), scene, tuple(training_rows(scene, rng)))
+    picture(scene, settings.grain, settings.seed, settings.fog).save(buffer, "PNG", compress_level=1)
+    questions = 1 if split == "patterns" else 2
+    return Example(scene.id, buffer.getvalue(), scene, tuple(training_rows(scene, rng, questions)))
 
 
 def prepare(folder: str | os.PathLike, settings: Settings) -> tfds.core.DatasetBuilder:
@@ -109,7 +110,9 @@ def prepare(folder: str | os.PathLike, settings: Settings) -> tfds.core.DatasetB
     builder = _open(folder)
     there = builder.info.metadata or {}
     others = [
-        f"{name} {there.get(name)}" for name, value in asdict(settings).items() if there.get(name) != value
+        f"{name} {there.get(name, 'unknown')}"
+        for name, value in asdict(settings).items()
+        if there.get(name) != value
     ]
     if others:
         raise refusal(f"scenes, folder {folder}", f"holds pictures of {', '.join(others)}", _ANEW)
@@ -166,7 +169,9 @@ def write_files(examples: Iterable[Example], folder: str | os.PathLike, name: st
                 row = {"id": f"{example.id}-{number}", "image": image, "prompt": qa.question}
                 lines.append(json.dumps(row | {"chosen": qa.answer}) + "\n")
         path = folder / f"{name}.jsonl"
-        path.write_text("".join(lines), encoding="utf-8")
+        partial = folder / f".{name}.jsonl.partial"
+        partial.write_text("".join(lines), encoding="utf-8")
+        partial.replace(path)  # last and whole: who finds it finds everything
     except OSError as error:
         raise refusal(
             f"scenes, folder {folder}", one_line(error), "give one that can be written"

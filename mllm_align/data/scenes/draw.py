@@ -1,4 +1,4 @@
-"""Draw a scene: flat icons on a light ground, under noise that makes seeing as hard as wanted."""
+"""Draw a scene: flat icons on a shaded ground, under fog and noise that make seeing as hard as wanted."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from mllm_align.data.scenes.world import COLOURS, SIDE, Scene
 
 CELL = 16  # pixels
 _FINE = 4  # icons are drawn this many times larger, then reduced, for smooth edges
-# Side in pixels, and how far a thing may stand off its cell's middle: it never leaves the cell.
+# Side in pixels; a thing stands in the middle of its cell.
 _SIDES = {"small": 10, "large": 14}
-_JITTER = {"small": 2, "large": 1}
 
 # Every icon in a unit square, x to the right and y down. A list of points is a polygon, a pair of
 # corners an ellipse; what stands in `_HOLES` is cut out afterwards.
@@ -83,10 +82,11 @@ _HOLES: dict[str, list[list[_Point]]] = {
 }
 
 
-def picture(scene: Scene, grain: float, seed: int = 0) -> Image.Image:
+def picture(scene: Scene, grain: float, seed: int = 0, fog: float = 0.0) -> Image.Image:
     """Return the RGB picture of a scene, 32 pixels for each region; same arguments, same picture.
 
-    grain: standard deviation of the pixel noise on the scale of 0 to 255. It does not move anything.
+    grain: standard deviation of the pixel noise on the scale of 0 to 255. fog: each thing lets through up
+    to this share of the ground behind it, a share of its own.
     """
     rng = np.random.default_rng([seed, zlib.crc32(scene.id.encode())])
     side = SIDE * CELL
@@ -94,12 +94,10 @@ def picture(scene: Scene, grain: float, seed: int = 0) -> Image.Image:
     pixels += rng.uniform(-6, 6, size=3).astype(np.float32)
     for thing in scene.things:
         stencil = _stencil(thing.kind, thing.size)
-        reach = _JITTER[thing.size]
-        dy, dx = rng.integers(-reach, reach + 1, size=2)
-        top = thing.row * CELL + (CELL - len(stencil)) // 2 + dy
-        left = thing.column * CELL + (CELL - len(stencil)) // 2 + dx
+        top, left = (at * CELL + (CELL - len(stencil)) // 2 for at in (thing.row, thing.column))
         place = pixels[top : top + len(stencil), left : left + len(stencil)]
-        place += stencil * (np.array(COLOURS[thing.colour], np.float32) - place)
+        opacity = 1 - fog * np.float32(rng.random())
+        place += opacity * stencil * (np.array(COLOURS[thing.colour], np.float32) - place)
     pixels += grain * rng.standard_normal(pixels.shape, np.float32)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 

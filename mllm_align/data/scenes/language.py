@@ -30,6 +30,7 @@ GRAMMAR = {
         "{where}, we see {a}.",
         "There is {a} {where}.",
     ),
+    "pattern": ("There is {a}, again and again.", "We see {a}, again and again."),
     "pair_here": ("There is {a} {relation} {b}.", "{a} is {relation} {b}.", "We see {a} {relation} {b}."),
     "single_here": ("There is {a}.", "We see {a}."),
     "colour": ("The {kind} is {colour}.",),
@@ -134,6 +135,8 @@ def relation(first: Thing, second: Thing) -> str | None:
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """Return a true and complete caption: one sentence for each group, in raster order."""
+    if _repeats(scene):
+        return _write(GRAMMAR["pattern"], rng, a=_phrase(scene.things[0], rng))
     sentences = [_group(scene, group, rng, here=False) for group in scene.groups]
     if rng.random() < _CLOSING:
         sentences.append(_write(GRAMMAR["closing"], rng))
@@ -153,7 +156,7 @@ def presence(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
 
 
 def what_where(scene: Scene, rng: np.random.Generator) -> QA:
-    """Ask what is in a region, now and then an empty one."""
+    """Ask what is in a region, now and then an empty one; not for a picture that repeats one thing."""
     taken = {place(scene, group[0]): group for group in scene.groups}
     empty = [words for words in PLACES[scene.rows, scene.columns] if words not in taken]
     ask_empty = bool(empty) and rng.random() < _EMPTY
@@ -174,11 +177,12 @@ def attribute(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
 def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 2) -> list[QA]:
     """Return a caption and `questions` other questions, half of them about presence.
 
-    Half of the questions about presence are about a thing that is there.
+    Half of the questions about presence are about a thing that is there. A picture that repeats one
+    thing is asked about nothing else: it has no places to tell apart.
     """
     rows = [QA(_pick(QUESTIONS["caption"], rng), caption(scene, rng), "caption")]
     for _ in range(questions):
-        if rng.random() < 0.5:
+        if _repeats(scene) or rng.random() < 0.5:
             there = rng.random() < 0.5
             rows.append(presence(scene, _pick([k for k in KINDS if (k in scene.kinds) == there], rng), rng))
         elif rng.random() < 0.5:
@@ -186,6 +190,11 @@ def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 2) ->
         else:
             rows.append(attribute(scene, _pick(("colour", "size", "place"), rng), rng))
     return rows
+
+
+def _repeats(scene: Scene) -> bool:
+    """Tell whether the picture repeats one thing in every cell."""
+    return len(scene.groups[0]) > 2
 
 
 def _group(scene: Scene, group: tuple[Thing, ...], rng: np.random.Generator, *, here: bool) -> str:

@@ -3,13 +3,15 @@
 A picture is cut in regions of 2x2 cells; a region holds a pair of things side by side, a single thing
 or nothing. Sixteen kinds of things form eight couples of partners. In training the second thing of a
 pair is mostly the partner of the first, so a model can guess it from the text alone; the `broken` split
-has no partners at all, so there every partner that is named is a hallucination.
+has no partners at all, so there every partner that is named is a hallucination. Pictures of the
+`patterns` split repeat one thing in every cell.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -35,7 +37,7 @@ COLOURS = {
     "black": (30, 30, 30),
 }
 SIZES = ("small", "large")
-SPLITS = ("train", "held_out", "unbiased", "broken")
+SPLITS = ("train", "held_out", "unbiased", "broken", "patterns")  # their numbers seed the pictures
 GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))  # rows and columns of regions
 SIDE = 2  # cells along a region
 
@@ -49,12 +51,15 @@ class Settings:
 
     bias: probability that the second thing of a training pair is the partner of the first.
     grain: standard deviation of the pixel noise, on the scale of 0 to 255.
-    train, held_out, unbiased, broken: pictures in each split.
+    fog: largest share of the ground that shows through a thing (each has its own share).
+    patterns, train, held_out, unbiased, broken: pictures in each split.
     Raises InputError for a value outside its range.
     """
 
     bias: float = 0.8
     grain: float = 40.0
+    fog: float = 0.5
+    patterns: int = 3000
     train: int = 6000
     held_out: int = 300
     unbiased: int = 300
@@ -66,6 +71,8 @@ class Settings:
             raise InputError(f"scenes, bias: found {self.bias}; give a probability from 0 to 1")
         if not 0 <= self.grain <= 255:
             raise InputError(f"scenes, grain: found {self.grain}; give a deviation from 0 to 255")
+        if not 0 <= self.fog < 1:
+            raise InputError(f"scenes, fog: found {self.fog}; give a share from 0 to below 1")
         for name in (*SPLITS, "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"scenes, {name}: found {getattr(self, name)}; give 0 or more")
@@ -107,7 +114,7 @@ class Scene:
         return tuple(thing.kind for thing in self.things)
 
     def find(self, kind: str) -> Thing | None:
-        """Return the thing of this kind, None if there is none."""
+        """Return the first thing of this kind, None if there is none."""
         return next((thing for thing in self.things if thing.kind == kind), None)
 
     def region_of(self, thing: Thing) -> tuple[int, int]:
@@ -139,10 +146,16 @@ def make_scene(split: str, index: int, settings: Settings) -> Scene:
     """Return picture `index` of a split: a pure function of its arguments.
 
     Layouts, kinds, colours and sizes each have the same law in every split; only which kinds come
-    together differs. Raises InputError for an unknown split.
+    together differs. `patterns` repeat one thing in every cell: pictures to learn seeing from. Raises
+    InputError for an unknown split.
     """
     rng = np.random.default_rng([settings.seed, SPLITS.index(_known(split)), index])
     rows, columns = GRIDS[rng.integers(len(GRIDS))]
+    if split == "patterns":
+        first = _thing(rng, KINDS[rng.integers(len(KINDS))], (0, 0))
+        cells = product(range(rows * SIDE), range(columns * SIDE))
+        same = tuple(replace(first, row=row, column=column) for row, column in cells)
+        return Scene(f"{split}-{index:06d}", rows, columns, (same,))
     count = int(rng.integers(1, min(3, rows * columns) + 1))
     regions = sorted(rng.permutation(rows * columns)[:count].tolist())
     sizes = [2 if rng.random() < _PAIR else 1 for _ in regions]

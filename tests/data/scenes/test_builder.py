@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,12 @@ from mllm_align.data.readers import read_records
 from mllm_align.data.records import parse_record
 from mllm_align.data.scenes import builder as scenes
 from mllm_align.data.scenes.draw import picture
-from mllm_align.data.scenes.world import Settings
+from mllm_align.data.scenes.world import SPLITS, Settings
 from mllm_align.errors import InputError
 
-SETTINGS = Settings(train=12, held_out=3, unbiased=0, broken=2, seed=5)
+SETTINGS = Settings(
+    bias=0.8, grain=20.0, fog=0.3, patterns=4, train=12, held_out=3, unbiased=0, broken=2, seed=5
+)
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +28,10 @@ def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("scenes")
     scenes.prepare(path, SETTINGS)
     return path
+
+
+def few(**sizes):
+    return Settings(**(dict.fromkeys(SPLITS, 0) | sizes))
 
 
 def copy(folder, to):
@@ -37,14 +44,13 @@ def copy(folder, to):
 
 
 def test_what_is_read_is_what_was_made_in_order(folder):
-    for split in ("train", "held_out", "broken"):
+    for split in ("train", "held_out", "broken", "patterns"):
         examples = list(scenes.read(folder, split))
         assert examples == [scenes.make_example(split, i, SETTINGS) for i in range(SETTINGS.size(split))]
-    first = examples[0]
-    image = Image.open(io.BytesIO(first.png))
-    assert np.array_equal(
-        np.asarray(image), np.asarray(picture(first.scene, SETTINGS.grain, SETTINGS.seed))
-    )
+        first = examples[0]
+        image = Image.open(io.BytesIO(first.png))
+        drawn = picture(first.scene, SETTINGS.grain, SETTINGS.seed, SETTINGS.fog)
+        assert np.array_equal(np.asarray(image), np.asarray(drawn))
 
 
 def test_reading_is_random_access_and_pickles(folder):
@@ -62,14 +68,25 @@ def test_preparing_again_writes_nothing(folder, capfd):
 
 
 def test_preparing_is_silent_and_leaves_only_the_data(tmp_path, capfd):
-    scenes.prepare(tmp_path, Settings(train=1, held_out=0, unbiased=0, broken=0))
+    scenes.prepare(tmp_path, few(train=1))
     assert capfd.readouterr().out == ""
     assert [file.name for file in tmp_path.iterdir()] == ["scenes"]
 
 
 def test_other_settings_are_refused(folder):
-    with pytest.raises(InputError, match=r"holds pictures of bias 0.8, train 12; remove the folder"):
-        scenes.prepare(folder, Settings(train=13, held_out=3, unbiased=0, broken=2, seed=5, bias=0.5))
+    with pytest.raises(
+        InputError, match=r"holds pictures of bias 0.8, fog 0.3, train 12; remove the folder"
+    ):
+        scenes.prepare(folder, replace(SETTINGS, train=13, bias=0.5, fog=0.0))
+
+
+def test_a_folder_of_before_a_setting_was_there_is_refused(folder, tmp_path):
+    """Its pictures were drawn otherwise, whatever the other settings say."""
+    file = copy(folder, tmp_path) / "metadata.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("fog", "patterns")}))
+    with pytest.raises(InputError, match=r"holds pictures of fog unknown, patterns unknown; remove"):
+        scenes.prepare(tmp_path, SETTINGS)
 
 
 @pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
@@ -97,6 +114,12 @@ def test_missing_folder_and_split_are_refused(folder, tmp_path):
         scenes.prepare(tmp_path / "file", SETTINGS)
 
 
+def test_patterns_have_a_caption_and_one_question_about_presence(folder):
+    for example in scenes.read(folder, "patterns"):
+        assert [qa.kind for qa in example.qas] == ["caption", "presence"]
+        assert "again and again" in example.qas[0].answer
+
+
 def test_rows_are_records_of_the_house(folder):
     examples = list(scenes.read(folder, "train"))
     rows = scenes.sft_rows(examples)
@@ -120,6 +143,16 @@ def test_files_are_records_of_the_house(folder, tmp_path):
     assert [(r.id, r.responses[0]) for r in records] == [(row["id"], row["completion"]) for row in rows]
     assert records[0].images[0].path is not None
     assert records[0].images[0].path.read_bytes() == examples[0].png
+
+
+def test_a_file_that_was_cut_off_is_not_there(folder, tmp_path, monkeypatch):
+    def cut_off(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pathlib.Path.replace", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        scenes.write_files(scenes.read(folder, "broken"), tmp_path, "test")
+    assert not (tmp_path / "test.jsonl").exists()
 
 
 def test_files_that_cannot_be_written_are_refused(folder, tmp_path):

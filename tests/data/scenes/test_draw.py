@@ -1,12 +1,13 @@
 """The pictures: size, place and colour of what is drawn, noise, and icons that can be told apart."""
 
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from mllm_align.data.scenes.draw import CELL, picture
-from mllm_align.data.scenes.world import COLOURS, KINDS, SIZES, Scene, Settings, Thing, make_scene
+from mllm_align.data.scenes.world import COLOURS, GRIDS, KINDS, SIZES, Scene, Settings, Thing, make_scene
 
 
 def pixels(scene, grain=0.0, seed=0):
@@ -19,8 +20,7 @@ def one(kind, colour="black", size="large", row=0, column=0, id="one"):
 
 def ink(scene):
     """Where the picture differs from its ground."""
-    shown = pixels(scene)
-    return np.abs(shown - shown[-1, -1]).max(-1) > 60
+    return np.abs(pixels(scene) - pixels(replace(scene, groups=()))).max(-1) > 60
 
 
 @pytest.mark.parametrize("index", range(6))
@@ -38,23 +38,62 @@ def test_same_arguments_same_picture():
 
 
 def test_every_thing_and_nothing_else_stands_in_its_cell():
-    for index in range(40):
-        scene = make_scene("train", index, Settings())
-        shown = pixels(scene)
+    scenes = [make_scene("train", i, Settings()) for i in range(40)]
+    for scene in scenes + [make_scene("patterns", i, Settings()) for i in range(10)]:
+        shown, ground = pixels(scene), pixels(replace(scene, groups=()))
         cells = {(thing.row, thing.column): thing for thing in scene.things}
-        free = next(
-            (r, c) for r in range(2 * scene.rows) for c in range(2 * scene.columns) if (r, c) not in cells
-        )
-        ground = shown[free[0] * CELL, free[1] * CELL]
         for row in range(2 * scene.rows):
             for column in range(2 * scene.columns):
-                cell = shown[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+                where = np.s_[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
                 thing = cells.get((row, column))
                 if thing is None:
-                    assert np.array_equal(cell, np.broadcast_to(ground, cell.shape))
+                    assert np.array_equal(shown[where], ground[where])
                 else:
                     colour = np.array(COLOURS[thing.colour], np.float32)
-                    assert (np.abs(cell - colour).max(-1) < 2).sum() >= 8, thing
+                    assert (np.abs(shown[where] - colour).max(-1) < 2).sum() >= 8, thing
+
+
+@pytest.mark.parametrize(("size", "margin"), [("small", 3), ("large", 1)])
+def test_things_stand_in_the_middle_of_their_cell(size, margin):
+    for kind in KINDS:
+        inked = ink(one(kind, size=size, row=1, column=0))
+        assert not inked[: CELL + margin].any() and not inked[2 * CELL - margin :].any()
+        assert not inked[:, :margin].any() and not inked[:, CELL - margin :].any()
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_ground_tells_where_in_the_picture_it_is(grid):
+    """Cells differ by far more than the noise leaves in their mean: at grain 40, 40 / 16 = 2.5."""
+    ground = pixels(Scene("empty", *grid, ()))
+    height, width = 2 * grid[0], 2 * grid[1]
+    cells = ground.reshape(height, CELL, width, CELL, 3).mean((1, 3))
+    for a, b in combinations(cells.reshape(-1, 3), 2):
+        assert np.linalg.norm(a - b) > 8
+    red, green, blue = np.moveaxis(cells, -1, 0)
+    assert (np.diff(red - blue, axis=1) < 0).all()  # warm light from the left
+    assert (np.diff(green - blue, axis=0) > 0).all()  # sky above, grass below
+    assert np.abs(np.diff(ground, axis=0)).max() < 8 and np.abs(np.diff(ground, axis=1)).max() < 8
+
+
+def test_fog_lets_each_thing_through_by_a_share_of_its_own():
+    things = make_scene("patterns", 0, Settings()).things
+    things = tuple(replace(thing, kind="house", colour="black", size="large") for thing in things)
+    scene = Scene("fog", 1 + things[-1].row // 2, 1 + things[-1].column // 2, (things,))
+    clear, ground = pixels(scene), pixels(replace(scene, groups=()))
+    foggy = np.asarray(picture(scene, 0.0, fog=0.4), np.float32)
+    assert np.array_equal(foggy[clear == ground], ground[clear == ground])
+    inside = np.abs(clear - COLOURS["black"]).max(-1) == 0  # covered wholly
+    shares = []
+    for thing in things:
+        top, left = thing.row * CELL, thing.column * CELL
+        cell = np.s_[top : top + CELL, left : left + CELL]
+        here = inside[cell]
+        share = (foggy - clear)[cell][here] / (ground - clear)[cell][here]
+        assert np.ptp(share) < 0.02  # a whole level of 255 at most, over a contrast of 150 and more
+        shares.append(share.mean())
+    assert -0.01 < min(shares) < 0.15 and 0.25 < max(shares) < 0.41
+    noisy, plain = (np.asarray(picture(scene, 5.0, fog=fog), np.float32) for fog in (0.4, 0.0))
+    assert np.abs((noisy - foggy) - (plain - clear)).max() <= 1  # the noise is the same
 
 
 def test_large_things_have_about_twice_the_ink_of_small_ones():
@@ -76,9 +115,11 @@ def test_icons_can_be_told_apart():
 
 
 def test_colours_are_far_apart_from_each_other_and_the_ground():
-    colours = [*COLOURS.values(), (238, 238, 238)]
-    for a, b in combinations(colours, 2):
+    for a, b in combinations(COLOURS.values(), 2):
         assert np.linalg.norm(np.subtract(a, b)) > 120, (a, b)
+    ground = pixels(Scene("empty", 2, 2, ()))
+    for colour in COLOURS.values():
+        assert np.linalg.norm(ground - np.array(colour, np.float32), axis=-1).min() > 120, colour
 
 
 def test_grain_is_the_deviation_of_the_noise_and_moves_nothing():

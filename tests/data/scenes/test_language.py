@@ -7,7 +7,7 @@ import pytest
 
 from mllm_align.data.scenes import language
 from mllm_align.data.scenes.language import Relation, caption, parse, place, relation, yes_or_no
-from mllm_align.data.scenes.world import KINDS, SPLITS, Scene, Settings, Thing, make_scene, partner
+from mllm_align.data.scenes.world import KINDS, Scene, Settings, Thing, make_scene, partner
 
 
 @pytest.fixture
@@ -16,7 +16,12 @@ def rng():
 
 
 def scenes(count):
-    return [make_scene(SPLITS[i % 4], i, Settings()) for i in range(count)]
+    splits = ("train", "held_out", "unbiased", "broken")
+    return [make_scene(splits[i % 4], i, Settings()) for i in range(count)]
+
+
+def patterns(count):
+    return [make_scene("patterns", i, Settings()) for i in range(count)]
 
 
 def claims(text):
@@ -42,6 +47,20 @@ def test_captions_are_read_back_exactly(rng):
                 expected.append(Relation(at, str(relation(*group)), at + 1))
             at += len(group)
         assert list(reading.relations) == expected
+
+
+def test_captions_of_patterns_are_read_back_exactly(rng):
+    sizes = set()
+    for scene in patterns(100):
+        text, thing = caption(scene, rng), scene.things[0]
+        reading = parse(text)
+        (mention,) = reading.mentions
+        assert (mention.kind, mention.colour, mention.where) == (thing.kind, thing.colour, None)
+        assert mention.size in (None, thing.size)
+        assert (reading.relations, reading.sentences, reading.unparsed) == ((), 1, ())
+        assert text.endswith(", again and again.")
+        sizes.add(mention.size)
+    assert sizes == {None, "small", "large"}
 
 
 def test_every_template_is_written_and_read(rng):
@@ -139,6 +158,20 @@ def test_training_rows_are_a_caption_and_balanced_questions(rng):
     assert np.mean(answers) == pytest.approx(0.5, abs=0.07)
 
 
+def test_patterns_are_asked_only_whether_a_thing_is_there(rng):
+    everything = patterns(300)
+    rows = [language.training_rows(scene, rng, questions=2) for scene in everything]
+    answers = []
+    for scene, (said, *others) in zip(everything, rows, strict=True):
+        assert said.kind == "caption" and said.question in language.describe_questions()
+        for qa in others:
+            assert qa.kind == "presence"
+            (asked,) = (kind for kind in KINDS if re.search(rf"\b{kind}\b", qa.question))
+            assert yes_or_no(qa.answer) is (asked in scene.kinds)
+            answers.append(yes_or_no(qa.answer))
+    assert len(answers) == 600 and np.mean(answers) == pytest.approx(0.5, abs=0.08)
+
+
 def test_negative_questions_are_not_about_partners_more_than_chance(rng):
     scene = Scene("x", 1, 2, ((Thing("cup", "red", "small", 0, 0),),))
     asked = [
@@ -157,6 +190,7 @@ def test_reading_does_not_mind_case_spacing_and_order():
         ("key", None, None, "top left"),
     ]
     assert parse("A cup is to the left of the key.").relations == (Relation(0, "left of", 1),)
+    assert claims("we see a small cup again and again") == [("cup", None, "small", None)]
     assert claims("There is a red cup. There is a red cup.") == [("cup", "red", None, None)] * 2
 
 

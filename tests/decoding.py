@@ -1,0 +1,147 @@
+"""Prefixes and forks of the goldens, and what the decoder says where every token is given."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from goldens import Goldens
+from runs import one_device
+
+from mllm_align.batch import Group
+from mllm_align.config import SamplingConfig
+from mllm_align.generate.decode import Decoder, Fork, Row, _forks
+from mllm_align.generate.sampling import filtered, random_key
+from mllm_align.models.bundle import Bundle
+from mllm_align.models.llava import Llava
+
+GREEDY = SamplingConfig(temperature=0.0)
+CLOSE = 1e-4  # nats: the most by which logits of two ways to the same number may differ
+
+
+def golden_bundle(golden: Goldens, tag: str = "policy", mesh: Any = None) -> Bundle:
+    mesh = mesh or one_device()
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    params = jax.device_put(getattr(golden, tag), where)
+    return Bundle(golden.folder, None, mesh, jnp.dtype("float32"), params)
+
+
+def fork(start: int, forced: Any, limit: int, record: str = "r", sample: int = 0, seed: int = 0) -> Fork:
+    return Fork(start, np.asarray(forced, np.int32), limit, random_key(seed, record, sample))
+
+
+def row(features: np.ndarray, group: Group, tokens: Any, *forks: Fork) -> Row:
+    """The group's prompt, its text replaced by `tokens`, which may go on after it."""
+    tokens = np.asarray(tokens, np.int32)
+    image = np.full(len(tokens), -1, np.int32)
+    image[: len(group.prefix_image)] = group.prefix_image[: len(tokens)]
+    positions = np.arange(len(tokens), dtype=np.int32)
+    return Row(features, tokens, image, positions, np.ones(len(tokens), bool), forks)
+
+
+def at_end(row: Row) -> list[Row]:
+    """The naive way: each fork's own prefix alone, up to its last given token, and a fork there.
+
+    Padded to the row's own size and as often as it has forks: a shape that is compiled already.
+    """
+    rows = []
+    for each in row.forks:
+        own = np.concatenate([row.tokens[: each.start], each.forced])
+        real = np.arange(len(row.tokens)) < len(own)
+        tokens = np.where(real, np.resize(own, len(real)), 0).astype(np.int32)
+        image = np.where(np.arange(len(real)) < each.start, row.image, -1)
+        visible = np.where(np.arange(len(real)) < each.start, row.visible, real)
+        last = replace(each, start=len(own) - 1, forced=each.forced[-1:])
+        forks = (last,) * len(row.forks)
+        rows.append(Row(row.features, tokens, image, row.positions, visible, forks))
+    return rows
+
+
+@cache
+def _steps(config: Any) -> Any:
+    model = Llava(config)
+
+    @jax.jit
+    def steps(variables, prefix, start, tokens):
+        _, count, length = tokens.shape
+
+        def empty(kept):
+            *lead, rows, groups, _, dim = kept.shape
+            return jnp.zeros((*lead, rows, count, groups, length, dim), kept.dtype)
+
+        def step(own, at):
+            now = jax.lax.dynamic_index_in_dim(tokens, at, axis=2, keepdims=False)
+            logits, own = model.apply(variables, now, prefix, own, start, at, method="decode")
+            return own, logits
+
+        own = jax.tree.map(empty, (prefix.layers, prefix.last))
+        return jax.lax.scan(step, own, jnp.arange(length))[1]
+
+    return steps
+
+
+def logits(decoder: Decoder, bundle: Bundle, rows: list[Row], tokens: list[Any]) -> list[list[np.ndarray]]:
+    """[n, V] float32 after each token of every fork: its forced ones, then `tokens`, but the last."""
+    given = [
+        replace(
+            row,
+            forks=tuple(
+                replace(fork, forced=np.concatenate([fork.forced, more]), limit=0)
+                for fork, more in zip(row.forks, each, strict=True)
+            ),
+        )
+        for row, each in zip(rows, tokens, strict=True)
+    ]
+    forks = _forks(given, decoder.size)
+    variables = {"params": bundle.params}
+    out = np.asarray(_steps(bundle.config)(variables, decoder.prefill(given), forks.start, forks.tokens))
+    return [
+        [out[: len(fork.forced) - 1, b, f] for f, fork in enumerate(row.forks)]
+        for b, row in enumerate(given)
+    ]
+
+
+@partial(jax.jit, static_argnums=2)
+def _noisy(logits, key, sampling):
+    key = jax.random.wrap_key_data(key, impl="threefry2x32")
+    noise = jax.vmap(lambda at: jax.random.gumbel(jax.random.fold_in(key, at), logits.shape[1:]))
+    return filtered(logits, sampling) + noise(jnp.arange(len(logits)))
+
+
+def margin(logits: np.ndarray, key: np.ndarray, sampling: SamplingConfig, room: int = 12) -> float:
+    """By how much the token chosen after each of [n, V] logits beat the next one, at least."""
+    padded = np.zeros((room, logits.shape[1]), np.float32)
+    padded[: len(logits)] = logits
+    scores = np.sort(np.asarray(_noisy(padded, key, sampling)), axis=-1)[: len(logits)]
+    return float((scores[:, -1] - scores[:, -2]).min())
+
+
+class Scripted:
+    """Stands for a Decoder where a test is not about the model: each fork gets random tokens by its key.
+
+    seen: the rows of every call. pictures: what `features` was given. say: None, or the tokens of a fork.
+    """
+
+    def __init__(self, vocab: int, size: int = 4, say: Any = None):
+        self.vocab, self.size, self.say = vocab, size, say
+        self.seen: list[list[Row]] = []
+        self.pictures: list[np.ndarray] = []
+
+    def features(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
+        self.pictures += pictures
+        return [np.zeros((16 * len(tiles), 1), np.float32) for tiles in pictures]
+
+    def __call__(self, rows: list[Row], stops: np.ndarray) -> list[list[np.ndarray]]:
+        assert len(rows) <= self.size
+        self.seen.append(list(rows))
+        return [[self._tokens(fork, stops) for fork in row.forks] for row in rows]
+
+    def _tokens(self, fork: Fork, stops: np.ndarray) -> np.ndarray:
+        tokens = np.random.default_rng(fork.key).integers(5, self.vocab, fork.limit)
+        tokens = tokens if self.say is None else np.asarray(self.say(fork))
+        ends = np.flatnonzero(stops[tokens])
+        return tokens[: ends[0] + 1] if len(ends) else tokens

@@ -1,0 +1,174 @@
+"""Masked image embeddings and noise: against their formulas, and the fast path against the definition."""
+
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from decoding import CLOSE, fork, golden_bundle, logits, margin, row
+from goldens import goldens
+from runs import compiling
+
+from mllm_align.config import SamplingConfig
+from mllm_align.generate.decode import Decoder
+from mllm_align.generate.distortion import gathered, noisy, visible_embeddings
+
+assert compiling  # a fixture
+SAMPLED = SamplingConfig(temperature=0.8)
+
+
+# ---- noise -------------------------------------------------------------------------------------------
+
+
+def abar(steps):
+    """What is left of the image's variance, in plain Python."""
+    left = 1.0
+    for k in range(1, steps + 1):
+        sigmoid = 1 / (1 + math.exp(-(-6 + 12 * k / 1000)))
+        left *= 1 - (sigmoid * (0.5e-2 - 1e-5) + 1e-5)
+    return left
+
+
+@pytest.mark.parametrize("steps", [1, 500, 1000])
+def test_noise_is_the_diffusion_of_the_paper(steps):
+    pixels = np.random.default_rng(1).standard_normal((2, 5, 7, 3)).astype(np.float32)
+    out = noisy(pixels, steps, np.random.default_rng(7))
+    noise = np.random.default_rng(7).standard_normal(pixels.shape, np.float32).astype(np.float64)
+    expected = math.sqrt(abar(steps)) * pixels.astype(np.float64) + math.sqrt(1 - abar(steps)) * noise
+    assert out.dtype == np.float32
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_how_much_of_the_image_is_left():
+    assert abs(abar(500) - 0.745536) < 1e-6 and abs(abar(1000) - 0.081047) < 1e-6
+    out = noisy(np.full((1, 100, 100, 3), 2.0, np.float32), 500, np.random.default_rng(0))
+    assert abs(out.mean() - 2 * math.sqrt(abar(500))) < 0.02
+    assert abs(out.std() - math.sqrt(1 - abar(500))) < 0.02
+
+
+# ---- which embeddings are hidden ---------------------------------------------------------------------
+
+IMAGE = np.array([-1, -1, 1, 2, 0, 3, 4, 0, -1, -1] * 50)
+
+
+def test_all_and_nothing():
+    rng = np.random.default_rng(0)
+    assert visible_embeddings(IMAGE, 0.0, rng).all()
+    np.testing.assert_array_equal(visible_embeddings(IMAGE, 1.0, rng), IMAGE < 0)
+
+
+def test_a_share_of_embeddings_and_newlines_but_no_text():
+    visible = visible_embeddings(IMAGE, 0.7, np.random.default_rng(3))
+    assert visible[IMAGE < 0].all()
+    for kind in (IMAGE > 0, IMAGE == 0):
+        assert abs(visible[kind].mean() - 0.3) < 0.15
+    draws = np.random.default_rng(3).random(len(IMAGE))
+    np.testing.assert_array_equal(visible[IMAGE >= 0], (draws >= 0.7)[IMAGE >= 0])
+
+
+# ---- absent keys are masked keys ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Two forks at the end of each prompt, of an AnyRes model with `image_newline`."""
+    golden = goldens("llavanext")
+    bundle = golden_bundle(golden)
+    decoder, groups = Decoder(bundle, SAMPLED, 4), golden.groups()
+    rows = []
+    for i, (group, seen) in enumerate(
+        zip(groups, decoder.features([g.tiles for g in groups]), strict=True)
+    ):
+        ids = group.prefix_tokens
+        forks = [fork(len(ids) - 1, ids[-1:], 12, f"record {i}", k) for k in range(2)]
+        rows.append(row(seen, group, ids, *forks))
+    return SimpleNamespace(bundle=bundle, decoder=decoder, rows=rows, stops=np.zeros(decoder.vocab, bool))
+
+
+def hidden(rows, rate, seed=0):
+    rng = np.random.default_rng(seed)
+    return [replace(each, visible=visible_embeddings(each.image, rate, rng)) for each in rows]
+
+
+def test_gathered_rows_hold_what_is_visible(model):
+    for whole in hidden(model.rows, 0.6):
+        short = gathered(whole)
+        image = whole.image[whole.visible]
+        np.testing.assert_array_equal(short.positions, np.flatnonzero(whole.visible))
+        np.testing.assert_array_equal(short.tokens, whole.tokens[whole.visible])
+        np.testing.assert_array_equal(np.sign(short.image), np.sign(image))
+        assert short.visible.all() and short.forks == whole.forks
+        used = short.image > 0
+        np.testing.assert_array_equal(
+            short.features[short.image[used] - 1], whole.features[image[used] - 1]
+        )
+        assert len(short.features) == used.sum() and (image == 0).any()
+
+
+def test_two_places_of_one_embedding_share_it(model):
+    first = model.rows[0]
+    image = np.where(first.image > 0, 3, first.image)
+    short = gathered(replace(first, image=image))
+    assert len(short.features) == 1 and set(short.image.tolist()) == {-1, 0, 1}
+    np.testing.assert_array_equal(short.features[0], first.features[2])
+
+
+def of_all(model, rows, tokens):
+    return [x for each in logits(model.decoder, model.bundle, rows, tokens) for x in each]
+
+
+@pytest.mark.parametrize("rate", [0.6, 1.0])
+def test_gathered_rows_compute_what_masked_rows_do(model, rate):
+    masked = hidden(model.rows, rate)
+    short = [gathered(each) for each in masked]
+    assert max(len(each.tokens) for each in short) < min(len(each.tokens) for each in masked)
+    tokens = model.decoder(masked, model.stops)
+    assert [[x.tolist() for x in each] for each in model.decoder(short, model.stops)] == [
+        [x.tolist() for x in each] for each in tokens
+    ]
+    ours, theirs = of_all(model, short, tokens), of_all(model, masked, tokens)
+    forks = [each for row in masked for each in row.forks]
+    for found, wanted, each in zip(ours, theirs, forks, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=CLOSE)
+        assert margin(wanted, each.key, SAMPLED) > CLOSE
+
+
+def test_what_stays_keeps_its_position(model):
+    """Closing the gaps would be another prompt."""
+    short = [gathered(each) for each in hidden(model.rows, 0.6)]
+    closed = []
+    for each in short:
+        count = len(each.tokens)
+        forks = tuple(replace(x, start=count - 1) for x in each.forks)
+        closed.append(replace(each, positions=np.arange(count, dtype=np.int32), forks=forks))
+    given = [[np.arange(10, 22)] * 2] * 4
+    for kept, moved in zip(of_all(model, short, given), of_all(model, closed, given), strict=True):
+        assert np.abs(kept - moved).max() > 0.01
+
+
+def test_nothing_masked_is_the_plain_prompt_and_hiding_the_image_tells(model):
+    given = [[np.arange(10, 22)] * 2] * 4
+    plain = of_all(model, model.rows, given)
+    shown = of_all(model, hidden(model.rows, 0.0), given)
+    blind = of_all(model, hidden(model.rows, 1.0), given)
+    for a, b, c in zip(plain, shown, blind, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert np.abs(a - c).max() > 0.01
+
+
+def test_newlines_are_hidden_with_the_rest(model):
+    """Hiding every embedding but the newlines is not hiding all."""
+    rows = [replace(each, visible=each.image <= 0) for each in model.rows]
+    given = [[np.arange(10, 22)] * 2] * 4
+    for some, none in zip(
+        of_all(model, rows, given), of_all(model, hidden(model.rows, 1.0), given), strict=True
+    ):
+        assert np.abs(some - none).max() > 1e-3
+
+
+def test_nothing_visible_at_all_stays_finite(model):
+    rows = [replace(each, visible=np.zeros(len(each.tokens), bool)) for each in model.rows]
+    given = [[np.arange(10, 22)] * 2] * 4
+    assert all(np.isfinite(x).all() for x in of_all(model, rows, given))
+    assert [len(x) for each in model.decoder(rows, model.stops) for x in each] == [12] * 8

@@ -1,0 +1,99 @@
+"""Responses to prompts, from rows to texts."""
+
+import numpy as np
+import pytest
+from decoding import Scripted
+from goldens import goldens
+from runs import MODEL, bundle, compiling, rows
+
+from mllm_align.config import DataConfig, SamplingConfig
+from mllm_align.errors import InputError
+from mllm_align.generate import respond as module
+from mllm_align.generate.decode import Decoder
+from mllm_align.generate.respond import generate, prompt_row, respond
+from mllm_align.prepare import prepare
+
+assert compiling  # a fixture
+SAMPLED = SamplingConfig(max_tokens=12)
+PROMPTS = [
+    {"prompt": row["prompt"], "images": [str(MODEL.parent / row["images"][0])], "id": f"r{i}"}
+    for i, row in enumerate(rows(4))
+]
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Decoders that take tokens by the keys of the forks."""
+    made = []
+
+    def decoder(bundle, sampling, size):
+        made.append(Scripted(bundle.config.decoder.vocab, size))
+        return made[-1]
+
+    monkeypatch.setattr(module, "Decoder", decoder)
+    return made
+
+
+# ---- on a model --------------------------------------------------------------------------------------
+
+
+def test_greedy_responses_are_those_of_transformers():
+    wanted = goldens("llava15").arrays["base/greedy_tokens"]
+    greedy = SamplingConfig(temperature=0.0, max_tokens=wanted.shape[1])
+    encoder, records, _ = prepare(bundle(), PROMPTS, DataConfig(), responses=0)
+    out = respond(Decoder(bundle(), greedy, 4), encoder, records, greedy)
+    np.testing.assert_array_equal([ids for (ids,) in out], wanted)
+
+
+def test_samples_hang_on_seed_and_id_alone():
+    """Of a prompt without an image, too."""
+    given = [*PROMPTS[:3], {"prompt": "gi dan?", "id": "text"}]
+    out = generate(bundle(), given, SAMPLED, samples=2, seed=5, batch_size=4)
+    assert [len(each) for each in out] == [2] * 4 and len({text for each in out for text in each}) == 8
+    assert all(text == text.strip() for each in out for text in each)
+    again = generate(bundle(), given[::-1], SAMPLED, samples=2, seed=5, batch_size=4)
+    assert again == out[::-1]
+    other = generate(bundle(), given, SAMPLED, samples=2, seed=6, batch_size=4)
+    assert not {text for each in out for text in each} & {text for each in other for text in each}
+
+
+# ---- around it ---------------------------------------------------------------------------------------
+
+
+def test_every_response_comes_to_its_place(scripted):
+    many = [{**PROMPTS[i % 4], "prompt": "gi " * (1 + 7 * i % 5), "id": str(i)} for i in range(7)]
+    encoder, records, _ = prepare(bundle(), many, DataConfig(), responses=0)
+    out = generate(bundle(), many, SAMPLED, samples=3, batch_size=2)
+    alone = [generate(bundle(), [each], SAMPLED, samples=3)[0] for each in many]
+    assert out == alone
+    assert [len(rows) for rows in scripted[0].seen] == [2, 2, 2, 1]
+    row = prompt_row(encoder, records[0], np.zeros((16, 1)), 12, 3, 0)
+    assert len({fork.key.tobytes() for fork in row.forks}) == 3
+    assert {(fork.start, fork.forced.tolist()[0], fork.limit) for fork in row.forks} == {
+        (len(row.tokens) - 1, int(row.tokens[-1]), 12)
+    }
+
+
+def test_over_long_prompts_have_no_response(scripted):
+    long = {**PROMPTS[0], "prompt": "gi " * 300, "id": "long"}
+    config = DataConfig(max_length=100, over_long="skip")
+    out = generate(bundle(), [PROMPTS[0], long, PROMPTS[1]], SAMPLED, config=config)
+    assert [len(each) for each in out] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "given, settings, said",
+    [
+        (PROMPTS, {"samples": 0}, "samples is 0; it must be 1 or more"),
+        (PROMPTS, {"batch_size": 0}, "batch_size is 0; it must be 1 or more"),
+        ([], {}, "holds no records"),
+        ([{"prompt": "gi?", "images": ["absent.png"]}], {}, "record 0, images[0]"),
+        ([{"prompt": "<image> gi?"}], {}, "1 image places but the record has 0 images"),
+        ([{"prompt": " "}], {}, "the user turn is empty"),
+    ],
+    ids=str,
+)
+def test_what_is_refused(scripted, given, settings, said):
+    with pytest.raises(InputError) as error:
+        generate(bundle(), given, SAMPLED, **settings)
+    assert said in str(error.value) and not scripted
