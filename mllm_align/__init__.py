@@ -17,8 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mllm_align.align.objectives import DPO, IPO, SFT, RobustDPO, SLiC
-    from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimConfig, load_config
+    from mllm_align.config import (
+        BDHSConfig,
+        Config,
+        DataConfig,
+        LoraConfig,
+        MeshConfig,
+        OptimConfig,
+        SamplingConfig,
+        load_config,
+    )
     from mllm_align.errors import InputError
+    from mllm_align.generate.pairs import bdhs
     from mllm_align.models.bundle import Bundle, load
     from mllm_align.training.loop import train
     from mllm_align.training.run import export_run as export
@@ -26,6 +36,7 @@ if TYPE_CHECKING:
     from mllm_align.training.score import score
 
 _HOME = {
+    "BDHSConfig": "config",
     "Bundle": "models.bundle",
     "Config": "config",
     "DPO": "align.objectives",
@@ -38,6 +49,8 @@ _HOME = {
     "RobustDPO": "align.objectives",
     "SFT": "align.objectives",
     "SLiC": "align.objectives",
+    "SamplingConfig": "config",
+    "bdhs": "generate.pairs",
     "export": "training.run:export_run",
     "load": "models.bundle",
     "load_config": "config",
@@ -50,6 +63,7 @@ __all__ = [
     "DPO",
     "IPO",
     "SFT",
+    "BDHSConfig",
     "Bundle",
     "Config",
     "DataConfig",
@@ -59,6 +73,8 @@ __all__ = [
     "OptimConfig",
     "RobustDPO",
     "SLiC",
+    "SamplingConfig",
+    "bdhs",
     "export",
     "load",
     "load_config",

@@ -45,7 +45,7 @@ PROMPT = "Describe the picture."
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of the run."""
+    """How much of everything; sizes of the model and rates of learning stand in the code."""
 
     scenes: world.Settings = world.Settings(grain=30.0, fog=0.4, patterns=4000, train=4000)
     batch: int = 32

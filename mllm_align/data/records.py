@@ -137,6 +137,8 @@ def _conversation(row: Mapping, at: str, wanted: int) -> tuple[list[Message], st
     fields = [name for name in (chosen, "rejected") if row.get(name) is not None]
     if row.get(prompt) is None:
         _check_present(row, [chosen, "rejected"][:wanted], at)
+        if not fields:
+            raise refusal(f"{at}, prompt", "is missing", "give the user's text or a message list")
         messages, answers = _implicit_prompt(row, fields, at)
         prompt_at = f"{at}, {fields[0]}"
         _check_turns(messages, prompt_at)

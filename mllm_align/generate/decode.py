@@ -240,7 +240,7 @@ def run(
         new = unfinished & (number >= 0)
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, jnp.where(new, drawn, given), step + 1, 2)
         unfinished &= ~(new & (stops[drawn] | (number + 1 >= forks.limit)))
-        return step + 1, tokens, lengths + new, unfinished, own
+        return step + 1, tokens, lengths + new.astype(lengths.dtype), unfinished, own
 
     own = jax.tree.map(empty, (prefix.layers, prefix.last))
     start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, forks.limit > 0, own)

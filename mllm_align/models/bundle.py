@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,7 @@ def compute_dtype(name: Dtype) -> Any:
     return jnp.dtype(name)
 
 
+@cache  # tracing takes a second
 def abstract_params(config: LlavaConfig) -> Any:
     """The parameter tree as shapes boxed with their logical axes; allocates nothing."""
     size = config.vision.image_size

@@ -2,16 +2,14 @@
 
 import json
 import shutil
-import string
 from functools import cache
 
 import numpy as np
 import pytest
 from goldens import FIXTURES, NAMES, goldens
+from pieces import pieces
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, normalizers
 from tokenizers.processors import TemplateProcessing
-from transformers import PreTrainedTokenizerFast
 
 from mllm_align.data.encode import Encoder, encode_all, fingerprint
 from mllm_align.data.records import parse_record
@@ -544,34 +542,6 @@ def test_a_prompt_of_text_alone_has_no_tiles():
 # ---- where a response's tokens stand -----------------------------------------------------------------
 
 
-@cache
-def pieces():
-    """A processor with a tokenizer in SentencePiece's manner: ▁ for spaces, one put in front, bytes for
-    what it has no letter for."""
-    tokens = ["<unk>", "<s>", "</s>", "<pad>", "<image>", *(f"<0x{i:02X}>" for i in range(256)), "▁"]
-    merges = [("▁", c) for c in string.ascii_letters] + [
-        ("▁t", "u"),
-        ("k", "u"),
-        ("▁tu", "ku"),
-        (".", "\n"),
-    ]
-    tokens += list(string.ascii_letters + ".,!?:\n") + [a + b for a, b in merges]
-    bpe = Tokenizer(models.BPE({t: i for i, t in enumerate(tokens)}, merges, byte_fallback=True))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    strip = [
-        decoders.Replace("▁", " "),
-        decoders.ByteFallback(),
-        decoders.Fuse(),
-        decoders.Strip(" ", 1, 0),
-    ]
-    bpe.decoder = decoders.Sequence(strip)
-    own = load_processor(FIXTURES / "llava15")
-    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    own.tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, **named)
-    own.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    return own
-
-
 def coders(**settings):
     return [encoder("llavanext", **settings), encoder(processor=lambda name: pieces(), **settings)]
 
@@ -647,7 +617,7 @@ def test_text_leaves_out_special_tokens_and_images_and_spoils_nothing(kind):
     emoji = coder.tokenizer("🙂", add_special_tokens=False).input_ids
     assert coder.text(np.array([IMAGE, *emoji, EOS]), [BOS, IMAGE]).strip() == "🙂"
     broken = coder.text(np.array(emoji[-3:-1]), emoji)  # bytes that make no character
-    assert broken and set(broken) == {"\ufffd"}
+    assert set(broken) == {"\ufffd"} and len(broken) <= 2
 
 
 def test_end_mask():

@@ -346,3 +346,8 @@ def test_without_root_paths_are_free(tmp_path, monkeypatch):
 
 def test_long_values_are_shortened():
     assert_refused("...", images=["http://a.org/" + "x" * 5000])
+
+
+def test_a_prompt_is_needed_where_no_response_is():
+    with pytest.raises(InputError, match="prompt: is missing"):
+        parse_record({"images": []}, index=0, where="data record", root=None, responses=0)

@@ -6,16 +6,19 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from decoding import Scripted, at_end
+from decoding import Scripted
+from pieces import pieces
 from runs import MODEL, bundle, compiling
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig
+from mllm_align.data.encode import Encoder, expand
 from mllm_align.data.records import parse_record
 from mllm_align.errors import InputError
 from mllm_align.generate import bdhs as module
-from mllm_align.generate.bdhs import BDHS, boundaries, check, cuts, full_stops, guided_row, until_full_stop
-from mllm_align.generate.decode import Decoder
+from mllm_align.generate.bdhs import BDHS, boundaries, check, cuts, full_stops, until_full_stop
+from mllm_align.generate.decode import Decoder, Fork, Row
+from mllm_align.generate.sampling import random_key
 from mllm_align.generate.sentences import split, yes_no
 from mllm_align.generate.similarity import Lexical
 from mllm_align.prepare import make_encoder
@@ -68,8 +71,10 @@ def all_cuts(encoder, chosen, seeds=40):
     return [cut for seed in range(seeds) for cut in cuts(encoder, one, seed, 0)]
 
 
+@pytest.mark.parametrize("kind", ["encoder", "like_llama"])
 @pytest.mark.parametrize("chosen", [SHORT, MIXED, f" \n{MIXED} "], ids=["short", "mixed", "spaced"])
-def test_a_cut_keeps_a_token_of_the_sentence_and_leaves_one(encoder, chosen):
+def test_a_cut_keeps_a_token_of_the_sentence_and_leaves_one(request, kind, chosen):
+    encoder = request.getfixturevalue(kind)
     found = all_cuts(encoder, chosen)
     for cut in found:
         sentence = chosen[cut.start : cut.stop]
@@ -195,10 +200,24 @@ def test_all_but_what_is_written_is_the_chosen_response(encoder, chosen):
     assert swaps or chosen == SHORT
 
 
-def test_what_follows_a_stop_inside_a_token_goes(encoder):
+def spelled(encoder, text):
+    """The ids that write a text inside another."""
+    whole = encoder.tokenizer(f"a{text}", add_special_tokens=False).input_ids
+    return whole[len(encoder.tokenizer("a", add_special_tokens=False).input_ids) :]
+
+
+@pytest.fixture(scope="module")
+def like_llama():
+    """An encoder that writes the space before a word only inside a text."""
+    own = make_encoder(bundle(), DataConfig())
+    return Encoder(pieces(), own.layout, own.image_token)
+
+
+@pytest.mark.parametrize("kind", ["encoder", "like_llama"])
+def test_what_follows_a_stop_inside_a_token_goes(request, kind):
     """On the scripted decoder: ids of a text with its stop in the midst."""
-    ids = encoder.tokenizer(" zi. der", add_special_tokens=False).input_ids
-    maker = making(encoder, say=lambda fork: ids, iterations=1)
+    encoder = request.getfixturevalue(kind)
+    maker = making(encoder, say=lambda fork: spelled(encoder, " zi. der"), iterations=1)
     maker.stops = maker.ends  # as if one token held it all
     (made,) = maker(encoded(encoder, record(SHORT)))
     assert [each["written"] for each in made.sentences] == [" zi."] * 3
@@ -212,10 +231,16 @@ def test_the_end_of_sequence_ends_a_sentence_and_is_not_written(encoder):
 
 
 def test_the_image_token_is_not_written(encoder):
-    ids = encoder.tokenizer(" zi", add_special_tokens=False).input_ids
-    maker = making(encoder, say=lambda fork: [encoder.image_token, *ids], iterations=1)
-    (made,) = maker(encoded(encoder, record(SHORT)))
+    ids = [encoder.image_token, *spelled(encoder, " zi")]
+    (made,) = making(encoder, say=lambda fork: ids, iterations=1)(encoded(encoder, record(SHORT)))
     assert [each["written"] for each in made.sentences] == [" zi"] * 3
+
+
+def test_a_free_response_goes_on_after_a_full_stop(encoder):
+    ids = [*spelled(encoder, " zi. der. "), encoder.end, *spelled(encoder, "ku")]
+    maker = making(encoder, say=lambda fork: ids, guided=False, iterations=1)
+    (made,) = maker(encoded(encoder, record(SHORT)))
+    assert made.rejected == "zi. der." and made.unfinished == 0
 
 
 # ---- tries -------------------------------------------------------------------------------------------
@@ -360,14 +385,19 @@ def naive(decoder, encoder, one, visible=None, **changes):
     stops = encoder.end_mask(decoder.vocab) | full_stops(encoder, decoder.vocab)
     (features,) = decoder.features([encoder.tiles(one)])
     made = cuts(encoder, one, config.seed, 0)
-    row = guided_row(encoder, one, features, made, config, 0)
-    hidden = row.visible.copy()
-    if visible is not None:
-        hidden[: len(visible)] = visible
-    out = decoder(at_end(replace(row, visible=hidden)), stops)
+    rows = []
+    for number, cut in enumerate(made):
+        ids = replace(one, prefix=cut.ids[: cut.fork])
+        tokens, image = expand(ids, encoder.layout, encoder.image_token)
+        seen = np.ones(len(tokens), bool)
+        if visible is not None:
+            seen[image >= 0] = visible[: len(tokens)][image[: len(visible)] >= 0]
+        key = random_key(config.seed, one.record.id, 0, number, 1)
+        end = Fork(len(tokens) - 1, tokens[-1:], config.sentence_tokens, key)
+        rows.append(Row(features, tokens, image, np.arange(len(tokens), dtype=np.int32), seen, (end,)))
     written = [
         until_full_stop(encoder.text(ids, cut.ids[cut.begin : cut.fork]))
-        for cut, (ids, *_) in zip(made, out, strict=True)
+        for cut, (ids,) in zip(made, decoder(rows, stops), strict=True)
     ]
     return written, [cut.swapped for cut in made]
 
@@ -384,7 +414,7 @@ def test_sentences_forked_from_one_prefill_are_those_of_prefills_of_their_own(
     module_visible = module.visible_embeddings
     monkeypatch.setattr(module, "visible_embeddings", remembered)
     ones = records(encoder)
-    made = of_model(decoder, encoder, ones, seed=SEED)
+    made = of_model(decoder, encoder, ones, False, seed=SEED)
     order = sorted(range(3), key=lambda i: ones[i].shape)
     swaps = []
     for place, i in enumerate(order):
@@ -420,7 +450,7 @@ def test_a_record_gets_the_same_alone_and_gathered(encoder, decoder):
 def test_unguided_responses_are_those_of_the_prompt(encoder, decoder):
     """The last try of two, and what `guided` False makes: the same prompt, other random numbers."""
     ones = records(encoder)
-    last = of_model(decoder, encoder, ones, iterations=2, threshold=-1.0, mask_rate=1.0, seed=SEED)
-    free = of_model(decoder, encoder, ones, guided=False, mask_rate=1.0, seed=SEED)
+    last = of_model(decoder, encoder, ones, False, iterations=2, threshold=-1.0, seed=SEED)
+    free = of_model(decoder, encoder, ones, False, guided=False, seed=SEED)
     assert all(not made.guided and made.rejected and not made.sentences for made in last.values())
     assert not set(rejected(last)) & set(rejected(free))

@@ -15,6 +15,7 @@ from mllm_align.batch import Cache, pad
 from mllm_align.config import MeshConfig, SamplingConfig
 from mllm_align.generate.decode import Decoder, Forks, _forks, bucket, run
 from mllm_align.generate.sampling import random_key
+from mllm_align.models.llava import Llava
 from mllm_align.sharding import make_mesh
 
 assert compiling  # a fixture
@@ -201,28 +202,37 @@ def test_other_seeds_records_and_samples_draw_other_tokens(sampled):
 class Counting:
     """Every token is followed by the next number."""
 
-    def __init__(self, vocab=50):
-        self.vocab, self.steps = vocab, 0
+    vocab, steps = 50, 0
 
     def apply(self, variables, now, prefix, own, start, step, method):
         assert method == "decode"
-        self.steps += 1
+        jax.debug.callback(self.step)
         return jax.nn.one_hot(now + 1, self.vocab), own
+
+    def step(self):
+        self.steps += 1
+
+
+COUNTING = Counting()
+
+
+@jax.jit
+def count_on(forks, stops):
+    cache = Cache(None, (jnp.zeros((1, 1, 1, 1)),) * 2, jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
+    return run(COUNTING, {}, cache, forks, stops, GREEDY)
 
 
 def counted(given, limit, stops=()):
     """All tokens of every fork of one row, and the steps that were taken."""
-    model, shape = Counting(), (1, len(given))
-    cache = Cache(None, (jnp.zeros((1, 1, 1, 1)),) * 2, jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
-    ends = np.isin(np.arange(model.vocab), stops)
-    tokens, forced = np.zeros((*shape, 10), np.int32), [list(map(len, given))]
+    tokens, forced = np.zeros((1, 4, 10), np.int32), np.array([list(map(len, given))], np.int32)
     for places, each in zip(tokens[0], given, strict=True):
         places[: len(each)] = each
-    start, keys = jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, 2), jnp.uint32)
-    forks = Forks(start, jnp.asarray(tokens), jnp.asarray(forced), jnp.asarray([limit]), keys)
-    with jax.disable_jit():
-        out, lengths = run(model, {}, cache, forks, jnp.asarray(ends), GREEDY)
-    return [row[:n].tolist() for row, n in zip(out[0], lengths[0], strict=True)], model.steps
+    start, keys = np.zeros((1, 4), np.int32), np.zeros((1, 4, 2), np.uint32)
+    forks, before = Forks(start, tokens, forced, np.array([limit], np.int32), keys), COUNTING.steps
+    out, lengths = jax.block_until_ready(count_on(forks, np.isin(np.arange(COUNTING.vocab), stops)))
+    jax.effects_barrier()
+    told = [row[:n].tolist() for row, n in zip(out[0], lengths[0], strict=True)]
+    return told, COUNTING.steps - before
 
 
 def test_limits_and_stops_are_those_of_each_fork():
@@ -245,6 +255,22 @@ def test_rows_without_a_fork_go_along(sampled):
     out = sampled.decoder(rows, sampled.stops)
     assert [len(each) for each in out] == [2, 0, 2, 2]
     assert not _forks(rows[1:2], 4).limit.any()
+
+
+def test_a_decoder_of_one_layer_has_no_stack(sampled):
+    config = replace(sampled.golden.config.decoder, layers=1)
+    model = Llava(replace(sampled.golden.config, decoder=config))
+    params = {**sampled.bundle.params, "decoder": dict(sampled.bundle.params["decoder"])}
+    del params["decoder"]["layers"]
+
+    def tokens():
+        prefix = jnp.zeros((1, 3, config.hidden)), jnp.zeros((1, 3), jnp.int32), jnp.ones((1, 3), bool)
+        cache = model.apply({"params": params}, *prefix, method=lambda m, *x: m.decoder.prefill(*x))
+        one = jnp.ones((1, 2), jnp.int32)
+        forks = Forks(one, jnp.ones((1, 2, 9), jnp.int32), one, one, jnp.ones((1, 2, 2), jnp.uint32))
+        return run(model, {"params": params}, cache, forks, jnp.zeros(config.vocab, bool), SAMPLED)
+
+    assert jax.eval_shape(tokens)[0].shape == (1, 2, 9)
 
 
 # ---- shapes ------------------------------------------------------------------------------------------
