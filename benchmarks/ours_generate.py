@@ -1,0 +1,190 @@
+"""This project's side of the generation benchmarks; one JSON object on stdout.
+
+    bdhs    the first iteration of BDHS, guided, 99% of the image embeddings masked
+    sample  K responses of 64 tokens to every prompt, none ended before
+
+`--write` makes the job that both sides do: records from the pairs of make_model.py (FOLDER/records.jsonl)
+and, from what this project's decoder is given, one row for each continuation with the ids it stands on, the
+masked places among them and the tokens that greedy decoding gives here (FOLDER/bdhs.json, sample.json).
+
+Without it the job is timed at temperature 1: from image files to tokens, the chosen responses' cuts and the
+making of the rejected ones included, texts tokenized before. An untimed pass before compiles; every pass
+has a new encoder, as one keeps the pixels that it has read.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from machine import machine, other_cpu_seconds
+
+from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig
+from mllm_align.data.encode import expand
+from mllm_align.generate.bdhs import BDHS
+from mllm_align.generate.decode import Decoder
+from mllm_align.generate.respond import respond
+from mllm_align.generate.similarity import Lexical
+from mllm_align.models.bundle import load
+from mllm_align.prepare import prepare
+
+SENTENCE_WORDS = 12  # about 20 tokens
+PACKAGES = ("mllm-align", "jax", "jaxlib", "flax", "transformers", "numpy", "pillow")
+
+
+class Recorder(Decoder):
+    """A decoder that remembers what it was asked and what it answered."""
+
+    seen: list[tuple]
+
+    def __call__(self, rows, stops):
+        out = super().__call__(rows, stops)
+        self.seen += zip(rows, out, strict=True)
+        return out
+
+
+class Guided:
+    """bdhs: calling it completes every sentence."""
+
+    limit = 24
+
+    def __init__(self, bundle, decoder: Recorder, data: Path, sampling: SamplingConfig, samples: int):
+        self.encoder, self.records, _ = prepare(bundle, data, DataConfig(), responses=1)
+        config = BDHSConfig(iterations=1, sentence_tokens=self.limit, sampling=sampling)
+        self.decoder, self.maker = decoder, BDHS(decoder, self.encoder, config, Lexical())
+        self.stops = np.flatnonzero(self.maker.stops)
+
+    def __call__(self) -> list[np.ndarray]:
+        self.decoder.seen = []
+        self.made = list(self.maker(self.records))
+        return [tokens for _, out in self.decoder.seen for tokens in out]
+
+    def rows(self) -> list[dict]:
+        """Of the job: one for each sentence."""
+        self()
+        rows = []
+        # with a single iteration, results come in the order of the decoder's rows
+        for made, (row, out) in zip(self.made, self.decoder.seen, strict=True):
+            for fork, tokens in zip(row.forks, out, strict=True):
+                before = row.positions < fork.start
+                ids = np.full(fork.start, self.encoder.image_token)  # what was left out is image
+                ids[row.positions[before]] = row.tokens[before]
+                hidden = np.setdiff1d(np.arange(fork.start), row.positions[before])
+                rows.append(job_row(made.index, [*ids, *fork.forced], hidden, tokens))
+        return rows
+
+
+class Free:
+    """sample: calling it draws every response."""
+
+    limit = 64
+
+    def __init__(self, bundle, decoder: Recorder, data: Path, sampling: SamplingConfig, samples: int):
+        self.encoder, self.records, _ = prepare(bundle, data, DataConfig(), responses=0)
+        self.encoder.ends, self.stops = frozenset(), ()  # so that all responses reach the limit
+        self.decoder, self.sampling, self.samples = decoder, sampling, samples
+
+    def __call__(self) -> list[np.ndarray]:
+        self.decoder.seen = []
+        out = respond(self.decoder, self.encoder, self.records, self.sampling, self.samples)
+        return [tokens for each in out for tokens in each]
+
+    def rows(self) -> list[dict]:
+        """Of the job: one for each prompt."""
+        prompts = [expand(r, self.encoder.layout, self.encoder.image_token)[0] for r in self.records]
+        return [job_row(i, ids, (), new) for i, (ids, new) in enumerate(zip(prompts, self(), strict=True))]
+
+
+TASKS = {"bdhs": Guided, "sample": Free}
+
+
+def job_row(record: int, ids, hidden, tokens) -> dict:
+    arrays = {"ids": ids, "hidden": hidden, "tokens": tokens}
+    return {"record": record, **{name: [*map(int, array)] for name, array in arrays.items()}}
+
+
+def write_records(folder: Path, count: int) -> None:
+    """Records with responses of 3 to 5 sentences, from the words of the pairs."""
+    pairs = [json.loads(line) for line in (folder / "pairs" / "pairs.jsonl").read_text().splitlines()]
+    words = itertools.cycle(" ".join(pair["chosen"] for pair in pairs).replace(".", "").split())
+    with open(folder / "records.jsonl", "w") as file:
+        for number, pair in enumerate(pairs[:count]):
+            sentences = [itertools.islice(words, SENTENCE_WORDS) for _ in range(3 + number % 3)]
+            text = " ".join(" ".join(sentence).capitalize() + "." for sentence in sentences)
+            images = [f"pairs/{name}" for name in pair["images"]]
+            file.write(json.dumps({"images": images, "prompt": pair["prompt"], "chosen": text}) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--folder", type=Path, required=True, help="what make_model.py wrote")
+    parser.add_argument("--write", type=int, metavar="RECORDS", help="write the job of so many records")
+    parser.add_argument("--samples", type=int, default=1, help="K of sample")
+    parser.add_argument("--batch", type=int, default=8, help="records at once")
+    parser.add_argument("--passes", type=int, default=3, help="timed passes over the records")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    args = parser.parse_args()
+    if args.write:
+        write_records(args.folder, args.write)
+    task = TASKS[args.task]
+    bundle = load(args.folder / "model", args.dtype)
+    sampling = SamplingConfig(temperature=0.0 if args.write else 1.0, max_tokens=task.limit)
+    decoder = Recorder(bundle, sampling, args.batch)
+
+    def fresh() -> Guided | Free:
+        return task(bundle, decoder, args.folder / "records.jsonl", sampling, args.samples)
+
+    if args.write:
+        work = fresh()
+        rows, images = work.rows(), [str(record.record.images[0].path) for record in work.records]
+        job = {"limit": task.limit, "stops": [*map(int, work.stops)], "images": images, "rows": rows}
+        (args.folder / f"{args.task}.json").write_text(json.dumps(job))
+        lengths = [len(row["ids"]) for row in rows]
+        print(json.dumps({"rows": len(rows), "prompt_tokens": [min(lengths), max(lengths)]}))
+        return
+
+    began = time.perf_counter()
+    fresh()()
+    warmup = time.perf_counter() - began
+    made, wall, cpu, other = [], 0.0, 0.0, 0.0
+    for _ in range(args.passes):
+        work = fresh()
+        before, busy, began = other_cpu_seconds(), time.process_time(), time.perf_counter()
+        made += work()
+        wall += time.perf_counter() - began
+        cpu += time.process_time() - busy
+        other += other_cpu_seconds() - before
+    tokens = sum(map(len, made))
+    result = {
+        "side": "mllm_align",
+        "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
+        "tokens_per_s": round(tokens / wall, 1),
+        "rows_per_s": round(len(made) / wall, 2),
+        "tokens": tokens,
+        "rows": len(made),
+        "total_s": round(wall, 3),
+        "cpu_s": round(cpu, 3),
+        "warmup_s": round(warmup, 2),
+        "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        "other_cpu_s": round(other, 2),
+        **machine(),
+        "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    main()
