@@ -1,4 +1,4 @@
-"""DPO with LoRA on a small model: for a CPU, for trying things out; what `mllm-align demo` runs with."""
+"""DPO with LoRA on a small model: for a CPU, for trying things out."""
 
 from mllm_align import DPO, Config, LoraConfig, OptimConfig
 

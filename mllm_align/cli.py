@@ -192,20 +192,6 @@ class Quickstart:
     """Share of the image that BDHS hides."""
 
 
-@dataclass(frozen=True)
-class Demo:
-    """DPO on a small random LLaVA and on pairs that the program draws itself; no downloads, minutes.
-
-    Makes OUT/model, OUT/data, OUT/run and OUT/aligned. It shows that the whole path runs on this
-    machine; a random model has nothing to hallucinate, but ranks unseen pairs better afterwards.
-    """
-
-    out: Path = Path("runs/demo")
-    """Folder to make."""
-    steps: int = 400
-    """Optimizer steps."""
-
-
 def main(argv: list[str] | None = None) -> None:
     """Entry of the console script. Exit status: 0 done, 2 bad input, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else argv
@@ -235,7 +221,6 @@ def _main(argv: list[str]) -> None:
         inspect=(Inspect, inspect),
         export=(Export, export),
         quickstart=(Quickstart, quickstart),
-        demo=(Demo, demo),
     )
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: mllm-align VERB ...   (mllm-align VERB --help says more)\n")
@@ -392,12 +377,6 @@ def quickstart(options: Quickstart) -> None:
     if not 0 <= options.mask_rate <= 1:
         raise InputError(f"--mask-rate is {options.mask_rate}; it must be from 0 to 1")
     run(options.out, options.seeds, Recipe(mask_rate=options.mask_rate))
-
-
-def demo(options: Demo) -> None:
-    from mllm_align.demo import run
-
-    run(options.out, options.steps)
 
 
 def _log_beside(out: Path, **fields: Any) -> None:

@@ -14,16 +14,17 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mllm_align.align.objectives import DPO, SFT
-from mllm_align.config import BDHSConfig, Config, DataConfig, LoraConfig, OptimConfig, SamplingConfig
+from mllm_align.config import BDHSConfig, Config, DataConfig, OptimConfig, SamplingConfig
 from mllm_align.config import to_json as config_json
 from mllm_align.data.demo import make_model
 from mllm_align.data.scenes import builder, draw, world
@@ -40,6 +41,7 @@ from mllm_align.training.loop import train
 from mllm_align.training.run import export_run
 
 MODELS = {"sft": "sft", "sft_control": "control", "aligned": "aligned"}  # in results.json: their folder
+OTHERS = ("unbiased", "held_out")  # splits that are looked at beside `broken`
 PROMPT = "Describe the picture."
 
 
@@ -47,19 +49,19 @@ PROMPT = "Describe the picture."
 class Recipe:
     """How much of everything; sizes of the model and rates of learning stand in the code."""
 
-    scenes: world.Settings = world.Settings(grain=30.0, fog=0.4, patterns=4000, train=4000)
+    scenes: world.Settings = world.Settings(grain=30.0, fog=0.8, train=4000, lessons=2000)
     batch: int = 32
-    seeing: int = 600
-    """Steps on pictures that repeat one thing, where every patch tells what the words mean."""
-    sft: int = 1600
-    dpo: int = 100
+    seeing: tuple[int, int, int] = (200, 200, 250)
+    """Steps on captions of each lesson: one thing everywhere, one in each region, one in each half."""
+    speaking: int = 400
+    """Steps on captions without pictures."""
+    sft: int = 1300
+    dpo: int = 120
     """Steps of DPO, and of further SFT for the control."""
-    blind: int = 3
-    """One caption in this many is learnt without its picture, too."""
     pairs: int = 1000
     """Captions that BDHS rewrites."""
     mask_rate: float = 0.99
-    beta: float = 0.1
+    beta: float = 1.0
 
 
 def run(out: Path, seeds: int = 1, recipe: Recipe | None = None) -> dict[str, Any]:
@@ -106,6 +108,7 @@ class _Seed:
     def __init__(self, out: Path, seed: int, recipe: Recipe):
         self.out, self.seed, self.recipe = out, seed, recipe
         self.scenes = replace(recipe.scenes, seed=seed)
+        self._kept: dict[str, list[builder.Example]] = {}
         self.seconds: dict[str, float] = {}  # of each phase, in this and earlier processes
 
     def __call__(self) -> dict[str, Any]:
@@ -129,8 +132,10 @@ class _Seed:
     def data(self) -> Any:
         return builder.prepare(self.out / "scenes", self.scenes)
 
-    def read(self, split: str) -> Any:
-        return builder.read(self.data, split)
+    def read(self, split: str) -> list[builder.Example]:
+        if split not in self._kept:  # parsing takes longer than anything that is done with them
+            self._kept[split] = list(builder.read(self.data, split))
+        return self._kept[split]
 
     def _phase(self, name: str, work: Callable[[], Any]) -> Any:
         print(f"== seed {self.seed}: {name}", flush=True)
@@ -166,9 +171,9 @@ class _Seed:
         return replace(c, **fields)
 
     def _sft(self) -> None:
-        rows, patterns = self._rows(), builder.sft_rows(self.read("patterns"))
+        rows = self._rows()
         if not (self.out / "start").exists():
-            corpus = (f"USER: \n{r['prompt']} ASSISTANT: {r['completion']}" for r in rows + patterns)
+            corpus = (f"USER: \n{r['prompt']} ASSISTANT: {r['completion']}" for r in rows)
             with new_folder(self.out / "start") as folder:
                 make_model(
                     folder,
@@ -184,27 +189,48 @@ class _Seed:
                     kv_heads=4,
                     corpus=corpus,
                 )
-        self._train(self._config(self.recipe.seeing, 3e-3), "start", patterns, "seeing")
-        self._train(self._sft_config(self.recipe.sft, 2e-3), "seeing", rows, "sft")
+        self._train(self._pretrain(sum(self.recipe.seeing)), "start", self._lessons(), "seeing")
+        self._train(self._pretrain(self.recipe.speaking), "seeing", self._blind(), "speaking")
+        # Captions, answers and captions without a picture differ much in length.
+        by_length = DataConfig(shapes=3, multiple=8, threads=2)
+        self._train(self._config(self.recipe.sft, 2e-3, data=by_length), "speaking", rows, "sft")
+
+    def _pretrain(self, steps: int) -> Config:
+        """Settings of what stands for LLaVA's pretrained parts; records come in order."""
+        steady = OptimConfig(learning_rate=3e-3, schedule="constant", warmup=0.1)
+        in_order = DataConfig(shapes=1, multiple=8, threads=2, shuffle=False)
+        return self._config(steps, 3e-3, optim=steady, data=in_order)
+
+    def _lessons(self) -> list[dict[str, Any]]:
+        """Captions of the lessons, one after the other, as many as the steps take.
+
+        Where one thing is everywhere, every patch tells what the words mean; then come places, then
+        relations.
+        """
+        rows: list[dict[str, Any]] = []
+        for lesson, steps in zip(world.LESSONS, self.recipe.seeing, strict=True):
+            captions = builder.sft_rows(self.read(lesson), {"caption"})
+            rows += islice(cycle(captions), steps * self.recipe.batch)
+        return [row | {"id": f"lesson-{number}"} for number, row in enumerate(rows)]
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Training records, and some captions without their picture.
+        """Training records; captions come without their picture, too, lest that be forgotten."""
+        return builder.sft_rows(self.read("train")) + self._blind()
 
-        LLaVA's language model has read much text without images; from these ours learns what captions
-        are like when it sees nothing. Without them it babbles as soon as the image is hidden.
+    def _blind(self) -> list[dict[str, Any]]:
+        """Training captions without their picture.
+
+        LLaVA's language model has read much text without images. One that has not babbles as soon as
+        the image is hidden, and its rejected responses teach nothing.
         """
-        data = self.read("train")
-        blind = [
+        rows = builder.sft_rows(self.read("train"), {"caption"})
+        return [
             {"id": f"{row['id']}-blind", "prompt": row["prompt"], "completion": row["completion"]}
-            for row in builder.sft_rows(data, {"caption"})[:: self.recipe.blind]
+            for row in rows
         ]
-        return builder.sft_rows(data) + blind
-
-    def _sft_config(self, steps: int, rate: float) -> Config:
-        return self._config(steps, rate, data=DataConfig(shapes=2, multiple=8, threads=2))
 
     def _pairs(self) -> dict[str, Any]:
-        captions = self._examples("train", self.recipe.pairs)
+        captions = self.read("train")[: self.recipe.pairs]
         folder = self.out / "data"
         if not (folder / "sft.jsonl").exists():
             builder.write_files((replace(e, qas=e.qas[:1]) for e in captions), folder, "sft")
@@ -223,18 +249,20 @@ class _Seed:
             self.recipe.dpo,
             3e-4,
             objective=DPO(beta=self.recipe.beta),
-            lora=LoraConfig(rank=16, alpha=32.0),
             freeze=("vision_tower",),
         )
         self._train(config, "sft", self.out / "data" / "pairs.jsonl", "aligned")
 
     def _control(self) -> None:
-        self._train(self._sft_config(self.recipe.dpo, 5e-4), "sft", self._rows(), "control")
+        self._train(self._config(self.recipe.dpo, 5e-4), "sft", self._further(), "control")
 
-    def _examples(self, split: str, most: int | None = None) -> Iterator[builder.Example]:
-        data = self.read(split)
-        for i in range(min(len(data), most or len(data))):
-            yield data[i]  # type: ignore[misc]
+    def _further(self) -> list[dict[str, Any]]:
+        """As many of the records of SFT, drawn by lot, as the control takes."""
+        rows = self._rows()
+        some = np.random.default_rng(self.seed).permutation(len(rows))[
+            : self.recipe.dpo * self.recipe.batch
+        ]
+        return [rows[i] for i in some]
 
     # ---- evaluation --------------------------------------------------------------------------------
 
@@ -242,24 +270,26 @@ class _Seed:
         models: dict[str, Any] = {}
         for name, folder in MODELS.items():
             bundle = load(self.out / folder)
-            splits = ("broken", "unbiased", "held_out") if name == "sft" else ("broken", "unbiased")
-            models[name] = {split: self._measure(bundle, split) for split in splits}
+            models[name] = {split: self._measure(bundle, split) for split in ("broken", *OTHERS)}
         return {"models": models}
 
     def _measure(self, bundle: Bundle, split: str) -> dict[str, Any]:
-        """Captions of a split, what was counted in each, and answers to yes-or-no questions."""
-        examples = list(self._examples(split))
+        """Captions of a split and what was counted in each; on `broken` also answers of yes or no."""
+        examples = self.read(split)
         captions = [texts[0].strip() for texts in _ask(bundle, [(e.png, PROMPT) for e in examples], 96)]
         counts = [count(e.scene, text) for e, text in zip(examples, captions, strict=True)]
+        measured = {"captions": captions, "counts": [asdict(c) for c in counts]}
+        if split != "broken":
+            return measured
         rng = np.random.default_rng(self.seed)
-        popular = [kind for e in self._examples("train", 1000) for kind in e.scene.kinds]
+        popular = [kind for e in self.read("train") for kind in e.scene.kinds]
         ranked = sorted(world.KINDS, key=popular.count, reverse=True)
         asked = [(e, q) for e in examples for q in pope_questions(e.scene, rng, ranked)]
         answers = _ask(bundle, [(e.png, q.question) for e, q in asked], 2)
         right = [
             (q.mode, yes_or_no(text[0]) is q.answer) for (_, q), text in zip(asked, answers, strict=True)
         ]
-        return {"captions": captions, "counts": [asdict(c) for c in counts], "pope": right}
+        return measured | {"pope": right}
 
 
 def _ask(bundle: Bundle, asked: Sequence[tuple[bytes, str]], tokens: int) -> list[list[str]]:
@@ -273,6 +303,8 @@ def _ask(bundle: Bundle, asked: Sequence[tuple[bytes, str]], tokens: int) -> lis
 def figures(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Every figure of one model on one split, with its interval over images (POPE: over questions)."""
     out = {name: i.to_json() for name, i in intervals([Counts(**c) for c in measured["counts"]]).items()}
+    if "pope" not in measured:
+        return out
     modes = [mode for mode, _ in measured["pope"]]
     right = np.array([good for _, good in measured["pope"]], float)
     out["pope_accuracy"] = bootstrap(right).to_json()
@@ -296,10 +328,7 @@ def summary(measured: Sequence[dict[str, Any]], mask_rate: float) -> dict[str, A
         names = each[0][name][split]
         return {key: over_seeds([one[name][split][key]["mean"] for one in each]).to_json() for key in names}
 
-    others = {
-        split: {name: joined(name, split) for name in MODELS if split in each[0][name]}
-        for split in ("unbiased", "held_out")
-    }
+    others = {split: {name: joined(name, split) for name in MODELS} for split in OTHERS}
     pairs = [one["pairs"] for one in measured]
     differ = np.mean([p["differ_after"] for p in pairs], axis=0).tolist()
     return {
@@ -359,8 +388,9 @@ def report(one: _Seed, measured: Sequence[dict[str, Any]], results: dict[str, An
         ),
         (
             "Supervised fine-tuning",
-            f"A small LLaVA 1.6 learned from scratch: {recipe.seeing} steps on pictures of one repeated "
-            f"thing, then {recipe.sft} on captions, questions and answers ({seconds['SFT']:.0f} s).",
+            f"A small LLaVA 1.6 learned from scratch: {sum(recipe.seeing)} steps on clear pictures of "
+            f"repeated things, {recipe.speaking} on text alone, then {recipe.sft} on captions, questions "
+            f"and answers ({seconds['SFT']:.0f} s).",
         ),
         (
             "Rejected responses",
@@ -405,7 +435,7 @@ def _curves(runs: Path) -> list[Curve]:
 
 
 def _pair_examples(one: _Seed, most: int = 6) -> list[Example]:
-    scenes = {f"{e.id}-0": e for e in one._examples("train", 200)}
+    scenes = {f"{e.id}-0": e for e in one.read("train")[:200]}
     lines = (one.out / "data" / "pairs.jsonl").read_text().splitlines()
     examples = []
     for row in map(json.loads, lines):
@@ -434,7 +464,7 @@ def written_spans(row: dict[str, Any]) -> list[tuple[int, int]]:
 def _caption_examples(one: _Seed, measured: dict[str, Any], most: int = 12) -> list[Example]:
     models = measured["models"]
     examples = []
-    for i, e in enumerate(one._examples("broken", most)):
+    for i, e in enumerate(one.read("broken")[:most]):
         before, control, after = (
             Marked(text, tuple(hallucinated_spans(e.scene, text)))
             for text in (models[name]["broken"]["captions"][i] for name in MODELS)

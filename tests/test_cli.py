@@ -23,7 +23,7 @@ from mllm_align import cli
 from mllm_align.config import save_json
 
 assert compiling  # a fixture
-VERBS = ("train", "bdhs", "generate", "score", "inspect", "export", "demo")
+VERBS = ("train", "bdhs", "generate", "score", "inspect", "export", "quickstart")
 KEYS = ["index", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
 
 
@@ -88,7 +88,7 @@ def test_help_shows_defaults_and_what_is_required(run, verb):
     status, out, err = run(verb, "--help")
     assert status == 0 and not err
     assert f"usage: mllm-align {verb}" in out and "(default: " in out
-    assert verb == "demo" or "(required)" in out
+    assert verb == "quickstart" or "(required)" in out
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_help_shows_defaults_and_what_is_required(run, verb):
         ("bdhs", ["--mask-rate", "0.99", "Most tokens that complete a sentence", "rejected", "each host"]),
         ("inspect", ["from 0"]),
         ("export", ["16-bit", "PEFT"]),
-        ("demo", ["minutes", "Optimizer steps"]),
+        ("quickstart", ["ten minutes a seed", "report.html", "Share of the image"]),
     ],
 )
 def test_help_names_units(run, verb, words):
@@ -140,7 +140,8 @@ def test_version(run):
         (["score", "--model", "x", "--data", "y", "--out", "z", "--batchsize", "3"], "--batch-size"),
         (["score", "--model", "x", "--data", "y", "--out", "z", "--dtype", "float16"], "float16"),
         (["export", "--run", "x", "--out", "y", "--adaptor"], "did you mean --adapter?"),
-        (["demo", "--steps", "0"], "steps is 0"),
+        (["quickstart", "--seeds", "0"], "--seeds is 0"),
+        (["quickstart", "--mask-rate", "1.5"], "--mask-rate is 1.5"),
     ],
 )
 def test_commands_that_are_refused(refused, tmp_path, monkeypatch, argv, said):
@@ -435,7 +436,7 @@ def test_places_that_cannot_be_written(refused, tmp_path, config_file):
     assert "can't make the run folder" in refused(*training, file / "run")
     assert "is a file" in refused(*training, file)
     assert "holds other files" in refused(*training, folder)
-    assert "not empty" in refused("demo", "--out", folder)
+    assert "something else" in refused("quickstart", "--out", folder)
     assert file.read_text() == "dear" and [p.name for p in folder.iterdir()] == ["kept"]
     assert "is no run folder" in refused("export", "--run", folder, "--out", tmp_path / "aligned")
 
@@ -471,14 +472,6 @@ def test_train_score_and_export(run, refused, tmp_path, config_file):
     moved = json.loads((out / "run.json").read_text()) | {"model": str(tmp_path / "moved")}
     (out / "run.json").write_text(json.dumps(moved))
     assert "moved" in refused("export", "--run", out, "--out", tmp_path / "again")
-
-
-@pytest.mark.slow
-def test_demo(run, tmp_path):
-    status, told, said = run("demo", "--out", tmp_path / "demo", "--steps", 12)
-    assert status == 0 and not said
-    assert {p.name for p in (tmp_path / "demo").iterdir()} == {"model", "data", "run", "aligned"}
-    assert "nats: " in told and "held" not in said
 
 
 # ---- generate --------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import mllm_align
 ROOT = Path(mllm_align.__file__).parent
 FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 ORDER = ("errors", "files", "progress", "batch", "ops", "align", "config", "sharding", "data", "models")
-ORDER += ("prepare", "generate", "evaluate", "training", "report", "demo", "quickstart", "cli")
+ORDER += ("prepare", "generate", "evaluate", "training", "report", "quickstart", "cli")
 LEVEL = {name: i for i, name in enumerate(ORDER)}
 # Stricter than the order; what is not here may import everything below.
 ONLY = {

@@ -14,7 +14,7 @@ pytest.importorskip("tensorflow_datasets")
 
 from mllm_align import quickstart
 from mllm_align.data.scenes.builder import read
-from mllm_align.data.scenes.world import SPLITS, Settings
+from mllm_align.data.scenes.world import Settings
 from mllm_align.errors import InputError
 from mllm_align.evaluate.hallucination import Counts
 from mllm_align.evaluate.intervals import over_seeds
@@ -108,8 +108,12 @@ def measure(wrong, images=40, recalled=2, right=0.75):
 
 def measured(sft=20, control=16, aligned=4, seconds=1.0, pairs=10):
     wrong = {"sft": sft, "sft_control": control, "aligned": aligned}
-    models = {name: {"broken": measure(n), "unbiased": measure(n // 2)} for name, n in wrong.items()}
-    models["sft"]["held_out"] = measure(1)
+    models = {
+        name: {"broken": measure(n), "unbiased": measure(n // 2), "held_out": measure(n // 4)}
+        for name, n in wrong.items()
+    }
+    for splits in models.values():
+        del splits["held_out"]["pope"]  # asked on one split or more
     return {
         "models": models,
         "pairs": {"pairs": pairs, "differ_after": [0.5, pairs / 20]},
@@ -143,7 +147,9 @@ def test_summary_of_one_seed_has_intervals_over_images():
     for name in ("sft", "sft_control", "aligned"):
         assert results[name] == figures(one["models"][name]["broken"])
         assert results["other_splits"]["unbiased"][name] == figures(one["models"][name]["unbiased"])
-    assert set(results["other_splits"]["held_out"]) == {"sft"}
+        held_out = results["other_splits"]["held_out"][name]
+        assert held_out == figures(one["models"][name]["held_out"])
+        assert "chair_i" in held_out and "pope_accuracy" not in held_out
     assert results["pairs"] == {"count": 10, "differ_after_iteration": {"0.99": [0.5, 0.5]}}
     assert results["seconds"] == {"SFT": 1.0, "BDHS": 2.0}
     assert json.loads(json.dumps(results, allow_nan=False)) == results
@@ -275,10 +281,12 @@ def test_a_run_of_another_recipe_is_refused(tmp_path, no_work):
 # ---- the whole -------------------------------------------------------------------------------------
 
 PICTURES = 40
+SIZES = ("train", "held_out", "unbiased", "broken", "lessons")
 MINIATURE = Recipe(
-    scenes=Settings(bias=0.8, grain=10.0, fog=0.2, **dict.fromkeys(SPLITS, PICTURES)),
+    scenes=Settings(bias=0.8, grain=10.0, fog=0.2, **dict.fromkeys(SIZES, PICTURES)),
     batch=8,
-    seeing=4,
+    seeing=(1, 1, 2),
+    speaking=4,
     sft=6,
     dpo=4,
     pairs=16,
@@ -313,7 +321,7 @@ def test_whole_run_stopped_twice(tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(quickstart, "bdhs", killed)
         run(out, recipe=MINIATURE)
-    done = {name: (runs / name / "log.jsonl").read_bytes() for name in ("seeing", "sft")}
+    done = {name: (runs / name / "log.jsonl").read_bytes() for name in ("seeing", "speaking", "sft")}
     assert sorted(file.name for file in out.iterdir()) == ["recipe.json", "seed-0"]
     took = json.loads((seed / "seconds.json").read_text())
     assert set(took) == {"draw pictures", "SFT", "BDHS"}
@@ -326,7 +334,7 @@ def test_whole_run_stopped_twice(tmp_path, monkeypatch, capfd):
 
     results = run(out, recipe=MINIATURE)
     assert {name: (runs / name / "log.jsonl").read_bytes() for name in done} == done
-    for name, steps in (("seeing", 4), ("sft", 6), ("aligned", 4), ("control", 4)):
+    for name, steps in (("seeing", 4), ("speaking", 4), ("sft", 6), ("aligned", 4), ("control", 4)):
         assert [line["step"] for line in events(runs / name, "train")] == [1, steps]
 
     assert results == json.loads((out / "results.json").read_text())

@@ -93,7 +93,7 @@ def count(scene: Scene, text: str) -> Counts:
         hallucinated=len(absent) + babble,
         with_hallucination=int(bool(absent or babble)),
         expected=sum(partner(mention.kind) in kinds for mention in absent),
-        present=len(scene.things),
+        present=len(set(scene.kinds)),
         recalled=len(kinds & set(scene.kinds)),
         attributes=len(attributes),
         attributes_wrong=attributes.count(False),

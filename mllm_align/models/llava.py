@@ -48,6 +48,8 @@ class Llava(nn.Module):
 
     def features(self, tiles: Float[Array, "B T h w 3"]) -> Float[Array, "B T*I F"]:
         """What the vision tower says of each tile; the same for policy and reference while it is frozen."""
+        if not tiles.size:  # text alone; there is no attention over nothing
+            return jnp.zeros((tiles.shape[0], 0, self.config.vision.hidden), tiles.dtype)
         out = self.vision_tower(tiles.reshape(-1, *tiles.shape[2:]))
         return out.reshape(tiles.shape[0], -1, out.shape[-1])
 

@@ -124,6 +124,17 @@ def test_tensorboard_that_is_absent_is_told_before_anything_is_made(tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
+def test_text_alone_trains_a_model_whose_tower_is_not_frozen(tmp_path):
+    """No picture in the whole data set: there is nothing for the tower to look at, or to learn from."""
+    text = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows(8)]
+    config = replace(FULL, objective=SFT(), freeze=(), steps=2)
+    before = flat({"params": bundle().params})
+    trained = flat(train(config, bundle(), text, tmp_path / "run").trained)
+    moved = {name for name, value in trained.items() if (value != before[name]).any()}
+    assert moved and all("decoder" in name for name in moved)
+    assert any("vision_tower" in name for name in trained)
+
+
 # ---- going on --------------------------------------------------------------------------------------
 
 

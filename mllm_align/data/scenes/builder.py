@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 
 from mllm_align.data.scenes.draw import picture
 from mllm_align.data.scenes.language import QA, training_rows
-from mllm_align.data.scenes.world import SPLITS, Scene, Settings, make_scene
+from mllm_align.data.scenes.world import LESSONS, SPLITS, Scene, Settings, make_scene
 from mllm_align.errors import InputError, one_line, quoted, refusal
 
 _CONFIG = "default"
@@ -94,9 +94,9 @@ def make_example(split: str, index: int, settings: Settings) -> Example:
     # A stream of its own: what is said does not hang together with how the scene was drawn by lot.
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index, 1])
     buffer = io.BytesIO()
-    picture(scene, settings.grain, settings.seed, settings.fog).save(buffer, "PNG", compress_level=1)
-    questions = 1 if split == "patterns" else 2
-    return Example(scene.id, buffer.getvalue(), scene, tuple(training_rows(scene, rng, questions)))
+    grain, fog = (0.0, 0.0) if split in LESSONS else (settings.grain, settings.fog)
+    picture(scene, grain, settings.seed, fog).save(buffer, "PNG", compress_level=1)
+    return Example(scene.id, buffer.getvalue(), scene, tuple(training_rows(scene, rng)))
 
 
 def prepare(folder: str | os.PathLike, settings: Settings) -> tfds.core.DatasetBuilder:

@@ -6,7 +6,7 @@ import zlib
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from mllm_align.data.scenes.world import COLOURS, SIDE, Scene
 
@@ -97,7 +97,9 @@ def picture(scene: Scene, grain: float, seed: int = 0, fog: float = 0.0) -> Imag
         top, left = (at * CELL + (CELL - len(stencil)) // 2 for at in (thing.row, thing.column))
         place = pixels[top : top + len(stencil), left : left + len(stencil)]
         opacity = 1 - fog * np.float32(rng.random())
-        place += opacity * stencil * (np.array(COLOURS[thing.colour], np.float32) - place)
+        inside, edge = stencil[..., :1], stencil[..., 1:]
+        ink = (1 - edge) * np.array(COLOURS[thing.colour], np.float32)
+        place += opacity * inside * (ink - place)
     pixels += grain * rng.standard_normal(pixels.shape, np.float32)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
@@ -118,7 +120,10 @@ def _ground(height: int, width: int) -> np.ndarray:
 
 @cache
 def _stencil(kind: str, size: str) -> np.ndarray:
-    """Return how much of each pixel the icon covers, [side, side, 1] float32 from 0 to 1."""
+    """Return how much of each pixel the icon covers, and how much of that is its black edge.
+
+    [side, side, 2] float32 from 0 to 1.
+    """
     fine = _SIDES[size] * _FINE
     mask = Image.new("L", (fine, fine), 0)
     pen = ImageDraw.Draw(mask)
@@ -126,4 +131,6 @@ def _stencil(kind: str, size: str) -> np.ndarray:
         for points in shapes.get(kind, []):
             stroke = pen.ellipse if len(points) == 2 else pen.polygon
             stroke([(x * (fine - 1), y * (fine - 1)) for x, y in points], fill=ink)
-    return np.asarray(mask.reduce(_FINE), np.float32)[..., None] / 255
+    core = mask.filter(ImageFilter.MinFilter(2 * _FINE - 1))
+    inside, inner = (np.asarray(one.reduce(_FINE), np.float32) / 255 for one in (mask, core))
+    return np.stack([inside, 1 - inner / np.maximum(inside, 1e-6)], -1)

@@ -135,7 +135,7 @@ def relation(first: Thing, second: Thing) -> str | None:
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
     """Return a true and complete caption: one sentence for each group, in raster order."""
-    if _repeats(scene):
+    if scene.repeats:
         return _write(GRAMMAR["pattern"], rng, a=_phrase(scene.things[0], rng))
     sentences = [_group(scene, group, rng, here=False) for group in scene.groups]
     if rng.random() < _CLOSING:
@@ -150,8 +150,11 @@ def describe_questions() -> tuple[str, ...]:
 
 def presence(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
     """Ask whether a thing of this kind is there; the answer begins with Yes or No."""
-    there = kind in scene.kinds
-    answer = _write(GRAMMAR["yes" if there else "no"], rng, a=_article(kind), absent=kind)
+    thing = scene.find(kind)
+    if thing is None:
+        answer = _write(GRAMMAR["no"], rng, absent=kind)
+    else:
+        answer = _write(GRAMMAR["yes"], rng, a=_phrase(thing, rng))
     return QA(_write(QUESTIONS["presence"], rng, a=_article(kind)), answer, "presence")
 
 
@@ -182,7 +185,7 @@ def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 2) ->
     """
     rows = [QA(_pick(QUESTIONS["caption"], rng), caption(scene, rng), "caption")]
     for _ in range(questions):
-        if _repeats(scene) or rng.random() < 0.5:
+        if scene.repeats or rng.random() < 0.5:
             there = rng.random() < 0.5
             rows.append(presence(scene, _pick([k for k in KINDS if (k in scene.kinds) == there], rng), rng))
         elif rng.random() < 0.5:
@@ -192,18 +195,14 @@ def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 2) ->
     return rows
 
 
-def _repeats(scene: Scene) -> bool:
-    """Tell whether the picture repeats one thing in every cell."""
-    return len(scene.groups[0]) > 2
-
-
 def _group(scene: Scene, group: tuple[Thing, ...], rng: np.random.Generator, *, here: bool) -> str:
     """Return the sentence on a group; `here`: without saying where."""
-    phrases = [_phrase(thing, rng) for thing in group]
-    table = GRAMMAR[("pair" if len(group) == 2 else "single") + ("_here" if here else "")]
-    slots = {"a": phrases[0], "where": _where(place(scene, group[0]))}
-    if len(group) == 2:
-        slots |= {"b": phrases[1], "relation": relation(*group) or ""}
+    things = list({thing.kind: thing for thing in reversed(group)}.values())[::-1]  # the first of each kind
+    phrases = [_phrase(thing, rng) for thing in things]
+    table = GRAMMAR[("pair" if len(things) == 2 else "single") + ("_here" if here else "")]
+    slots = {"a": phrases[0], "where": _where(place(scene, things[0]))}
+    if len(things) == 2:
+        slots |= {"b": phrases[1], "relation": relation(*things) or ""}
     return _write(table, rng, **slots)
 
 

@@ -4,12 +4,14 @@ A picture is cut in regions of 2x2 cells; a region holds a pair of things side b
 or nothing. Sixteen kinds of things form eight couples of partners. In training the second thing of a
 pair is mostly the partner of the first, so a model can guess it from the text alone; the `broken` split
 has no partners at all, so there every partner that is named is a hallucination. Pictures of the
-`patterns` split repeat one thing in every cell.
+lessons repeat things, so that seeing is learnt step by step: what a word means, what stands where, and
+how two things stand to each other.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
@@ -37,7 +39,9 @@ COLOURS = {
     "black": (30, 30, 30),
 }
 SIZES = ("small", "large")
-SPLITS = ("train", "held_out", "unbiased", "broken", "patterns")  # their numbers seed the pictures
+# One thing in every cell; one in all cells of a region; regions in halves, each with one thing.
+LESSONS = ("everywhere", "regions", "halves")
+SPLITS = ("train", "held_out", "unbiased", "broken", *LESSONS)  # their numbers seed the pictures
 GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))  # rows and columns of regions
 SIDE = 2  # cells along a region
 
@@ -52,18 +56,18 @@ class Settings:
     bias: probability that the second thing of a training pair is the partner of the first.
     grain: standard deviation of the pixel noise, on the scale of 0 to 255.
     fog: largest share of the ground that shows through a thing (each has its own share).
-    patterns, train, held_out, unbiased, broken: pictures in each split.
+    train, held_out, unbiased, broken: pictures in each split. lessons: pictures in each lesson.
     Raises InputError for a value outside its range.
     """
 
     bias: float = 0.8
     grain: float = 40.0
     fog: float = 0.5
-    patterns: int = 3000
     train: int = 6000
     held_out: int = 300
     unbiased: int = 300
     broken: int = 300
+    lessons: int = 2000
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,13 +77,13 @@ class Settings:
             raise InputError(f"scenes, grain: found {self.grain}; give a deviation from 0 to 255")
         if not 0 <= self.fog < 1:
             raise InputError(f"scenes, fog: found {self.fog}; give a share from 0 to below 1")
-        for name in (*SPLITS, "seed"):
+        for name in ("train", "held_out", "unbiased", "broken", "lessons", "seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"scenes, {name}: found {getattr(self, name)}; give 0 or more")
 
     def size(self, split: str) -> int:
         """Return the number of pictures in a split."""
-        return getattr(self, _known(split))
+        return self.lessons if split in LESSONS else getattr(self, _known(split))
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,11 @@ class Scene:
     @property
     def kinds(self) -> tuple[str, ...]:
         return tuple(thing.kind for thing in self.things)
+
+    @property
+    def repeats(self) -> bool:
+        """Whether one thing stands in every cell of the picture."""
+        return len(self.things) == self.rows * self.columns * SIDE**2 and len(self.groups) == 1
 
     def find(self, kind: str) -> Thing | None:
         """Return the first thing of this kind, None if there is none."""
@@ -146,24 +155,27 @@ def make_scene(split: str, index: int, settings: Settings) -> Scene:
     """Return picture `index` of a split: a pure function of its arguments.
 
     Layouts, kinds, colours and sizes each have the same law in every split; only which kinds come
-    together differs. `patterns` repeat one thing in every cell: pictures to learn seeing from. Raises
-    InputError for an unknown split.
+    together differs. The lessons have laws of their own. Raises InputError for an unknown split.
     """
     rng = np.random.default_rng([settings.seed, SPLITS.index(_known(split)), index])
     rows, columns = GRIDS[rng.integers(len(GRIDS))]
-    if split == "patterns":
-        first = _thing(rng, KINDS[rng.integers(len(KINDS))], (0, 0))
-        cells = product(range(rows * SIDE), range(columns * SIDE))
-        same = tuple(replace(first, row=row, column=column) for row, column in cells)
-        return Scene(f"{split}-{index:06d}", rows, columns, (same,))
+    name = f"{split}-{index:06d}"
+    if split == "everywhere":
+        thing = _thing(rng, str(rng.choice(KINDS)), (0, 0))
+        return Scene(name, rows, columns, (_repeated(thing, rows * SIDE, columns * SIDE),))
     count = int(rng.integers(1, min(3, rows * columns) + 1))
     regions = sorted(rng.permutation(rows * columns)[:count].tolist())
+    if split in LESSONS:
+        kinds = iter(rng.permutation(KINDS).tolist())
+        corners = [(region // columns * SIDE, region % columns * SIDE) for region in regions]
+        draw = _half_and_half if split == "halves" else _whole
+        return Scene(name, rows, columns, tuple(draw(rng, kinds, corner) for corner in corners))
     sizes = [2 if rng.random() < _PAIR else 1 for _ in regions]
     groups = []
     for region, kinds in zip(regions, _kinds(rng, split, sizes, settings.bias), strict=True):
-        cells = _cells(rng, region // columns, region % columns)
-        groups.append(tuple(_thing(rng, *pair) for pair in zip(kinds, cells, strict=False)))
-    return Scene(f"{split}-{index:06d}", rows, columns, tuple(groups))
+        cells = sorted(_cells(rng, region // columns, region % columns)[: len(kinds)])
+        groups.append(tuple(_thing(rng, *pair) for pair in zip(kinds, cells, strict=True)))
+    return Scene(name, rows, columns, tuple(groups))
 
 
 def _known(split: str) -> str:
@@ -198,10 +210,33 @@ def _kinds(rng: np.random.Generator, split: str, sizes: list[int], bias: float) 
 
 
 def _cells(rng: np.random.Generator, row: int, column: int) -> list[tuple[int, int]]:
-    """Draw two adjacent cells of a region, in random order; a single thing takes the first."""
+    """Draw two adjacent cells of a region."""
     y, x = (int(value) for value in rng.integers(SIDE, size=2))
     other = (y, 1 - x) if rng.random() < 0.5 else (1 - y, x)
     return [(row * SIDE + down, column * SIDE + across) for down, across in ((y, x), other)]
+
+
+def _whole(rng: np.random.Generator, kinds: Iterator[str], corner: tuple[int, int]) -> tuple[Thing, ...]:
+    return _repeated(_thing(rng, next(kinds), corner), SIDE, SIDE)
+
+
+def _half_and_half(
+    rng: np.random.Generator, kinds: Iterator[str], corner: tuple[int, int]
+) -> tuple[Thing, ...]:
+    row, column = corner
+    if rng.random() < 0.5:
+        places, shape = (corner, (row, column + 1)), (SIDE, 1)
+    else:
+        places, shape = (corner, (row + 1, column)), (1, SIDE)
+    return tuple(thing for place in places for thing in _repeated(_thing(rng, next(kinds), place), *shape))
+
+
+def _repeated(thing: Thing, height: int, width: int) -> tuple[Thing, ...]:
+    """The thing in every one of height x width cells, the first being its own."""
+    cells = product(range(height), range(width))
+    return tuple(
+        replace(thing, row=thing.row + down, column=thing.column + across) for down, across in cells
+    )
 
 
 def _thing(rng: np.random.Generator, kind: str, cell: tuple[int, int]) -> Thing:

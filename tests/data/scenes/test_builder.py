@@ -15,12 +15,13 @@ from mllm_align.data.readers import read_records
 from mllm_align.data.records import parse_record
 from mllm_align.data.scenes import builder as scenes
 from mllm_align.data.scenes.draw import picture
-from mllm_align.data.scenes.world import SPLITS, Settings
+from mllm_align.data.scenes.world import LESSONS, Settings
 from mllm_align.errors import InputError
 
 SETTINGS = Settings(
-    bias=0.8, grain=20.0, fog=0.3, patterns=4, train=12, held_out=3, unbiased=0, broken=2, seed=5
+    bias=0.8, grain=20.0, fog=0.3, lessons=4, train=12, held_out=3, unbiased=0, broken=2, seed=5
 )
+SIZES = ("train", "held_out", "unbiased", "broken", "lessons")
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def folder(tmp_path_factory):
 
 
 def few(**sizes):
-    return Settings(**(dict.fromkeys(SPLITS, 0) | sizes))
+    return Settings(**(dict.fromkeys(SIZES, 0) | sizes))
 
 
 def copy(folder, to):
@@ -44,12 +45,14 @@ def copy(folder, to):
 
 
 def test_what_is_read_is_what_was_made_in_order(folder):
-    for split in ("train", "held_out", "broken", "patterns"):
+    for split in ("train", "held_out", "broken", *LESSONS):
         examples = list(scenes.read(folder, split))
         assert examples == [scenes.make_example(split, i, SETTINGS) for i in range(SETTINGS.size(split))]
         first = examples[0]
         image = Image.open(io.BytesIO(first.png))
-        drawn = picture(first.scene, SETTINGS.grain, SETTINGS.seed, SETTINGS.fog)
+        clear = split in LESSONS
+        grain, fog = (0.0, 0.0) if clear else (SETTINGS.grain, SETTINGS.fog)
+        drawn = picture(first.scene, grain, SETTINGS.seed, fog)
         assert np.array_equal(np.asarray(image), np.asarray(drawn))
 
 
@@ -84,8 +87,8 @@ def test_a_folder_of_before_a_setting_was_there_is_refused(folder, tmp_path):
     """Its pictures were drawn otherwise, whatever the other settings say."""
     file = copy(folder, tmp_path) / "metadata.json"
     settings = json.loads(file.read_text())
-    file.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("fog", "patterns")}))
-    with pytest.raises(InputError, match=r"holds pictures of fog unknown, patterns unknown; remove"):
+    file.write_text(json.dumps({k: v for k, v in settings.items() if k not in ("fog", "lessons")}))
+    with pytest.raises(InputError, match=r"holds pictures of fog unknown, lessons unknown; remove"):
         scenes.prepare(tmp_path, SETTINGS)
 
 
@@ -114,9 +117,9 @@ def test_missing_folder_and_split_are_refused(folder, tmp_path):
         scenes.prepare(tmp_path / "file", SETTINGS)
 
 
-def test_patterns_have_a_caption_and_one_question_about_presence(folder):
-    for example in scenes.read(folder, "patterns"):
-        assert [qa.kind for qa in example.qas] == ["caption", "presence"]
+def test_what_is_everywhere_has_a_caption_and_questions_about_presence(folder):
+    for example in scenes.read(folder, "everywhere"):
+        assert [qa.kind for qa in example.qas] == ["caption", "presence", "presence"]
         assert "again and again" in example.qas[0].answer
 
 

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 
 from mllm_align.data.scenes.draw import CELL, picture
-from mllm_align.data.scenes.world import COLOURS, GRIDS, KINDS, SIZES, Scene, Settings, Thing, make_scene
+from mllm_align.data.scenes.world import (
+    COLOURS,
+    GRIDS,
+    KINDS,
+    LESSONS,
+    SIZES,
+    Scene,
+    Settings,
+    Thing,
+    make_scene,
+)
 
 
 def pixels(scene, grain=0.0, seed=0):
@@ -39,7 +49,7 @@ def test_same_arguments_same_picture():
 
 def test_every_thing_and_nothing_else_stands_in_its_cell():
     scenes = [make_scene("train", i, Settings()) for i in range(40)]
-    for scene in scenes + [make_scene("patterns", i, Settings()) for i in range(10)]:
+    for scene in scenes + [make_scene(lesson, i, Settings()) for lesson in LESSONS for i in range(5)]:
         shown, ground = pixels(scene), pixels(replace(scene, groups=()))
         cells = {(thing.row, thing.column): thing for thing in scene.things}
         for row in range(2 * scene.rows):
@@ -50,7 +60,8 @@ def test_every_thing_and_nothing_else_stands_in_its_cell():
                     assert np.array_equal(shown[where], ground[where])
                 else:
                     colour = np.array(COLOURS[thing.colour], np.float32)
-                    assert (np.abs(shown[where] - colour).max(-1) < 2).sum() >= 8, thing
+                    assert (np.abs(shown[where] - colour).max(-1) < 90).any(), thing
+                    assert shown[where].max(-1).min() < 120, thing  # its black edge
 
 
 @pytest.mark.parametrize(("size", "margin"), [("small", 3), ("large", 1)])
@@ -76,7 +87,7 @@ def test_ground_tells_where_in_the_picture_it_is(grid):
 
 
 def test_fog_lets_each_thing_through_by_a_share_of_its_own():
-    things = make_scene("patterns", 0, Settings()).things
+    things = make_scene("everywhere", 0, Settings()).things
     things = tuple(replace(thing, kind="house", colour="black", size="large") for thing in things)
     scene = Scene("fog", 1 + things[-1].row // 2, 1 + things[-1].column // 2, (things,))
     clear, ground = pixels(scene), pixels(replace(scene, groups=()))
@@ -93,7 +104,8 @@ def test_fog_lets_each_thing_through_by_a_share_of_its_own():
         shares.append(share.mean())
     assert -0.01 < min(shares) < 0.15 and 0.25 < max(shares) < 0.41
     noisy, plain = (np.asarray(picture(scene, 5.0, fog=fog), np.float32) for fog in (0.4, 0.0))
-    assert np.abs((noisy - foggy) - (plain - clear)).max() <= 1  # the noise is the same
+    off = np.abs((noisy - foggy) - (plain - clear))
+    assert off[clear > 25].max() <= 1  # the noise is the same, but where black cuts it off
 
 
 def test_large_things_have_about_twice_the_ink_of_small_ones():

@@ -1,6 +1,7 @@
 """The language: what is written is true and read back exactly; what others write is read fairly."""
 
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ def scenes(count):
     return [make_scene(splits[i % 4], i, Settings()) for i in range(count)]
 
 
-def patterns(count):
-    return [make_scene("patterns", i, Settings()) for i in range(count)]
+def everywhere(count):
+    return [make_scene("everywhere", i, Settings()) for i in range(count)]
 
 
 def claims(text):
@@ -49,9 +50,27 @@ def test_captions_are_read_back_exactly(rng):
         assert list(reading.relations) == expected
 
 
-def test_captions_of_patterns_are_read_back_exactly(rng):
+@pytest.mark.parametrize("lesson", ["regions", "halves"])
+def test_captions_of_lessons_name_what_is_repeated_once(rng, lesson):
+    for scene in (make_scene(lesson, i, Settings()) for i in range(100)):
+        reading = parse(caption(scene, rng))
+        assert not reading.unparsed and len(reading.relations) == (lesson == "halves") * len(scene.groups)
+        for number, group in enumerate(scene.groups):
+            said = [m for m in reading.mentions if m.sentence == number]
+            kinds = list(dict.fromkeys(thing.kind for thing in group))
+            assert [m.kind for m in said] == kinds
+            for mention in said:
+                thing = scene.find(mention.kind)
+                assert thing is not None and mention.where == place(scene, thing)
+                assert (mention.colour, mention.size) in product([thing.colour], [None, thing.size])
+        for claim in reading.relations:
+            things = [scene.find(reading.mentions[i].kind) for i in (claim.first, claim.second)]
+            assert claim.relation == relation(*things)  # type: ignore[arg-type]
+
+
+def test_captions_of_what_is_everywhere_are_read_back_exactly(rng):
     sizes = set()
-    for scene in patterns(100):
+    for scene in everywhere(100):
         text, thing = caption(scene, rng), scene.things[0]
         reading = parse(text)
         (mention,) = reading.mentions
@@ -119,7 +138,8 @@ def test_presence_says_what_is_true(rng):
             qa = language.presence(scene, kind, rng)
             assert kind in qa.question
             assert yes_or_no(qa.answer) is (kind in scene.kinds)
-            assert [m.kind for m in parse(qa.answer).mentions] == ([kind] if kind in scene.kinds else [])
+            thing, mentions = scene.find(kind), parse(qa.answer).mentions
+            assert [(m.kind, m.colour) for m in mentions] == ([(kind, thing.colour)] if thing else [])
 
 
 def test_what_where_answers_with_what_is_in_the_region(rng):
@@ -158,8 +178,8 @@ def test_training_rows_are_a_caption_and_balanced_questions(rng):
     assert np.mean(answers) == pytest.approx(0.5, abs=0.07)
 
 
-def test_patterns_are_asked_only_whether_a_thing_is_there(rng):
-    everything = patterns(300)
+def test_what_is_everywhere_is_asked_only_whether_a_thing_is_there(rng):
+    everything = everywhere(300)
     rows = [language.training_rows(scene, rng, questions=2) for scene in everything]
     answers = []
     for scene, (said, *others) in zip(everything, rows, strict=True):

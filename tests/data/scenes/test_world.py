@@ -10,6 +10,7 @@ from mllm_align.data.scenes.world import (
     COUPLES,
     GRIDS,
     KINDS,
+    LESSONS,
     SIDE,
     SIZES,
     SPLITS,
@@ -21,7 +22,7 @@ from mllm_align.data.scenes.world import (
 from mllm_align.errors import InputError
 
 COUNT = 1500
-MIXED = tuple(split for split in SPLITS if split != "patterns")
+MIXED = tuple(split for split in SPLITS if split not in LESSONS)
 SETTINGS = Settings(bias=0.8)
 
 
@@ -59,14 +60,51 @@ def test_things_stand_as_the_design_says(scenes, split):
             assert {scene.region_of(thing) for thing in group} == {region}
             assert 0 <= region[0] < scene.rows and 0 <= region[1] < scene.columns
             if len(group) == 2:
-                a, b = group
-                assert abs(a.row - b.row) + abs(a.column - b.column) == 1
+                a, b = group  # in the order of reading
+                assert (b.row - a.row, b.column - a.column) in ((0, 1), (1, 0))
             else:
                 assert len(group) == 1
 
 
-def test_patterns_repeat_one_thing_in_every_cell(scenes):
-    for scene in scenes["patterns"]:
+def test_single_things_stand_in_each_cell_alike(scenes):
+    found = Counter(
+        (thing.row % SIDE, thing.column % SIDE)
+        for scene in scenes["train"]
+        for group in scene.groups
+        for thing in group
+        if len(group) == 1
+    )
+    assert len(found) == SIDE**2 and max(found.values()) < 1.4 * min(found.values())
+
+
+def looks(things):
+    return [(thing.kind, thing.colour, thing.size) for thing in things]
+
+
+@pytest.mark.parametrize("split", ["regions", "halves"])
+def test_lessons_fill_regions_with_what_they_repeat(scenes, split):
+    across = down = 0
+    for scene in scenes[split]:
+        assert not scene.repeats and 1 <= len(scene.groups) <= 3
+        kinds = []
+        for group in scene.groups:
+            (region,) = {scene.region_of(thing) for thing in group}
+            at = {(t.row - SIDE * region[0], t.column - SIDE * region[1]): t for t in group}
+            assert list(product(range(SIDE), range(SIDE))) == sorted(at) and group[0] is at[0, 0]
+            kinds += sorted({thing.kind for thing in group})
+            if split == "regions":
+                assert len(set(looks(group))) == 1
+                continue
+            assert len(set(looks(group))) == 2
+            across += looks([at[0, 0]]) == looks([at[1, 0]])
+            down += looks([at[0, 0]]) == looks([at[0, 1]])
+        assert len(set(kinds)) == len(kinds)
+    assert split == "regions" or 0.45 < across / (across + down) < 0.55
+
+
+def test_one_lesson_repeats_one_thing_in_every_cell(scenes):
+    for scene in scenes["everywhere"]:
+        assert scene.repeats
         (group,) = scene.groups
         cells = product(range(scene.rows * SIDE), range(scene.columns * SIDE))
         assert [(thing.row, thing.column) for thing in group] == list(cells)
@@ -115,7 +153,7 @@ def test_each_property_by_itself_has_one_law_in_every_split(scenes, split):
 
 
 def test_json_keeps_everything(scenes):
-    for scene in scenes["train"][:50] + scenes["patterns"][:50]:
+    for scene in scenes["train"][:50] + scenes["everywhere"][:50] + scenes["halves"][:50]:
         assert Scene.from_json(scene.to_json()) == scene
 
 
@@ -134,7 +172,7 @@ def test_other_json_is_refused(text):
         ({"fog": 1.0}, "fog: found 1.0"),
         ({"fog": -0.1}, "fog: found -0.1"),
         ({"train": -3}, "train: found -3"),
-        ({"patterns": -1}, "patterns: found -1"),
+        ({"lessons": -1}, "lessons: found -1"),
         ({"seed": -1}, "seed: found -1"),
     ],
 )
