@@ -197,9 +197,9 @@ class _Seed:
 
     def _pretrain(self, steps: int) -> Config:
         """Settings of what stands for LLaVA's pretrained parts; records come in order."""
-        steady = OptimConfig(learning_rate=3e-3, schedule="constant", warmup=0.1)
-        in_order = DataConfig(shapes=1, multiple=8, threads=2, shuffle=False)
-        return self._config(steps, 3e-3, optim=steady, data=in_order)
+        c = self._config(steps, 3e-3)
+        steady = replace(c.optim, schedule="constant", warmup=0.1)
+        return replace(c, optim=steady, data=replace(c.data, shuffle=False))
 
     def _lessons(self) -> list[dict[str, Any]]:
         """Captions of the lessons, one after the other, as many as the steps take.

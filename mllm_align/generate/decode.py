@@ -121,6 +121,7 @@ class Decoder:
         put = partial(jax.device_put, device=rows)
         rule = replace(sampling, max_tokens=1)  # forks carry their own limits
         see, fill, loop = _programs(bundle.config, bundle.lora_scale, bundle.dtype, rule)
+        self._per_tile = bundle.config.vision.tokens
         self._features = lambda tiles: see(*weights, put(tiles))
         self._prefill = lambda features, group: fill(*weights, put(features), put(group))
         self._decode = lambda prefix, forks, stops: loop(*weights, prefix, put(forks), stops)
@@ -130,13 +131,11 @@ class Decoder:
         out: list[np.ndarray] = []
         for start in range(0, len(pictures), self.size):
             part = pictures[start : start + self.size]
-            most = max(1, *map(len, part))  # one where no record has an image: the tower takes no fewer
-            tiles = np.zeros((self.size, most, *part[0].shape[1:]), np.float32)
+            tiles = np.zeros((self.size, max(map(len, part)), *part[0].shape[1:]), np.float32)
             for row, picture in zip(tiles, part, strict=False):
                 row[: len(picture)] = picture
             seen = np.asarray(self._features(tiles))
-            each = seen.shape[1] // tiles.shape[1]
-            out += [row[: len(picture) * each] for row, picture in zip(seen, part, strict=False)]
+            out += [row[: len(picture) * self._per_tile] for row, picture in zip(seen, part, strict=False)]
         return out
 
     def prefill(self, rows: Sequence[Row]) -> Cache:
