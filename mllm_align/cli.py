@@ -180,14 +180,14 @@ class Export:
 class Quickstart:
     """The method on pictures that the program draws itself: SFT, BDHS, DPO, and a report to look at.
 
-    Makes OUT/report.html and OUT/results.json; no downloads, about ten minutes a seed on two cores. The
-    same command continues a run that was stopped.
+    Makes OUT/report.html and OUT/results.json; no downloads, about ten minutes on two cores and six more
+    for each further seed. The same command continues a run that was stopped.
     """
 
     out: Path = Path("runs/quickstart")
     """Folder to make."""
     seeds: int = 1
-    """Runs with other pictures, weights and samples; intervals are over them where there are several."""
+    """Runs of SFT, BDHS and DPO from one pretrained model; with several, intervals are over them."""
     mask_rate: float = 0.99
     """Share of the image that BDHS hides."""
 
@@ -370,7 +370,8 @@ def export(options: Export) -> None:
 
 
 def quickstart(options: Quickstart) -> None:
-    from mllm_align.quickstart import Recipe, run
+    from mllm_align.quickstart.phases import Recipe
+    from mllm_align.quickstart.run import run
 
     if options.seeds < 1:
         raise InputError(f"--seeds is {options.seeds}; it must be 1 or more")

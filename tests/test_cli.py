@@ -103,7 +103,7 @@ def test_help_shows_defaults_and_what_is_required(run, verb):
         ("bdhs", ["--mask-rate", "0.99", "Most tokens that complete a sentence", "rejected", "each host"]),
         ("inspect", ["from 0"]),
         ("export", ["16-bit", "PEFT"]),
-        ("quickstart", ["ten minutes a seed", "report.html", "Share of the image"]),
+        ("quickstart", ["about ten minutes", "report.html", "Share of the image"]),
     ],
 )
 def test_help_names_units(run, verb, words):

@@ -90,8 +90,8 @@ def picture(scene: Scene, grain: float, seed: int = 0, fog: float = 0.0) -> Imag
     """
     rng = np.random.default_rng([seed, zlib.crc32(scene.id.encode())])
     side = SIDE * CELL
-    pixels = _ground(scene.rows * side, scene.columns * side)
-    pixels += rng.uniform(-6, 6, size=3).astype(np.float32)
+    ground = _ground(scene.rows * side, scene.columns * side)
+    pixels = ground + rng.uniform(-6, 6, size=3).astype(np.float32)
     for thing in scene.things:
         stencil = _stencil(thing.kind, thing.size)
         top, left = (at * CELL + (CELL - len(stencil)) // 2 for at in (thing.row, thing.column))
@@ -104,16 +104,18 @@ def picture(scene: Scene, grain: float, seed: int = 0, fog: float = 0.0) -> Imag
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
+@cache
 def _ground(height: int, width: int) -> np.ndarray:
     """Return an empty picture [height, width, 3]: sky above, grass below, warm light from the left.
 
-    So a piece of ground tells where in the picture it is, as it mostly does in photographs.
+    So a piece of ground tells where in the picture it is, as it mostly does in photographs. Down and
+    across change the colour in directions at right angles, as much as leaves the things' colours apart.
     """
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     across = np.linspace(0, 1, width, dtype=np.float32)[None, :, None]
     sky, grass, warm, cool = (
         np.array(colour, np.float32)
-        for colour in ((205, 222, 245), (225, 238, 185), (24, 8, -20), (-36, -10, 8))
+        for colour in ((203, 196, 281), (201, 255, 132), (46, -2, -28), (-116, -2, -29))
     )
     return sky + down * (grass - sky) + warm + across * (cool - warm)
 

@@ -1,0 +1,66 @@
+"""The method on a testbed that the program draws itself: SFT, BDHS, DPO, before and after.
+
+A small LLaVA learns to see and to speak from scratch, on pictures whose captions have a language bias. It
+then makes its own rejected responses (BDHS) and is aligned to them. What it says of pictures that break
+the bias is counted exactly, before, after, and against as many further steps of SFT.
+
+OUT/recipe.json   what OUT was made with
+OUT/scenes        the pictures, the same for all seeds
+OUT/base          what every seed starts from: model folders (start, seeing, speaking), their training
+                  in runs/
+OUT/seed-S        one seed: model folders (sft, control, aligned), their training in runs/, pairs in data/,
+                  and what was counted in measured.json
+OUT/seconds.json  what each phase took
+OUT/results.json  the figures; OUT/report.html shows them
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mllm_align.errors import refusal
+from mllm_align.files import new_file
+from mllm_align.quickstart.phases import Base, Clock, Pictures, Recipe, Seed
+from mllm_align.quickstart.reporting import report
+from mllm_align.quickstart.results import summary, verdict
+from mllm_align.report.page import write
+
+
+def run(out: Path, seeds: int = 1, recipe: Recipe | None = None) -> dict[str, Any]:
+    """Make everything under `out`; what is there from an earlier run of the same recipe is kept.
+
+    Returns what results.json holds. Raises InputError if `out` holds something else.
+    """
+    recipe = recipe or Recipe()
+    _take(out, seeds, recipe)
+    clock = Clock(out / "seconds.json")
+    base = Base(out / "base", 0, recipe, Pictures(out / "scenes", recipe.scenes), clock)
+    runs = [Seed(out / f"seed-{seed}", seed, recipe, base.read, clock) for seed in range(seeds)]
+    measured = [each(base) for each in runs]
+    results = summary(measured, recipe.mask_rate) | {"seconds": clock.seconds}
+    with new_file(out / "results.json") as file:
+        file.write(json.dumps(results, indent=2) + "\n")
+    write(report(runs[0], measured, results), out / "report.html")
+    for sentence in verdict(results):
+        print(sentence)
+    print(f"report: {out / 'report.html'}")
+    return results
+
+
+def _take(out: Path, seeds: int, recipe: Recipe) -> None:
+    """Say in recipe.json what `out` is for. Raises InputError if that is something else already."""
+    stamp, said = out / "recipe.json", json.dumps({"seeds": seeds, "recipe": asdict(recipe)}, indent=2)
+    if out.exists() and not out.is_dir():
+        raise refusal(str(out), "is a file", "name a new folder")
+    if out.exists() and any(out.iterdir()):
+        try:
+            there = json.loads(stamp.read_text(encoding="utf-8"))["recipe"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise refusal(str(out), "holds something else", "name a new folder") from error
+        if there != json.loads(said)["recipe"]:
+            raise refusal(str(out), "holds a run of another recipe", "name a new folder")
+    with new_file(stamp) as file:
+        file.write(said + "\n")
