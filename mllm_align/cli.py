@@ -32,7 +32,7 @@ from mllm_align.config import (
     load_config,
 )
 from mllm_align.config import save_json as config_json
-from mllm_align.errors import InputError, one_line
+from mllm_align.errors import InputError, one_line, refusal
 
 Data = Annotated[Path, arg(name="data", metavar="FILE")]
 
@@ -251,11 +251,10 @@ def train(options: Train) -> None:
 
 
 def score(options: Score) -> None:
-    from mllm_align.files import new_file
     from mllm_align.training.score import score as run
 
     began = time.time()
-    with new_file(options.out) as file:  # refused before the work, not after
+    with _result(options.out, options.data_file) as file:  # refused before the work, not after
         bundle = _open(options.model, options.dtype, options.mesh)
         lines = run(bundle, options.data_file, config=options.data, batch_size=options.batch_size)
         file.writelines(json.dumps(line) + "\n" for line in lines)
@@ -276,7 +275,6 @@ def score(options: Score) -> None:
 
 
 def generate(options: Generate) -> None:
-    from mllm_align.files import new_file
     from mllm_align.generate.respond import generate as run
 
     def responses(data: Any) -> list[list[str]]:
@@ -301,7 +299,7 @@ def generate(options: Generate) -> None:
         return
     if options.out is None or options.image:
         raise InputError("generate --data FILE needs --out FILE, and takes images from the file alone")
-    with new_file(options.out) as file:
+    with _result(options.out, options.data_file) as file:
         lines = [
             {"index": i, "responses": texts or None} for i, texts in enumerate(responses(options.data_file))
         ]
@@ -378,6 +376,15 @@ def quickstart(options: Quickstart) -> None:
     if not 0 <= options.mask_rate <= 1:
         raise InputError(f"--mask-rate is {options.mask_rate}; it must be from 0 to 1")
     run(options.out, options.seeds, Recipe(mask_rate=options.mask_rate))
+
+
+def _result(out: Path, data: Path) -> contextlib.AbstractContextManager[typing.IO[str]]:
+    """The file `out`, whole or not at all. Raises InputError if it would replace its own data."""
+    from mllm_align.files import new_file
+
+    if os.path.exists(out) and os.path.exists(data) and os.path.samefile(out, data):
+        raise refusal(str(out), "is the data file itself", "give another --out")
+    return new_file(out)
 
 
 def _log_beside(out: Path, **fields: Any) -> None:

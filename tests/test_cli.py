@@ -553,6 +553,17 @@ def test_generate_refuses(refused, tmp_path, monkeypatch, argv, said):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("verb", ["generate", "score"])
+def test_a_result_does_not_replace_its_data(refused, tmp_path, verb):
+    data = sft_records(tmp_path)
+    (tmp_path / "link.jsonl").symlink_to(data)
+    before = data.read_bytes()
+    for out in (data, tmp_path / "link.jsonl"):
+        line = refused(verb, "--model", MODEL, "--data", data, "--out", out)
+        assert "is the data file itself; give another --out" in line
+        assert data.read_bytes() == before
+
+
 # ---- bdhs ------------------------------------------------------------------------------------------
 
 BDHS = Path(__file__).parent.parent / "configs" / "bdhs.py"

@@ -47,7 +47,7 @@ class Recipe:
     pairs: int = 1000
     """Captions that BDHS rewrites."""
     mask_rate: float = 0.99
-    beta: float = 1.0
+    beta: float = 0.3
 
 
 class Clock:
