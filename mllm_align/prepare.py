@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from mllm_align.config import DataConfig
 from mllm_align.data.anyres import ImageLayout
@@ -46,3 +52,16 @@ def prepare(
         progress=lambda items: progress(items, "reading"),
     )
     return encoder, encoded, skipped
+
+
+def tiles_ahead(
+    encoder: Encoder, records: Sequence[Encoded], ahead: int, threads: int = 2
+) -> Iterator[np.ndarray]:
+    """Each record's tiles [t, h, w, 3], in order, up to `ahead` of them read before they are asked for."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = iter(records)
+        reading = deque(pool.submit(encoder.tiles, record) for record in islice(waiting, ahead))
+        while reading:
+            tiles = reading.popleft().result()
+            reading.extend(pool.submit(encoder.tiles, record) for record in islice(waiting, 1))
+            yield tiles

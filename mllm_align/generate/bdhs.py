@@ -26,6 +26,7 @@ from mllm_align.generate.respond import prompt_row
 from mllm_align.generate.sampling import random_key
 from mllm_align.generate.sentences import split, yes_no
 from mllm_align.generate.similarity import Similarity
+from mllm_align.prepare import tiles_ahead
 
 FULL_STOPS = ".。"
 
@@ -186,11 +187,14 @@ class BDHS:
     def __call__(self, records: Sequence[Encoded]) -> Iterator[Made]:
         """Each record's result as soon as it is there; `records` have their chosen response first."""
         size, waiting = self.decoder.size, {False: deque[_Job](), True: deque[_Job]()}
-        for job in map(_Job, sorted(records, key=lambda r: r.shape)):
+        records = sorted(records, key=lambda r: r.shape)
+        for job in map(_Job, records):
             waiting[self._free(job)].append(job)
+        pictures = tiles_ahead(self.encoder, records, 2 * size)  # first tries keep this order
         while any(waiting.values()):
             free = len(waiting[True]) >= size or not waiting[False]  # long: they wait to fill a batch
             wave = [waiting[free].popleft() for _ in range(min(len(waiting[free]), size))]
+            self._look(wave, pictures)
             results = self._try(wave, free)
             scores = self.similarity(
                 [made.rejected for made in results], [job.record.record.responses[0] for job in wave]
@@ -210,7 +214,6 @@ class BDHS:
 
     def _try(self, wave: Sequence[_Job], free: bool) -> list[Made]:
         c, encoder = self.config, self.encoder
-        self._look(wave)
         made = [[] if free else cuts(encoder, job.record, c.seed, job.iteration) for job in wave]
         rows = []
         for job, each in zip(wave, made, strict=True):
@@ -238,11 +241,11 @@ class BDHS:
             )
         return results
 
-    def _look(self, wave: Sequence[_Job]) -> None:
+    def _look(self, wave: Sequence[_Job], pictures: Iterator[np.ndarray]) -> None:
         """Features of the images: once a record, or under fresh noise in every try."""
         noise = self.config.distortion == "noise"
         blank = [job for job in wave if noise or job.features is None]
-        tiles = [self.encoder.tiles(job.record) for job in blank]
+        tiles = [self.encoder.tiles(job.record) if job.iteration else next(pictures) for job in blank]
         if noise:
             rngs = [self._rng(job) for job in blank]
             tiles = [noisy(t, self.config.noise_steps, r) for t, r in zip(tiles, rngs, strict=True)]

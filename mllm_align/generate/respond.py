@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from mllm_align.errors import InputError
 from mllm_align.generate.decode import Decoder, Fork, Row
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.bundle import Bundle
-from mllm_align.prepare import prepare
+from mllm_align.prepare import prepare, tiles_ahead
 from mllm_align.progress import progress_bar
 
 
@@ -56,10 +57,11 @@ def respond(
     stops = encoder.end_mask(decoder.vocab)
     order = sorted(range(len(records)), key=lambda i: records[i].shape)
     out: list[list[np.ndarray]] = [[] for _ in records]
+    pictures = tiles_ahead(encoder, [records[i] for i in order], 2 * decoder.size)
     with progress_bar(len(records), "generating") as bar:
         for start in range(0, len(order), decoder.size):
             part = order[start : start + decoder.size]
-            features = decoder.features([encoder.tiles(records[i]) for i in part])
+            features = decoder.features(list(islice(pictures, len(part))))
             rows = [
                 prompt_row(encoder, records[i], seen, sampling.max_tokens, samples, seed)
                 for i, seen in zip(part, features, strict=True)
