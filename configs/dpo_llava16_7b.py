@@ -1,6 +1,6 @@
 """DPO with LoRA on LLaVA 1.6-7B, with settings that arXiv 2407.02477 (section 6) searched."""
 
-from mllm_align import DPO, Config, DataConfig, LoraConfig, OptimConfig
+from mllm_align import DPO, Config, DataConfig, LoraConfig, MeshConfig, OptimConfig
 
 
 def get_config() -> Config:
@@ -9,6 +9,7 @@ def get_config() -> Config:
         lora=LoraConfig(rank=128, alpha=256.0),
         optim=OptimConfig(learning_rate=5e-7, projector_learning_rate=2e-6),
         data=DataConfig(multiple=128),
+        mesh=MeshConfig(data=1, fsdp=-1),
         batch_size=32,
         epochs=3,
     )

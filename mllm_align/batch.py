@@ -161,13 +161,5 @@ def response_positions(group: PromptGroup) -> Int[Array, "B K R"]:
     return jnp.broadcast_to(row[:, None, :], group.response_tokens.shape)
 
 
-def tokens_of(group: PromptGroup) -> tuple[int, int]:
-    """(real, padded) tokens of a host batch, prefix and responses, for the share of padding."""
-    prefix, response = np.asarray(group.prefix_length), np.asarray(group.response_mask)
-    weight = np.asarray(group.weight)
-    real = int((prefix * weight).sum() + (response.sum((-1, -2)) * weight).sum())
-    return real, group.prefix_tokens.size + group.response_tokens.size
-
-
 def replace(group: PromptGroup, **fields) -> PromptGroup:
     return dataclasses.replace(group, **fields)

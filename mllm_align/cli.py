@@ -25,6 +25,7 @@ from mllm_align.config import (
     BDHSConfig,
     Config,
     DataConfig,
+    DistributedConfig,
     Dtype,
     LoraConfig,
     MeshConfig,
@@ -32,7 +33,7 @@ from mllm_align.config import (
     load_config,
 )
 from mllm_align.config import save_json as config_json
-from mllm_align.errors import InputError, one_line, refusal
+from mllm_align.errors import InputError, NotFinite, Preempted, one_line, refusal
 
 Data = Annotated[Path, arg(name="data", metavar="FILE")]
 
@@ -57,6 +58,10 @@ class Train:
     """Run folder."""
     eval_data: Path | None = None
     """Held-out pairs to evaluate on."""
+    profile: int = 0
+    """Trace this many steps, after the first, to OUT/profile for XProf, TensorBoard and Perfetto."""
+    debug_nans: bool = False
+    """Stop at the operation that makes a NaN first; slow."""
     print_config: bool = False
     """Print the resolved config as JSON and stop; needs no model, data or out."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
@@ -161,7 +166,7 @@ class Inspect:
 
 @dataclass(frozen=True)
 class Export:
-    """A run's newest checkpoint as a Hugging Face folder that transformers loads, or as a PEFT adapter.
+    """A run's checkpoint as a Hugging Face folder that transformers loads, or as a PEFT adapter.
 
     Merging into 16-bit weights rounds; what that costs is printed and logged in the run's log.jsonl.
     """
@@ -174,6 +179,8 @@ class Export:
     """Write a PEFT adapter (LoRA and projector) instead of merged weights."""
     dtype: typing.Literal["float32", "bfloat16", "float16"] | None = None
     """Of the written weights; default: as the base folder has them (adapter: float32)."""
+    step: typing.Literal["last", "best"] | int = "last"
+    """Which checkpoint: the newest, the one with the least held-out loss, or a step."""
 
 
 @dataclass(frozen=True)
@@ -193,19 +200,52 @@ class Quickstart:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry of the console script. Exit status: 0 done, 2 bad input, 130 interrupted."""
+    """Entry of the console script.
+
+    Exit status: 0 done, 2 bad input, 3 a loss or gradient that is not finite, 75 preempted with all
+    saved, 130 interrupted; anything else is a failure, after which the same command may be tried again.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         _main(argv)
     except InputError as error:
-        print(f"mllm-align: error: {one_line(error, 2000)}", file=sys.stderr)
-        sys.exit(2)
+        _end(2, f"error: {one_line(error, 2000)}")
+    except NotFinite as error:
+        _end(3, f"error: {one_line(error, 2000)}")
+    except Preempted as error:
+        _end(75, f"{error}; the same command goes on from there")
+    except Exception:
+        _lost()
+        raise
     except KeyboardInterrupt:
         print("mllm-align: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+
+def _end(status: int, said: str) -> None:
+    """Say why, and by which process if there are several."""
+    print(f"mllm-align:{_me()} {said}", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _lost() -> None:
+    """Say what an error of one of several processes most likely means."""
+    me = _me()
+    if me:
+        said = "failed, as below. If a collective failed, another process died: JAX names it soon after"
+        print(f"mllm-align:{me} {said} (the leader is process 0)", file=sys.stderr, flush=True)
+
+
+def _me() -> str:
+    """Which process this is, if it has joined others."""
+    if "jax" not in sys.modules:
+        return ""
+    from mllm_align import processes
+
+    return f" {processes.name()}:" if processes.joined() else ""
 
 
 WITH_CONFIG: dict[type, type] = {Train: Config, Bdhs: BDHSConfig}  # what a verb's config file gives
@@ -245,12 +285,18 @@ def train(options: Train) -> None:
     if options.print_config:
         print(config_json(options.config), end="")
         return
+    _begin(options.config.distributed)
+    import jax
+
     from mllm_align.training.loop import train as run
 
-    run(options.config, options.model, options.data_file, options.out, options.eval_data)
+    jax.config.update("jax_debug_nans", options.debug_nans)
+    files = options.model, options.data_file, options.out, options.eval_data
+    run(options.config, *files, profile=options.profile)
 
 
 def score(options: Score) -> None:
+    _begin()
     from mllm_align.training.score import score as run
 
     began = time.time()
@@ -275,6 +321,7 @@ def score(options: Score) -> None:
 
 
 def generate(options: Generate) -> None:
+    _begin()
     from mllm_align.generate.respond import generate as run
 
     def responses(data: Any) -> list[list[str]]:
@@ -311,6 +358,7 @@ def bdhs(options: Bdhs) -> None:
     if options.print_config:
         print(config_json(options.config), end="")
         return
+    _begin(options.config.distributed)
     from mllm_align.generate.pairs import Shard
     from mllm_align.generate.pairs import bdhs as run
 
@@ -320,6 +368,15 @@ def bdhs(options: Bdhs) -> None:
     left = f", {len(summary['left_out'])} left out (empty or equal)" if summary["left_out"] else ""
     print(f"{summary['pairs']} pairs in {shard.name(options.out)}{left}; share that differs enough after")
     print("  ".join(f"try {i + 1}: {share:.3f}" for i, share in enumerate(summary["differ_after"])))
+
+
+def _begin(distributed: DistributedConfig | None = None) -> None:
+    """Join the other processes, if any; keep compiled programs. Before anything else of JAX."""
+    from mllm_align import processes
+
+    times = distributed or DistributedConfig()
+    processes.start(times.heartbeat_seconds, times.shutdown_seconds)
+    processes.keep_compiled()
 
 
 def _open(model: Path, dtype: Dtype, mesh: MeshConfig) -> Any:
@@ -360,7 +417,9 @@ def inspect(options: Inspect) -> None:
 def export(options: Export) -> None:
     from mllm_align.training.run import export_run
 
-    report = export_run(options.run, options.out, adapter=options.adapter, dtype=options.dtype)
+    report = export_run(
+        options.run, options.out, adapter=options.adapter, dtype=options.dtype, step=options.step
+    )
     with open(options.run / "log.jsonl", "a", encoding="utf-8") as file:
         event = {"event": "export", "time": round(time.time(), 3), "out": str(options.out), **report}
         file.write(json.dumps(event, default=str) + "\n")

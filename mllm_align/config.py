@@ -152,7 +152,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis; -1 (one axis at most) takes all that are left."""
+    """Devices of one slice along each axis; -1 (one axis at most) takes all that are left."""
 
     data: int = -1
     """Copies that each take a share of the batch."""
@@ -160,12 +160,30 @@ class MeshConfig:
     """Parameters are cut into this many shares; the batch is cut along it too."""
     tensor: int = 1
     """Heads, feed-forward and vocabulary are cut into this many shares."""
+    slices: int | None = None
+    """Slices of a multi-slice pod, each with its share of the batch; default: as the devices tell."""
 
     def __post_init__(self):
         _check_types(self, "mesh.")
+        _require(self.slices is None or self.slices >= 1, "mesh.slices", self.slices, "1 or more")
         sizes = (self.data, self.fsdp, self.tensor)
         good = all(s == -1 or s >= 1 for s in sizes) and sizes.count(-1) <= 1
         _require(good, "mesh (data, fsdp, tensor)", sizes, "1 or more each, with one -1 at most")
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """How long the processes of a job wait for each other."""
+
+    heartbeat_seconds: int = 30
+    """A process that is silent for so long is dead; the others end, naming it."""
+    shutdown_seconds: int = 60
+    """How long processes that are done wait for the others."""
+
+    def __post_init__(self):
+        _check_types(self, "distributed.")
+        for name in ("heartbeat_seconds", "shutdown_seconds"):
+            _require(getattr(self, name) >= 5, f"distributed.{name}", getattr(self, name), "5 or more")
 
 
 @dataclass(frozen=True)
@@ -214,6 +232,7 @@ class BDHSConfig:
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     batch_size: int = 8
     """Records at once, over all devices."""
     seed: int = 0
@@ -248,6 +267,7 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
     batch_size: int = 32
     """Prompts per optimizer step, over all devices."""
     micro_batches: int = 1
@@ -262,14 +282,19 @@ class Config:
     """Of the computation; what is trained is float32. auto: float32 on CPU, bfloat16 elsewhere."""
     remat: Remat = "full"
     """What a block keeps for its backward pass: none = all of it, dots = matrix products, full = input."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """At a loss or gradient that is not finite: stop, or leave the step out and count it. The records are
+    written to log.jsonl either way, and the parameters stay as they were."""
     log_every: int = 10
     """Steps between lines on the terminal and in log.jsonl."""
     eval_every: int | None = None
     """Steps between evaluations on the held-out file; default: at the end only."""
     save_every: int = 200
-    """Steps between checkpoints; the last step is always saved."""
+    """Steps between checkpoints; the last step is always saved, and one that evaluates best so far."""
     keep: int = 2
-    """Checkpoints kept."""
+    """Last checkpoints kept; the one that evaluated best is kept besides."""
+    checkpoints: str | None = None
+    """Folder of the checkpoints, gs:// too; default: checkpoints in the run folder."""
     tensorboard: bool = False
     """Write event files too (extra `tensorboard`)."""
 
@@ -363,6 +388,7 @@ def from_json(values: dict[str, Any]) -> Config:
             optim=OptimConfig(**values["optim"]),
             data=DataConfig(**data),
             mesh=MeshConfig(**values["mesh"]),
+            distributed=DistributedConfig(**values["distributed"]),
         )
         return Config(**values)
     except InputError:

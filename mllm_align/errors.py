@@ -1,4 +1,4 @@
-"""The one exception for what a user can cause."""
+"""What ends a run before its time."""
 
 
 class InputError(ValueError):
@@ -7,6 +7,14 @@ class InputError(ValueError):
     The message is one line: what is wrong, where it stands (file, record, field), how to mend it. The
     command line prints it as it is and exits with status 2.
     """
+
+
+class Preempted(Exception):
+    """A notice of preemption came; what was done is saved. The same command goes on from there."""
+
+
+class NotFinite(Exception):
+    """A loss or gradient was not finite, and the config says to stop there."""
 
 
 def one_line(value: object, limit: int = 80) -> str:

@@ -1,63 +1,106 @@
-"""The mesh, and which of its axes each kind of array is cut along. No other file names mesh axes."""
+"""The mesh, and which of its axes each kind of array is cut along. No other file names mesh axes.
+
+Modules speak of logical axes ("rows", "embed", "heads"); RULES say where each goes. What is
+`traced_within` a mesh may `constrain` an array or run a function `per_shard`.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mllm_align.config import MeshConfig
 from mllm_align.errors import InputError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("slice", "data", "fsdp", "tensor")
+ROWS = ("slice", "data", "fsdp")
 
-# Logical axis of a parameter (as modules name them) -> mesh axis. What is not here is not cut.
-RULES = {"embed": "fsdp", "heads": "tensor", "mlp": "tensor", "vocab": "tensor"}
+# Logical axis -> mesh axes. What is not here is not cut.
+RULES: dict[str | None, str | tuple[str, ...]] = {
+    "rows": ROWS,  # of a batch
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "vision_heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+F = TypeVar("F", bound=Callable[..., Any])
+_MESH: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 
 
-def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """A mesh over all devices. Raises InputError if the sizes do not multiply to their number."""
-    devices = jax.devices() if devices is None else devices
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh slice x data x fsdp x tensor over all devices.
+
+    Slices of a multi-slice pod are told by the devices; the other sizes are of one slice. Raises
+    InputError if they do not multiply to its number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    told = len({getattr(d, "slice_index", 0) for d in devices})
+    slices = config.slices or told
     sizes = [config.data, config.fsdp, config.tensor]
     fixed = int(np.prod([s for s in sizes if s != -1]))
+    each, left = divmod(len(devices), slices)
     if -1 in sizes:
-        sizes[sizes.index(-1)] = max(len(devices) // fixed, 1)
-    if int(np.prod(sizes)) != len(devices):
-        asked = " x ".join(f"{name} {size}" for name, size in zip(AXES, sizes, strict=True))
+        sizes[sizes.index(-1)] = max(each // fixed, 1)
+    if left or int(np.prod(sizes)) != each:
+        asked = " x ".join(f"{name} {size}" for name, size in zip(AXES, [slices, *sizes], strict=True))
         raise InputError(f"mesh: {asked} does not make {len(devices)} devices; set --mesh.* to match")
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    kinds = (AxisType.Auto,) * len(AXES)
+    if 1 < slices == told:  # only the slice axis crosses the network between slices
+        grid = mesh_utils.create_hybrid_device_mesh((1, *sizes), (slices, 1, 1, 1), devices)
+        return Mesh(grid, AXES, axis_types=kinds)
+    return jax.make_mesh((slices, *sizes), AXES, axis_types=kinds, devices=devices)
 
 
 def batch_shards(mesh: Mesh) -> int:
     """Parts a micro-batch is cut into; its rows must be a multiple of this."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+    return int(np.prod([mesh.shape[axis] for axis in ROWS]))
+
+
+def tensor_shards(mesh: Mesh) -> int:
+    """Parts that heads, feed-forward and vocabulary are cut into."""
+    return mesh.shape["tensor"]
 
 
 def batch_sharding(mesh: Mesh, micro: bool = True) -> NamedSharding:
-    """Rows over data and fsdp; the axis of micro-batches before them, if any, is not cut."""
-    rows = ("data", "fsdp")
-    return NamedSharding(mesh, P(None, rows) if micro else P(rows))
+    """Rows over all but the tensor axis; the axis of micro-batches before them, if any, is not cut."""
+    return NamedSharding(mesh, P(None, ROWS) if micro else P(ROWS))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 
 
-def parameter_shardings(boxed: Any, mesh: Mesh) -> Any:
+def sharding_of(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+    """Where an array with these logical axes lives. An axis that does not divide stays whole."""
+
+    def of(name: str | None, size: int) -> Any:
+        axes = RULES.get(name)
+        shares = int(np.prod([mesh.shape[a] for a in ([axes] if isinstance(axes, str) else axes or ())]))
+        return axes if axes is not None and size % shares == 0 else None
+
+    return NamedSharding(mesh, P(*map(of, names, shape)))
+
+
+def parameter_shardings(boxed: Any, mesh: Mesh, units: Mapping[str, int]) -> Any:
     """Shardings for a tree whose leaves carry `.names` (logical axes) and `.value` with a shape.
 
-    An axis that does not divide by its mesh axis stays whole.
+    units: logical axis -> how many things it must be cut between (heads: never through one).
     """
 
     def of(leaf: Any) -> NamedSharding:
-        names = [RULES.get(name) if name else None for name in leaf.names]
-        fits = zip(names, leaf.value.shape, strict=True)
-        return NamedSharding(mesh, P(*(n if n and size % mesh.shape[n] == 0 else None for n, size in fits)))
+        sizes = [units.get(n, size) for n, size in zip(leaf.names, leaf.value.shape, strict=True)]
+        return sharding_of(mesh, leaf.names, sizes)
 
     return jax.tree.map(of, boxed, is_leaf=lambda x: hasattr(x, "names"))
 
@@ -66,3 +109,92 @@ def tree_lookup(tree: Any) -> Callable[[tuple[str, ...]], NamedSharding]:
     """Path of a leaf -> its sharding."""
 
     return lambda path: functools.reduce(lambda node, key: node[key], path, tree)
+
+
+# ---- while a step is traced --------------------------------------------------------------------------
+
+
+def traced_within(mesh: Mesh | None, step: F) -> F:
+    """The step, for whose tracing `constrain` and `per_shard` mean this mesh."""
+
+    @functools.wraps(step)
+    def run(*args: Any) -> Any:
+        token = _MESH.set(mesh)
+        try:
+            return step(*args)
+        finally:
+            _MESH.reset(token)
+
+    return run  # type: ignore[return-value]
+
+
+def current() -> Mesh | None:
+    return _MESH.get()
+
+
+def platform() -> str:
+    """Of the devices that a step is traced for: "cpu", "gpu" or "tpu"."""
+    mesh = current()
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """x, kept where its logical axes say, whatever the compiler would find cheaper."""
+    mesh = current()
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, sharding_of(mesh, names, x.shape))  # type: ignore[return-value]
+
+
+def per_shard(
+    f: Callable[..., jax.Array], names: Sequence[Sequence[str | None]]
+) -> Callable[..., jax.Array]:
+    """f on each device's part of its arguments, without communication; the result is cut like the first.
+
+    names: logical axes of every argument. For kernels that the compiler can't cut by itself.
+    """
+    mesh = current()
+    if mesh is None or mesh.size == 1:
+        return f
+
+    def run(*args: jax.Array) -> jax.Array:
+        specs = tuple(sharding_of(mesh, n, x.shape).spec for n, x in zip(names, args, strict=True))
+        return jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=specs[0], check_vma=False)(*args)
+
+    return run  # type: ignore[return-value]
+
+
+# ---- arrays of several processes ---------------------------------------------------------------------
+
+
+def local_rows(mesh: Mesh, rows: int) -> list[int]:
+    """Which of a micro-batch's rows this process's devices hold."""
+    places = batch_sharding(mesh, micro=False).addressable_devices_indices_map((rows,))
+    held = {row for (part,) in places.values() for row in range(*part.indices(rows))}  # type: ignore[misc]
+    return sorted(held)
+
+
+def assemble(tree: Any, where: NamedSharding, rows: int = 0, held: Sequence[int] = ()) -> Any:
+    """Host arrays as global ones, cut as `where` says along their rows.
+
+    held: the numbers of the `rows` rows that the arrays hold, in order; without it, all processes have all.
+    """
+    if where.is_fully_addressable:
+        return jax.device_put(tree, where)
+    axis = next((i for i, part in enumerate(where.spec) if part is not None), 0)
+    place = {row: i for i, row in enumerate(held)}
+
+    def put(x: Any) -> jax.Array:
+        x = np.asarray(x)
+        shape = (*x.shape[:axis], rows, *x.shape[axis + 1 :]) if held else x.shape
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            if held:
+                first, last, _ = index[axis].indices(rows)
+                here = slice(place[first], place[first] + last - first)
+                index = (*index[:axis], here, *index[axis + 1 :])
+            return x[index]
+
+        return jax.make_array_from_callback(shape, where, part)  # type: ignore[arg-type]
+
+    return jax.tree.map(put, tree)

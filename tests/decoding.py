@@ -18,6 +18,7 @@ from mllm_align.generate.decode import Decoder, Fork, Row, _forks
 from mllm_align.generate.sampling import filtered, random_key
 from mllm_align.models.bundle import Bundle
 from mllm_align.models.llava import Llava
+from mllm_align.sharding import traced_within
 
 GREEDY = SamplingConfig(temperature=0.0)
 CLOSE = 1e-4  # nats: the most by which logits of two ways to the same number may differ
@@ -62,10 +63,9 @@ def at_end(row: Row) -> list[Row]:
 
 
 @cache
-def _steps(config: Any) -> Any:
+def _steps(config: Any, mesh: Any) -> Any:
     model = Llava(config)
 
-    @jax.jit
     def steps(variables, prefix, start, tokens):
         _, count, length = tokens.shape
 
@@ -81,7 +81,7 @@ def _steps(config: Any) -> Any:
         own = jax.tree.map(empty, (prefix.layers, prefix.last))
         return jax.lax.scan(step, own, jnp.arange(length))[1]
 
-    return steps
+    return jax.jit(traced_within(mesh, steps))
 
 
 def logits(decoder: Decoder, bundle: Bundle, rows: list[Row], tokens: list[Any]) -> list[list[np.ndarray]]:
@@ -98,7 +98,8 @@ def logits(decoder: Decoder, bundle: Bundle, rows: list[Row], tokens: list[Any])
     ]
     forks = _forks(given, decoder.size)
     variables = {"params": bundle.params}
-    out = np.asarray(_steps(bundle.config)(variables, decoder.prefill(given), forks.start, forks.tokens))
+    steps = _steps(bundle.config, bundle.mesh)
+    out = np.asarray(steps(variables, decoder.prefill(given), forks.start, forks.tokens))
     return [
         [out[: len(fork.forced) - 1, b, f] for f, fork in enumerate(row.forks)]
         for b, row in enumerate(given)

@@ -9,8 +9,20 @@ import mllm_align
 
 ROOT = Path(mllm_align.__file__).parent
 FILES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
-ORDER = ("errors", "files", "progress", "batch", "ops", "align", "config", "sharding", "data", "models")
-ORDER += ("prepare", "generate", "evaluate", "training", "report", "quickstart", "cli")
+ORDER = (
+    "errors",
+    "processes",
+    "files",
+    "progress",
+    "batch",
+    "ops",
+    "align",
+    "config",
+    "sharding",
+    "data",
+    "models",
+)
+ORDER += ("prepare", "generate", "evaluate", "training", "plan", "report", "quickstart", "cli")
 LEVEL = {name: i for i, name in enumerate(ORDER)}
 # Stricter than the order; what is not here may import everything below.
 ONLY = {
@@ -18,7 +30,7 @@ ONLY = {
     "data": {"batch", "config", "errors"},
     "models": {"ops", "batch", "config", "sharding", "errors", "files"},
 }
-AXES = {"data", "fsdp", "tensor"}
+AXES = {"slice", "data", "fsdp", "tensor"}
 
 
 def tree(file: Path) -> ast.Module:

@@ -6,6 +6,7 @@ lengths alone: the same on every process, and after every restart. The position 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -21,12 +22,14 @@ from mllm_align.data.encode import Encoded, Encoder
 class HostBatch:
     """A batch on the host: leaves of `group` are numpy with a leading axis of micro-batches.
 
-    records: indices into the data, in the order of the rows; rows after them only fill the batch.
+    group: of every micro-batch the rows that this process holds. records: indices into the data, in the
+    order of the rows of the whole batch; rows after them only fill it. shape: what all are padded to.
     """
 
     step: int
     group: PromptGroup
     records: tuple[int, ...]
+    shape: Shape
 
 
 def round_up(shape: Shape, multiple: int) -> Shape:
@@ -56,7 +59,8 @@ def ladder(shapes: Sequence[Shape], responses: int, steps: int, multiple: int) -
 class Batches:
     """All batches of a data set.
 
-    size: rows of a batch; micro: parts it is split into. With `shuffle`, every epoch has an order of
+    size: rows of a batch; micro: parts it is split into; held: rows of each part that this process makes,
+    default all. With `shuffle`, every epoch has an order of
     its own and records of one rung of the ladder share batches; without, batches follow the file. What
     is left over at the end of an epoch fills a last batch whose missing rows have weight 0.
     """
@@ -73,11 +77,13 @@ class Batches:
         shapes: int = 4,
         multiple: int = 32,
         reference: Sequence[Sequence[np.ndarray]] | None = None,
+        held: Sequence[int] | None = None,
     ):
         self.records = records
         self.encoder = encoder
         self.size, self.micro, self.seed, self.shuffle = size, micro, seed, shuffle
         self.reference = reference
+        self.held = range(size // micro) if held is None else held
         self.per_epoch = -(-len(records) // size)
         self._parts = [tuple(range(i, min(i + size, len(records)))) for i in range(0, len(records), size)]
         needs = [r.shape for r in records]
@@ -110,22 +116,30 @@ class Batches:
         level, records = self._epoch(step // self.per_epoch)[step % self.per_epoch]
         return self.ladder[level], records
 
+    def digest(self, step: int) -> str:
+        """Names the records of the first `step` batches and their order."""
+        ids = hashlib.sha256()
+        for earlier in range(step):
+            ids.update(
+                np.array([self.records[r].index for r in self.plan(earlier)[1]], "<i8").tobytes() + b"|"
+            )
+        return ids.hexdigest()[:16]
+
     def __call__(self, step: int) -> HostBatch:
         """Batch number `step`, counted from 0 over all epochs: images read, padded, stacked."""
         shape, records = self.plan(step)
-        groups = [self.encoder.group(self.records[r]) for r in records]
-        rows = self.size // self.micro
         parts = []
-        for start in range(0, self.size, rows):
-            # a micro-batch without a record repeats one with weight 0
-            here = groups[start : start + rows]
-            part = pad(here or groups[:1], shape, rows)
+        for start in range(0, self.size, self.size // self.micro):
+            here = [records[start + row] for row in self.held if start + row < len(records)]
+            # a part without a record repeats one with weight 0
+            groups = [self.encoder.group(self.records[r]) for r in here or records[:1]]
+            part = pad(groups, shape, len(self.held))
             if not here:
                 part = replace(part, weight=np.zeros_like(part.weight))
             if self.reference is not None:
-                part = replace(part, reference_logps=self._stored(records[start : start + rows], part))
+                part = replace(part, reference_logps=self._stored(here, part))
             parts.append(part)
-        return HostBatch(step, stack(parts), records)
+        return HostBatch(step, stack(parts), records, shape)
 
     def _stored(self, records: Sequence[int], part: PromptGroup) -> np.ndarray:
         assert self.reference is not None

@@ -15,16 +15,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, UInt32
 
 from mllm_align.batch import Cache, PromptGroup
 from mllm_align.config import SamplingConfig
 from mllm_align.generate.sampling import choose
-from mllm_align.models.bundle import Bundle, make_model
+from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.llava import Llava
 from mllm_align.models.policy import policy_variables
-from mllm_align.sharding import batch_sharding, batch_shards
+from mllm_align.sharding import (
+    assemble,
+    batch_sharding,
+    batch_shards,
+    replicated,
+    sharding_of,
+    traced_within,
+)
 
 
 @jax.tree_util.register_dataclass
@@ -88,26 +96,46 @@ class Row:
 
 
 @lru_cache(maxsize=16)
-def _programs(config: LlavaConfig, lora_scale: float, dtype: Any, sampling: SamplingConfig) -> tuple:
-    """(features, prefill, decode), compiled once for all models of one kind."""
+def programs(
+    config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any, sampling: SamplingConfig
+) -> tuple:
+    """(features, prefill, decode), compiled once for all models of one kind. Shardings are pinned: rows
+    and heads of the cache are cut like the model; what the host reads is on every device."""
     model = make_model(config)
+    weights = base_shardings(config, mesh), None  # what is trained is taken as it lies
+    rows, whole, cache = batch_sharding(mesh, micro=False), replicated(mesh), cache_shardings(config, mesh)
 
     def policy(params: Any, trained: Any) -> Any:
         return policy_variables(params, trained, lora_scale, dtype)
 
-    @jax.jit
     def features(params, trained, tiles):
         return model.apply(policy(params, trained), tiles.astype(dtype), method="features")
 
-    @jax.jit
-    def prefill(params, trained, features, group):
-        return model.apply(policy(params, trained), features, group, method="prefill")
+    def prefill(params, trained, features, group, holes):
+        return model.apply(policy(params, trained), features, group, holes, method="prefill")
 
-    @jax.jit
     def decode(params, trained, prefix, forks, stops):
         return run(model, policy(params, trained), prefix, forks, stops, sampling)
 
-    return features, prefill, decode
+    def jitted(f, args: tuple, out: Any, static: tuple[int, ...] = ()) -> Any:
+        places = {"in_shardings": (*weights, *args), "out_shardings": out}
+        return jax.jit(traced_within(mesh, f), **places, static_argnums=static)
+
+    return (
+        jitted(features, (rows,), whole),
+        jitted(prefill, (rows, rows), cache, static=(4,)),
+        jitted(decode, (cache, rows, whole), whole),
+    )
+
+
+def cache_shardings(config: LlavaConfig, mesh: Mesh) -> Cache:
+    """Rows and, where they divide, key-value heads."""
+    rows = batch_sharding(mesh, micro=False)
+    heads = config.decoder.kv_heads
+    last = sharding_of(mesh, ("rows", "kv_heads"), (batch_shards(mesh), heads))
+    stacked = sharding_of(mesh, (None, "rows", "kv_heads"), (1, batch_shards(mesh), heads))
+    layers = (stacked, stacked) if config.decoder.layers > 1 else None
+    return Cache(layers, (last, last), rows, rows)  # type: ignore[arg-type]
 
 
 class Decoder:
@@ -117,14 +145,15 @@ class Decoder:
         shards = batch_shards(bundle.mesh)
         self.size = -(-size // shards) * shards
         self.vocab = bundle.config.decoder.vocab
-        weights, rows = (bundle.params, bundle.trained), batch_sharding(bundle.mesh, micro=False)
-        put = partial(jax.device_put, device=rows)
+        weights = bundle.params, bundle.trained
+        put = partial(assemble, where=batch_sharding(bundle.mesh, micro=False))
+        everywhere = partial(assemble, where=replicated(bundle.mesh))
         rule = replace(sampling, max_tokens=1)  # forks carry their own limits
-        see, fill, loop = _programs(bundle.config, bundle.lora_scale, bundle.dtype, rule)
+        see, fill, loop = programs(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, rule)
         self._per_tile = bundle.config.vision.tokens
         self._features = lambda tiles: see(*weights, put(tiles))
-        self._prefill = lambda features, group: fill(*weights, put(features), put(group))
-        self._decode = lambda prefix, forks, stops: loop(*weights, prefix, put(forks), stops)
+        self._prefill = lambda features, group, holes: fill(*weights, put(features), put(group), holes)
+        self._decode = lambda prefix, forks, stops: loop(*weights, prefix, put(forks), everywhere(stops))
 
     def features(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """What the tower says of each record's tiles [t, h, w, 3]: [t * I, F], in the model's dtype."""
@@ -156,7 +185,7 @@ class Decoder:
             response_mask=nothing.astype(bool),  # type: ignore[arg-type]
             weight=np.ones(self.size, np.float32),  # type: ignore[arg-type]
         )
-        return self._prefill(features, group)
+        return self._prefill(features, group, not all(row.visible.all() for row in rows))
 
     def decode(self, rows: Sequence[Row], prefix: Cache, stops: np.ndarray) -> list[list[np.ndarray]]:
         """Generated tokens of every fork of every row, without the forced ones; a stop is the last.

@@ -20,7 +20,7 @@ from mllm_align.errors import InputError, one_line
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.huggingface import Folder, load_params, load_processor, open_folder
 from mllm_align.models.llava import Llava
-from mllm_align.sharding import make_mesh, parameter_shardings, tree_lookup
+from mllm_align.sharding import make_mesh, parameter_shardings, tensor_shards, tree_lookup
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Bundle:
         return 1.0 if self.lora is None else self.lora.scale
 
 
-def compute_dtype(name: Dtype) -> Any:
+def compute_dtype(name: Dtype, mesh: Mesh) -> Any:
     """auto is float32 on CPU and bfloat16 on accelerators. float32 asks for full-precision products."""
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
     if name == "float32":
         jax.config.update("jax_default_matmul_precision", "highest")
     return jnp.dtype(name)
@@ -82,10 +82,42 @@ def load(path: str | Path, dtype: Dtype = "auto", mesh: Mesh | MeshConfig | None
     processor = load_processor(folder.path)
     if not isinstance(mesh, Mesh):
         mesh = make_mesh(mesh or MeshConfig())
-    where = parameter_shardings(abstract_params(folder.config), mesh)
-    kind = compute_dtype(dtype)
-    params = load_params(folder, kind, tree_lookup(where))
+    check_mesh(folder.config, mesh)
+    kind = compute_dtype(dtype, mesh)
+    params = load_params(folder, kind, tree_lookup(base_shardings(folder.config, mesh)))
     return Bundle(folder, processor, mesh, kind, params)
+
+
+def _units(config: LlavaConfig) -> dict[str, int]:
+    """What the axes of heads are cut between."""
+    d = config.decoder
+    return {"heads": d.heads, "kv_heads": d.kv_heads, "vision_heads": config.vision.heads}
+
+
+def check_mesh(config: LlavaConfig, mesh: Mesh) -> list[str]:
+    """Names what is kept whole on every device of the tensor axis because it does not divide.
+
+    Raises InputError where the decoder's heads or feed-forward do not: that axis would then do nothing.
+    """
+    d, v, shards = config.decoder, config.vision, tensor_shards(mesh)
+    for what, size in (("attention heads", d.heads), ("feed-forward columns", d.mlp)):
+        if size % shards:
+            good = [n for n in range(1, shards) if d.heads % n == 0 and d.mlp % n == 0]
+            raise InputError(
+                f"mesh.tensor is {shards}, which does not divide the decoder's {size} {what}; "
+                f"take one of {', '.join(map(str, good))}, and more of mesh.fsdp"
+            )
+    parts = {
+        f"{d.kv_heads} key-value heads": d.kv_heads,
+        f"a vocabulary of {d.vocab}": d.vocab,
+        f"the vision tower's {v.heads} heads": v.heads,
+    }
+    return [what for what, size in parts.items() if size % shards]
+
+
+def base_shardings(config: LlavaConfig, mesh: Mesh) -> Any:
+    """Where each parameter of the checkpoint lives."""
+    return parameter_shardings(abstract_params(config), mesh, _units(config))
 
 
 def end_tokens(folder: Folder) -> frozenset[int]:
@@ -101,9 +133,9 @@ def end_tokens(folder: Folder) -> frozenset[int]:
     return frozenset(int(e) for e in ends if e is not None)
 
 
-def lora_shardings(bundle: Bundle, lora: Any) -> Any:
-    """`a` is cut like the input axis of its kernel, `b` like the output axis."""
-    decoder = abstract_params(bundle.config)["decoder"]
+def lora_shardings(config: LlavaConfig, lora: Any, mesh: Mesh) -> Any:
+    """`a` is cut like the input axis of its kernel, `b` like the output axis. lora: shapes are enough."""
+    decoder = abstract_params(config)["decoder"]
 
     def boxed(path: Any, leaf: Any) -> nn.LogicallyPartitioned:
         _, stack, name, side = (key.key for key in path)
@@ -111,7 +143,7 @@ def lora_shardings(bundle: Bundle, lora: Any) -> Any:
         names = (*lead, inner, None) if side == "a" else (*lead, None, outer)
         return nn.LogicallyPartitioned(leaf, names=names)
 
-    return parameter_shardings(jax.tree_util.tree_map_with_path(boxed, lora), bundle.mesh)
+    return parameter_shardings(jax.tree_util.tree_map_with_path(boxed, lora), mesh, _units(config))
 
 
 def gather(tree: Any) -> Any:

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mllm_align.batch import Cache
+from mllm_align.models.attention import fork_attention, prompt_group_attention
 from mllm_align.models.config import DecoderConfig
 from mllm_align.models.layers import Linear, RMSNorm, parameter, rematerialised, rope, scanned
-from mllm_align.ops.attention import fork_attention, prompt_group_attention
+from mllm_align.sharding import constrain
 
 
 class Block(nn.Module):
@@ -22,7 +23,8 @@ class Block(nn.Module):
 
     def heads(self, name: str, count: int, h: Float[Array, "B S D"]) -> Float[Array, "B S H E"]:
         c = self.config
-        linear = Linear(count * c.head_dim, ("embed", "heads"), bias=c.attention_bias, name=name)
+        axis = "heads" if name == "q" else "kv_heads"
+        linear = Linear(count * c.head_dim, ("embed", axis), bias=c.attention_bias, name=name)
         return linear(h).reshape(*h.shape[:2], count, c.head_dim)
 
     def finish(self, x: Float[Array, "B S D"], attended: Float[Array, "B S H E"]) -> Float[Array, "B S D"]:
@@ -33,7 +35,7 @@ class Block(nn.Module):
         gate = Linear(c.mlp, ("embed", "mlp"), bias=c.mlp_bias, name="gate")(h)
         up = Linear(c.mlp, ("embed", "mlp"), bias=c.mlp_bias, name="up")(h)
         down = Linear(c.hidden, ("mlp", "embed"), bias=c.mlp_bias, name="down")
-        return x + down(jax.nn.silu(gate) * up)
+        return constrain(x + down(jax.nn.silu(gate) * up), "rows", None, None)
 
 
 class DecoderBlock(Block):
@@ -43,6 +45,8 @@ class DecoderBlock(Block):
     responses: int
     keep: bool = False
     """Return keys and values too, [B, G, S, E] each."""
+    holes: bool = False
+    """Some prefix has masked keys between visible ones."""
 
     @nn.compact
     def __call__(
@@ -64,7 +68,7 @@ class DecoderBlock(Block):
             x, h, query_positions = (self._rows(each, read) for each in (x, h, positions))
         q = rope(self.heads("q", c.heads, h), query_positions, c.rope_theta)
         h = prompt_group_attention(
-            q, k, v, query_positions, positions, visible, self.prefix, self.responses
+            q, k, v, query_positions, positions, visible, self.prefix, self.responses, self.holes
         )
         return self.finish(x, h), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if self.keep else None
 
@@ -112,7 +116,9 @@ class Decoder(nn.Module):
             self.head = parameter(self, "head", lecun, ("embed", "vocab"), shape[::-1])
 
     def embed(self, tokens: Int[Array, ...]) -> Float[Array, "... D"]:
-        return self.embedding[tokens]
+        table = constrain(self.embedding, "vocab", None)  # whole rows
+        out = table[tokens]
+        return constrain(out, "rows", *(None,) * (out.ndim - 1))
 
     def unembedding(self) -> Float[Array, "D V"]:
         return self.embedding.T if self.config.tied else self.head
@@ -147,10 +153,14 @@ class Decoder(nn.Module):
         return self.norm(x)
 
     def prefill(
-        self, x: Float[Array, "B P D"], positions: Int[Array, "B P"], visible: Bool[Array, "B P"]
+        self,
+        x: Float[Array, "B P D"],
+        positions: Int[Array, "B P"],
+        visible: Bool[Array, "B P"],
+        holes: bool = False,
     ) -> Cache:
-        """Keys and values of a prefix."""
-        rows = {"prefix": x.shape[1], "responses": 0, "keep": True}
+        """Keys and values of a prefix. holes: some key between visible ones is not visible."""
+        rows = {"prefix": x.shape[1], "responses": 0, "keep": True, "holes": holes}
         _, kept = self._blocks(DecoderBlock, rows, x, (None, None), (positions, visible))
         return Cache(*kept, positions, visible)
 

@@ -61,6 +61,15 @@ class Folder:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()[:16]
 
+    @cached_property
+    def projector_fingerprint(self) -> str:
+        """Digest of the tensors between tower and decoder: where their training starts."""
+        digest, read = hashlib.sha256(), Reader(self)
+        for entry in entries(self.config):
+            if entry.path[0] in ("projector", "image_newline"):
+                digest.update(entry.name.encode() + read(entry.name).tobytes())
+        return digest.hexdigest()[:16]
+
 
 def open_folder(path: str | Path) -> Folder:
     """Read the configuration of a LLaVA folder and check that its weights are there.
@@ -122,18 +131,16 @@ def load_params(
 
 
 class Reader:
-    """Reads tensors of a folder by canonical name, keeping its files mapped."""
+    """Reads tensors of a folder by canonical name. A file is mapped only while one of them is read: what
+    is mapped counts as memory of the process."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
-        self._open: dict[str, Any] = {}
 
     def __call__(self, name: str) -> np.ndarray:
         stored = self.folder.stored[name]
-        file = self.folder.files[stored]
-        if file not in self._open:
-            self._open[file] = safe_open(self.folder.path / file, "numpy")
-        return self._open[file].get_tensor(stored)
+        with safe_open(self.folder.path / self.folder.files[stored], "numpy") as file:
+            return file.get_tensor(stored)
 
 
 def _leaf(reader: Reader, parts: list[Entry], dtype: np.dtype, where) -> jax.Array:

@@ -15,6 +15,9 @@ from mllm_align.models.decoder import Decoder
 from mllm_align.models.layers import ACTIVATIONS, Linear, parameter
 from mllm_align.models.vision import VisionTower
 from mllm_align.ops.logprobs import token_logps
+from mllm_align.sharding import batch_shards, constrain, current
+
+CHUNK = 1024  # hidden states that meet the vocabulary at once, on each device
 
 Params = dict[str, Any]
 
@@ -65,12 +68,15 @@ class Llava(nn.Module):
         text = self.decoder.embed(group.prefix_tokens)
         place = group.prefix_image[:, :, None]
         seen = jnp.take_along_axis(table, jnp.maximum(place, 0), axis=1)
-        return jnp.where(place >= 0, seen, text)
+        return constrain(jnp.where(place >= 0, seen, text), "rows", None, None)
 
-    def prefill(self, features: Float[Array, "B n F"], group: PromptGroup) -> Cache:
-        """Keys and values of each prefix; `features` may hold just those rows that the prefix names."""
+    def prefill(self, features: Float[Array, "B n F"], group: PromptGroup, holes: bool = False) -> Cache:
+        """Keys and values of each prefix; `features` may hold just those rows that the prefix names.
+
+        holes: some prefix has a masked key between visible ones.
+        """
         states = self.prefix(features, group)
-        return self.decoder.prefill(states, group.prefix_positions, group.prefix_visible)
+        return self.decoder.prefill(states, group.prefix_positions, group.prefix_visible, holes)
 
     def decode(
         self,
@@ -115,10 +121,14 @@ class Llava(nn.Module):
         """As `__call__`, on features of the vision tower computed before."""
         last, states = self.hidden(features, group)
         kernel, tokens = self.decoder.unembedding(), group.response_tokens
-        first = token_logps(last, tokens[:, :, 0], kernel)[:, :, None]
-        before = states[:, :, :-1].reshape(-1, states.shape[-1])
-        later = token_logps(before, tokens[:, :, 1:].reshape(-1, 1), kernel)
-        logps = jnp.concatenate([first, later.reshape(*tokens.shape[:2], -1)], axis=-1)
+        size, count, length = tokens.shape
+        first = token_logps(last[:, None], tokens[:, None, :, 0], kernel)
+        before = states[:, :, :-1].reshape(size, count * (length - 1), -1)
+        mesh = current()
+        chunk = CHUNK * (1 if mesh is None else batch_shards(mesh))
+        later = token_logps(before, tokens[:, :, 1:].reshape(size, -1, 1), kernel, chunk)
+        first, later = first.reshape(size, count, 1), later.reshape(size, count, -1)
+        logps = jnp.concatenate([first, later], axis=-1)
         return jnp.where(group.response_mask, logps, 0.0)
 
 

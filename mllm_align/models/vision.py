@@ -6,9 +6,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mllm_align.models.attention import full_attention
 from mllm_align.models.config import VisionConfig
 from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, parameter, scanned
-from mllm_align.ops.attention import full_attention
+from mllm_align.sharding import constrain
 
 
 class VisionBlock(nn.Module):
@@ -20,15 +21,16 @@ class VisionBlock(nn.Module):
         split = (*x.shape[:2], c.heads, c.hidden // c.heads)
         h = LayerNorm(c.norm_eps, name="norm_1")(x)
         q, k, v = (
-            Linear(c.hidden, ("embed", "heads"), bias=True, name=name)(h).reshape(split)
+            Linear(c.hidden, ("embed", "vision_heads"), bias=True, name=name)(h).reshape(split)
             for name in ("q", "k", "v")
         )
         h = full_attention(q, k, v).reshape(x.shape)
-        x = x + Linear(c.hidden, ("heads", "embed"), bias=True, name="o")(h)
+        x = x + Linear(c.hidden, ("vision_heads", "embed"), bias=True, name="o")(h)
         h = LayerNorm(c.norm_eps, name="norm_2")(x)
         h = Linear(c.mlp, ("embed", "mlp"), bias=True, name="fc_1")(h)
         h = ACTIVATIONS[c.activation](h)
-        return x + Linear(c.hidden, ("mlp", "embed"), bias=True, name="fc_2")(h), None
+        x = x + Linear(c.hidden, ("mlp", "embed"), bias=True, name="fc_2")(h)
+        return constrain(x, "rows", None, None), None
 
 
 class VisionTower(nn.Module):
@@ -52,6 +54,6 @@ class VisionTower(nn.Module):
         positions = parameter(self, "position_embedding", normal, (None, "embed"), places)
         first = jnp.broadcast_to(class_embedding[None, None], (count, 1, c.hidden))
         x = jnp.concatenate([first, x], axis=1) + positions[None]
-        x = LayerNorm(c.norm_eps, name="pre_norm")(x)
+        x = constrain(LayerNorm(c.norm_eps, name="pre_norm")(x), "rows", None, None)
         x, _ = scanned(VisionBlock, c.layers, self.remat)(c, name="layers")(x)
         return x if c.keep_class_token else x[:, 1:]

@@ -8,29 +8,33 @@ from jaxtyping import Array, Float, Int
 
 
 def token_logps(
-    hidden: Float[Array, "N D"],
-    targets: Int[Array, "N M"],
+    hidden: Float[Array, "B N D"],
+    targets: Int[Array, "B N M"],
     kernel: Float[Array, "D V"],
     chunk: int = 1024,
-) -> Float[Array, "N M"]:
+) -> Float[Array, "B N M"]:
     """log p(target) in nats, float32, for M candidate next tokens of each hidden state.
 
-    The projection runs over `chunk` hidden states at a time and is run again in the backward pass, so at
-    most [chunk, V] logits exist at once. Logits and the sum over the vocabulary are float32.
+    The projection runs over some places of every row at a time, `chunk` hidden states or a little more,
+    and is run again in the backward pass, so at most [chunk, V] logits exist at once. Rows are not mixed:
+    they may lie on different devices. Logits and the sum over the vocabulary are float32.
     """
 
     @jax.checkpoint
     def of_chunk(args):
         states, ids = args
-        logits = jnp.dot(states, kernel, preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bnd,dv->bnv", states, kernel, preferred_element_type=jnp.float32)
         chosen = jnp.take_along_axis(logits, ids, axis=-1)
         return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
-    count = hidden.shape[0]
-    if count <= chunk:
+    size, count, _ = hidden.shape
+    places = max(chunk // size, 1)
+    if count <= places:
         return of_chunk((hidden, targets))
-    extra = -count % chunk
-    hidden = jnp.pad(hidden, ((0, extra), (0, 0))).reshape(-1, chunk, hidden.shape[1])
-    targets = jnp.pad(targets, ((0, extra), (0, 0))).reshape(-1, chunk, targets.shape[1])
-    out = jax.lax.map(of_chunk, (hidden, targets))
-    return out.reshape(-1, targets.shape[-1])[:count]
+
+    def parts(x):  # [B, N, ...] -> [parts, B, places, ...]
+        x = jnp.pad(x, ((0, 0), (0, -count % places), (0, 0)))
+        return x.reshape(size, -1, places, x.shape[-1]).swapaxes(0, 1)
+
+    out = jax.lax.map(of_chunk, (parts(hidden), parts(targets)))
+    return out.swapaxes(0, 1).reshape(size, -1, targets.shape[-1])[:, :count]

@@ -3,34 +3,37 @@
 from __future__ import annotations
 
 import math
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
-from mllm_align.batch import tokens_of
-from mllm_align.config import Config
+from mllm_align import processes
+from mllm_align.batch import PromptGroup
+from mllm_align.config import Config, to_json
 from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
-from mllm_align.errors import InputError
-from mllm_align.models.bundle import Bundle, load, make_model
+from mllm_align.errors import InputError, NotFinite, Preempted
+from mllm_align.models.bundle import Bundle, check_mesh, load
 from mllm_align.prepare import prepare
-from mllm_align.sharding import batch_sharding, batch_shards, make_mesh, replicated
+from mllm_align.sharding import assemble, batch_sharding, batch_shards, local_rows, make_mesh
 from mllm_align.training import run
-from mllm_align.training.checkpoint import Checkpoints
+from mllm_align.training.checkpoint import Checkpoints, set_aside, whole_steps
 from mllm_align.training.flops import peak_flops, step_flops
 from mllm_align.training.metrics import Log, add, divide, event_writer, line
-from mllm_align.training.optim import init_trained, make_optimizer, schedule, trained_parts
+from mllm_align.training.optim import init_trained, schedule, trained_parts
+from mllm_align.training.programs import train_program
 from mllm_align.training.score import StoredReference
-from mllm_align.training.step import TrainState, make_evaluation, make_step
-
-Tree = dict[str, Any]
+from mllm_align.training.step import Health, TrainState
 
 
 def train(
@@ -40,15 +43,18 @@ def train(
     out: str | Path,
     eval_data: Any = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
+    profile: int = 0,
 ) -> Bundle:
     """Train and return the model; continue by itself where `out` holds a checkpoint of the same run.
 
     model: a Hugging Face LLaVA folder, or one loaded before. data, eval_data: a file or rows.
     out: the run folder (see training/run.py). on_step: called with the figures of every logged step.
-    Raises InputError, before anything is written, for a config, model or data that can't be used.
+    profile: so many steps, after the first of this process, are traced to `out`/profile.
+    Raises InputError, before anything is written, for a config, model or data that can't be used;
+    Preempted after SIGTERM, with all saved; NotFinite where config.nonfinite says to stop.
     """
     out = Path(out)
-    run.check_folder(out, config)
+    processes.on_first(lambda: run.check_folder(out, config))
     bundle = model if isinstance(model, Bundle) else load(model, config.dtype, make_mesh(config.mesh))
     _check(config, bundle)
     writer = event_writer() if config.tensorboard else None
@@ -62,21 +68,32 @@ def train(
         if ids:
             warn(f"{len(ids)} over-long {what} records left out")
     described = run.facts(bundle, data, eval_data, records)
-    run.start(out, config, described)
+    place = run.checkpoints_folder(out, config)
+    processes.on_first(lambda: run.check(out, described))
+    step = processes.on_first(lambda: _newest(place))
+    processes.on_first(lambda: run.start(out, config, described))
 
-    log = Log(out, writer)
-    checkpoints = Checkpoints(out / "checkpoints", config.keep)
-    try:
+    log = Log(out if processes.first() else None, writer)
+    with closing(log), closing(Checkpoints(place, config.keep, write=True)) as checkpoints:
+        run.check_checkpoint(place, checkpoints, step, config, described)
         trainer = _Run(config, bundle, encoder, records, held_out, out, log, checkpoints, on_step)
+        state = trainer.begin(step)
         counts = {"records": len(records), "skipped": skipped}
         counts |= {"eval_records": len(held_out), "eval_skipped": held_skipped}
-        log("start", step=trainer.first, steps=trainer.steps, **described, **counts, **trainer.facts())
-        state = trainer.loop()
+        log("start", step=step, steps=trainer.steps, **described, **counts, **trainer.facts(state))
+        state = trainer.loop(state, step, described, profile)
         log("done", step=trainer.steps)
-    finally:
-        checkpoints.close()
-        log.close()
     return replace(bundle, trained=state.trained)
+
+
+def _newest(place: Any) -> int:
+    """Step of the newest whole checkpoint, 0 if there is none. Newer ones that are damaged make way."""
+    steps, wrong = whole_steps(place) if place.is_dir() else ([], [])
+    for step, problem in wrong:
+        warn(
+            f"checkpoint {place / str(step)} is damaged ({problem}); it is kept as {set_aside(place, step)}"
+        )
+    return max(steps, default=0)
 
 
 def _check(config: Config, bundle: Bundle) -> None:
@@ -91,8 +108,10 @@ def _check(config: Config, bundle: Bundle) -> None:
     if rows % shards:
         raise InputError(
             f"batch_size / micro_batches is {rows}; it must be a multiple of {shards}, the devices that "
-            "share a batch (mesh.data x mesh.fsdp)"
+            "share a batch (slices x mesh.data x mesh.fsdp)"
         )
+    for what in check_mesh(bundle.config, bundle.mesh):
+        warn(f"{what} do not divide by mesh.tensor: every device of that axis keeps all of them")
 
 
 class _Run:
@@ -111,41 +130,33 @@ class _Run:
         on_step: Callable[[dict[str, Any]], None] | None,
     ):
         self.config, self.bundle, self.records, self.log = config, bundle, records, log
-        self.checkpoints, self.on_step = checkpoints, on_step
+        self.out, self.checkpoints, self.on_step = out, checkpoints, on_step
         references = self._references(encoder, held_out, out)
+        self.rows = config.batch_size // config.micro_batches
+        self.held = local_rows(bundle.mesh, self.rows)
         self.batches = self._batches(encoder, records, references[0], shuffle=config.data.shuffle)
         self.held_out = self._batches(encoder, held_out, references[1]) if held_out else None
         self.steps = config.steps or math.ceil(config.epochs * self.batches.per_epoch)
-
-        model, mesh = make_model(bundle.config, config.remat), bundle.mesh
-        optimizer = make_optimizer(config.optim, self.steps)
-        trained = init_trained(bundle, config)
-        self.state = _init_state(trained, optimizer, replicated(mesh))
-        self.first = self.checkpoints.latest() or 0
-        if self.first:
-            self.state = checkpoints.restore(self.state, self.first)
-        self.base = bundle.params
-        if references[0] is not None:
-            # no reference is run: what is trained needs no frozen copy
-            parts = trained_parts(config, bundle.config.anyres)
-            self.base = {name: part for name, part in self.base.items() if name not in parts}
-
-        rows, whole = batch_sharding(mesh), replicated(mesh)
-        places, base_places = (jax.tree.map(lambda x: x.sharding, t) for t in (self.state, self.base))
-        common = (bundle.lora_scale, bundle.dtype)
-        self.put = lambda batch: jax.device_put(batch.group, rows)
-        self.step = jax.jit(
-            make_step(model, config.objective, optimizer, *common),
-            in_shardings=(places, base_places, rows),
-            out_shardings=(places, whole),
-            donate_argnums=0,
-        )
-        self.evaluate_batch = jax.jit(
-            make_evaluation(model, config.objective, *common),
-            in_shardings=(places.trained, base_places, rows),
-            out_shardings=whole,
-        )
+        self.program = train_program(config, bundle.config, bundle.mesh, self.steps)
+        self.base = {name: bundle.params[name] for name in self.program.base}
         self.rate = schedule(config.optim, config.optim.learning_rate, self.steps)
+        self.parts = trained_parts(config, bundle.config.anyres)
+
+    def begin(self, step: int) -> TrainState:
+        """The state after `step` steps: of the checkpoint, or where the run starts."""
+        program = self.program
+        if step:
+            if self.checkpoints.about(step)["records"] != self.batches.digest(step):
+                raise InputError(
+                    f"{self.out}: the first {step} batches were of other records; continue it with the "
+                    "versions that it was started with (see run.json), or give --out a new folder"
+                )
+            return self.checkpoints.restore(program.state, step)
+        trained = init_trained(self.bundle, self.config)
+        places = jax.tree.map(lambda x: x.sharding, program.state)
+        moments = jax.jit(program.optimizer.init, out_shardings=places.optimizer)(trained)
+        zero = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=places.step)()
+        return TrainState(zero, trained, moments)
 
     def _references(self, encoder: Encoder, held_out: list[Encoded], out: Path):
         """Stored reference log-probs of the training and the held-out data, where the config wants them."""
@@ -173,77 +184,90 @@ class _Run:
             shapes=c.data.shapes,
             multiple=c.data.multiple,
             reference=reference,
+            held=self.held,
         )
 
-    def facts(self) -> dict[str, Any]:
-        leaves = jax.tree.leaves(self.state.trained)
+    def put(self, batch: HostBatch) -> PromptGroup:
+        return assemble(batch.group, batch_sharding(self.bundle.mesh), self.rows, self.held)
+
+    def facts(self, state: TrainState) -> dict[str, Any]:
+        leaves = jax.tree.leaves(state.trained)
         return {
             "trained_parameters": sum(x.size for x in leaves),
             "shapes": [[s.prefix, s.response, s.tiles] for s in self.batches.ladder],
         }
 
-    def loop(self) -> TrainState:
-        """Run the steps that are left; log, evaluate and save as the config says."""
-        config, state = self.config, self.state
-        ahead = self.batches.iterate(self.first, self.steps, config.data.threads, config.data.prefetch)
+    def loop(self, state: TrainState, begun: int, about: dict[str, Any], profile: int = 0) -> TrainState:
+        """Run the steps that are left; log, evaluate and save as the config says.
+
+        about: what every checkpoint says of its run.
+        """
+        config, best = self.config, self.checkpoints.best_loss()
+        ahead = self.batches.iterate(begun, self.steps, config.data.threads, config.data.prefetch)
         window = _Window(self)
-        for number in range(self.first + 1, self.steps + 1):
-            waiting = time.perf_counter()
-            batch = next(ahead)
-            group = self.put(batch)
-            waited = time.perf_counter() - waiting
-            with jax.transfer_guard("disallow"):
-                state, metrics = self.step(state, self.base, group)
-                window.add(batch, metrics, waited)
-            last = number == self.steps
-            if number % config.log_every == 0 or last or number == self.first + 1:
-                self._report(window.close(number))
-                window = _Window(self)
-            due = config.eval_every is not None and number % config.eval_every == 0
-            if self.held_out is not None and (due or last):
-                self._evaluate(state, number)
-                window = _Window(self)
-            if number % config.save_every == 0 or last:
-                self.checkpoints.save(state, number)
-                self.log("save", step=number)
-        if self.first < self.steps:
+        with notice_of_preemption() as noticed, closing(Profile(self.out / "profile", profile)) as trace:
+            for number in range(begun + 1, self.steps + 1):
+                waiting = time.perf_counter()
+                batch = next(ahead)
+                group = self.put(batch)
+                waited = time.perf_counter() - waiting
+                with jax.transfer_guard("disallow"):
+                    state, metrics, health = self.program.step(state, self.base, group)
+                    window.add(batch, metrics, health, waited)
+                trace.step(state)
+                last, stop = number == self.steps, noticed(number)
+                if number % config.log_every == 0 or last or stop or number == begun + 1:
+                    self._report(window.close(number))
+                    window = _Window(self)
+                due = config.eval_every is not None and number % config.eval_every == 0
+                loss = None
+                if self.held_out is not None and (due or last):
+                    loss = self._evaluate(state, number)
+                better = loss is not None and loss < best
+                if number % config.save_every == 0 or last or stop or better:
+                    window.check()  # no checkpoint goes past a step that stops the run
+                    self.checkpoints.save(state, number, self._about(number, about), loss)
+                    self.log("save", step=number)
+                if loss is not None:
+                    window.check()
+                    best, window = min(loss, best), _Window(self)
+                if stop and not last:
+                    self.checkpoints.wait()
+                    self.log("preempted", step=number)
+                    raise Preempted(f"preempted; step {number} of {self.steps} is saved")
+        if begun < self.steps:
             self.checkpoints.wait()
         return state
+
+    def _about(self, step: int, about: dict[str, Any]) -> dict[str, Any]:
+        """The state of randomness is the config's seed and the step; so is the position in the data."""
+        mesh = {name: int(size) for name, size in self.bundle.mesh.shape.items()}
+        position = {"step": step, "records": self.batches.digest(step)}
+        return {**position, "config": to_json(self.config), "mesh": mesh, **about}
 
     def _report(self, values: dict[str, Any]) -> None:
         left = values.pop("seconds_left")
         self.log("train", **values)
-        print(line(values["step"], self.steps, values, left), flush=True)
+        if processes.first():
+            print(line(values["step"], self.steps, values, left), flush=True)
         if self.on_step is not None:
             self.on_step(values)
 
-    def _evaluate(self, state: TrainState, number: int) -> None:
+    def _evaluate(self, state: TrainState, number: int) -> float:
+        """The held-out loss."""
         assert self.held_out is not None
         data, total = self.config.data, None
         for batch in self.held_out.iterate(0, self.held_out.per_epoch, data.threads, data.prefetch):
-            more = self.evaluate_batch(state.trained, self.base, self.put(batch))
+            more = self.program.evaluate(state.trained, self.base, self.put(batch))
             total = more if total is None else add(total, more)
-        values = divide(total)
+        values = divide(jax.device_get(total))
         self.log("eval", step=number, **values)
         shown = [f"loss {values['loss']:.4f}"]
         if "rewards/accuracy" in values:
             shown += [f"margin {values['rewards/margin']:.4f}", f"acc {values['rewards/accuracy']:.3f}"]
-        print(f"eval {number}  {'  '.join(shown)}", flush=True)
-
-
-def _init_state(trained: Tree, optimizer: optax.GradientTransformation, whole: Any) -> TrainState:
-    """Optimizer moments are placed like the parameters they belong to."""
-    shapes = jax.eval_shape(optimizer.init, trained)
-    where = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda _, parameter: parameter.sharding,
-        shapes,
-        trained,
-        transform_non_params=lambda _: whole,
-    )
-    moments = jax.jit(optimizer.init, out_shardings=where)(trained)
-    step = jax.device_put(jnp.zeros((), jnp.int32), whole)
-    return TrainState(step, trained, moments)
+        if processes.first():
+            print(f"eval {number}  {'  '.join(shown)}", flush=True)
+        return values["loss"]
 
 
 class _Window:
@@ -253,27 +277,47 @@ class _Window:
         self.owner, self.total, self.start = owner, None, time.perf_counter()
         self.count = self.pairs = self.real = self.padded = 0
         self.waited = self.flops = 0.0
+        self.steps: list[tuple[HostBatch, Health]] = []
 
-    def add(self, batch: HostBatch, metrics: Any, waited: float) -> None:
+    def add(self, batch: HostBatch, metrics: Any, health: Health, waited: float) -> None:
         self.total = metrics if self.total is None else add(self.total, metrics)
-        real, padded = tokens_of(batch.group)
-        config, bundle = self.owner.config, self.owner.bundle
-        parts = trained_parts(config, bundle.config.anyres)
+        config, bundle, shape = self.owner.config, self.owner.bundle, batch.shape
+        records = [self.owner.records[i] for i in batch.records]
         self.flops += step_flops(
             bundle.config,
-            [self.owner.records[i] for i in batch.records],
+            records,
             lora=config.lora is not None,
-            tower="vision_tower" in parts,
+            tower="vision_tower" in self.owner.parts,
             reference=config.objective.needs_reference and config.reference == "live",
         )
         self.count += 1
-        self.pairs += len(batch.records)
-        self.real += real
-        self.padded += padded
+        self.pairs += len(records)
+        self.real += sum(r.shape.prefix + sum(map(len, r.responses)) for r in records)
+        self.padded += config.batch_size * (shape.prefix + config.objective.responses * shape.response)
         self.waited += waited
+        self.steps.append((HostBatch(batch.step, None, batch.records, shape), health))  # type: ignore[arg-type]
+
+    def check(self, finite: list[Any] | None = None) -> None:
+        """Write down the records of steps that could not be taken, once; stop if the config says so."""
+        if finite is None:
+            finite = jax.device_get([health.finite for _, health in self.steps]) if self.steps else []
+        bad = [each for each, good in zip(self.steps, finite, strict=True) if not good]  # type: ignore[arg-type]
+        self.steps = []
+        for batch, health in bad:
+            step, policy, records = batch.step + 1, self.owner.config.nonfinite, self.owner.records
+            rows = np.asarray(health.rows).reshape(-1)[: len(batch.records)]
+            found = [i for i, wrong in zip(batch.records, rows, strict=True) if wrong]
+            ids = [records[i].record.id for i in found or batch.records]
+            self.owner.log("nonfinite", step=step, records=ids, rows=len(found), policy=policy)
+            told = f"step {step}: loss or gradient is not finite, with records {', '.join(ids)}"
+            if policy == "stop":
+                raise NotFinite(f"{told}; see what they hold, or leave such steps out: --nonfinite skip")
+            warn(f"{told}; the step is left out")
 
     def close(self, step: int) -> dict[str, Any]:
-        values = divide(self.total)
+        total, finite = jax.device_get((self.total, [health.finite for _, health in self.steps]))
+        self.check(finite)
+        values = divide(total)
         seconds = time.perf_counter() - self.start
         peak = peak_flops()
         return {
@@ -291,5 +335,44 @@ class _Window:
         }
 
 
+class Profile:
+    """A trace of some steps for XProf, TensorBoard and Perfetto, without the first, which compiles."""
+
+    def __init__(self, folder: Path, steps: int):
+        self.folder, self.left, self.on = folder, steps, False
+
+    def step(self, result: Any) -> None:
+        """Called after every step."""
+        if self.on:
+            self.left -= 1
+        if self.left and not self.on:
+            jax.block_until_ready(result)
+            jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
+            self.on = True
+        elif not self.left and self.on:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        if self.on:
+            jax.profiler.stop_trace()
+            self.on, self.left = False, 0
+
+
+@contextmanager
+def notice_of_preemption() -> Iterator[Callable[[int], bool]]:
+    """asked(step) -> whether to save and end now: SIGTERM came, to this process or to another one."""
+    came: list[int] = []
+    if processes.several() or threading.current_thread() is not threading.main_thread():
+        yield processes.preempted
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield lambda step: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def warn(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if processes.first():
+        print(text, file=sys.stderr, flush=True)

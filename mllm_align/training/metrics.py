@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,8 @@ def add(total: Any, more: Any) -> Any:
 
 
 def divide(total: Any) -> dict[str, float]:
-    """Fetch (sum, weight) pairs from the device and divide them."""
-    host = jax.device_get(total)
-    return {name: float(s) / float(w) if float(w) else float("nan") for name, (s, w) in host.items()}
+    """(sum, weight) pairs on the host, divided; NaN where nothing weighs."""
+    return {name: float(s) / float(w) if float(w) else float("nan") for name, (s, w) in total.items()}
 
 
 def event_writer() -> Any:
@@ -41,9 +41,11 @@ class Log:
     Every line has `event` and `time` (seconds since 1970); train and eval lines have `step`.
     """
 
-    def __init__(self, folder: Path, writer: Any = None):
-        self._file = open(folder / "log.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
-        self._writer = None if writer is None else writer(str(folder / "tensorboard"))
+    def __init__(self, folder: Path | None, writer: Any = None):
+        """folder: None for a process that does not write."""
+        place = os.devnull if folder is None else folder / "log.jsonl"
+        self._file = open(place, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
+        self._writer = None if writer is None or folder is None else writer(str(folder / "tensorboard"))
 
     def __call__(self, event: str, **fields: Any) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from mllm_align.config import PARTS, Config, OptimConfig
-from mllm_align.models.bundle import Bundle, lora_shardings
+from mllm_align.models.bundle import Bundle, abstract_params, base_shardings, lora_shardings
+from mllm_align.models.config import LlavaConfig
 from mllm_align.models.huggingface import load_params
 from mllm_align.models.lora import init_lora
 from mllm_align.sharding import tree_lookup
@@ -25,19 +27,49 @@ def trained_parts(config: Config, anyres: bool) -> tuple[str, ...]:
     return tuple(p for p in parts if p != "image_newline" or anyres)
 
 
+def abstract_trained(config: Config, model: LlavaConfig, mesh: Mesh) -> Tree:
+    """The tree that is trained, float32, as shapes with shardings."""
+    whole, places = abstract_params(model), base_shardings(model, mesh)
+
+    def wide(leaf: Any, where: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.value.shape, jnp.float32, sharding=where)
+
+    params = {
+        part: jax.tree.map(wide, whole[part], places[part], is_leaf=lambda x: hasattr(x, "names"))
+        for part in trained_parts(config, model.anyres)
+    }
+    trained: Tree = {"params": params} if params else {}
+    if config.lora:
+        lora = jax.eval_shape(lambda: _lora(config, model))
+        trained["lora"] = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            lora,
+            lora_shardings(model, lora, mesh),
+        )
+    return trained
+
+
+def _lora(config: Config, model: LlavaConfig) -> Tree:
+    assert config.lora is not None
+    key = jax.random.fold_in(jax.random.key(config.seed), 0)
+    return init_lora(model, config.lora.rank, config.lora.targets, key)
+
+
 def init_trained(bundle: Bundle, config: Config) -> Tree:
     """The tree that is trained, float32, at its starting point: policy = reference.
 
     Replaced parts are read from the folder again, so that 16-bit computation does not round them.
     """
-    parts = trained_parts(config, bundle.config.anyres)
-    where = tree_lookup(jax.tree.map(lambda x: x.sharding, bundle.params))
-    params = load_params(bundle.folder, jnp.float32, where, only=lambda path: path[0] in parts)
-    trained: Tree = {"params": params} if params else {}
-    if config.lora:
-        key = jax.random.fold_in(jax.random.key(config.seed), 0)
-        lora = init_lora(bundle.config, config.lora.rank, config.lora.targets, key)
-        trained["lora"] = jax.device_put(lora, lora_shardings(bundle, lora))
+    trained: Tree = abstract_trained(config, bundle.config, bundle.mesh)
+    parts = trained.get("params")
+    if parts is not None:
+        where = tree_lookup(jax.tree.map(lambda x: x.sharding, parts))
+        trained["params"] = load_params(
+            bundle.folder, jnp.float32, where, only=lambda path: path[0] in parts
+        )
+    if config.lora:  # each device makes its own part
+        places = jax.tree.map(lambda x: x.sharding, trained["lora"])
+        trained["lora"] = jax.jit(lambda: _lora(config, bundle.config), out_shardings=places)()
     return trained
 
 

@@ -12,13 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import sys
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
+from etils import epath
 
 from mllm_align.config import Config, from_json, save_json, to_json
 from mllm_align.data.encode import Encoded
@@ -27,10 +30,15 @@ from mllm_align.files import new_file
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import Folder, open_folder
-from mllm_align.training.checkpoint import Checkpoints
+from mllm_align.training.checkpoint import Checkpoints, whole_steps
+from mllm_align.training.optim import abstract_trained
+
+Which = int | Literal["last", "best"]
 
 # What may change between a run and its continuation: nothing that moves a number.
-MAY_CHANGE = ("log_every", "eval_every", "save_every", "keep", "tensorboard")
+MAY_CHANGE = ("log_every", "eval_every", "save_every", "keep", "tensorboard", "checkpoints")
+# These move a number by rounding alone: another machine may need others.
+MAY_CHANGE += ("mesh", "distributed", "micro_batches", "remat", "nonfinite")
 DATA_MAY_CHANGE = ("threads", "prefetch")
 
 
@@ -42,6 +50,7 @@ def facts(bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]) 
     return {
         "model": str(bundle.folder.path.resolve()),
         "model_fingerprint": bundle.folder.fingerprint,
+        "projector_fingerprint": bundle.folder.projector_fingerprint,
         "data": _name(data),
         "data_fingerprint": digest.hexdigest()[:16],
         "eval_data": _name(held_out),
@@ -68,9 +77,12 @@ def check_folder(out: Path, config: Config) -> None:
         return
     if not (out / "config.json").exists():
         raise InputError(f"{out} holds other files; give --out a new folder, or one of an earlier run")
-    saved, now = (to_json(_settled(c)) for c in (read_config(out), config))
-    differ = [name for name, value in _flat(now).items() if _flat(saved).get(name) != value]
-    differ += [name for name in _flat(saved) if name not in _flat(now)]
+    _check_config(out, read_config(out), config)
+
+
+def _check_config(out: Any, saved: Config, now: Config) -> None:
+    old, new = (_flat(to_json(_settled(c))) for c in (saved, now))
+    differ = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if differ:
         raise InputError(
             f"{out} was started with another configuration ({', '.join(sorted(differ))} differ); "
@@ -106,18 +118,47 @@ def _read(file: Path, *needed: str) -> dict[str, Any]:
         raise InputError(f"{file.parent} is no run folder: {file.name}: {one_line(error)}") from error
 
 
-def start(out: Path, config: Config, described: dict[str, Any]) -> None:
-    """Make the run folder, or check that it continues a run on the same model and data."""
+def check(out: Path, described: dict[str, Any]) -> None:
+    """Refuse to continue a run of another model or other data."""
     if (out / "run.json").exists():
-        saved = _read(out / "run.json")
-        for what, name in (("from another model", "model"), ("on other data", "data")):
-            found, now = (d.get(f"{name}_fingerprint") for d in (saved, described))
-            if found != now:
-                first = f"{saved.get(name)}, fingerprint {found}"
-                raise InputError(
-                    f"{out} was started {what} ({first}; this one is {now}); give its {name}, or --out a "
-                    "new folder"
-                )
+        _check_same(out, _read(out / "run.json"), described)
+
+
+def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> None:
+    for what, name in (
+        ("from another model", "model"),
+        ("from another projector", "projector"),
+        ("on other data", "data"),
+    ):
+        found, now = (d.get(f"{name}_fingerprint") for d in (saved, described))
+        if found != now:
+            first = f"{saved.get(name, name)}, fingerprint {found}"
+            raise InputError(
+                f"{out} was started {what} ({first}; this one is {now}); give its {name}, or --out a new "
+                "folder"
+            )
+
+
+def check_checkpoint(
+    place: Any, checkpoints: Checkpoints, step: int, config: Config, described: dict[str, Any]
+) -> None:
+    """The same of what a checkpoint says of itself: it may have come from elsewhere."""
+    if step:
+        about = checkpoints.about(step)
+        _check_config(place / str(step), from_json(about["config"]), config)
+        _check_same(place / str(step), about, described)
+
+
+def checkpoints_folder(out: Path, config: Config) -> epath.Path:
+    if config.checkpoints is None:
+        return epath.Path(out.resolve()) / "checkpoints"
+    place = epath.Path(config.checkpoints)
+    return place if "://" in config.checkpoints else place.resolve()
+
+
+def start(out: Path, config: Config, described: dict[str, Any]) -> None:
+    """Make the run folder, if it is not there."""
+    if (out / "run.json").exists():
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -131,8 +172,8 @@ def start(out: Path, config: Config, described: dict[str, Any]) -> None:
         file.write(json.dumps(described, indent=2) + "\n")
 
 
-def open_run(out: str | Path) -> tuple[Config, Folder, dict[str, Any], int]:
-    """(config, base folder, what the newest checkpoint had trained, its step)."""
+def open_run(out: str | Path, step: Which = "last") -> tuple[Config, Folder, Checkpoints, int]:
+    """(config, base folder, checkpoints, the step asked for). Only whole checkpoints count."""
     out = Path(out)
     config, described = read_config(out), _read(out / "run.json", "model", "model_fingerprint")
     folder = open_folder(described["model"])
@@ -141,31 +182,44 @@ def open_run(out: str | Path) -> tuple[Config, Folder, dict[str, Any], int]:
             f"{folder.path} has changed since {out} was trained from it (fingerprint {folder.fingerprint}, "
             f"was {described['model_fingerprint']}); put the original back"
         )
-    if not (out / "checkpoints").is_dir():
-        raise InputError(f"{out} has no checkpoint yet; train it first")
-    checkpoints = Checkpoints(out / "checkpoints", config.keep)
-    step = checkpoints.latest()
-    if step is None:
+    place = checkpoints_folder(out, config)
+    steps, wrong = whole_steps(place) if place.is_dir() else ([], [])
+    for number, problem in wrong:
+        print(f"checkpoint {place / str(number)} is damaged ({problem}); it is left out", file=sys.stderr)
+    if not steps:
         raise InputError(f"{out} has no whole checkpoint yet; train it first")
-    trained = checkpoints.restore_trained(step)
-    checkpoints.close()
-    return config, folder, trained, step
+    checkpoints = Checkpoints(place)
+    wanted = {"last": steps[0], "best": checkpoints.best()}.get(str(step), step)
+    if wanted not in steps:
+        why = "no step was evaluated" if wanted is None else f"it has {', '.join(map(str, sorted(steps)))}"
+        raise InputError(f"{out} has no checkpoint {one_line(step)}: {why}; take another, or `last`")
+    return config, folder, checkpoints, wanted  # type: ignore[return-value]
 
 
-def load_run(out: str | Path, dtype: Any = "auto", mesh: Any = None) -> Bundle:
-    """The model of a run's newest checkpoint, ready to score."""
-    config, folder, trained, _ = open_run(out)
-    return replace(load(folder.path, dtype, mesh), trained=trained, lora=config.lora)
+def load_run(out: str | Path, dtype: Any = "auto", mesh: Any = None, step: Which = "last") -> Bundle:
+    """The model of a run's checkpoint (the newest, the best evaluated, or a step), ready to score."""
+    config, folder, checkpoints, number = open_run(out, step)
+    with closing(checkpoints):
+        bundle = load(folder.path, dtype, mesh)
+        trained = checkpoints.restore_trained(number, abstract_trained(config, bundle.config, bundle.mesh))
+    return replace(bundle, trained=trained, lora=config.lora)
 
 
 def export_run(
-    run: str | Path, out: str | Path, *, adapter: bool = False, dtype: str | None = None
+    run: str | Path,
+    out: str | Path,
+    *,
+    adapter: bool = False,
+    dtype: str | None = None,
+    step: Which = "last",
 ) -> dict[str, Any]:
-    """Write a run's newest checkpoint as a Hugging Face folder, or as a PEFT adapter.
+    """Write a run's checkpoint as a Hugging Face folder, or as a PEFT adapter.
 
     Returns what was written: counts of tensors and, for a merge into 16 bits, what rounding cost.
     """
-    config, folder, trained, step = open_run(run)
+    config, folder, checkpoints, number = open_run(run, step)
+    with closing(checkpoints):
+        trained = checkpoints.restore_trained(number)
     out = Path(out)
     lora = config.lora
     if adapter:
@@ -176,4 +230,4 @@ def export_run(
         report = export_adapter(folder, out, trained, lora.rank, lora.alpha, lora.targets, dtype)
     else:
         report = export_merged(folder, out, trained, 1.0 if lora is None else lora.scale, dtype)
-    return {"step": step, **report}
+    return {"step": number, **report}

@@ -14,11 +14,11 @@ from mllm_align.config import DataConfig
 from mllm_align.data.batches import Batches
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
 from mllm_align.errors import InputError
-from mllm_align.models.bundle import Bundle, make_model
+from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.policy import policy_variables
 from mllm_align.prepare import prepare
 from mllm_align.progress import progress_bar
-from mllm_align.sharding import batch_sharding, batch_shards, replicated
+from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
 
 
 def response_logps(
@@ -46,20 +46,23 @@ def response_logps(
     )
     model, dtype = make_model(bundle.config), bundle.dtype
     trained = {} if reference else bundle.trained
-    rows = batch_sharding(bundle.mesh, micro=False)
+    rows, whole = batch_sharding(bundle.mesh, micro=False), replicated(bundle.mesh)
 
-    @jax.jit
-    def logps(params: Any, trained: Any, group: PromptGroup) -> jax.Array:
+    def policy_logps(params: Any, trained: Any, group: PromptGroup) -> Any:
         policy = policy_variables(params, trained, bundle.lora_scale, dtype)
         features = model.apply(policy, group.tiles.astype(dtype), method="features")
-        out = model.apply(policy, features, group, method="response_logps")
-        return jax.lax.with_sharding_constraint(out, replicated(bundle.mesh))  # type: ignore[arg-type]
+        return model.apply(policy, features, group, method="response_logps")
 
+    logps = jax.jit(
+        traced_within(bundle.mesh, policy_logps),
+        in_shardings=(base_shardings(bundle.config, bundle.mesh), None, rows),
+        out_shardings=whole,
+    )
     out: list[tuple[np.ndarray, ...]] = [()] * len(records)
     ahead = batches.iterate(0, batches.per_epoch, config.threads, config.prefetch)
     with progress_bar(len(records), what) as bar:
         for batch in ahead:
-            group = jax.device_put(jax.tree.map(lambda x: x[0], batch.group), rows)
+            group = assemble(jax.tree.map(lambda x: x[0], batch.group), rows)
             values = np.asarray(logps(bundle.params, trained, group))
             for row, index in enumerate(batch.records):
                 answers = records[index].responses

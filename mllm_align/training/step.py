@@ -9,11 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 
 from mllm_align.align.objectives import LogProbs, Metrics, Objective
 from mllm_align.batch import PromptGroup
 from mllm_align.models.llava import Llava, cast, variables
 from mllm_align.models.policy import policy_variables, tower_is_trained
+from mllm_align.sharding import traced_within
 
 Tree = dict[str, Any]
 
@@ -28,14 +31,26 @@ class TrainState:
     optimizer: Any
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Health:
+    """Whether a step could be taken: loss and gradient are finite. rows: whose log-probs are not."""
+
+    finite: Bool[Array, ""]
+    rows: Bool[Array, "micro B"]
+
+
 def make_loss(model: Llava, objective: Objective, lora_scale: float, dtype: Any) -> Callable:
-    """loss(trained, base, group) -> (sum, (weight, metrics)) of one micro-batch."""
+    """loss(trained, base, group) -> (sum, (weight, metrics, bad)) of one micro-batch.
+
+    bad [B]: rows with a log-prob that is not a finite number.
+    """
 
     def loss(trained: Tree, base: Tree, group: PromptGroup):
         policy = policy_variables(base, trained, lora_scale, dtype)
         tiles = group.tiles.astype(dtype)
         features = shared = model.apply(policy, tiles, method="features")
-        reference = group.reference_logps
+        reference: Any = group.reference_logps
         if objective.needs_reference and reference is None:
             frozen = variables(cast(base, dtype))
             # A frozen tower says the same for policy and reference: it runs once.
@@ -43,10 +58,11 @@ def make_loss(model: Llava, objective: Objective, lora_scale: float, dtype: Any)
                 shared = model.apply(frozen, tiles, method="features")
             reference = model.apply(frozen, shared, group, method="response_logps")
             reference = jax.lax.stop_gradient(reference)
-        logps = model.apply(policy, features, group, method="response_logps")
-        seen = LogProbs(logps, reference, group.response_mask, group.weight)  # type: ignore[arg-type]
+        logps: Any = model.apply(policy, features, group, method="response_logps")
+        seen = LogProbs(logps, reference, group.response_mask, group.weight)
         total, weight, metrics = objective(seen)
-        return total, (weight, {"loss": (total, weight), **metrics})
+        bad = ~jnp.isfinite(logps if reference is None else logps + reference).all((1, 2))
+        return total, (weight, {"loss": (total, weight), **metrics}, bad)
 
     return loss
 
@@ -57,40 +73,54 @@ def make_step(
     optimizer: optax.GradientTransformation,
     lora_scale: float,
     dtype: Any,
-) -> Callable[[TrainState, Tree, PromptGroup], tuple[TrainState, Metrics]]:
-    """step(state, base, batch) -> (state, metrics), pure.
+    mesh: Mesh | None = None,
+) -> Callable[[TrainState, Tree, PromptGroup], tuple[TrainState, Metrics, Health]]:
+    """step(state, base, batch) -> (state, metrics, health), pure.
 
     batch: a PromptGroup whose leaves carry a leading axis of micro-batches. The gradient is that of the
-    whole batch: sums are added over micro-batches and divided once by the added weights.
+    whole batch: sums are added over micro-batches and divided once by the added weights. Where the loss
+    or the gradient is not finite, parameters and optimizer stay as they were and the metrics weigh 0.
     """
     gradient = jax.grad(make_loss(model, objective, lora_scale, dtype), has_aux=True)
 
-    def step(state: TrainState, base: Tree, batch: PromptGroup) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, base: Tree, batch: PromptGroup) -> tuple[TrainState, Metrics, Health]:
         def micro(group: PromptGroup):
-            return gradient(state.trained, base, group)
+            grads, (weight, metrics, bad) = gradient(state.trained, base, group)
+            return (grads, weight, metrics), bad
 
         def add(total, group):
-            return jax.tree.map(jnp.add, total, micro(group)), None
+            more, bad = micro(group)
+            return jax.tree.map(jnp.add, total, more), bad
 
         first = jax.tree.map(lambda x: x[0], batch)
         if len(batch.weight) == 1:
-            total = micro(first)
+            total, bad = micro(first)
+            rows = bad[None]
         else:
-            zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(micro, first))
-            total, _ = jax.lax.scan(add, zeros, batch)
-        grads, (weight, metrics) = total
+            shapes, _ = jax.eval_shape(micro, first)
+            total, rows = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), batch)
+        grads, weight, metrics = total
         grads = jax.tree.map(lambda g: g / weight, grads)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
         updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
+        trained, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (trained, opt_state),
+            (state.trained, state.optimizer),
+        )
         one = jnp.ones((), jnp.float32)
-        metrics = {**metrics, "grad_norm": (optax.global_norm(grads), one)}
-        return TrainState(state.step + 1, trained, opt_state), metrics  # type: ignore[arg-type]
+        metrics = {**metrics, "grad_norm": (norm, one)}
+        metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
+        metrics["skipped"] = (1 - finite.astype(jnp.float32), one)
+        return TrainState(state.step + 1, trained, opt_state), metrics, Health(finite, rows)  # type: ignore[arg-type]
 
-    return step
+    return traced_within(mesh, step)
 
 
 def make_evaluation(
-    model: Llava, objective: Objective, lora_scale: float, dtype: Any
+    model: Llava, objective: Objective, lora_scale: float, dtype: Any, mesh: Mesh | None = None
 ) -> Callable[[Tree, Tree, PromptGroup], Metrics]:
     """evaluate(trained, base, batch) -> metrics as (sum, weight), of a batch with micro-batches."""
     loss = make_loss(model, objective, lora_scale, dtype)
@@ -99,4 +129,4 @@ def make_evaluation(
         each = jax.lax.map(lambda group: loss(trained, base, group)[1][1], batch)
         return jax.tree.map(lambda x: x.sum(0), each)
 
-    return evaluate
+    return traced_within(mesh, evaluate)

@@ -14,11 +14,14 @@ def plain(hidden, targets, kernel):
     return jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel), targets, axis=-1)
 
 
-@pytest.mark.parametrize("count, candidates", [(37, 1), (37, 3), (32, 1), (9, 1), (8, 1), (7, 2)])
-def test_equals_log_softmax(count, candidates):
+@pytest.mark.parametrize(
+    "rows, count, candidates",
+    [(1, 37, 1), (1, 37, 3), (1, 32, 1), (1, 9, 1), (1, 8, 1), (1, 7, 2), (3, 7, 2), (4, 5, 1), (9, 3, 1)],
+)
+def test_equals_log_softmax(rows, count, candidates):
     rng = np.random.default_rng(0)
-    hidden, kernel = rng.standard_normal((count, 16)), rng.standard_normal((16, 50))
-    targets = rng.integers(0, 50, (count, candidates))
+    hidden, kernel = rng.standard_normal((rows, count, 16)), rng.standard_normal((16, 50))
+    targets = rng.integers(0, 50, (rows, count, candidates))
     cotangent = rng.standard_normal(targets.shape)
 
     @jax.jit
@@ -31,9 +34,10 @@ def test_equals_log_softmax(count, candidates):
 
     logits = hidden @ kernel
     logps = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    chosen = np.eye(50)[targets] - np.exp(logps)[:, None]  # [N, M, V], the gradient by the logits
-    d_logits = (cotangent[..., None] * chosen).sum(1)
-    expected = np.take_along_axis(logps, targets, -1), d_logits @ kernel.T, hidden.T @ d_logits
+    chosen = np.eye(50)[targets] - np.exp(logps)[:, :, None]  # [B, N, M, V], the gradient by the logits
+    d_logits = (cotangent[..., None] * chosen).sum(2)
+    d_kernel = np.einsum("bnd,bnv->dv", hidden, d_logits)
+    expected = np.take_along_axis(logps, targets, -1), d_logits @ kernel.T, d_kernel
     for ours, plain_ in zip(found, expected, strict=True):
         assert ours.dtype == jnp.float32
         np.testing.assert_allclose(ours, plain_, rtol=1e-5, atol=2e-5)
@@ -41,8 +45,8 @@ def test_equals_log_softmax(count, candidates):
 
 def test_bfloat16_states_give_float32_log_probs():
     rng = np.random.default_rng(0)
-    hidden, kernel = (jnp.asarray(rng.standard_normal(s), jnp.bfloat16) for s in ((9, 16), (16, 50)))
-    targets = jnp.asarray(rng.integers(0, 50, (9, 1)), jnp.int32)
+    hidden, kernel = (jnp.asarray(rng.standard_normal(s), jnp.bfloat16) for s in ((1, 9, 16), (16, 50)))
+    targets = jnp.asarray(rng.integers(0, 50, (1, 9, 1)), jnp.int32)
     found = token_logps(hidden, targets, kernel, 4)
     assert found.dtype == jnp.float32
     wide = plain(hidden.astype(jnp.float32), targets, kernel.astype(jnp.float32))
@@ -50,10 +54,10 @@ def test_bfloat16_states_give_float32_log_probs():
 
 
 def test_no_array_of_all_tokens_by_vocabulary():
-    count, dim, vocab, chunk = 4096, 8, 512, 64
+    rows, count, dim, vocab, chunk = 4, 1024, 8, 512, 64
     shapes = [
-        jax.ShapeDtypeStruct((count, dim), jnp.float32),
-        jax.ShapeDtypeStruct((count, 1), jnp.int32),
+        jax.ShapeDtypeStruct((rows, count, dim), jnp.float32),
+        jax.ShapeDtypeStruct((rows, count, 1), jnp.int32),
         jax.ShapeDtypeStruct((dim, vocab), jnp.float32),
     ]
 
@@ -63,5 +67,5 @@ def test_no_array_of_all_tokens_by_vocabulary():
         found = re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", text)
         return max(np.prod([int(n) for n in sizes.split(",")]) for sizes in found)
 
-    assert largest(plain) >= count * vocab
+    assert largest(plain) >= rows * count * vocab
     assert largest(lambda h, t, w: token_logps(h, t, w, chunk)) <= chunk * vocab

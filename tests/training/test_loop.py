@@ -1,7 +1,9 @@
 """Whole runs on a tiny model: what they compute, write, continue and refuse."""
 
 import json
+import re
 import shutil
+import signal
 from dataclasses import replace
 
 import jax
@@ -25,7 +27,12 @@ from mllm_align import (
     train,
 )
 from mllm_align.batch import PromptGroup
-from mllm_align.training import metrics
+from mllm_align.data import encode
+from mllm_align.errors import NotFinite, Preempted
+from mllm_align.prepare import prepare
+from mllm_align.sharding import make_mesh
+from mllm_align.training import loop, metrics
+from mllm_align.training.run import open_run
 
 assert compiling  # a fixture
 
@@ -73,7 +80,7 @@ def rows_at_home(count):
 def test_run_folder(whole):
     _, out, _, _ = whole
     assert {p.name for p in out.iterdir()} == {"config.json", "run.json", "log.jsonl", "checkpoints"}
-    assert {p.name for p in (out / "checkpoints").iterdir()} == {"4"}
+    assert {p.name for p in (out / "checkpoints").iterdir()} == {"2", "4"}, "each evaluated best so far"
     facts = json.loads((out / "run.json").read_text())
     assert facts["model"] == str(MODEL) and facts["data"] == str(PAIRS)
     assert facts["model_fingerprint"] == bundle().folder.fingerprint
@@ -83,7 +90,7 @@ def test_run_folder(whole):
 def test_events(whole):
     _, out, steps, _ = whole
     seen = [(e["event"], e["step"]) for e in events(out)]
-    trained = [("train", 1), ("train", 2), ("eval", 2), ("train", 4), ("eval", 4)]
+    trained = [("train", 1), ("train", 2), ("eval", 2), ("save", 2), ("train", 4), ("eval", 4)]
     assert seen == [("start", 0), *trained, ("save", 4), ("done", 4)]
     start = events(out, "start")[0]
     assert (start["records"], start["eval_records"], start["steps"]) == (8, 7, 4)
@@ -218,16 +225,167 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # threads of orbax
-def test_a_broken_checkpoint_is_named(begun):
-    for part in (begun / "checkpoints" / "2" / "trained" / "d").iterdir():
-        part.write_bytes(part.read_bytes()[:100])
-    for use in (lambda: train(TINY, bundle(), PAIRS, begun), lambda: load_run(begun, mesh=one_device())):
-        with pytest.raises(InputError, match=r"checkpoints/2 can't be read .*remove it"):
-            use()
-    shutil.rmtree(begun / "checkpoints" / "2")
-    train(TINY, bundle(), PAIRS, begun)
+@pytest.mark.parametrize("harm", ["cut", "altered", "missing", "unsealed"])
+def test_the_checkpoint_before_a_damaged_one_is_used(begun, whole, harm, capsys):
+    newest = begun / "checkpoints" / "2"
+    part = max((newest / "trained" / "d").iterdir(), key=lambda p: p.stat().st_size)
+    held = part.read_bytes()
+    if harm == "cut":
+        part.write_bytes(held[:100])
+    if harm == "altered":
+        middle = len(held) // 2
+        part.write_bytes(held[:middle] + bytes([held[middle] ^ 1]) + held[middle + 1 :])
+    if harm == "missing":
+        part.unlink()
+    if harm == "unsealed":
+        (newest / "digests.json").unlink()
+    said = r"checkpoints/2 is damaged \(" + ("digests" if harm == "unsealed" else "trained")
+    load_run(begun, mesh=one_device())
+    assert re.search(said, capsys.readouterr().err)
+    assert newest.exists(), "reading changes nothing"
+    model = train(replace(TINY, save_every=1), bundle(), PAIRS, begun)
+    assert re.search(said, capsys.readouterr().err)
     assert events(begun, "start")[-1]["step"] == 1
+    assert {p.name for p in (begun / "checkpoints").iterdir()} == {"3", "4", "damaged-2"}
+    assert same(model.trained, whole[0].trained)
+
+
+def test_the_best_checkpoint_stays_besides_the_last_ones(tmp_path, monkeypatch):
+    """Held-out losses as written here: step 2 evaluates best, and step 4 is the last."""
+    said = iter([0.5, 0.2, 0.4, 0.3])
+    monkeypatch.setattr(loop._Run, "_evaluate", lambda *_: next(said))
+    train(
+        replace(TINY, eval_every=1, save_every=1, keep=1),
+        bundle(),
+        PAIRS,
+        tmp_path / "run",
+        rows_at_home(4),
+    )
+    assert {p.name for p in (tmp_path / "run" / "checkpoints").iterdir()} == {"2", "4"}
+    steps = [open_run(tmp_path / "run", step)[3] for step in ("best", "last", 2)]
+    assert steps == [2, 4, 2]
+    with pytest.raises(InputError, match="no checkpoint 3: it has 2, 4"):
+        open_run(tmp_path / "run", 3)
+    before, best = (load_run(tmp_path / "run", mesh=one_device(), step=s) for s in ("last", "best"))
+    assert not same(before.trained, best.trained)
+
+
+def test_a_run_without_evaluation_has_no_best_checkpoint(interrupted):
+    with pytest.raises(InputError, match="no checkpoint best: no step was evaluated"):
+        open_run(interrupted, "best")
+
+
+def test_notice_of_preemption_saves_and_the_run_goes_on(whole, tmp_path):
+    def notice(values):
+        if values["step"] == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Preempted, match="step 3 of 4 is saved"):
+        train(TINY, bundle(), PAIRS, tmp_path / "run", on_step=notice)
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [e["event"] for e in events(tmp_path / "run")[-2:]] == ["save", "preempted"]
+    again = train(TINY, bundle(), PAIRS, tmp_path / "run")
+    assert same(again.trained, whole[0].trained)
+
+
+def test_another_mesh_may_continue(whole, begun):
+    """And other numbers of micro-batches: the same records, and the same numbers up to rounding."""
+    model, out, _, _ = whole
+    config = replace(TINY, micro_batches=2, mesh=MeshConfig(data=2), remat="full")
+    spread = load(MODEL, "float32", make_mesh(config.mesh, jax.devices()[:2]))
+    again = train(config, spread, PAIRS, begun)
+    for name, value in flat(model.trained).items():
+        np.testing.assert_allclose(flat(again.trained)[name], value, atol=2e-3, err_msg=name)
+    assert sum(losses(begun)[-2:]) / 2 == pytest.approx(losses(out)[-1], abs=1e-4)
+
+
+def test_a_checkpoint_of_another_run_is_refused(begun, tmp_path):
+    """Checkpoints may lie elsewhere, without their run folder: they say themselves what they are of."""
+    place = {"checkpoints": str(begun / "checkpoints")}
+    other = replace(TINY, seed=1, **place)
+    with pytest.raises(InputError, match=r"checkpoints/2 was started with another configuration \(seed"):
+        train(other, bundle(), PAIRS, tmp_path / "other")
+    with pytest.raises(InputError, match="checkpoints/2 was started on other data"):
+        train(replace(TINY, **place), bundle(), write_pairs(tmp_path, rows(7)), tmp_path / "more")
+    train(replace(TINY, **place), bundle(), PAIRS, tmp_path / "moved")
+    assert events(tmp_path / "moved", "start")[0]["step"] == 2
+    assert load_run(tmp_path / "moved", mesh=one_device()).trained
+
+
+def test_other_records_at_the_same_steps_are_refused(begun, monkeypatch):
+    monkeypatch.setattr(loop.Batches, "digest", lambda self, step: "other")
+    with pytest.raises(InputError, match="the first 2 batches were of other records"):
+        train(TINY, bundle(), PAIRS, begun)
+
+
+def with_rare_nan():
+    """The model, with NaN as the embedding of a token that one record alone has; that record's id."""
+    _, records, _ = prepare(bundle(), PAIRS, TINY.data, responses=2)
+    held = [set(np.concatenate([r.prefix, *r.responses]).tolist()) for r in records]
+    index, rare = next(
+        (i, min(rest))
+        for i, own in enumerate(held)
+        if (rest := own - set().union(*held[:i], *held[i + 1 :]))
+    )
+    decoder = dict(bundle().params["decoder"])
+    decoder["embedding"] = decoder["embedding"].at[rare].set(np.nan)
+    broken = replace(bundle(), params={**bundle().params, "decoder": decoder})
+    return broken, records[index].record.id
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_record(tmp_path):
+    broken, culprit = with_rare_nan()
+    config = replace(TINY, save_every=1)
+    with pytest.raises(NotFinite, match=f"not finite, with records {culprit};.*--nonfinite skip"):
+        train(config, broken, PAIRS, tmp_path / "run")
+    (event,) = events(tmp_path / "run", "nonfinite")
+    assert event["records"] == [culprit] and event["policy"] == "stop"
+    saved = [e["step"] for e in events(tmp_path / "run", "save")]
+    assert saved == list(range(1, event["step"])), "none that stands on the step"
+
+
+def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, capsys):
+    broken, culprit = with_rare_nan()
+    config = replace(TINY, nonfinite="skip", log_every=2)
+    model = train(config, broken, PAIRS, tmp_path / "run")
+    assert all(np.isfinite(x).all() for x in flat(model.trained).values())
+    named = events(tmp_path / "run", "nonfinite")
+    assert [e["records"] for e in named] == [[culprit]] * 2, "once in each of two epochs"
+    assert capsys.readouterr().err.count("the step is left out") == 2
+    logged = events(tmp_path / "run", "train")
+    assert sum(e["skipped"] * n for e, n in zip(logged, (1, 1, 2), strict=True)) == 2
+    assert any(e["loss"] is not None for e in logged)
+
+
+def test_an_image_that_goes_away_while_training_stops_the_run(tmp_path):
+    data = write_pairs(tmp_path, rows(8))
+
+    def lose(values):
+        for picture in (tmp_path / "images").iterdir():
+            picture.unlink()
+
+    config = replace(TINY, batch_size=1, steps=16, data=replace(TINY.data, threads=1, prefetch=1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encode, "CACHE_BYTES", 0, raising=False)
+        with pytest.raises(InputError, match="images/"):
+            train(config, bundle(), data, tmp_path / "run", on_step=lose)
+
+
+def test_a_run_folder_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match="file"):
+            train(TINY, bundle(), PAIRS, out)
+    config = replace(TINY, checkpoints=str(tmp_path / "file" / "checkpoints"))
+    with pytest.raises(InputError, match=r"can't write a checkpoint to .*make room or mend the path"):
+        train(config, bundle(), PAIRS, tmp_path / "run")
+
+
+def test_a_trace_of_some_steps(tmp_path):
+    train(replace(TINY, steps=3), bundle(), PAIRS, tmp_path / "run", profile=1)
+    kinds = {p.suffix for p in (tmp_path / "run" / "profile").rglob("*") if p.is_file()}
+    assert {".pb", ".gz"} <= kinds
 
 
 def test_a_run_without_a_checkpoint_has_no_model(tmp_path):

@@ -36,8 +36,12 @@ def run(trained, batch, objective=None, base=None):
     state = TrainState(jnp.zeros((), jnp.int32), trained, DESCENT.init(trained))
     if base is None:  # where the step returns it, so that a second step compiles nothing
         state = jax.device_put(state, jax.devices()[0])
-    state, metrics = STEPS[objective or DPO()](state, GOLDEN.base if base is None else base, batch)
-    return state, numbers(metrics)
+    base = GOLDEN.base if base is None else base
+    state, metrics, health = STEPS[objective or DPO()](state, base, batch)
+    assert health.finite and not health.rows.any()
+    metrics = numbers(metrics)
+    assert metrics.pop("skipped") == 0
+    return state, metrics
 
 
 def numbers(metrics):

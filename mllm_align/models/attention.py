@@ -1,0 +1,97 @@
+"""Attention as the modules call it: the backend that fits platform and dtype, on each device's heads.
+
+TPU            splash (Pallas)
+NVIDIA, 16-bit cuDNN flash attention; not where a prefix has keys that nobody sees, which it can't say
+elsewhere      XLA, the definition
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from mllm_align.ops import attention as xla
+from mllm_align.ops import cudnn, splash
+from mllm_align.sharding import current, per_shard, platform, tensor_shards
+
+ROW, HEADS = ("rows", None), ("rows", None, "heads", None)
+
+
+def backend(dtype: Any, holes: bool = False) -> Any:
+    """The module whose functions to call, for arrays of a dtype on the platform that is traced for."""
+    name = platform()
+    if name == "tpu":
+        return splash
+    if name in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2 and not holes:
+        return cudnn
+    return xla
+
+
+def full_attention(
+    q: Float[Array, "N S H E"], k: Float[Array, "N S H E"], v: Float[Array, "N S H E"]
+) -> Float[Array, "N S H E"]:
+    """Every token sees every token (vision tower)."""
+    heads = ("rows", None, "vision_heads", None)
+    return per_shard(backend(q.dtype).full_attention, (heads, heads, heads))(q, k, v)
+
+
+def prompt_group_attention(
+    q: Float[Array, "B Q H E"],
+    k: Float[Array, "B S G E"],
+    v: Float[Array, "B S G E"],
+    query_positions: Int[Array, "B Q"],
+    positions: Int[Array, "B S"],
+    visible: Bool[Array, "B S"],
+    prefix: int,
+    responses: int,
+    holes: bool = False,
+) -> Float[Array, "B Q H E"]:
+    """Causal attention over rows [prefix | response 1 | ... | response K]; see `ops.attention`.
+
+    holes: some prefix has a key that nobody sees between others. Positions rise along the prefix and
+    along each response, so the kernels take causality from the places.
+    """
+    module = backend(q.dtype, holes)
+    k, v = shared_heads(q, k), shared_heads(q, v)
+    if module is xla:
+        attend = partial(xla.prompt_group_attention, prefix=prefix, responses=responses)
+        names = (HEADS, HEADS, HEADS, ROW, ROW, ROW)
+        return per_shard(attend, names)(q, k, v, query_positions, positions, visible)
+    attend = partial(module.prompt_group_attention, prefix=prefix, responses=responses)
+    return per_shard(attend, (HEADS, HEADS, HEADS, ROW))(q, k, v, visible)
+
+
+def fork_attention(
+    q: Float[Array, "B F H E"], new: Any, prefix: Any, own: Any, seen: Bool[Array, "B F P"], step: Any
+) -> Float[Array, "B F H E"]:
+    """One token of each of F forks; see `ops.attention`."""
+    new = tuple(shared_heads(q, x) for x in new)
+    prefix = tuple(shared_heads(q, x, 1) for x in prefix)
+    own = tuple(shared_heads(q, x, 2) for x in own)
+    cache, kept = ("rows", "heads", None, None), ("rows", None, "heads", None, None)
+
+    def attend(q, new_k, new_v, prefix_k, prefix_v, own_k, own_v, seen, step):
+        cached = (prefix_k, prefix_v), (own_k, own_v)
+        return xla.fork_attention(q, (new_k, new_v), *cached, seen, step)
+
+    names = (HEADS, HEADS, HEADS, cache, cache, kept, kept, ("rows", None, None), ())
+    return per_shard(attend, names)(q, *new, *prefix, *own, seen, jnp.asarray(step))
+
+
+def shared_heads(q: jax.Array, kept: jax.Array, axis: int = 2) -> jax.Array:
+    """Keys or values with as many heads as can be cut like those of q [.., H, E].
+
+    Where there are fewer key-value heads than devices that share the heads, each device gets a copy of
+    the one that its queries use.
+    """
+    mesh = current()
+    shards = 1 if mesh is None else tensor_shards(mesh)
+    if kept.shape[axis] % shards == 0 or q.shape[2] % shards:
+        return kept
+    repeats = shards // math.gcd(kept.shape[axis], shards)
+    return jnp.repeat(kept, repeats, axis=axis)

@@ -1,0 +1,121 @@
+"""Several processes that run the same program, each with its own devices."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from mllm_align.errors import InputError
+
+T = TypeVar("T")
+VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def start(heartbeat_seconds: int, shutdown_seconds: int) -> None:
+    """Join the other processes of this job, if there are any. Call it before anything else of JAX.
+
+    Cloud TPU, GKE TPU, Slurm and Open MPI are found by JAX; elsewhere the VARIABLES say who we are. A
+    process that is silent for heartbeat_seconds counts as dead and ends the others with an error that
+    names it; at the end, processes wait shutdown_seconds for each other.
+    """
+    if jax.distributed.is_initialized():
+        return
+    times: Any = {
+        "heartbeat_timeout_seconds": heartbeat_seconds,
+        "shutdown_timeout_seconds": shutdown_seconds,
+    }
+    given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
+    # a notice of preemption to one process shall reach all
+    jax.config.update("jax_enable_preemption_service", True)
+    if len(given) == len(VARIABLES):
+        address, count, index = given.values()
+        if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
+            raise InputError(
+                f"JAX_PROCESS_ID is {index!r} and JAX_NUM_PROCESSES {count!r}; wanted 0 to N - 1, and N"
+            )
+        jax.config.update("jax_cpu_collectives_implementation", "gloo")
+        jax.distributed.initialize(address, int(count), int(index), **times)
+    elif given:
+        missing = [name for name in VARIABLES if name not in given]
+        raise InputError(f"{', '.join(given)} set, but not {', '.join(missing)}; set all three or none")
+    elif _found():
+        jax.distributed.initialize(**times)
+
+
+def _found() -> bool:
+    """Whether a scheduler has started several processes that JAX can find by itself."""
+    if "cpu" in (jax.config.values["jax_platforms"] or ""):
+        return False
+    tpu_hosts = os.environ.get("TPU_WORKER_HOSTNAMES") or os.environ.get("TPU_PROCESS_ADDRESSES") or ""
+    several = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+    return (
+        any(int(os.environ.get(name) or 1) > 1 for name in several)
+        or "," in tpu_hosts
+        or "MEGASCALE_COORDINATOR_ADDRESS" in os.environ
+        or os.path.exists("/dev/accel0")  # a Cloud TPU VM asks its metadata server
+        or os.path.exists("/dev/vfio/0")
+    )
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs for the next start, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
+
+    Not on CPU, where cached programs are refused for the machine's features now and then.
+    """
+    if jax.default_backend() != "cpu" and jax.config.values["jax_compilation_cache_dir"] is None:
+        folder = os.path.expanduser("~/.cache/mllm_align/compiled")
+        jax.config.update("jax_compilation_cache_dir", folder)
+
+
+def joined() -> bool:
+    """Whether this process has joined others."""
+    return jax.distributed.is_initialized()
+
+
+def first() -> bool:
+    """Whether this process writes files and speaks to the terminal."""
+    return jax.process_index() == 0
+
+
+def several() -> bool:
+    return jax.process_count() > 1
+
+
+def name() -> str:
+    return f"process {jax.process_index()} of {jax.process_count()}"
+
+
+def on_first(f: Callable[[], T]) -> T:
+    """What f, run by the first process alone, returns or refuses: the same on all.
+
+    f's result goes through JSON. An InputError of f is raised on every process.
+    """
+    if not several():
+        return f()
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    said: dict[str, Any] = {}
+    if first():
+        try:
+            said = {"value": f()}
+        except InputError as error:
+            said = {"refused": str(error)}
+    text = json.dumps(said).encode()
+    size = int(broadcast_one_to_all(np.int32(len(text))))
+    sent = np.frombuffer(text.ljust(size)[:size], np.uint8)
+    said = json.loads(bytes(np.asarray(broadcast_one_to_all(sent))))
+    if "refused" in said:
+        raise InputError(said["refused"])
+    return said["value"]
+
+
+def preempted(step: int) -> bool:
+    """Whether a notice of preemption has come to some process; True at the same step for all of them."""
+    from jax.experimental.multihost_utils import reached_preemption_sync_point
+
+    return several() and reached_preemption_sync_point(step)

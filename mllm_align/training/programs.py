@@ -1,0 +1,122 @@
+"""The compiled steps of a run, made from shapes alone: nothing is allocated.
+
+The loop runs them on this machine's devices; `mllm-align plan` compiles the same ones for a machine that
+is not there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mllm_align.batch import PromptGroup, Shape
+from mllm_align.config import Config
+from mllm_align.models.bundle import abstract_params, base_shardings, compute_dtype, make_model
+from mllm_align.models.config import LlavaConfig
+from mllm_align.sharding import batch_sharding, replicated
+from mllm_align.training.optim import abstract_trained, make_optimizer, trained_parts
+from mllm_align.training.step import TrainState, make_evaluation, make_step
+
+
+@dataclass(frozen=True)
+class Program:
+    """step(state, base, batch) -> (state, metrics, health), evaluate(trained, base, batch) -> metrics:
+    jitted, shardings pinned, the step's state donated.
+
+    state, base: what they take, as shapes with shardings.
+    """
+
+    step: Any
+    evaluate: Any
+    state: TrainState
+    base: Any
+    optimizer: optax.GradientTransformation
+
+
+def struct(shape: Any, dtype: Any, where: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=where)
+
+
+def abstract_base(config: LlavaConfig, mesh: Mesh, dtype: Any) -> Any:
+    """The checkpoint's parameters in the dtype of the computation."""
+    places = base_shardings(config, mesh)
+    boxed = abstract_params(config)
+    return jax.tree.map(
+        lambda leaf, where: struct(leaf.value.shape, dtype, where),
+        boxed,
+        places,
+        is_leaf=lambda x: hasattr(x, "names"),
+    )
+
+
+def abstract_state(
+    trained: Any, optimizer: optax.GradientTransformation, whole: jax.sharding.Sharding
+) -> TrainState:
+    """Optimizer moments live where the parameters live that they belong to."""
+    moments = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, parameter: struct(leaf.shape, leaf.dtype, parameter.sharding),
+        jax.eval_shape(optimizer.init, trained),
+        trained,
+        transform_non_params=lambda leaf: struct(leaf.shape, leaf.dtype, whole),
+    )
+    return TrainState(struct((), jnp.int32, whole), trained, moments)  # type: ignore[arg-type]
+
+
+def train_program(config: Config, model: LlavaConfig, mesh: Mesh, steps: int) -> Program:
+    """The programs of a run of `steps` steps."""
+    dtype = compute_dtype(config.dtype, mesh)
+    trained = abstract_trained(config, model, mesh)
+    optimizer = make_optimizer(config.optim, steps)
+    state, base = abstract_state(trained, optimizer, replicated(mesh)), abstract_base(model, mesh, dtype)
+    if config.reference == "stored" or not config.objective.needs_reference:
+        # no reference is run: what is trained needs no frozen copy
+        parts = trained_parts(config, model.anyres)
+        base = {name: part for name, part in base.items() if name not in parts}
+    llava = make_model(model, config.remat)
+    common = (1.0 if config.lora is None else config.lora.scale, dtype, mesh)
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    places, base_places = (jax.tree.map(lambda x: x.sharding, t) for t in (state, base))
+    step = jax.jit(
+        make_step(llava, config.objective, optimizer, *common),
+        in_shardings=(places, base_places, rows),
+        out_shardings=(places, whole, whole),
+        donate_argnums=0,
+    )
+    evaluate = jax.jit(
+        make_evaluation(llava, config.objective, *common),
+        in_shardings=(places.trained, base_places, rows),
+        out_shardings=whole,
+    )
+    return Program(step, evaluate, state, base, optimizer)
+
+
+def batch_structs(
+    config: Config, model: LlavaConfig, mesh: Mesh, shape: Shape, responses: int
+) -> PromptGroup:
+    """A batch of the run, padded to `shape`, as the step takes it: [micro-batches, rows, ...]."""
+    rows, size = config.batch_size // config.micro_batches, model.vision.image_size
+    where = batch_sharding(mesh)
+
+    def of(dtype: Any, *rest: int) -> Any:
+        return struct((config.micro_batches, rows, *rest), dtype, where)
+
+    prefix, answers = (shape.prefix,), (responses, shape.response)
+    stored = config.reference == "stored" and config.objective.needs_reference
+    return PromptGroup(
+        tiles=of(jnp.float32, shape.tiles, size, size, 3),
+        prefix_tokens=of(jnp.int32, *prefix),
+        prefix_image=of(jnp.int32, *prefix),
+        prefix_positions=of(jnp.int32, *prefix),
+        prefix_visible=of(jnp.bool_, *prefix),
+        prefix_length=of(jnp.int32),
+        response_tokens=of(jnp.int32, *answers),
+        response_mask=of(jnp.bool_, *answers),
+        weight=of(jnp.float32),
+        reference_logps=of(jnp.float32, *answers) if stored else None,
+    )

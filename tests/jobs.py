@@ -1,0 +1,120 @@
+"""Training jobs as users start them: one or several processes of the command line, on the demo's model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from mllm_align.training.checkpoint import Checkpoints, whole_steps
+
+CONFIG = """
+from mllm_align import Config, DataConfig, LoraConfig, OptimConfig
+from mllm_align.config import DistributedConfig
+
+def get_config():
+    return Config(
+        lora=LoraConfig(rank=4, alpha=8.0),
+        optim=OptimConfig(learning_rate=2e-3, schedule="constant"),
+        data=DataConfig(shapes=1, threads=1),
+        distributed=DistributedConfig(heartbeat_seconds=10, shutdown_seconds=10),
+        batch_size=8,
+        steps=24,
+        remat="none",
+        log_every=1,
+        save_every=2,
+    )
+"""
+# Compiling takes most of a job's time: programs are optimized little.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+class Job:
+    """`count` processes of one command, `devices` fake CPU devices each."""
+
+    def __init__(self, folder: Path, out: Path, count: int, *options: Any, devices: int = 1):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-m", "mllm_align.cli", "train", folder / "config.py"]
+        command += ["--model", folder / "model", "--data", folder / "data" / "pairs.jsonl", "--out", out]
+        self.logs = [folder / f"{out.name}.{i}.log" for i in range(count)]
+        self.processes = []
+        for i, log in enumerate(self.logs):
+            env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+            env["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
+            if count > 1:
+                env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
+                env |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(i)}
+            with open(log, "w") as file:
+                arguments = [str(word) for word in (*command, *options)]
+                self.processes.append(subprocess.Popen(arguments, stdout=file, stderr=file, env=env))
+
+    def kill(self, index: int, number: int = signal.SIGKILL) -> None:
+        self.processes[index].send_signal(number)
+
+    def wait(self, seconds: float = 240) -> list[int]:
+        """Exit statuses; whoever is still there after `seconds` is killed, and a failure."""
+        end, statuses = time.monotonic() + seconds, []
+        for process in self.processes:
+            try:
+                statuses.append(process.wait(max(end - time.monotonic(), 0.1)))
+            except subprocess.TimeoutExpired:
+                for each in self.processes:
+                    each.kill()
+                raise AssertionError(f"still running after {seconds} s:\n{self.said()}") from None
+        return statuses
+
+    def done(self) -> None:
+        statuses = self.wait()
+        assert not any(statuses), f"{statuses}\n{self.said()}"
+
+    def said(self, index: int | None = None) -> str:
+        logs = self.logs if index is None else [self.logs[index]]
+        return "\n".join(log.read_text(errors="replace") for log in logs)
+
+
+def reach(out: Path, step: int, event: str = "train", seconds: float = 120, job: Job | None = None) -> None:
+    """Wait until the log tells of a step."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if any(e["event"] == event and e["step"] >= step for e in log(out)):
+            return
+        if job is not None and any(p.poll() for p in job.processes):
+            break
+        time.sleep(0.02)
+    raise AssertionError(f"{event} {step} was not reached\n{job.said() if job else ''}")
+
+
+def log(out: Path) -> list[dict[str, Any]]:
+    """Whole lines of a run's log."""
+    file = out / "log.jsonl"
+    lines = file.read_text().split("\n")[:-1] if file.exists() else []
+    return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
+
+def losses(out: Path) -> dict[int, float]:
+    """The last loss that was logged for each step."""
+    return {e["step"]: e["loss"] for e in log(out) if e["event"] == "train"}
+
+
+def final(out: Path) -> tuple[int, str, dict[str, np.ndarray]]:
+    """(step, digest of the records so far, parameters) of the newest whole checkpoint."""
+    import jax
+
+    place = epath.Path(out.resolve()) / "checkpoints"
+    step = whole_steps(place)[0][0]
+    checkpoints = Checkpoints(place)
+    about, trained = checkpoints.about(step), checkpoints.restore_trained(step)
+    checkpoints.close()
+    leaves = jax.tree_util.tree_flatten_with_path(trained)[0]
+    return step, about["records"], {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

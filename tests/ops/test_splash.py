@@ -1,0 +1,180 @@
+"""Splash attention, its kernels interpreted, against the plain definition; and compiled for a TPU."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from mllm_align.ops import attention, splash
+
+BATCH, PREFIX, LENGTH, DIM = 3, 150, 70, 8  # nothing ends where a block of 128 does
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(request, monkeypatch):
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(splash, "LARGEST", 128)
+
+
+def allowed(responses):
+    """[S, S]: may the query see the key?"""
+    total = PREFIX + responses * LENGTH
+    place = np.arange(total)
+    whose = np.where(place < PREFIX, 0, 1 + (place - PREFIX) // LENGTH)
+    same = (whose[:, None] == whose[None]) | (whose[None] == 0)
+    return same & (place[None] <= place[:, None])
+
+
+def inputs(responses, heads, groups):
+    """q, k, v and a cotangent; which keys are visible: with holes, a shorter prefix, none at all."""
+    rng = np.random.default_rng(0)
+    total = PREFIX + responses * LENGTH
+    arrays = [rng.standard_normal((BATCH, total, n, DIM)) for n in (heads, groups, groups, heads)]
+    visible = rng.random((BATCH, total)) < 0.7
+    visible[0, :3] = False  # the first queries see nothing
+    visible[1, PREFIX - 30 : PREFIX] = False
+    visible[2] = False
+    sees = (allowed(responses)[None] & visible[:, None]).any(-1)
+    return arrays, visible, sees[:, :, None, None]
+
+
+def pulled(attend, q, k, v, cotangent, dtype=jnp.float32):
+    """Output and gradients."""
+
+    @jax.jit
+    def run(q, k, v, cotangent):
+        out, pull = jax.vjp(attend, q, k, v)
+        return (out, *pull(cotangent))
+
+    found = run(*(jnp.asarray(x, dtype) for x in (q, k, v, cotangent)))
+    assert all(x.dtype == dtype and np.isfinite(np.asarray(x, np.float32)).all() for x in found)
+    return [np.asarray(x, np.float32) for x in found]
+
+
+def defined(q, k, v, cotangent, visible, sees, responses):
+    """The definition, where what sees no key counts for nothing."""
+    place = np.arange(PREFIX + responses * LENGTH)
+    late = PREFIX + (place - PREFIX) % LENGTH
+    at = jnp.asarray(np.broadcast_to(np.where(place < PREFIX, place, late), visible.shape), jnp.int32)
+
+    def attend(q, k, v):
+        return attention.prompt_group_attention(q, k, v, at, at, visible, PREFIX, responses)
+
+    out, *grads = pulled(attend, q, k, v, cotangent * sees)
+    return [out * sees, *grads]
+
+
+def ours(visible, responses):
+    return lambda q, k, v: splash.prompt_group_attention(
+        q, k, v, visible, PREFIX, responses, interpret=True
+    )
+
+
+@pytest.mark.parametrize("responses, heads, groups", [(0, 1, 1), (1, 2, 2), (3, 4, 2)])
+def test_equals_the_definition(responses, heads, groups):
+    (*qkv, cotangent), visible, sees = inputs(responses, heads, groups)
+    found = pulled(ours(visible, responses), *qkv, cotangent)
+    expected = defined(*qkv, cotangent, visible, sees, responses)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+    assert not found[0][2].any() and not any(x[2].any() for x in found[1:])  # the row that sees nothing
+
+
+def test_bfloat16_is_near():
+    (*qkv, cotangent), visible, sees = inputs(2, 2, 1)
+    *qkv, cotangent = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in (*qkv, cotangent))
+    found = pulled(ours(visible, 2), *qkv, cotangent, jnp.bfloat16)
+    expected = defined(*qkv, cotangent, visible, sees, 2)
+    for a, b in zip(found, expected, strict=True):
+        assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(b)
+
+
+def test_some_rows_of_the_prefix_get_what_all_rows_get():
+    (q, k, v, _), visible, _ = inputs(2, 2, 1)
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
+    attend = jax.jit(ours(visible, 2))
+    np.testing.assert_allclose(
+        attend(q[:, PREFIX - 1 :], k, v), attend(q, k, v)[:, PREFIX - 1 :], atol=2e-6
+    )
+
+
+def test_full_attention():
+    (q, k, v, cotangent), _, _ = inputs(0, 1, 1)
+    found = pulled(lambda *qkv: splash.full_attention(*qkv, interpret=True), q, k, v, cotangent)
+    expected = pulled(attention.full_attention, q, k, v, cotangent)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("responses", [0, 1, 2, 5])
+@pytest.mark.parametrize("asking", [1, PREFIX])
+def test_the_rule(responses, asking):
+    rows = asking + responses * LENGTH
+    mask = splash.PromptGroupMask(PREFIX, responses, LENGTH, asking, rows + 9, 1024)
+    total = PREFIX + responses * LENGTH
+    np.testing.assert_array_equal(mask[:rows, :total], allowed(responses)[PREFIX - asking :])
+    assert mask[:, :].any(1).all()  # padded queries see something
+
+
+def test_blocks_above_the_diagonal_and_between_siblings_are_skipped():
+    prefix, responses, length = 896, 4, 256
+    mask = splash.PromptGroupMask(prefix, responses, length, prefix, 1920, 1920)
+    size = kernels.BlockSizes(*[128] * 8)
+    cut = {"block_sizes": size, "head_shards": 1, "q_seq_shards": 1}
+    kernel = kernels.make_splash_mha(masks.MultiHeadMask([mask] * 2), **cut)
+    visited = 7 * 8 // 2 + responses * (2 * 7 + 3)  # of 15 * 15
+    for info in (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info):
+        assert info.partial_mask_blocks is None
+        assert np.count_nonzero(info.block_mask) == visited
+    assert splash.scores(prefix, responses, length) == visited * 128**2
+
+
+def test_long_rows_are_refused():
+    with pytest.raises(ValueError, match="32896 places"):
+        splash.PromptGroupMask(PREFIX, 1, LENGTH, PREFIX, 128, 2**15 + 128)
+
+
+COMPILE = """
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from mllm_align.ops import splash
+
+chip = topologies.get_topology_desc("v5e:2x2", platform="tpu").devices[0]
+prefix, responses, length = 2928, 2, 336
+total = prefix + responses * length
+
+def step(q, k, v, visible, cotangent):
+    def attend(q, k, v):
+        return splash.prompt_group_attention(q, k, v, visible, prefix, responses)
+
+    out, pull = jax.vjp(attend, q, k, v)
+    return (out, *pull(cotangent))
+
+def like(*shape, dtype=jnp.bfloat16):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(chip))
+
+q, k = like(1, total, 2, 128), like(1, total, 1, 128)
+print(jax.jit(step).lower(q, k, k, like(1, total, dtype=bool), q).compile().as_text())
+"""
+
+
+@pytest.mark.slow
+def test_compiled_for_a_tpu_nothing_is_as_large_as_the_scores():
+    """At LLaVA-1.6's sizes, with so few heads that theirs are smaller than [S, S]."""
+    pytest.importorskip("libtpu")
+    own = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}  # libtpu has others
+    own |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    run = subprocess.run([sys.executable, "-c", COMPILE], env=own, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.count('custom_call_target="tpu_custom_call"') == 3
+    shapes = re.findall(r"\b(?:pred|bf16|[fsu]\d+)\[([\d,]+)\]", run.stdout)
+    largest = max(math.prod(int(n) for n in shape.split(",")) for shape in shapes)
+    assert 3600 * 2 * 128 <= largest < 3600**2
