@@ -184,6 +184,42 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a config takes on a TPU slice that need not be there: memory, FLOPs, a bound on time.
+
+    Compiles the run's real programs (of a BDHS config: those of generation) with the TPU compiler, which
+    the extra `plan` brings, and allocates nothing. Times are bounds from published figures, not
+    measurements. Without --topology, for the devices of this machine.
+    """
+
+    config_file: Positional[Path]
+    """Python file with get_config(), of `train` or of `bdhs`."""
+    topology: str | None = None
+    """v5e:4x4, v5p:2x2x4, v6e:16x16, ...; 2xv5e:16x16 for two slices; vendors' names too (v5p-32)."""
+    model: str = "llava-1.6-7b"
+    """llava-1.5-7b, -13b, llava-1.6-7b, -mistral-7b, -13b, -34b, or a folder (config.json is read)."""
+    prefix: int | None = None
+    """Padded tokens of a prompt; default: the model's longest, with 128 of text."""
+    response: int | None = None
+    """Padded tokens of a response; default: 256."""
+    programs: tuple[str, ...] = ()
+    """Some of train, reference, features, prefill, decode; default: those of the config."""
+    sweep: bool = False
+    """Rank the meshes that the topology allows, in place of the config's own."""
+    json: Path | None = None
+    """File to write the plan to."""
+    print_config: bool = False
+    """Print the resolved config as JSON and stop."""
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+
+@dataclass(frozen=True)
+class PlanBdhs(Plan):
+    __doc__ = Plan.__doc__
+    config: Annotated[BDHSConfig, arg(name="")] = field(default_factory=BDHSConfig)  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
 class Quickstart:
     """The method on pictures that the program draws itself: SFT, BDHS, DPO, and a report to look at.
 
@@ -214,15 +250,15 @@ def main(argv: list[str] | None = None) -> None:
         _end(3, f"error: {one_line(error, 2000)}")
     except Preempted as error:
         _end(75, f"{error}; the same command goes on from there")
-    except Exception:
-        _lost()
-        raise
     except KeyboardInterrupt:
         print("mllm-align: interrupted", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+    except Exception:
+        _lost()
+        raise
 
 
 def _end(status: int, said: str) -> None:
@@ -248,7 +284,8 @@ def _me() -> str:
     return f" {processes.name()}:" if processes.joined() else ""
 
 
-WITH_CONFIG: dict[type, type] = {Train: Config, Bdhs: BDHSConfig}  # what a verb's config file gives
+# what a verb's config file gives
+WITH_CONFIG: dict[type, type] = {Train: Config, Bdhs: BDHSConfig, Plan: Config, PlanBdhs: BDHSConfig}
 VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {}
 
 
@@ -260,6 +297,7 @@ def _main(argv: list[str]) -> None:
         score=(Score, score),
         inspect=(Inspect, inspect),
         export=(Export, export),
+        plan=(Plan, plan),
         quickstart=(Quickstart, quickstart),
     )
     if not argv or argv[0] in ("-h", "--help"):
@@ -317,7 +355,7 @@ def score(options: Score) -> None:
         seconds=round(time.time() - began, 3),
     )
     note = f", {len(skipped)} over-long records left out" if skipped else ""
-    print(f"{len(lines) - len(skipped)} records scored to {options.out}{note}")
+    _tell(f"{len(lines) - len(skipped)} records scored to {options.out}{note}")
 
 
 def generate(options: Generate) -> None:
@@ -342,7 +380,7 @@ def generate(options: Generate) -> None:
             raise InputError("generate --prompt prints its responses; --out goes with --data FILE")
         options = dataclasses.replace(options, batch_size=1)
         for text in responses([{"prompt": options.prompt, "images": [str(i) for i in options.image]}])[0]:
-            print(text)
+            _tell(text)
         return
     if options.out is None or options.image:
         raise InputError("generate --data FILE needs --out FILE, and takes images from the file alone")
@@ -351,7 +389,7 @@ def generate(options: Generate) -> None:
             {"index": i, "responses": texts or None} for i, texts in enumerate(responses(options.data_file))
         ]
         file.writelines(json.dumps(line) + "\n" for line in lines)
-    print(f"responses to {sum(bool(line['responses']) for line in lines)} records in {options.out}")
+    _tell(f"responses to {sum(bool(line['responses']) for line in lines)} records in {options.out}")
 
 
 def bdhs(options: Bdhs) -> None:
@@ -366,8 +404,8 @@ def bdhs(options: Bdhs) -> None:
     bundle = _open(options.model, config.dtype, config.mesh)
     summary = run(config, bundle, options.data_file, options.out, shard)
     left = f", {len(summary['left_out'])} left out (empty or equal)" if summary["left_out"] else ""
-    print(f"{summary['pairs']} pairs in {shard.name(options.out)}{left}; share that differs enough after")
-    print("  ".join(f"try {i + 1}: {share:.3f}" for i, share in enumerate(summary["differ_after"])))
+    _tell(f"{summary['pairs']} pairs in {shard.name(options.out)}{left}; share that differs enough after")
+    _tell("  ".join(f"try {i + 1}: {share:.3f}" for i, share in enumerate(summary["differ_after"])))
 
 
 def _begin(distributed: DistributedConfig | None = None) -> None:
@@ -426,6 +464,28 @@ def export(options: Export) -> None:
     print(json.dumps({"out": str(options.out), **report}, default=str))
 
 
+def plan(options: Plan) -> None:
+    if options.print_config:
+        print(config_json(options.config), end="")
+        return
+    from mllm_align.plan import run
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    sizes: dict[str, Any] = {"prefix": options.prefix, "response": options.response}
+    if options.programs:
+        sizes["programs"] = options.programs
+    if options.sweep:
+        if options.topology is None:
+            raise InputError("plan --sweep needs --topology")
+        plans: Any = run.sweep(options.config, options.model, options.topology, say, **sizes)
+    else:
+        plans = run.plan(options.config, options.model, options.topology, say=say, **sizes)
+    if options.json is not None:
+        run.save(plans, options.json)
+
+
 def quickstart(options: Quickstart) -> None:
     from mllm_align.quickstart.phases import Recipe
     from mllm_align.quickstart.run import run
@@ -438,15 +498,31 @@ def quickstart(options: Quickstart) -> None:
 
 
 def _result(out: Path, data: Path) -> contextlib.AbstractContextManager[typing.IO[str]]:
-    """The file `out`, whole or not at all. Raises InputError if it would replace its own data."""
+    """The file `out`, whole or not at all; nothing where another process of the job writes it. Raises
+    InputError if it would replace its own data."""
+    from mllm_align import processes
     from mllm_align.files import new_file
 
+    if not processes.first():
+        return open(os.devnull, "w")
     if os.path.exists(out) and os.path.exists(data) and os.path.samefile(out, data):
         raise refusal(str(out), "is the data file itself", "give another --out")
     return new_file(out)
 
 
+def _tell(text: str) -> None:
+    """Print a result, once for all processes of a job."""
+    from mllm_align import processes
+
+    if processes.first():
+        print(text, flush=True)
+
+
 def _log_beside(out: Path, **fields: Any) -> None:
+    from mllm_align import processes
+
+    if not processes.first():
+        return
     with open(out.with_name(out.name + ".log.jsonl"), "a", encoding="utf-8") as file:
         file.write(json.dumps({"time": round(time.time(), 3), **fields}, default=str) + "\n")
 
@@ -461,7 +537,11 @@ def parse(cls: type, verb: str, argv: list[str]) -> Any:
     if cls in WITH_CONFIG and not (helping and argv[0].startswith("-")):
         if not argv or argv[0].startswith("-"):
             raise InputError(f"{verb} needs a config file first: mllm-align {verb} CONFIG.py --model ...")
-        default = load_config(argv[0], WITH_CONFIG[cls])
+        if cls is Plan:  # of either kind
+            default = load_config(argv[0], (Config, BDHSConfig))
+            cls = PlanBdhs if isinstance(default, BDHSConfig) else Plan
+        else:
+            default = load_config(argv[0], WITH_CONFIG[cls])
         if isinstance(default, Config):
             default, argv = _choices(default, argv)
     _check_names(cls, default, argv)
@@ -472,8 +552,8 @@ def parse(cls: type, verb: str, argv: list[str]) -> Any:
     kind: Any = tyro.conf.AvoidSubcommands[cls]
     if default is not None:
         missing: Any = tyro.MISSING_NONPROP
-        path = Path() if alone else missing
-        default = cls(missing, path, path, path, config=default)
+        paths = dict.fromkeys(_required(cls), Path() if alone else missing)
+        default = cls(**paths, config_file=missing, config=default)
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(shown):
             return tyro.cli(kind, args=argv, default=default, prog=f"mllm-align {verb}")
@@ -527,13 +607,21 @@ def _check_required(cls: type, verb: str, argv: list[str]) -> None:
     """Name the options without a default that are not given."""
     given = {item.split("=")[0].replace("_", "-") for item in argv}
     missing = []
-    for each in dataclasses.fields(cls):
-        name = "--data" if each.name == "data_file" else "--" + each.name.replace("_", "-")
-        bare = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
-        if bare and each.name != "config_file" and name not in given:
+    for each in _required(cls):
+        name = "--data" if each == "data_file" else "--" + each.replace("_", "-")
+        if name not in given:
             missing.append(name)
     if missing:
         raise InputError(f"{verb} needs {', '.join(missing)}; mllm-align {verb} --help says more")
+
+
+def _required(cls: type) -> list[str]:
+    """Fields without a default, but for the config file."""
+
+    def bare(each: Any) -> bool:
+        return each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+
+    return [f.name for f in dataclasses.fields(cls) if bare(f) and f.name != "config_file"]
 
 
 def _names(cls: Any, value: Any = None, prefix: str = "--") -> set[str]:

@@ -330,8 +330,8 @@ class Config:
 C = TypeVar("C")
 
 
-def load_config(path: str | Path, kind: type[C] = Config) -> C:
-    """Run a config file and return its `get_config()`, a `kind`. Raises InputError for an unusable file."""
+def load_config(path: str | Path, kind: type[C] | tuple[type[C], ...] = Config) -> C:
+    """Run a config file; its `get_config()`, of a `kind`. Raises InputError for an unusable file."""
     path = Path(path)
     if not path.is_file():
         raise InputError(f"config file {path} is not there")
@@ -348,7 +348,8 @@ def load_config(path: str | Path, kind: type[C] = Config) -> C:
         said = f"{type(error).__name__}: {one_line(error, 200)}"
         raise InputError(f"config file {path} fails: {said}") from error
     if not isinstance(config, kind):
-        found = f"get_config() gives {type(config).__name__}, not a {kind.__name__}"
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        found = f"get_config() gives {type(config).__name__}, not a {wanted}"
         raise InputError(f"{path}: {found}; train takes a Config, bdhs a BDHSConfig")
     return config
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
 
 from mllm_align.errors import InputError
 
-T = TypeVar("T")
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -90,7 +89,7 @@ def name() -> str:
     return f"process {jax.process_index()} of {jax.process_count()}"
 
 
-def on_first(f: Callable[[], T]) -> T:
+def on_first(f: Callable[[], Any]) -> Any:
     """What f, run by the first process alone, returns or refuses: the same on all.
 
     f's result goes through JSON. An InputError of f is raised on every process.

@@ -38,16 +38,19 @@ def get_config():
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
-class Job:
-    """`count` processes of one command, `devices` fake CPU devices each."""
+class Processes:
+    """`count` processes of one command, `devices` fake CPU devices each; logs beside `place`.
 
-    def __init__(self, folder: Path, out: Path, count: int, *options: Any, devices: int = 1):
+    limit: bytes that a file may have.
+    """
+
+    def __init__(
+        self, place: Path, count: int, command: list[Any], devices: int = 1, limit: int | None = None
+    ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             port = free.getsockname()[1]
-        command = [sys.executable, "-m", "mllm_align.cli", "train", folder / "config.py"]
-        command += ["--model", folder / "model", "--data", folder / "data" / "pairs.jsonl", "--out", out]
-        self.logs = [folder / f"{out.name}.{i}.log" for i in range(count)]
+        self.logs = [place.with_name(f"{place.name}.{i}.log") for i in range(count)]
         self.processes = []
         for i, log in enumerate(self.logs):
             env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
@@ -56,8 +59,10 @@ class Job:
                 env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
                 env |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(i)}
             with open(log, "w") as file:
-                arguments = [str(word) for word in (*command, *options)]
-                self.processes.append(subprocess.Popen(arguments, stdout=file, stderr=file, env=env))
+                words = [sys.executable, *map(str, command)]
+                if limit is not None:
+                    words = ["prlimit", f"--fsize={limit}", *words]
+                self.processes.append(subprocess.Popen(words, stdout=file, stderr=file, env=env))
 
     def kill(self, index: int, number: int = signal.SIGKILL) -> None:
         self.processes[index].send_signal(number)
@@ -81,6 +86,15 @@ class Job:
     def said(self, index: int | None = None) -> str:
         logs = self.logs if index is None else [self.logs[index]]
         return "\n".join(log.read_text(errors="replace") for log in logs)
+
+
+class Job(Processes):
+    """`mllm-align train` on the model, the data and the config of a folder."""
+
+    def __init__(self, folder: Path, out: Path, count: int, *options: Any, **how: Any):
+        files = ["--model", folder / "model", "--data", folder / "data" / "pairs.jsonl", "--out", out]
+        command = ["-m", "mllm_align.cli", "train", folder / "config.py", *files, *options]
+        super().__init__(out, count, command, **how)
 
 
 def reach(out: Path, step: int, event: str = "train", seconds: float = 120, job: Job | None = None) -> None:

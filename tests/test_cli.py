@@ -21,9 +21,10 @@ from safetensors.numpy import load_file, save_file
 
 from mllm_align import cli
 from mllm_align.config import save_json
+from mllm_align.errors import NotFinite, Preempted
 
 assert compiling  # a fixture
-VERBS = ("train", "bdhs", "generate", "score", "inspect", "export", "quickstart")
+VERBS = ("train", "bdhs", "generate", "score", "inspect", "export", "plan", "quickstart")
 KEYS = ["index", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
 
 
@@ -653,3 +654,41 @@ def test_bdhs_refuses(refused, tmp_path, monkeypatch, argv, said):
     monkeypatch.chdir(tmp_path)
     assert said in refused("bdhs", *argv)
     assert not list(tmp_path.iterdir())
+
+
+# ---- how a run may end -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        (NotFinite("step 3: loss or gradient is not finite"), 3, "mllm-align: error: step 3: loss"),
+        (Preempted("preempted; step 3 of 9 is saved"), 75, "the same command goes on from there"),
+    ],
+)
+def test_exit_statuses_of_runs_that_end_early(run, config_file, tmp_path, monkeypatch, error, status, said):
+    def ends(*_, **__):
+        raise error
+
+    monkeypatch.setattr("mllm_align.training.loop.train", ends)
+    options = ("--model", MODEL, "--data", PAIRS, "--out", tmp_path / "run")
+    found, _, err = run("train", config_file, *options)
+    assert found == status and said in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "variables, said",
+    [
+        ({"JAX_PROCESS_ID": "1"}, "JAX_PROCESS_ID set, but not JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES"),
+        (
+            {"JAX_COORDINATOR_ADDRESS": "h:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"},
+            "JAX_PROCESS_ID is '2' and JAX_NUM_PROCESSES '2'; wanted 0 to N - 1",
+        ),
+    ],
+)
+def test_an_environment_that_says_half_of_it(refused, config_file, tmp_path, monkeypatch, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    options = ("--model", MODEL, "--data", PAIRS, "--out", tmp_path / "run")
+    assert said in refused("train", config_file, *options)
+    assert not (tmp_path / "run").exists()

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from mllm_align import processes
 from mllm_align.config import BDHSConfig, to_json
 from mllm_align.data.encode import fingerprint
 from mllm_align.data.images import ImageSource, load_rgb
@@ -95,9 +96,10 @@ def bdhs(
         "shard": f"{shard.number}/{shard.count}",
     }
     job = _Job(out, stamp)
-    done = job.start()
-    if done is not None:
-        return done
+    begun = processes.on_first(lambda: {"done": job.start(), "finished": [*job.finished.values()]})
+    if begun["done"] is not None:
+        return begun["done"]
+    job.finished = {row["index"]: row for row in begun["finished"]}
     todo = [record for record in encoded if record.index not in job.finished]
     by_index = {record.index: record.record for record in encoded}
     root = _image_root(config, data, out)
@@ -112,7 +114,7 @@ def bdhs(
 
 
 class _Job:
-    """OUT.part while it grows."""
+    """OUT.part while it grows. Of several processes, which all make all rows, the first alone writes."""
 
     def __init__(self, out: Path, stamp: dict[str, Any]):
         self.out, self.stamp = out, stamp
@@ -171,13 +173,14 @@ class _Job:
 
     def __enter__(self) -> _Job:
         with _told(self.part):
-            self._file = open(self.part, "a", encoding="utf-8")
+            place = self.part if processes.first() else os.devnull
+            self._file = open(place, "a", encoding="utf-8")
         return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):  # after a write that failed, closing tries it again
             self._file.close()
-        if not self.finished:
+        if not self.finished and processes.first():
             self.part.unlink()
 
     def add(self, index: int, row: dict[str, Any]) -> None:
@@ -215,6 +218,8 @@ class _Job:
             raise InputError(
                 f"no rejected response of {len(rows)} is usable: all are empty or equal the chosen"
             )
+        if not processes.first():
+            return summary
         event = {"event": "bdhs", "time": round(time.time(), 3), "summary": summary, "stamp": self.stamp}
         with _told(self.log), open(self.log, "a", encoding="utf-8") as file:
             file.write(json.dumps(event) + "\n")
@@ -300,7 +305,7 @@ def _image(source: ImageSource, out: Path, root: Path) -> str:
     kind = (Image.open(io.BytesIO(data)).format or "png").lower()
     folder = out.with_name(out.stem + "-images")
     file = folder / f"{hashlib.sha256(data).hexdigest()[:20]}.{kind}"
-    if not file.exists():
+    if not file.exists() and processes.first():
         with new_file(file, "wb") as opened:
             opened.write(data)
     return os.path.relpath(file, out.parent)

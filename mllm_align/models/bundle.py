@@ -134,14 +134,18 @@ def end_tokens(folder: Folder) -> frozenset[int]:
 
 
 def lora_shardings(config: LlavaConfig, lora: Any, mesh: Mesh) -> Any:
-    """`a` is cut like the input axis of its kernel, `b` like the output axis. lora: shapes are enough."""
+    """`a` is cut like the input axis of its kernel, `b` like the output axis; that of the two which the
+    embedding's axis does not cut has its rank cut instead. lora: shapes are enough."""
     decoder = abstract_params(config)["decoder"]
 
     def boxed(path: Any, leaf: Any) -> nn.LogicallyPartitioned:
         _, stack, name, side = (key.key for key in path)
         *lead, inner, outer = decoder[stack][name]["kernel"].names
-        names = (*lead, inner, None) if side == "a" else (*lead, None, outer)
-        return nn.LogicallyPartitioned(leaf, names=names)
+        own = inner if side == "a" else outer
+        rank = None if own == "embed" else "embed"
+        return nn.LogicallyPartitioned(
+            leaf, names=(*lead, own, rank) if side == "a" else (*lead, rank, own)
+        )
 
     return parameter_shardings(jax.tree_util.tree_map_with_path(boxed, lora), mesh, _units(config))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -77,15 +78,16 @@ def open_folder(path: str | Path) -> Folder:
     Raises InputError for a folder that is missing, is no LLaVA, is in the original (liuhaotian) layout,
     uses a feature this project does not compute, or whose tensors are missing or misshapen.
     """
-    path = Path(path)
-    raw = _read_json(
-        path / "config.json",
-        f"{path} is no Hugging Face model folder",
-        "give the path of a llava-hf folder with all its files",
-    )
-    folder = Folder(path, _config(path, raw))
+    folder = Folder(Path(path), read_config(path))
     _check_tensors(folder)
     return folder
+
+
+def read_config(path: str | Path) -> LlavaConfig:
+    """What a folder's config.json says; weights need not be there."""
+    path = Path(path)
+    missing, remedy = f"{path} is no Hugging Face model folder", "give the path of a llava-hf folder"
+    return _config(path, _read_json(path / "config.json", missing, f"{remedy} with all its files"))
 
 
 def load_processor(path: Path) -> Any:
@@ -150,12 +152,22 @@ def _leaf(reader: Reader, parts: list[Entry], dtype: np.dtype, where) -> jax.Arr
         shape = (len(parts), *shape)
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        if not stacked:
-            return parts[0].to_ours(reader(parts[0].name))[index].astype(dtype)
-        chosen = parts[index[0]]
-        return np.stack([e.to_ours(reader(e.name))[index[1:]].astype(dtype) for e in chosen])
+        """One device's share, in memory once: tensor by tensor into a place that the device can keep."""
+        out = _aligned([len(range(*i.indices(n))) for i, n in zip(index, shape, strict=True)], dtype)
+        chosen, within = (parts[index[0]], index[1:]) if stacked else (parts, index)
+        for place, entry in zip(out if stacked else [out], chosen, strict=True):
+            place[...] = entry.to_ours(reader(entry.name))[within]
+        return out
 
     return jax.make_array_from_callback(shape, where, read)  # type: ignore[arg-type]
+
+
+def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
+    """An empty array at an address that JAX takes over on a CPU without a copy."""
+    size = math.prod(shape) * dtype.itemsize
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size].view(dtype).reshape(shape)
 
 
 # ---- configuration ---------------------------------------------------------------------------------

@@ -112,9 +112,11 @@ class Checkpoints:
             self._manager.close()
 
     def _seal(self) -> None:
-        """Called when all files of a save are there and it has not got its name yet."""
+        """Called when all files of a save are there, but it does not count yet: it has another name, or on
+        gs:// no mark of success."""
         if processes.first():
-            (place,) = self.folder.glob(f"{self._saving}.*tmp*")
+            final = self.folder / str(self._saving)
+            place = next(self.folder.glob(f"{self._saving}.*tmp*"), final)
             (place / DIGESTS).write_text(json.dumps(_digests(place)))
 
     @contextmanager

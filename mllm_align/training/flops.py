@@ -31,36 +31,55 @@ def peak_flops() -> float | None:
     return None if each is None else each * jax.device_count()
 
 
-def forward_flops(config: LlavaConfig, record: Encoded) -> tuple[float, float]:
-    """(vision tower, the rest) of one forward pass over a prompt group, in FLOPs.
-
-    A matrix product of m x k by k x n counts 2 m k n; causal attention counts its visible half.
-    """
-    v, d = config.vision, config.decoder
+def vision_flops(config: LlavaConfig, tiles: int) -> float:
+    """Of the tower, forward. A matrix product of m x k by k x n counts 2 m k n."""
+    v = config.vision
     patches = v.side**2 + 1
     block = 2 * patches * (4 * v.hidden**2 + 2 * v.hidden * v.mlp) + 4 * patches**2 * v.hidden
-    vision = record.shape.tiles * v.layers * block
-    projector = 2 * record.shape.tiles * v.tokens * d.hidden * (v.hidden + d.hidden)
+    return tiles * v.layers * block
 
-    answers = [len(r) for r in record.responses]
-    prefix, tokens = record.shape.prefix, record.shape.prefix + sum(answers)
+
+def decoder_flops(config: LlavaConfig, tiles: int, tokens: int, seen: float, predicted: int) -> float:
+    """Of projector, decoder and vocabulary, forward. tokens: that are run. seen: pairs of a query and a
+    key that it sees, summed. predicted: positions whose next token is asked for."""
+    v, d = config.vision, config.decoder
+    projector = 2 * tiles * v.tokens * d.hidden * (v.hidden + d.hidden)
     width = d.heads * d.head_dim
     linear = d.hidden * (2 * width + 2 * d.kv_heads * d.head_dim + 3 * d.mlp)
+    head = 2 * predicted * d.hidden * d.vocab
+    return projector + d.layers * (2 * tokens * linear + 4 * seen * width) + head
+
+
+def group_flops(
+    config: LlavaConfig, tiles: int, prefix: int, answers: Sequence[int]
+) -> tuple[float, float]:
+    """(vision tower, the rest) of one forward pass over a prompt group, in FLOPs; causal attention counts
+    its visible half. prefix, answers: lengths in tokens."""
     seen = prefix**2 / 2 + sum(n * prefix + n**2 / 2 for n in answers)
-    decoder = d.layers * (2 * tokens * linear + 4 * seen * width)
-    head = 2 * (1 + sum(n - 1 for n in answers)) * d.hidden * d.vocab
-    return vision, projector + decoder + head
+    predicted = 1 + sum(n - 1 for n in answers)
+    tokens = prefix + sum(answers)
+    return vision_flops(config, tiles), decoder_flops(config, tiles, tokens, seen, predicted)
+
+
+def forward_flops(config: LlavaConfig, record: Encoded) -> tuple[float, float]:
+    """(vision tower, the rest) of one forward pass over a record, in FLOPs."""
+    answers = [len(r) for r in record.responses]
+    return group_flops(config, record.shape.tiles, record.shape.prefix, answers)
+
+
+def train_flops(forward: tuple[float, float], *, lora: bool, tower: bool, reference: bool) -> float:
+    """FLOPs of a train step on what takes `forward`. The backward pass costs two forward passes, one where
+    the weights are frozen (LoRA); a frozen tower runs forward once; a live reference is one more pass.
+    """
+    vision, rest = forward
+    return rest * ((2 if lora else 3) + reference) + vision * (3 + reference if tower else 1)
 
 
 def step_flops(
     config: LlavaConfig, records: Sequence[Encoded], *, lora: bool, tower: bool, reference: bool
 ) -> float:
-    """FLOPs of a train step. The backward pass costs two forward passes, one where the weights are
-    frozen (LoRA); a frozen tower runs forward once; a live reference is one forward pass more.
-    """
-    total = 0.0
-    for record in records:
-        vision, rest = forward_flops(config, record)
-        total += rest * ((2 if lora else 3) + reference)
-        total += vision * (3 + reference if tower else 1)
-    return total
+    """FLOPs of a train step on these records; see `train_flops`."""
+    return sum(
+        train_flops(forward_flops(config, record), lora=lora, tower=tower, reference=reference)
+        for record in records
+    )

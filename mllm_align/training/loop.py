@@ -23,15 +23,15 @@ from mllm_align.config import Config, to_json
 from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.errors import InputError, NotFinite, Preempted
-from mllm_align.models.bundle import Bundle, check_mesh, load
+from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import prepare
-from mllm_align.sharding import assemble, batch_sharding, batch_shards, local_rows, make_mesh
+from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run
 from mllm_align.training.checkpoint import Checkpoints, set_aside, whole_steps
 from mllm_align.training.flops import peak_flops, step_flops
 from mllm_align.training.metrics import Log, add, divide, event_writer, line
 from mllm_align.training.optim import init_trained, schedule, trained_parts
-from mllm_align.training.programs import train_program
+from mllm_align.training.programs import check_fits, train_program
 from mllm_align.training.score import StoredReference
 from mllm_align.training.step import Health, TrainState
 
@@ -104,13 +104,7 @@ def _check(config: Config, bundle: Bundle) -> None:
             f"nothing is left to train: freeze is {', '.join(config.freeze)} and "
             f"optim.projector_learning_rate {rate}; freeze less"
         )
-    rows, shards = config.batch_size // config.micro_batches, batch_shards(bundle.mesh)
-    if rows % shards:
-        raise InputError(
-            f"batch_size / micro_batches is {rows}; it must be a multiple of {shards}, the devices that "
-            "share a batch (slices x mesh.data x mesh.fsdp)"
-        )
-    for what in check_mesh(bundle.config, bundle.mesh):
+    for what in check_fits(config, bundle.config, bundle.mesh):
         warn(f"{what} do not divide by mesh.tensor: every device of that axis keeps all of them")
 
 

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,11 @@ class Log:
     def __call__(self, event: str, **fields: Any) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
         line = json.dumps({"event": event, "time": round(time.time(), 3), **clean}, default=str)
-        self._file.write(line + "\n")
-        self._file.flush()
+        try:
+            self._file.write(line + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise InputError(f"can't write {self._file.name}: {error.strerror}; make room") from error
         if self._writer is not None and "step" in fields:
             for name, value in fields.items():
                 if isinstance(value, float) and math.isfinite(value):
@@ -59,7 +63,8 @@ class Log:
             self._writer.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # after a write that failed, closing tries it again
+            self._file.close()
         if self._writer is not None:
             self._writer.close()
 

@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 
 from mllm_align.batch import PromptGroup, Shape
 from mllm_align.config import Config
-from mllm_align.models.bundle import abstract_params, base_shardings, compute_dtype, make_model
+from mllm_align.errors import InputError
+from mllm_align.models.bundle import abstract_params, base_shardings, check_mesh, compute_dtype, make_model
 from mllm_align.models.config import LlavaConfig
-from mllm_align.sharding import batch_sharding, replicated
+from mllm_align.sharding import batch_sharding, batch_shards, replicated
 from mllm_align.training.optim import abstract_trained, make_optimizer, trained_parts
 from mllm_align.training.step import TrainState, make_evaluation, make_step
 
@@ -94,6 +95,18 @@ def train_program(config: Config, model: LlavaConfig, mesh: Mesh, steps: int) ->
         out_shardings=whole,
     )
     return Program(step, evaluate, state, base, optimizer)
+
+
+def check_fits(config: Config, model: LlavaConfig, mesh: Mesh) -> list[str]:
+    """Names what every device of the tensor axis keeps whole. Raises InputError where mesh, model and batch
+    do not go together."""
+    rows, shards = config.batch_size // config.micro_batches, batch_shards(mesh)
+    if rows % shards:
+        raise InputError(
+            f"batch_size / micro_batches is {rows}; it must be a multiple of {shards}, the devices that "
+            "share a batch (slices x mesh.data x mesh.fsdp)"
+        )
+    return check_mesh(model, mesh)
 
 
 def batch_structs(

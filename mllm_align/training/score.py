@@ -8,17 +8,33 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from mllm_align import processes
 from mllm_align.batch import PromptGroup
 from mllm_align.config import DataConfig
 from mllm_align.data.batches import Batches
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
+from mllm_align.models.config import LlavaConfig
 from mllm_align.models.policy import policy_variables
 from mllm_align.prepare import prepare
 from mllm_align.progress import progress_bar
 from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
+
+
+def logps_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
+    """logps(params, trained, group) -> [B, K, R] on every device, jitted."""
+    model = make_model(config)
+
+    def logps(params: Any, trained: Any, group: PromptGroup) -> Any:
+        policy = policy_variables(params, trained, lora_scale, dtype)
+        features = model.apply(policy, group.tiles.astype(dtype), method="features")
+        return model.apply(policy, features, group, method="response_logps")
+
+    places = base_shardings(config, mesh), None, batch_sharding(mesh, micro=False)
+    return jax.jit(traced_within(mesh, logps), in_shardings=places, out_shardings=replicated(mesh))
 
 
 def response_logps(
@@ -44,20 +60,9 @@ def response_logps(
         shapes=config.shapes,
         multiple=config.multiple,
     )
-    model, dtype = make_model(bundle.config), bundle.dtype
     trained = {} if reference else bundle.trained
-    rows, whole = batch_sharding(bundle.mesh, micro=False), replicated(bundle.mesh)
-
-    def policy_logps(params: Any, trained: Any, group: PromptGroup) -> Any:
-        policy = policy_variables(params, trained, bundle.lora_scale, dtype)
-        features = model.apply(policy, group.tiles.astype(dtype), method="features")
-        return model.apply(policy, features, group, method="response_logps")
-
-    logps = jax.jit(
-        traced_within(bundle.mesh, policy_logps),
-        in_shardings=(base_shardings(bundle.config, bundle.mesh), None, rows),
-        out_shardings=whole,
-    )
+    rows = batch_sharding(bundle.mesh, micro=False)
+    logps = logps_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
     out: list[tuple[np.ndarray, ...]] = [()] * len(records)
     ahead = batches.iterate(0, batches.per_epoch, config.threads, config.prefetch)
     with progress_bar(len(records), what) as bar:
@@ -121,12 +126,16 @@ class StoredReference:
             f"model {bundle.folder.fingerprint} data {fingerprint(records, settings)} dtype {bundle.dtype}"
         )
         lengths = [[len(answer) for answer in record.responses] for record in records]
-        if self.path.exists():
+        if processes.on_first(self.path.exists):
             return self._load(stamp, lengths)
         logps = response_logps(
             bundle, encoder, records, config, batch_size, reference=True, what="reference"
         )
         flat = np.concatenate([values for answers in logps for values in answers])
+        processes.on_first(lambda: self._write(stamp, flat))
+        return logps
+
+    def _write(self, stamp: str, flat: np.ndarray) -> None:
         part = self.path.with_name(f".{self.path.name}.partial")
         try:
             with open(part, "wb") as file:
@@ -135,7 +144,6 @@ class StoredReference:
         except OSError as error:
             part.unlink(missing_ok=True)
             raise InputError(f"can't write reference log-probs to {self.path}: {error}") from error
-        return logps
 
     def _load(self, stamp: str, lengths: list[list[int]]) -> list[tuple[np.ndarray, ...]]:
         try:

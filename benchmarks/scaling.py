@@ -1,0 +1,185 @@
+"""Which TPU slice each LLaVA needs, by compiling its steps for slices that are not there.
+
+    python benchmarks/scaling.py            # about 24 rows, each some minutes; stop and start at will
+    python benchmarks/scaling.py --page     # write docs/scaling.md from the rows that are done
+
+Every row is a file in benchmarks/results/scaling; a row that is there is not made again. Needs libtpu
+(pip install libtpu), no TPU and no weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from mllm_align import BDHSConfig, Config, DataConfig, LoraConfig
+from mllm_align.config import MeshConfig
+from mllm_align.errors import InputError
+from mllm_align.plan.chips import topology
+from mllm_align.plan.report import Plan
+from mllm_align.plan.run import plan, save
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PAGE = HERE / "results" / "scaling", HERE.parent / "docs" / "scaling.md"
+MODELS = ("llava-1.6-7b", "llava-1.6-13b", "llava-1.6-34b")
+SLICES = {
+    "v5e": ("v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
+    "v6e": ("v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),
+    "v5p": ("v5p:2x2x1", "v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8"),
+}
+KINDS = {"lora": "DPO, LoRA rank 128", "full": "DPO, all of projector and decoder"}
+WEAK = (("v5e:4x4", 16), ("v5e:8x8", 64), ("v5e:16x16", 256))
+
+
+def dpo(kind: str, chips: int) -> Config:
+    """Two rows a chip; parameters and batch cut over all chips."""
+    lora = LoraConfig(rank=128, alpha=256.0) if kind == "lora" else None
+    data, mesh = DataConfig(multiple=128), MeshConfig(data=1, fsdp=-1)
+    return Config(lora=lora, data=data, mesh=mesh, batch_size=2 * chips, micro_batches=2)
+
+
+def rows() -> list[tuple[str, str, str, str]]:
+    """(name of the file, model, kind, chip), the most wanted first."""
+    found = [(f"{m}_{kind}_{chip}", m, kind, chip) for m in MODELS for kind in KINDS for chip in SLICES]
+    return found + [(f"{m}_bdhs_v5e", m, "bdhs", "v5e") for m in MODELS]
+
+
+def smallest(model: str, kind: str, chip: str) -> list[Plan]:
+    """The smallest slice that the step fits, and one four times larger."""
+    slices = SLICES[chip]
+    for at, where in enumerate(slices):
+        made = one(model, kind, where)
+        print(f"  {where}: {made.verdict}", flush=True)
+        if made.fits:
+            larger = [w for w in slices[at + 1 :] if topology(w).chips == 4 * made.chips]
+            return [made, *(one(model, kind, w) for w in larger[:1])]
+    return []
+
+
+def one(model: str, kind: str, where: str) -> Plan:
+    if kind == "bdhs":  # tensor shares keep the weights where they are; fsdp would move them each token
+        tensor = min(topology(where).chips, 8)
+        config = BDHSConfig(mesh=MeshConfig(tensor=tensor), data=DataConfig(multiple=128))
+        return plan(config, model, where)
+    config = dpo(kind, topology(where).chips)
+    return plan(config, model, where, programs=["train"])
+
+
+def make() -> None:
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for where, chips in WEAK:
+        file = RESULTS / f"weak_{chips}.json"
+        if not file.exists():
+            config = Config(
+                data=DataConfig(multiple=128), mesh=MeshConfig(data=1, fsdp=-1), batch_size=2 * chips
+            )
+            save(plan(config, "llava-1.6-7b", where, programs=["train"]), file)
+    for name, model, kind, chip in rows():
+        file = RESULTS / f"{name}.json"
+        if not file.exists():
+            print(name, flush=True)
+            try:
+                save(smallest(model, kind, chip), file)
+                PAGE.write_text(page(), encoding="utf-8")
+            except InputError as error:
+                print(f"  {error}", flush=True)
+
+
+# ---- the page --------------------------------------------------------------------------------------
+
+HEAD = """# What it takes on TPUs
+
+Made by `benchmarks/scaling.py`. No TPU was used: each step is compiled for the slice by the real TPU
+compiler, from shapes alone (`mllm-align plan`). Memory is what that compiler lays out. **Times are
+bounds, not measurements**: the slowest of matrix products at the chip's published peak, memory traffic
+at its published bandwidth and collectives at its published links, all else hidden behind it. A real
+step is slower.
+
+Rows are of the longest LLaVA-1.6 prompt: 3,072 + 256 tokens, five tiles. Parameters, optimizer and batch
+are cut over all chips (`mesh.data 1, mesh.fsdp -1`).
+
+## DPO: the smallest slice that fits, and one four times larger
+
+Two pairs a chip, run one after the other (`micro_batches 2`); reference computed in the step.
+
+GiB, TFLOP and GB sent are of one chip and one step.
+
+| model | trained | slice | chips | GiB | TFLOP | GB sent | bound, s | pairs/s | limit |
+|---|---|---|--:|--:|--:|--:|--:|--:|---|
+"""
+
+
+def page() -> str:
+    text, missing = HEAD, []
+    for name, model, kind, chip in rows():
+        file = RESULTS / f"{name}.json"
+        if not file.exists():
+            missing.append(name)
+        elif kind != "bdhs":
+            plans = json.loads(file.read_text())
+            text += "".join(line(model, KINDS[kind], p) for p in plans)
+            if not plans:
+                text += f"| {model} | {KINDS[kind]} | {chip} | none of {len(SLICES[chip])} fits |||||||\n"
+    text += (
+        "\n## BDHS: the smallest v5e slice\n\nHeads and feed-forward are cut over up to 8 chips.\n\n"
+        "| model | slice | program | GiB a chip | bound, s | at the bound | limit |\n"
+        "|---|---|---|--:|--:|---|---|\n"
+    )
+    for name, model, kind, _ in rows():
+        file = RESULTS / f"{name}.json"
+        if kind == "bdhs" and file.exists():
+            for made in json.loads(file.read_text()):
+                for p in made["programs"]:
+                    rates = ", ".join(f"{value:,.3g} {what}" for what, value in p["rates"].items())
+                    needs = f"{p['needed'] / 2**30:.1f}"
+                    place = f"{made['topology']} ({made['vendor_name']})"
+                    text += f"| {model} | {place} | {p['program']} | {needs} | {p['bound']:.3g} "
+                    text += f"| {rates} | {p['limit']} |\n"
+    text += weak()
+    if missing:
+        text += "\n## Not made yet\n\n" + "".join(f"- {name}\n" for name in missing)
+    return text
+
+
+def line(model: str, kind: str, made: dict) -> str:
+    p = made["programs"][0]
+    sent = sum(c["sent"] for c in p["collectives"])
+    cells = [model, kind, f"{made['topology']} ({made['vendor_name']})", str(made["chips"])]
+    cells += [f"{p['needed'] / 2**30:.1f}", f"{p['flops'] / 1e12:.0f}", f"{sent / 1e9:.1f}"]
+    cells += [f"{p['bound']:.2f}", f"{p['rates'].get('pairs/s', 0):.1f}", p["limit"]]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def weak() -> str:
+    files = [(chips, RESULTS / f"weak_{chips}.json") for _, chips in WEAK]
+    done = [(chips, json.loads(file.read_text())) for chips, file in files if file.exists()]
+    if not done:
+        return ""
+    text = (
+        "\n## Weak scaling\n\nLLaVA-1.6-7B, LoRA DPO, two pairs a chip at once, v5e: what each chip does "
+        "when chips and batch grow together.\n\n"
+        "| slice | chips | pairs a step | GiB | TFLOP | GB sent | bound, s | pairs/s |\n"
+        "|---|--:|--:|--:|--:|--:|--:|--:|\n"
+    )
+    for chips, made in done:
+        p = made["programs"][0]
+        sent = sum(c["sent"] for c in p["collectives"])
+        text += f"| {made['topology']} | {chips} | {p['rows']} | {p['needed'] / 2**30:.2f} "
+        text += f"| {p['flops'] / 1e12:.1f} | {sent / 1e9:.2f} | {p['bound']:.3f} "
+        text += f"| {p['rates']['pairs/s']:.1f} |\n"
+    return text
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--page", action="store_true", help="only write docs/scaling.md")
+    options = parser.parse_args()
+    try:
+        if not options.page:
+            make()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    finally:
+        PAGE.write_text(page(), encoding="utf-8")

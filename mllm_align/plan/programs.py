@@ -1,0 +1,178 @@
+"""The programs of a config, lowered from shapes alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mllm_align.batch import PromptGroup, Shape
+from mllm_align.config import BDHSConfig, Config, SamplingConfig
+from mllm_align.data.anyres import ImageLayout
+from mllm_align.generate import decode as generation
+from mllm_align.models.bundle import check_mesh, compute_dtype, make_model
+from mllm_align.models.config import LlavaConfig
+from mllm_align.models.policy import policy_variables
+from mllm_align.sharding import batch_sharding, batch_shards, replicated
+from mllm_align.training.programs import abstract_base, batch_structs, check_fits, struct, train_program
+from mllm_align.training.score import logps_program
+
+TEXT = 128
+"""Tokens of text beside the image in the prompt that is planned for."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is planned for: a padded batch shape, and the most tokens of a generated response."""
+
+    shape: Shape
+    tokens: int
+
+
+def sizes(
+    config: Config | BDHSConfig, model: LlavaConfig, prefix: int | None = None, response: int | None = None
+) -> Sizes:
+    """One image of the worst size with TEXT tokens of text, padded as the config pads.
+
+    prefix: another length of the prompt in tokens. response: of each response, 256 without.
+    """
+    v = model.vision
+    layout = ImageLayout(v.image_size, v.side, v.tokens, model.pinpoints)
+    images = model.pinpoints or ((v.image_size, v.image_size),)  # at a canvas's own size nothing is cut
+    longest = max(len(layout.rows(*image, 0)) for image in images)
+    tiles = max(layout.tiles(*image) for image in images)
+    multiple = config.data.multiple
+    wanted = longest + TEXT if prefix is None else prefix
+    wanted, answer = (-(-n // multiple) * multiple for n in (wanted, response or 256))
+    sampling = config.sampling if isinstance(config, BDHSConfig) else SamplingConfig()
+    return Sizes(Shape(wanted, answer, tiles), sampling.max_tokens)
+
+
+def names(config: Config | BDHSConfig) -> tuple[str, ...]:
+    """The programs that a config's work runs through."""
+    if isinstance(config, BDHSConfig):
+        return "features", "prefill", "decode"
+    stored = config.reference == "stored" and config.objective.needs_reference
+    return ("train", "reference", "prefill", "decode") if stored else ("train", "prefill", "decode")
+
+
+def check(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh) -> list[str]:
+    """What stays whole on every device. Raises InputError for a config that this mesh can't run."""
+    if isinstance(config, Config):
+        return check_fits(config, model, mesh)
+    return check_mesh(model, mesh)
+
+
+def rows(config: Config | BDHSConfig, mesh: Mesh, program: str) -> int:
+    """Prompts that one run of a program takes."""
+    if program == "train":
+        return config.batch_size
+    size = config.batch_size
+    if isinstance(config, Config):
+        size = size // config.micro_batches if program == "reference" else 8
+    shards = batch_shards(mesh)
+    return -(-size // shards) * shards
+
+
+def lower(
+    program: str, config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, planned: Sizes
+) -> jax.stages.Lowered:
+    """train: a step. reference: log-probs of a batch. features, prefill, decode: those of generation."""
+    if program == "train":
+        assert isinstance(config, Config)
+        made = train_program(config, model, mesh, steps=1000)
+        batch = batch_structs(config, model, mesh, planned.shape, config.objective.responses)
+        return made.step.lower(made.state, made.base, batch)
+    dtype = compute_dtype(config.dtype, mesh)
+    base, count = abstract_base(model, mesh, dtype), rows(config, mesh, program)
+    if program == "reference":
+        assert isinstance(config, Config)
+        group = _group(model, mesh, planned, count, config)
+        return logps_program(model, mesh, 1.0, dtype).lower(base, {}, group)
+    sampling = config.sampling if isinstance(config, BDHSConfig) else SamplingConfig()
+    rule = replace(sampling, max_tokens=1)  # forks carry their own limits
+    see, fill, loop = generation.programs(model, mesh, 1.0, dtype, rule)
+    if program == "features":
+        tiles = _group(model, mesh, planned, count).tiles
+        return see.lower(base, {}, tiles)
+    if program == "prefill":
+        found, text = _features(model, mesh, planned, count, dtype), _text(mesh, planned, count)
+        holes = isinstance(config, BDHSConfig) and config.distortion == "attention"
+        return fill.lower(base, {}, found, text, holes)
+    forks = _forks(mesh, planned, count)
+    stops = struct((model.decoder.vocab,), jnp.bool_, replicated(mesh))
+    return loop.lower(base, {}, _cache(model, mesh, planned, count, dtype), forks, stops)
+
+
+def _group(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, config: Config | None = None) -> Any:
+    """A batch without an axis of micro-batches."""
+    config = config or Config()
+    whole = Config(objective=config.objective, batch_size=count)
+    group = batch_structs(whole, model, mesh, planned.shape, config.objective.responses)
+    where = batch_sharding(mesh, micro=False)
+    return jax.tree.map(lambda x: struct(x.shape[1:], x.dtype, where), group)
+
+
+def _text(mesh: Mesh, planned: Sizes, count: int) -> PromptGroup:
+    """Prefixes without pixels and responses, as prefill takes them."""
+    where, length = batch_sharding(mesh, micro=False), generation.bucket(planned.shape.prefix, 32)
+
+    def of(dtype: Any, *rest: int) -> Any:
+        return struct((count, *rest), dtype, where)
+
+    return PromptGroup(
+        tiles=of(jnp.float32, 0, 0, 0, 3),
+        prefix_tokens=of(jnp.int32, length),
+        prefix_image=of(jnp.int32, length),
+        prefix_positions=of(jnp.int32, length),
+        prefix_visible=of(jnp.bool_, length),
+        prefix_length=of(jnp.int32),
+        response_tokens=of(jnp.int32, 0, 0),
+        response_mask=of(jnp.bool_, 0, 0),
+        weight=of(jnp.float32),
+    )
+
+
+def _features(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
+    found = generation.bucket(planned.shape.tiles * model.vision.tokens, 1)
+    return struct((count, found, model.vision.hidden), dtype, batch_sharding(mesh, micro=False))
+
+
+def _cache(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
+    features, text = _features(model, mesh, planned, count, dtype), _text(mesh, planned, count)
+    llava = make_model(model)
+
+    def fill(params: Any, features: Any, group: Any) -> Any:
+        return llava.apply(policy_variables(params, {}, 1.0, dtype), features, group, method="prefill")
+
+    kept = jax.eval_shape(fill, abstract_base(model, mesh, dtype), features, text)
+    places = generation.cache_shardings(model, mesh)
+    return jax.tree.map(lambda x, where: struct(x.shape, x.dtype, where), kept, places)
+
+
+def cache_bytes(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, planned: Sizes) -> int:
+    """Keys and values of prefixes and responses on one chip, with every response at its longest."""
+    dtype, count = compute_dtype(config.dtype, mesh), rows(config, mesh, "decode")
+    kept = _cache(model, mesh, planned, count, dtype)
+    prefix = sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves((kept.layers, kept.last))
+    )
+    length = generation.bucket(planned.shape.prefix, 32)
+    return prefix * (length + generation.bucket(planned.tokens)) // length
+
+
+def _forks(mesh: Mesh, planned: Sizes, count: int) -> generation.Forks:
+    where = batch_sharding(mesh, micro=False)
+
+    def of(dtype: Any, *rest: int) -> Any:
+        return struct((count, 1, *rest), dtype, where)
+
+    length = generation.bucket(planned.tokens) + 1
+    return generation.Forks(
+        of(np.int32), of(np.int32, length), of(np.int32), of(np.int32), of(np.uint32, 2)
+    )

@@ -1,0 +1,105 @@
+"""Compile one program in a process of its own: python -m mllm_align.plan.worker JOB.pickle.
+
+A process of its own, because the TPU compiler wants its environment before JAX starts, may end the process
+where it finds a fault, and can't be stopped otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+TEXT, FACTS, RESULT = "module.txt", "facts.pickle", "result.pickle"
+
+
+@dataclass(frozen=True)
+class Job:
+    program: str
+    config: Any
+    model: Any
+    planned: Any
+    topology: Any
+    """None: the devices of this machine."""
+    folder: Path
+
+
+def memory(compiled: Any) -> dict[str, int]:
+    """Bytes on one device."""
+    found = compiled.memory_analysis()
+    return {
+        "arguments": found.argument_size_in_bytes,
+        "outputs": found.output_size_in_bytes,
+        "aliased": found.alias_size_in_bytes,
+        "temporaries": found.temp_size_in_bytes,
+        "code": found.generated_code_size_in_bytes,
+    }
+
+
+def work(job: Job) -> dict[str, Any]:
+    import jax
+
+    from mllm_align.plan.chips import describe
+    from mllm_align.plan.programs import cache_bytes, check, lower, rows
+    from mllm_align.sharding import make_mesh
+
+    mesh = make_mesh(job.config.mesh, describe(job.topology) if job.topology else None)
+    facts: dict[str, Any] = {
+        "device": mesh.devices.flat[0].device_kind,
+        "devices": mesh.size,
+        "rows": rows(job.config, mesh, job.program),
+        "mesh": dict(mesh.shape),
+        "kept_whole": check(job.config, job.model, mesh),
+    }
+    if job.program == "decode":
+        facts["cache"] = cache_bytes(job.config, job.model, mesh, job.planned)
+    _write(job.folder / FACTS, facts)
+    lowered = lower(job.program, job.config, job.model, mesh, job.planned)
+    options = {"xla_dump_to": str(job.folder), "xla_dump_hlo_as_text": True} if job.topology else None
+    try:
+        compiled = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        return {"error": str(error)}
+    if not job.topology:
+        (job.folder / TEXT).write_text(compiled.as_text() or "", encoding="utf-8")
+    return {"memory": memory(compiled)}
+
+
+def _write(file: Path, what: Any) -> None:
+    part = file.with_suffix(".partial")
+    part.write_bytes(pickle.dumps(what))
+    part.rename(file)
+
+
+def _end_with_parent() -> None:
+    """Compilers are long to end, and who waits may be ended first."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    _end_with_parent()
+    path = Path(sys.argv[1])
+    job = pickle.loads(path.read_bytes())
+    try:
+        result = work(job)
+    except Exception as error:  # it comes out in the process that waits
+        result = {"raised": error}
+    _write(job.folder / RESULT, result)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The published models by name."""
+
+import numpy as np
+import pytest
+from jax.tree_util import tree_leaves
+
+from mllm_align.errors import InputError
+from mllm_align.models.bundle import abstract_params
+from mllm_align.models.presets import PRESETS, resolve
+
+# Parameters in billions, without the vision tower's last layer, which is not read.
+BILLIONS = {
+    "llava-1.5-7b": 7.05,
+    "llava-1.5-13b": 13.34,
+    "llava-1.6-7b": 7.05,
+    "llava-1.6-mistral-7b": 7.55,
+    "llava-1.6-13b": 13.34,
+    "llava-1.6-34b": 34.74,
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_as_many_parameters_as_published(name):
+    leaves = tree_leaves(abstract_params(PRESETS[name]))
+    assert sum(np.prod(leaf.shape) for leaf in leaves) / 1e9 == pytest.approx(BILLIONS[name], rel=0.01)
+
+
+def test_heads_make_up_the_width_of_attention():
+    for config in PRESETS.values():
+        d = config.decoder
+        assert d.heads % d.kv_heads == 0 and d.heads * d.head_dim == d.hidden
+
+
+def test_unknown_name(tmp_path):
+    with pytest.raises(InputError, match=r"'llava-7b' is no folder and none of llava-1\.5-7b"):
+        resolve("llava-7b")
+    with pytest.raises(InputError, match="no Hugging Face model folder"):
+        resolve(tmp_path)
