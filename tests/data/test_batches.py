@@ -301,3 +301,33 @@ def test_batches_before_a_damaged_picture_still_come(pictures):
     assert [next(ahead).step, next(ahead).step] == [0, 1]
     with pytest.raises(InputError, match=r"pairs.jsonl record 5, images\[0\].*no such file"):
         next(ahead)
+
+
+# ---- several processes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [([0, 1], [2, 3]), ([0], [1], [2], [3]), ([1, 3], [0, 2])])
+def test_processes_make_the_rows_that_they_hold(parts):
+    """Together they make every batch, the last one with its missing rows included; none reads more."""
+    records = some(11)
+    options = {"size": 8, "micro": 2, "seed": 3, "shuffle": True, "reference": None}
+    whole, shares = batches(records, **options), [batches(records, held=p, **options) for p in parts]
+    for step in range(2 * whole.per_epoch):
+        expected, found = whole(step), [share(step) for share in shares]
+        assert {(b.step, b.records, b.shape) for b in found} == {(step, expected.records, expected.shape)}
+        for held, batch in zip(parts, found, strict=True):
+            real = expected.group.weight[:, held] > 0
+            assert np.array_equal(batch.group.weight > 0, real)
+            for mine, all_ in zip(
+                jax.tree.leaves(batch.group), jax.tree.leaves(expected.group), strict=True
+            ):
+                assert np.array_equal(mine[real], all_[:, held][real])
+
+
+def test_the_digest_names_records_and_their_order():
+    records = some(11)
+    first = batches(records, shuffle=True, seed=1)
+    assert len({first.digest(step) for step in range(9)}) == 9
+    assert first.digest(7) == batches(records, shuffle=True, seed=1, micro=2).digest(7)
+    assert first.digest(7) != batches(records, shuffle=True, seed=2).digest(7)
+    assert first.digest(7) != batches(records, shuffle=True, seed=1, size=3).digest(7)

@@ -1,5 +1,6 @@
 """Processes that are killed, told to go, and started again in other numbers: as real processes."""
 
+import json
 import random
 import re
 import signal
@@ -7,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from jobs import CONFIG, Job, final, log, losses, reach
+from jobs import CONFIG, Job, Processes, final, log, losses, reach
 
 from mllm_align.data.demo import make_model, make_pairs
 
@@ -143,3 +144,45 @@ def test_a_dead_process_ends_the_others_by_name(folder, whole, victim):
     assert all(re.search(name, said) for said in others), others
     Job(folder, out, 4).done()
     assert_close(out, whole)
+
+
+def test_two_processes_write_what_one_writes(folder, tmp_path):
+    """score, generate and bdhs: all compute, the first writes."""
+    data = folder / "data" / "pairs.jsonl"
+    model = ["--model", folder / "model", "--data", data]
+    (tmp_path / "bdhs.py").write_text(BDHS)
+    verbs = {
+        "score": [*model],
+        "generate": [*model, "--sampling.max-tokens", 4, "--samples", 2],
+        "bdhs": [tmp_path / "bdhs.py", *model, "--data.image-root", folder / "data"],
+    }
+    rows = read(data)[:6]
+    sft = folder / "data" / "sft.jsonl"
+    for row in rows:
+        del row["rejected"]
+    sft.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    verbs["bdhs"][4] = sft
+    for verb, words in verbs.items():
+        for count in (1, 2):
+            out = tmp_path / f"{verb}{count}.jsonl"
+            command = ["-m", "mllm_align.cli", verb, *words, "--out", out]
+            Processes(out, count, command, devices=2 // count).done()
+        one, two = (read(tmp_path / f"{verb}{n}.jsonl") for n in (1, 2))
+        assert len(one) == len(two) and len(one) >= 6
+        for mine, theirs in zip(two, one, strict=True):
+            for name, value in theirs.items():
+                wanted = pytest.approx(value, abs=1e-3) if isinstance(value, float) else value
+                assert name == "bdhs" or mine[name] == wanted
+        assert not list(tmp_path.glob("*.part"))
+
+
+def read(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+BDHS = """
+from mllm_align import BDHSConfig
+
+def get_config():
+    return BDHSConfig(similarity="lexical", iterations=2, sentence_tokens=8, batch_size=2)
+"""
