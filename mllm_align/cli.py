@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import io
 import json
+import logging
 import os
 import re
 import sys
@@ -324,6 +325,7 @@ def train(options: Train) -> None:
         print(config_json(options.config), end="")
         return
     _begin(options.config.distributed)
+    _quiet()
     import jax
 
     from mllm_align.training.loop import train as run
@@ -415,6 +417,18 @@ def _begin(distributed: DistributedConfig | None = None) -> None:
     times = distributed or DistributedConfig()
     processes.start(times.heartbeat_seconds, times.shutdown_seconds)
     processes.keep_compiled()
+
+
+def _quiet() -> None:
+    """A save that fails raises one error; what its threads print besides would hide it."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    sys.unraisablehook = hook
 
 
 def _open(model: Path, dtype: Dtype, mesh: MeshConfig) -> Any:

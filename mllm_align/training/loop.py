@@ -199,13 +199,15 @@ class _Run:
         config, best = self.config, self.checkpoints.best_loss()
         ahead = self.batches.iterate(begun, self.steps, config.data.threads, config.data.prefetch)
         window = _Window(self)
+        # where it looks for NaN, JAX runs a step again, operation by operation, from the host
+        guard = "allow" if jax.config.values["jax_debug_nans"] else "disallow"
         with notice_of_preemption() as noticed, closing(Profile(self.out / "profile", profile)) as trace:
             for number in range(begun + 1, self.steps + 1):
                 waiting = time.perf_counter()
                 batch = next(ahead)
                 group = self.put(batch)
                 waited = time.perf_counter() - waiting
-                with jax.transfer_guard("disallow"):
+                with jax.transfer_guard(guard):
                     state, metrics, health = self.program.step(state, self.base, group)
                     window.add(batch, metrics, health, waited)
                 trace.step(state)

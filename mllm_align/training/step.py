@@ -103,6 +103,8 @@ def make_step(
         grads = jax.tree.map(lambda g: g / weight, grads)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
+        if jax.config.values["jax_debug_nans"]:  # JAX looks for NaN in what a step returns
+            finite = jnp.ones_like(finite)
         updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         trained, opt_state = jax.tree.map(

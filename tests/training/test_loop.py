@@ -358,6 +358,14 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, capsys):
     assert any(e["loss"] is not None for e in logged)
 
 
+def test_debug_nans_names_the_operation(tmp_path):
+    broken, _ = with_rare_nan()
+    with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan") as caught:
+        train(TINY, broken, PAIRS, tmp_path / "run")
+    files = {str(entry.path) for entry in caught.traceback}
+    assert any(name.endswith("models/decoder.py") for name in files), files
+
+
 def test_an_image_that_goes_away_while_training_stops_the_run(tmp_path):
     data = write_pairs(tmp_path, rows(8))
 
