@@ -38,6 +38,12 @@ def get_config():
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
 class Processes:
     """`count` processes of one command, `devices` fake CPU devices each; logs beside `place`.
 
@@ -47,9 +53,7 @@ class Processes:
     def __init__(
         self, place: Path, count: int, command: list[Any], devices: int = 1, limit: int | None = None
     ):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self.logs = [place.with_name(f"{place.name}.{i}.log") for i in range(count)]
         self.processes = []
         for i, log in enumerate(self.logs):
@@ -121,11 +125,12 @@ def losses(out: Path) -> dict[int, float]:
     return {e["step"]: e["loss"] for e in log(out) if e["event"] == "train"}
 
 
-def final(out: Path) -> tuple[int, str, dict[str, np.ndarray]]:
-    """(step, digest of the records so far, parameters) of the newest whole checkpoint."""
+def final(out: Path | str) -> tuple[int, str, dict[str, np.ndarray]]:
+    """(step, digest of the records so far, parameters) of the newest whole checkpoint of a run folder, or
+    of a bucket's folder of checkpoints."""
     import jax
 
-    place = epath.Path(out.resolve()) / "checkpoints"
+    place = epath.Path(out) if isinstance(out, str) else epath.Path(out.resolve()) / "checkpoints"
     step = whole_steps(place)[0][0]
     checkpoints = Checkpoints(place)
     about, trained = checkpoints.about(step), checkpoints.restore_trained(step)

@@ -29,6 +29,7 @@ MESHES = {
     "2 x 2 x 2": MeshConfig(2, 2, 2),
     "2 slices": MeshConfig(1, 2, 2, slices=2),
 }
+ALL_AXES = "2 x 2 x 2"
 ALL = replace(TINY, lora=None, freeze=(), batch_size=8)
 SAMPLED = SamplingConfig(max_tokens=6)
 
@@ -91,7 +92,13 @@ def whole_step(one):
     return one.step(ALL)
 
 
-@pytest.fixture(scope="module", params=MESHES.values(), ids=MESHES)
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(mesh, id=name, marks=() if name == ALL_AXES else pytest.mark.slow)
+        for name, mesh in MESHES.items()
+    ],
+)
 def eight(request, folder):
     return Side(folder, make_mesh(request.param))
 
@@ -106,6 +113,7 @@ def test_losses_and_gradients(eight, whole_step):
     assert_same(eight.step(ALL), whole_step)
 
 
+@pytest.mark.slow
 def test_losses_and_gradients_of_low_rank_terms(folder, one):
     config = replace(TINY, batch_size=8)
     assert_same(Side(folder, make_mesh(MeshConfig(2, 2, 2))).step(config), one.step(config))

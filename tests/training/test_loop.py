@@ -225,7 +225,9 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-@pytest.mark.parametrize("harm", ["cut", "altered", "missing", "unsealed"])
+@pytest.mark.parametrize(
+    "harm", ["altered", *(pytest.param(h, marks=pytest.mark.slow) for h in ("cut", "missing", "unsealed"))]
+)
 def test_the_checkpoint_before_a_damaged_one_is_used(begun, whole, harm, capsys):
     newest = begun / "checkpoints" / "2"
     part = max((newest / "trained" / "d").iterdir(), key=lambda p: p.stat().st_size)
@@ -289,6 +291,7 @@ def test_notice_of_preemption_saves_and_the_run_goes_on(whole, tmp_path):
     assert same(again.trained, whole[0].trained)
 
 
+@pytest.mark.slow
 def test_another_mesh_may_continue(whole, begun):
     """And other numbers of micro-batches: the same records, and the same numbers up to rounding."""
     model, out, _, _ = whole
@@ -358,6 +361,7 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, capsys):
     assert any(e["loss"] is not None for e in logged)
 
 
+@pytest.mark.slow
 def test_debug_nans_names_the_operation(tmp_path):
     broken, _ = with_rare_nan()
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan") as caught:
@@ -366,6 +370,7 @@ def test_debug_nans_names_the_operation(tmp_path):
     assert any(name.endswith("models/decoder.py") for name in files), files
 
 
+@pytest.mark.slow
 def test_an_image_that_goes_away_while_training_stops_the_run(tmp_path):
     data = write_pairs(tmp_path, rows(8))
 
@@ -390,6 +395,7 @@ def test_a_run_folder_below_a_file_is_refused(tmp_path):
         train(config, bundle(), PAIRS, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_trace_of_some_steps(tmp_path):
     train(replace(TINY, steps=3), bundle(), PAIRS, tmp_path / "run", profile=1)
     kinds = {p.suffix for p in (tmp_path / "run" / "profile").rglob("*") if p.is_file()}

@@ -1,0 +1,61 @@
+"""Checkpoints in a bucket (gs://), against a server on this machine."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from etils import epath
+from jobs import CONFIG, Job, Processes, final, free_port, log, reach
+
+from mllm_align.data.demo import make_model, make_pairs
+from mllm_align.training.checkpoint import _digests
+
+pytestmark = pytest.mark.slow
+PLACE = "gs://bucket/run"
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    port = free_port()
+    program = Path(__file__).parents[1] / "bucket_server.py"
+    server = subprocess.Popen([sys.executable, program, str(port)], stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None and server.stdout.readline().strip()
+    for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+        monkeypatch.setenv(name, f"http://localhost:{port}")
+    yield
+    server.kill()
+
+
+def test_a_run_goes_on_from_a_bucket(bucket, tmp_path):
+    """Killed, then continued from a machine that has nothing of it; then without its newest checkpoint."""
+    make_model(tmp_path / "model")
+    make_pairs(tmp_path / "data", 20, held_out=1)
+    (tmp_path / "config.py").write_text(CONFIG.replace("steps=24", "steps=8"))
+    Job(tmp_path, tmp_path / "whole", 1).done()
+    expected = final(tmp_path / "whole")
+
+    job = Job(tmp_path, tmp_path / "first", 1, "--checkpoints", PLACE)
+    reach(tmp_path / "first", 6, "save", job=job)
+    job.kill(0)
+    job.wait()
+    Job(tmp_path, tmp_path / "second", 1, "--checkpoints", PLACE).done()
+    begun = log(tmp_path / "second")[0]["step"]
+    assert begun in (4, 6), "the save of step 6 may not have been whole yet"
+    found = final(PLACE)
+    assert found[:2] == expected[:2]
+    assert all(np.array_equal(found[2][name], leaf) for name, leaf in expected[2].items())
+
+    newest = epath.Path(PLACE) / "8"
+    data = newest / next(name for name in _digests(newest) if name.startswith("trained") and "/d/" in name)
+    data.write_bytes(data.read_bytes()[:-1] + b"x")
+    job = Job(tmp_path, tmp_path / "third", 1, "--checkpoints", PLACE)
+    job.done()
+    assert "run/8 is damaged" in job.said()
+    assert log(tmp_path / "third")[0]["step"] == 6
+    assert (epath.Path(PLACE) / "damaged-8").exists()
+    words = ["export", "--run", tmp_path / "third", "--out", tmp_path / "exported"]
+    export = Processes(tmp_path / "export", 1, ["-m", "mllm_align.cli", *words])
+    export.done()
+    assert '"step": 8' in export.said()
