@@ -1,8 +1,9 @@
-"""Attention as the modules call it: the backend that fits platform and dtype, on each device's heads.
+"""Attention as the modules call it: the backend that fits, on each device's own rows and heads.
 
-TPU            splash (Pallas)
-NVIDIA, 16-bit cuDNN flash attention; not where a prefix has keys that nobody sees, which it can't say
-elsewhere      XLA, the definition
+TPU, heads of 64 or 128              splash (Pallas)
+NVIDIA, 16 bits, heads of 8 to 128   cuDNN flash attention; not where a prefix has keys that nobody
+                                     sees between others, which it can't say
+elsewhere                            XLA, the definition
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from mllm_align.sharding import current, per_shard, platform, tensor_shards
 ROW, HEADS = ("rows", None), ("rows", None, "heads", None)
 
 
-def backend(dtype: Any, holes: bool = False) -> Any:
-    """The module whose functions to call, for arrays of a dtype on the platform that is traced for."""
-    name = platform()
-    if name == "tpu":
+def backend(q: Any, holes: bool = False) -> Any:
+    """The module whose functions to call for queries [..., E] on the platform that is traced for."""
+    name, size = platform(), q.shape[-1]
+    if name == "tpu" and size in (64, 128):
         return splash
-    if name in ("gpu", "cuda") and jnp.dtype(dtype).itemsize == 2 and not holes:
+    if name in ("gpu", "cuda") and q.dtype.itemsize == 2 and size % 8 == 0 and size <= 128 and not holes:
         return cudnn
     return xla
 
@@ -37,7 +38,7 @@ def full_attention(
 ) -> Float[Array, "N S H E"]:
     """Every token sees every token (vision tower)."""
     heads = ("rows", None, "vision_heads", None)
-    return per_shard(backend(q.dtype).full_attention, (heads, heads, heads))(q, k, v)
+    return per_shard(backend(q).full_attention, (heads, heads, heads))(q, k, v)
 
 
 def prompt_group_attention(
@@ -56,7 +57,7 @@ def prompt_group_attention(
     holes: some prefix has a key that nobody sees between others. Positions rise along the prefix and
     along each response, so the kernels take causality from the places.
     """
-    module = backend(q.dtype, holes)
+    module = backend(q, holes)
     k, v = shared_heads(q, k), shared_heads(q, v)
     if module is xla:
         attend = partial(xla.prompt_group_attention, prefix=prefix, responses=responses)

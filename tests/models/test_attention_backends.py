@@ -1,0 +1,71 @@
+"""Which kernel is taken where; what the kernels compute is tested beside them."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mllm_align.config import MeshConfig
+from mllm_align.models import attention
+from mllm_align.ops import attention as xla
+from mllm_align.ops import cudnn, splash
+from mllm_align.sharding import make_mesh, traced_within
+
+
+@pytest.mark.parametrize(
+    "platform, dtype, size, holes, expected",
+    [
+        ("cpu", "bfloat16", 128, False, xla),
+        ("tpu", "bfloat16", 128, False, splash),
+        ("tpu", "float32", 64, True, splash),
+        ("tpu", "bfloat16", 32, False, xla),
+        ("gpu", "bfloat16", 128, False, cudnn),
+        ("gpu", "float16", 64, False, cudnn),
+        ("gpu", "bfloat16", 128, True, xla),
+        ("gpu", "float32", 128, False, xla),
+        ("gpu", "bfloat16", 256, False, xla),
+        ("gpu", "bfloat16", 12, False, xla),
+    ],
+)
+def test_backends(monkeypatch, platform, dtype, size, holes, expected):
+    monkeypatch.setattr(attention, "platform", lambda: platform)
+    assert attention.backend(jax.ShapeDtypeStruct((1, 1, 1, size), dtype), holes) is expected
+
+
+@pytest.mark.parametrize("kernel", [splash, cudnn], ids=["splash", "cudnn"])
+@pytest.mark.parametrize("asking", ["all rows", "one row"])
+def test_kernels_stand_in_for_xla(monkeypatch, kernel, asking):
+    """On a mesh that cuts rows and heads, with fewer key heads than devices; also where of the prefix only
+    the last real token asks, as in the decoder's last block."""
+    rng = np.random.default_rng(0)
+    prefix, length, heads, size = 8, 4, 4, 8
+    total = prefix + 2 * length
+    q, k, v = (rng.standard_normal((2, total, n, size)).astype(np.float32) for n in (heads, 1, 1))
+    visible = np.ones((2, total), bool)
+    visible[1, 6:prefix] = False
+    real = np.array([8, 6])
+    after = real[:, None] + np.arange(length)
+    first = np.where(np.arange(prefix) < real[:, None], np.arange(prefix), 0)
+    positions = np.concatenate([first, after, after], axis=1).astype(np.int32)
+    asked, rows = positions, np.arange(total)[None].repeat(2, 0)
+    if asking == "one row":
+        rows = np.concatenate([real[:, None] - 1, np.arange(prefix, total)[None].repeat(2, 0)], axis=1)
+        asked, q = (
+            np.take_along_axis(x, i, 1) for x, i in ((positions, rows), (q, rows[:, :, None, None]))
+        )
+    counts = visible[np.arange(2)[:, None], rows][:, :, None, None]
+
+    def run(*arrays):
+        return attention.prompt_group_attention(*arrays, prefix, 2)
+
+    step = jax.jit(traced_within(make_mesh(MeshConfig(2, 1, 4)), run))
+    expected = np.asarray(step(*map(jnp.asarray, (q, k, v, asked, positions, visible))))
+    how = {"interpret": True} if kernel is splash else {"implementation": "xla"}
+    here = SimpleNamespace(prompt_group_attention=partial(kernel.prompt_group_attention, **how))
+    monkeypatch.setattr(attention, "backend", lambda *_: here)
+    step = jax.jit(traced_within(make_mesh(MeshConfig(2, 1, 4)), lambda *a: run(*a)))
+    found = np.asarray(step(*map(jnp.asarray, (q, k, v, asked, positions, visible))))
+    np.testing.assert_allclose(found * counts, expected * counts, atol=2e-5)
