@@ -314,6 +314,7 @@ def _main(argv: list[str]) -> None:
     if argv[0] not in VERBS:
         raise InputError(f"no verb {argv[0]!r}{_nearest(argv[0], VERBS)}; mllm-align --help lists them")
     cls, run = VERBS[argv[0]]
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax; what fails there is raised, too
     run(parse(cls, argv[0], argv[1:]))
 
 
@@ -421,7 +422,6 @@ def _begin(distributed: DistributedConfig | None = None) -> None:
 
 def _quiet() -> None:
     """A save that fails raises one error; what its threads print besides would hide it."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
     def hook(raised: Any) -> None:
