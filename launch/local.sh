@@ -15,7 +15,7 @@
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "$0")/lib.sh"
-need_bash 5 1
+need_bash 4 4
 
 [[ ${1-} != -h && ${1-} != --help ]] || { usage; exit 0; }
 (($# > 0)) || die "how many processes? (launch/local.sh --help)"
@@ -62,8 +62,7 @@ if ((dry)); then
 fi
 
 set -m # a process group for each, so that Ctrl-C reaches them through us alone, and a kill takes children along
-alive=() readers=() statuses=() timer=''
-declare -A number
+alive=() readers=() statuses=() deadline=''
 
 signal_all() {
     local pid
@@ -81,36 +80,32 @@ for ((i = 0; i < count; i++)); do
     exec {err}> >(trap '' TERM INT HUP; exec sed -u "s/^/[$i] /" >&2)
     readers+=($!)
     env "${settings[@]}" "JAX_PROCESS_ID=$i" "$program" "$@" </dev/null >&"$out" 2>&"$err" {out}>&- {err}>&- &
-    alive+=($!)
-    number[$!]=$i
+    alive[i]=$!
     exec {out}>&- {err}>&-
 done
 
+# Asked one by one: `wait -n` loses a process that ends while bash reports that another was killed.
+exec {never}<> <(:) # nothing is ever read here: a short rest without a process, cut short by no signal
 { # in braces, so that bash has read it all before: the file may change while the job runs
     while ((${#alive[@]} > 0)); do
-        ended='' status=0
-        wait -n -p ended "${alive[@]}" ${timer:+"$timer"} || status=$?
-        [[ -n ${ended-} ]] || continue # a signal was passed on
-        if [[ $ended == "$timer" ]]; then
-            say "processes still running $grace s after another failed are killed"
-            timer=''
-            signal_all KILL -
-            continue
-        fi
-        statuses+=("$status")
-        kill -KILL -- "-$ended" 2>/dev/null || true # children that it left behind
-        left=()
-        for pid in "${alive[@]}"; do
-            [[ $pid == "$ended" ]] || left+=("$pid")
+        read -r -t 0.05 -u "$never" || true
+        for i in "${!alive[@]}"; do
+            pid=${alive[i]} status=0
+            kill -0 "$pid" 2>/dev/null && continue
+            wait "$pid" 2>/dev/null || status=$?
+            kill -KILL -- "-$pid" 2>/dev/null || true # children that it left behind
+            unset "alive[i]"
+            statuses+=("$status")
+            ((status != 0)) || continue
+            say "process $i ended with exit status $status"
+            deadline=${deadline:-$((SECONDS + grace))}
         done
-        alive=("${left[@]}")
-        ((status == 0)) || say "process ${number[$ended]} ended with exit status $status"
-        if ((status != 0 && ${#alive[@]} > 0)) && [[ -z $timer ]]; then
-            sleep "$grace" >/dev/null 2>&1 &
-            timer=$!
+        if [[ -n $deadline ]] && ((${#alive[@]} > 0 && SECONDS >= deadline)); then
+            say "processes still running $grace s after another failed are killed"
+            signal_all KILL -
+            deadline=$((SECONDS + grace))
         fi
     done
-    [[ -z $timer ]] || { kill "$timer" && wait "$timer"; } 2>/dev/null || true
     for ((i = 0; i < 250; i++)); do # the readers end with the last line, at once; five seconds at most
         kill -0 "${readers[@]}" 2>/dev/null || break
         sleep 0.02
