@@ -98,12 +98,12 @@ exec {never}<> <(:) # nothing is ever read here: a short rest without a process,
             statuses+=("$status")
             ((status != 0)) || continue
             say "process $i ended with exit status $status"
-            deadline=${deadline:-$((SECONDS + grace))}
+            deadline=${deadline:-$((SECONDS + grace + 1))} # SECONDS has lost a part of one
         done
         if [[ -n $deadline ]] && ((${#alive[@]} > 0 && SECONDS >= deadline)); then
             say "processes still running $grace s after another failed are killed"
             signal_all KILL -
-            deadline=$((SECONDS + grace))
+            deadline=$((SECONDS + grace + 1))
         fi
     done
     for ((i = 0; i < 250; i++)); do # the readers end with the last line, at once; five seconds at most

@@ -22,7 +22,7 @@ ORDER = (
     "data",
     "models",
 )
-ORDER += ("prepare", "generate", "evaluate", "training", "plan", "report", "quickstart", "cli")
+ORDER += ("prepare", "generate", "evaluate", "annotate", "training", "plan", "report", "quickstart", "cli")
 LEVEL = {name: i for i, name in enumerate(ORDER)}
 # Stricter than the order; what is not here may import everything below.
 ONLY = {

@@ -169,4 +169,39 @@ class SLiC(_Pairwise):
         return jax.nn.relu(1 - self.beta * h)
 
 
-Objective = DPO | RobustDPO | IPO | SLiC | SFT
+@dataclass(frozen=True)
+class Averaged:
+    """gamma L(y+, y-) + (1 - gamma) L(y+, y~-) of groups (y+, y-, y~-) (arXiv 2407.02477, Eq. 5).
+
+    y- comes with the data, y~- from the policy. L is a pairwise objective; its metrics are those of
+    (y+, y-), and under policy/ those of (y+, y~-). A group without y~- has an empty one and counts with
+    L(y+, y-) alone.
+    """
+
+    responses: ClassVar[int] = 3
+    needs_reference: ClassVar[bool] = True
+    pair: DPO | RobustDPO | IPO | SLiC = DPO()
+    gamma: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.gamma <= 1:
+            raise InputError(f"objective.gamma is {self.gamma:g}; it must be from 0 to 1")
+
+    def __call__(self, logps: LogProbs) -> tuple[Scalar, Scalar, Metrics]:
+        made = logps.mask[:, 2].any(-1).astype(logps.weight.dtype)
+        share = self.gamma * made + (1 - made)
+        data, _, metrics = self.pair(_pair(logps, 1, logps.weight * share))
+        own, _, others = self.pair(_pair(logps, 2, logps.weight * (1 - share)))
+        metrics |= {f"policy/{name}": value for name, value in others.items()}
+        return data + own, logps.weight.sum(), metrics
+
+
+def _pair(logps: LogProbs, rejected: int, weight: Float[Array, " B"]) -> LogProbs:
+    """The group with its first response and another one."""
+    if logps.reference is None:
+        raise ValueError("pairs are compared with a reference; none was given")
+    which = jnp.array([0, rejected])
+    return LogProbs(logps.policy[:, which], logps.reference[:, which], logps.mask[:, which], weight)
+
+
+Objective = DPO | RobustDPO | IPO | SLiC | Averaged | SFT

@@ -1,0 +1,77 @@
+"""What an annotator is asked and what it says: the protocol of everything that ranks responses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from mllm_align.data.records import Record
+
+Outcome = Literal["ranked", "tie", "identical", "unparsable", "disagreement", "failed"]
+OUTCOMES: tuple[Outcome, ...] = ("ranked", "tie", "identical", "unparsable", "disagreement", "failed")
+
+
+@dataclass(frozen=True)
+class Question:
+    """Responses to one prompt. record: its id, messages and images; its own responses are not looked at."""
+
+    record: Record
+    responses: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """outcome: "ranked", or why there is no preference. scores: one for each response, the higher the
+    better; only of "ranked". reason: in the annotator's words. first, parsed: how many answers took the
+    response shown first, of how many that took one: position bias."""
+
+    outcome: Outcome
+    scores: tuple[float, ...] = ()
+    reason: str = ""
+    first: int = 0
+    parsed: int = 0
+
+    @property
+    def ranking(self) -> tuple[int, ...]:
+        """Numbers of the responses, the best first; empty without a preference."""
+        return tuple(sorted(range(len(self.scores)), key=lambda i: -self.scores[i]))
+
+    @property
+    def pair(self) -> tuple[int, int] | None:
+        """(best, worst), or None: never made of a tie."""
+        return (self.ranking[0], self.ranking[-1]) if self.outcome == "ranked" else None
+
+
+class Annotator(Protocol):
+    """Ranks the responses of each question, in order; the first call may load what it needs.
+
+    everywhere: True if every process must ask about all questions, together, because answering is a
+    computation on the devices; False if each process asks about its own.
+    """
+
+    everywhere: bool
+
+    def __call__(self, questions: Sequence[Question]) -> list[Verdict]: ...
+
+
+def scored(scores: Sequence[float], reason: str = "", first: int = 0, parsed: int = 0) -> Verdict:
+    """The verdict of one score for each response."""
+    if max(scores) == min(scores):
+        return Verdict("tie", (), reason, first, parsed)
+    return Verdict("ranked", tuple(map(float, scores)), reason, first, parsed)
+
+
+def rank(annotator: Annotator, questions: Sequence[Question]) -> list[Verdict]:
+    """The annotator's verdicts; where all responses are the same text, it is not asked."""
+    same = [len({r.strip() for r in q.responses}) == 1 for q in questions]
+    asked = [q for q, alike in zip(questions, same, strict=True) if not alike]
+    said = iter(annotator(asked) if asked else [])
+    return [Verdict("identical") if alike else next(said) for alike in same]
+
+
+def counted(verdicts: Sequence[Verdict]) -> dict[str, int]:
+    """How many verdicts of each outcome."""
+    found = Counter(v.outcome for v in verdicts)
+    return {outcome: found[outcome] for outcome in OUTCOMES}

@@ -1,0 +1,64 @@
+"""Every setting of a run: one tree of frozen dataclasses, checked where it is built.
+
+A config file is Python with `get_config() -> Config` (or the config of another verb); presets are made with
+`dataclasses.replace`. The command line may override any field (`--optim.learning-rate 1e-6`).
+"""
+
+from mllm_align.config.annotators import (
+    ANNOTATORS,
+    Annotator,
+    Endpoint,
+    JudgeConfig,
+    JudgeModel,
+    SceneOracle,
+    SceneQuestions,
+    Scorer,
+)
+from mllm_align.config.bdhs import BDHSConfig, BDHSMethod
+from mllm_align.config.files import OBJECTIVES, from_json, load_config, save_json, to_json
+from mllm_align.config.online import ONLINE, Distorted, Online, OnlineBDHS, OnlinePairs
+from mllm_align.config.parts import (
+    LORA_TARGETS,
+    DataConfig,
+    DistributedConfig,
+    Dtype,
+    LoraConfig,
+    MeshConfig,
+    OptimConfig,
+    SamplingConfig,
+)
+from mllm_align.config.train import PARTS, Config, Remat
+
+__all__ = [
+    "ANNOTATORS",
+    "LORA_TARGETS",
+    "OBJECTIVES",
+    "ONLINE",
+    "PARTS",
+    "Annotator",
+    "BDHSConfig",
+    "BDHSMethod",
+    "Config",
+    "DataConfig",
+    "Distorted",
+    "DistributedConfig",
+    "Dtype",
+    "Endpoint",
+    "JudgeConfig",
+    "JudgeModel",
+    "LoraConfig",
+    "MeshConfig",
+    "Online",
+    "OnlineBDHS",
+    "OnlinePairs",
+    "OptimConfig",
+    "Remat",
+    "SamplingConfig",
+    "SceneOracle",
+    "SceneQuestions",
+    "Scorer",
+    "from_json",
+    "load_config",
+    "save_json",
+    "to_json",
+]

@@ -1,0 +1,62 @@
+"""Bias-driven hallucination sampling: the method, and the job that writes a file of pairs by it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mllm_align.config.checks import check_types, require
+from mllm_align.config.parts import DataConfig, DistributedConfig, Dtype, MeshConfig, SamplingConfig
+
+
+@dataclass(frozen=True)
+class BDHSMethod:
+    """Rejected responses made by the policy (bias-driven hallucination sampling, arXiv 2407.02477)."""
+
+    distortion: Literal["attention", "noise"] = "attention"
+    """What keeps the policy from looking: image embeddings that nothing attends to, or a noisy image."""
+    mask_rate: float = 0.99
+    """Chance of an image embedding to be masked (rho_th); 1 hides the whole image, 0 nothing."""
+    noise_steps: int = 500
+    """Diffusion steps of noise on the preprocessed image, of 1000."""
+    guided: bool = True
+    """Complete the chosen response's sentences, each from a random cut; else whole free responses."""
+    iterations: int = 5
+    """Most tries for a response that differs enough; the last, if there are several, is unguided."""
+    similarity: str = "sentence-transformers/all-mpnet-base-v2"
+    """Sentence encoder, a hub name or a local folder; or "lexical", which needs neither."""
+    threshold: float | None = None
+    """Similarity below which a response differs enough; default: what belongs to the encoder."""
+    sentence_tokens: int = 64
+    """Most tokens that complete a sentence."""
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+
+    def __post_init__(self):
+        check_types(self)
+        require(0 <= self.mask_rate <= 1, "mask_rate", self.mask_rate, "from 0 to 1")
+        require(1 <= self.noise_steps <= 1000, "noise_steps", self.noise_steps, "from 1 to 1000")
+        for name in ("iterations", "sentence_tokens"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        require(self.similarity != "", "similarity", self.similarity, "a name or a folder")
+        good = self.threshold is None or abs(self.threshold) < float("inf")
+        require(good, "threshold", self.threshold, "a finite number, or None")
+
+
+@dataclass(frozen=True)
+class BDHSConfig(BDHSMethod):
+    """A job of BDHS over a file of records."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    batch_size: int = 8
+    """Records at once, over all devices."""
+    seed: int = 0
+    """Of masks, noise, cuts, swaps and tokens."""
+    dtype: Dtype = "auto"
+    """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")

@@ -1,0 +1,100 @@
+"""Configs from Python files, to JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from mllm_align.align.objectives import DPO, IPO, SFT, Averaged, Objective, RobustDPO, SLiC
+from mllm_align.config.annotators import ANNOTATORS
+from mllm_align.config.online import ONLINE
+from mllm_align.config.train import Config
+from mllm_align.errors import InputError, one_line
+
+OBJECTIVES = {"dpo": DPO, "robust": RobustDPO, "ipo": IPO, "slic": SLiC, "averaged": Averaged, "sft": SFT}
+# What stands in a union: its name in JSON and on the command line.
+KINDS: dict[str, type] = {**OBJECTIVES, **ONLINE, **ANNOTATORS}
+
+C = TypeVar("C")
+
+
+def load_config(path: str | Path, kind: type[C] | tuple[type[C], ...] = Config) -> C:
+    """Run a config file; its `get_config()`, of a `kind`. Raises InputError for an unusable file."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"config file {path} is not there")
+    spec = importlib.util.spec_from_file_location("mllm_align_user_config", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"config file {path} is not Python; it must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (Exception, SystemExit) as error:  # the file is the user's program: anything may come out of it
+        said = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise InputError(f"config file {path} fails: {said}") from error
+    if not isinstance(config, kind):
+        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        found = f"get_config() gives {type(config).__name__}, not a {wanted}"
+        takes = "train takes a Config, bdhs a BDHSConfig, judge a JudgeConfig"
+        raise InputError(f"{path}: {found}; {takes}")
+    return config
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config as plain JSON values; a union field carries its kind."""
+    kinds = {cls: kind for kind, cls in KINDS.items()}
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+            kind = kinds.get(type(value))  # type: ignore[arg-type]
+            return fields if kind is None else {"kind": kind, **fields}
+        if isinstance(value, tuple):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(config)
+
+
+def from_json(values: dict[str, Any], kind: type[C] = Config) -> C:
+    """The inverse of `to_json`, for configs saved with a run."""
+    try:
+        return _built(kind, values)
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"the saved config is not of this version: {one_line(error)}") from error
+
+
+def _built(kind: Any, value: Any) -> Any:
+    """A value of a field's type from its JSON."""
+    if value is None:
+        return None
+    if get_origin(kind) in (Union, UnionType):
+        kinds = get_args(kind)
+        if isinstance(value, dict) and "kind" in value:
+            kind = KINDS[value["kind"]]
+            if kind not in kinds:
+                raise ValueError(f"{value['kind']!r} has no place there")
+            return _built(kind, {name: each for name, each in value.items() if name != "kind"})
+        kind = next(k for k in kinds if k is not type(None))
+    if dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _built(hints[name], each) for name, each in value.items()})  # type: ignore[operator]
+    if get_origin(kind) is tuple:
+        return tuple(_built(get_args(kind)[0], each) for each in value)
+    return Path(value) if kind is Path else value
+
+
+def save_json(config: Any) -> str:
+    return json.dumps(to_json(config), indent=2) + "\n"
+
+
+assert set(get_args(Objective)) == set(OBJECTIVES.values())

@@ -1,0 +1,167 @@
+"""Settings that several verbs share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from mllm_align.config.checks import check_types, require
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How records become batches."""
+
+    format: Literal["auto", "trl", "povid", "rlhfv"] = "auto"
+    """Layout of the data file's rows; auto tells by their fields."""
+    image_root: Path | None = None
+    """Folder that image paths start from; default: the data file's."""
+    allow_outside: bool = False
+    """Accept image paths that lead out of that folder."""
+    chat_template: Path | None = None
+    """A Jinja chat template in place of the checkpoint's own."""
+    max_length: int | None = None
+    """Most tokens of a prompt with its longest response, image tokens included; default: the
+    checkpoint's own limit. Nothing is ever cut to fit."""
+    over_long: Literal["refuse", "skip"] = "refuse"
+    """What to do with a longer record: stop, or leave it out and count it."""
+    shuffle: bool = True
+    """Draw a new order every epoch, from the seed; else file order."""
+    shapes: int = 4
+    """Batch shapes to compile, at most; more shapes mean less padding."""
+    multiple: int = 32
+    """Padded lengths are multiples of this many tokens."""
+    threads: int = 4
+    """Threads that read, resize and tokenize ahead of the training loop."""
+    prefetch: int = 4
+    """Batches held ready."""
+
+    def __post_init__(self):
+        for name in ("image_root", "chat_template"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, Path(getattr(self, name)))
+        check_types(self, "data.")
+        for name in ("shapes", "multiple", "threads", "prefetch"):
+            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
+        if self.max_length is not None:
+            require(self.max_length >= 2, "data.max_length", self.max_length, "2 or more")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation of the decoder; the rest of the base stays frozen, but for the projector."""
+
+    rank: int = 128
+    """Columns of each low-rank term."""
+    alpha: float = 256.0
+    """The low-rank term is multiplied by alpha / rank."""
+    targets: tuple[str, ...] = LORA_TARGETS
+    """Which linear maps of every decoder block."""
+
+    def __post_init__(self):
+        check_types(self, "lora.")
+        require(self.rank >= 1, "lora.rank", self.rank, "1 or more")
+        require(0 < self.alpha < float("inf"), "lora.alpha", self.alpha, "above 0")
+        good = bool(self.targets) and len(set(self.targets)) == len(self.targets)
+        good = good and set(self.targets) <= set(LORA_TARGETS)
+        require(good, "lora.targets", self.targets, f"some of {', '.join(LORA_TARGETS)}")
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW on what is trained, in float32."""
+
+    learning_rate: float = 1e-6
+    """Peak rate per optimizer step."""
+    projector_learning_rate: float | None = None
+    """Peak rate of the projector; default: the same. 0 keeps it frozen."""
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """After warm-up: stay, or fall to 0 at the last step."""
+    warmup: float = 0.03
+    """Share of the steps over which the rate rises from 0."""
+    weight_decay: float = 0.0
+    """Share of each parameter taken off at a step, times the rate."""
+    b1: float = 0.9
+    """Decay of Adam's mean of gradients."""
+    b2: float = 0.999
+    """Decay of Adam's mean of squared gradients."""
+    eps: float = 1e-8
+    """Added to the root of that mean."""
+    clip: float = 1.0
+    """Largest global norm of the gradient; longer ones are scaled to it."""
+
+    def __post_init__(self):
+        check_types(self, "optim.")
+        for name in ("learning_rate", "projector_learning_rate", "weight_decay", "eps"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < float("inf"), f"optim.{name}", value, "0 or more")
+        require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "at least 0 and below 1")
+        require(self.clip > 0, "optim.clip", self.clip, "above 0")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optim.{name}", value, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices of one slice along each axis; -1 (one axis at most) takes all that are left."""
+
+    data: int = -1
+    """Copies that each take a share of the batch."""
+    fsdp: int = 1
+    """Parameters are cut into this many shares; the batch is cut along it too."""
+    tensor: int = 1
+    """Heads, feed-forward and vocabulary are cut into this many shares."""
+    slices: int | None = None
+    """Slices of a multi-slice pod, each with its share of the batch; default: as the devices tell."""
+
+    def __post_init__(self):
+        check_types(self, "mesh.")
+        require(self.slices is None or self.slices >= 1, "mesh.slices", self.slices, "1 or more")
+        sizes = (self.data, self.fsdp, self.tensor)
+        good = all(s == -1 or s >= 1 for s in sizes) and sizes.count(-1) <= 1
+        require(good, "mesh (data, fsdp, tensor)", sizes, "1 or more each, with one -1 at most")
+
+
+@dataclass(frozen=True)
+class DistributedConfig:
+    """How long the processes of a job wait for each other."""
+
+    heartbeat_seconds: int = 30
+    """A process that is silent for so long is dead; the others end, naming it."""
+    shutdown_seconds: int = 60
+    """How long processes that are done wait for the others."""
+
+    def __post_init__(self):
+        check_types(self, "distributed.")
+        for name in ("heartbeat_seconds", "shutdown_seconds"):
+            require(getattr(self, name) >= 5, f"distributed.{name}", getattr(self, name), "5 or more")
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is chosen; filters apply in the order of the fields, as in transformers."""
+
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Choose among this many likeliest tokens only."""
+    top_p: float = 1.0
+    """Choose among the fewest likeliest tokens that hold this much of the probability."""
+    max_tokens: int = 512
+    """Most tokens of a response."""
+
+    def __post_init__(self):
+        check_types(self, "sampling.")
+        require(0 <= self.temperature < float("inf"), "sampling.temperature", self.temperature, "0 or more")
+        require(self.top_k is None or self.top_k >= 1, "sampling.top_k", self.top_k, "1 or more")
+        require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "above 0 and at most 1")
+        require(self.max_tokens >= 1, "sampling.max_tokens", self.max_tokens, "1 or more")

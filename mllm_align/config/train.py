@@ -1,0 +1,128 @@
+"""A training run: one tree of frozen dataclasses, checked where it is built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from mllm_align.align.objectives import DPO, Averaged, Objective
+from mllm_align.config.annotators import JudgeModel, SceneQuestions
+from mllm_align.config.checks import check_types, require
+from mllm_align.config.online import Online, OnlinePairs
+from mllm_align.config.parts import (
+    DataConfig,
+    DistributedConfig,
+    Dtype,
+    LoraConfig,
+    MeshConfig,
+    OptimConfig,
+)
+
+Remat = Literal["none", "dots", "full"]
+PARTS = ("vision_tower", "projector", "image_newline", "decoder")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A training run."""
+
+    objective: Objective = DPO()
+    """What is minimised. On the command line `--objective dpo|robust|ipo|slic|averaged|sft` changes the
+    kind."""
+    online: Online | None = None
+    """Responses that the policy makes while it trains; None: all come from the data. On the command line
+    `--online none|pairs|bdhs|distorted`."""
+    lora: LoraConfig | None = LoraConfig()
+    """Train low-rank terms and the projector; None (`--lora none`) trains the parameters themselves."""
+    freeze: tuple[str, ...] = ("vision_tower",)
+    """Parts that full fine-tuning leaves alone, of vision_tower, projector, image_newline, decoder."""
+    reference: Literal["live", "stored"] = "live"
+    """Reference log-probs: computed in every step, or once beforehand and kept beside the data."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    batch_size: int = 32
+    """Prompts per optimizer step, over all devices."""
+    micro_batches: int = 1
+    """Parts a batch is run in, one after another, to save memory; the gradient is the same."""
+    epochs: float = 1.0
+    """Passes over the data."""
+    steps: int | None = None
+    """Optimizer steps; overrides epochs."""
+    seed: int = 0
+    """Of the order of the data and the start of the low-rank terms."""
+    dtype: Dtype = "auto"
+    """Of the computation; what is trained is float32. auto: float32 on CPU, bfloat16 elsewhere."""
+    remat: Remat = "full"
+    """What a block keeps for its backward pass: none = all of it, dots = matrix products, full = input."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """At a loss or gradient that is not finite: stop, or leave the step out and count it. The records are
+    written to log.jsonl either way, and the parameters stay as they were."""
+    log_every: int = 10
+    """Steps between lines on the terminal and in log.jsonl."""
+    eval_every: int | None = None
+    """Steps between evaluations on the held-out file; default: at the end only."""
+    save_every: int = 200
+    """Steps between checkpoints; the last step is always saved, and one that evaluates best so far."""
+    keep: int = 2
+    """Last checkpoints kept; the one that evaluated best is kept besides."""
+    checkpoints: str | None = None
+    """Folder of the checkpoints, gs:// too; default: checkpoints in the run folder."""
+    tensorboard: bool = False
+    """Write event files too (extra `tensorboard`)."""
+
+    def __post_init__(self):
+        check_types(self)
+        counts = ("batch_size", "micro_batches", "log_every", "save_every", "keep")
+        for name in counts:
+            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        for name in ("steps", "eval_every"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, name, value, "1 or more")
+        require(0 < self.epochs < float("inf"), "epochs", self.epochs, "above 0")
+        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        require(
+            self.batch_size % self.micro_batches == 0,
+            "batch_size",
+            self.batch_size,
+            f"a multiple of micro_batches ({self.micro_batches})",
+        )
+        good = set(self.freeze) <= set(PARTS)
+        require(good, "freeze", self.freeze, f"some of {', '.join(PARTS)}")
+        require(
+            self.lora is not None or set(self.freeze) != set(PARTS),
+            "freeze",
+            self.freeze,
+            "fewer than all parts: nothing is left to train",
+        )
+        self._check_online()
+
+    def _check_online(self) -> None:
+        kind, online = type(self.objective).__name__, self.online
+        if online is None:
+            good = not isinstance(self.objective, Averaged)
+            require(good, "objective", kind, "another, or `online` must make the third response")
+            return
+        require(
+            self.reference == "live", "reference", self.reference, "live: new responses come every step"
+        )
+        made = (2,) if isinstance(online, OnlinePairs) else (2, 3)
+        good = self.objective.responses in made
+        require(good, "objective", kind, "one on pairs" + (", or averaged" if 3 in made else ""))
+        if isinstance(online, OnlinePairs) and online.stale:
+            good = not isinstance(online.annotator, JudgeModel | SceneQuestions)
+            wanted = "false: this annotator runs on the devices, in turn with the training"
+            require(good, "online.stale", online.stale, wanted)
+
+    @property
+    def data_responses(self) -> int:
+        """How many responses a training record must have."""
+        if isinstance(self.online, OnlinePairs):
+            return 2 if self.online.offline_share else 0
+        return self.objective.responses - (self.online is not None)
+
+    @property
+    def held_out_objective(self) -> Objective:
+        """What held-out records are evaluated by: no response is made for them."""
+        return self.objective.pair if isinstance(self.objective, Averaged) else self.objective
