@@ -60,7 +60,7 @@ class Guided:
     def __init__(self, bundle, decoder: Recorder, data: Path, sampling: SamplingConfig, samples: int):
         self.encoder, self.records, _ = prepare(bundle, data, DataConfig(), responses=1)
         config = BDHSConfig(iterations=1, sentence_tokens=self.limit, sampling=sampling)
-        self.decoder, self.maker = decoder, BDHS(decoder, self.encoder, config, Lexical())
+        self.decoder, self.maker = decoder, BDHS(decoder, self.encoder, config, Lexical(), config.seed)
         self.stops = np.flatnonzero(self.maker.stops)
 
     def __call__(self) -> list[np.ndarray]:

@@ -38,6 +38,7 @@ class PromptGroup:
     response_tokens, response_mask: each response with its end of sequence.
     weight: 0 for a group that only fills the batch.
     reference_logps: nats per token, where they were computed beforehand.
+    sampler_logps: nats per token, as they were when the policy sampled the response; 0 elsewhere.
     """
 
     tiles: Float[Array, "B T h w 3"]
@@ -50,6 +51,7 @@ class PromptGroup:
     response_mask: Bool[Array, "B K R"]
     weight: Float[Array, " B"]
     reference_logps: Float[Array, "B K R"] | None = None
+    sampler_logps: Float[Array, "B K R"] | None = None
 
     @property
     def shape(self) -> Shape:
@@ -132,8 +134,12 @@ def pad(groups: list[Group], shape: Shape, size: int) -> PromptGroup:
 
     lengths = np.array([len(g.prefix_tokens) for g in rows], np.int32)
     real = np.arange(shape.prefix) < lengths[:, None]
-    tokens = [place(list(g.responses), shape.response) for g in rows]
-    masks = [place([np.ones(len(r), bool) for r in g.responses], shape.response) for g in rows]
+    nothing = np.zeros((0, shape.response), np.int32)  # prompts alone: responses are still to be made
+    tokens = [place(list(g.responses), shape.response) if g.responses else nothing for g in rows]
+    masks = [
+        place([np.ones(len(r), bool) for r in g.responses], shape.response) if g.responses else nothing > 0
+        for g in rows
+    ]
     return PromptGroup(
         tiles=place([g.tiles for g in rows], shape.tiles),  # type: ignore[arg-type]
         prefix_tokens=place([g.prefix_tokens for g in rows], shape.prefix),  # type: ignore[arg-type]

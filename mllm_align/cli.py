@@ -22,14 +22,18 @@ import tyro
 from tyro.conf import Positional, arg
 
 from mllm_align.config import (
+    ANNOTATORS,
     OBJECTIVES,
+    ONLINE,
     BDHSConfig,
     Config,
     DataConfig,
     DistributedConfig,
     Dtype,
+    JudgeConfig,
     LoraConfig,
     MeshConfig,
+    OnlinePairs,
     SamplingConfig,
     load_config,
 )
@@ -45,8 +49,10 @@ class Train:
 
     Writes config.json, run.json, log.jsonl (events start, train, eval, save, done; log-probs in nats,
     summed over response tokens) and checkpoints/. The same command continues a run that was stopped.
-    Any field of the config can be given as an option, e.g. --optim.learning-rate 1e-6. Two options
-    change a whole branch of it: --objective dpo|robust|ipo|slic|sft and --lora none|on.
+    Any field of the config can be given as an option, e.g. --optim.learning-rate 1e-6. Some options
+    change a whole branch of it: --objective dpo|robust|ipo|slic|averaged|sft, --lora none|on and
+    --online none|pairs|bdhs|distorted (responses that the policy makes while it trains), with --online
+    pairs also --online.annotator judge|endpoint|oracle|questions|scorer.
     """
 
     config_file: Positional[Path]
@@ -146,6 +152,28 @@ class Bdhs:
     print_config: bool = False
     """Print the resolved config as JSON and stop; needs no model, data or out."""
     config: Annotated[BDHSConfig, arg(name="")] = field(default_factory=BDHSConfig)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How often an annotator prefers the chosen responses of a file of pairs, asked in both orders.
+
+    Prints a table; writes the figures to OUT and one JSON line per record beside it, with suffix .jsonl:
+    index, id, outcome, right, scores, reason, answers. --annotator judge|endpoint|oracle|questions|scorer
+    changes who is asked, --annotator.FIELD how.
+    """
+
+    config_file: Positional[Path]
+    """Python file with get_config() -> JudgeConfig, or the Config of a run that has an annotator."""
+    data_file: Data
+    """Preference pairs: .jsonl, .json or .parquet."""
+    out: Path
+    """File to write, JSON."""
+    model: Path | None = None
+    """The policy's base, a Hugging Face LLaVA folder or a run folder; needed where the annotator is it."""
+    print_config: bool = False
+    """Print the resolved config as JSON and stop; needs no model, data or out."""
+    config: Annotated[JudgeConfig, arg(name="")] = field(default_factory=JudgeConfig)
 
 
 @dataclass(frozen=True)
@@ -286,7 +314,13 @@ def _me() -> str:
 
 
 # what a verb's config file gives
-WITH_CONFIG: dict[type, type] = {Train: Config, Bdhs: BDHSConfig, Plan: Config, PlanBdhs: BDHSConfig}
+WITH_CONFIG: dict[type, type] = {
+    Train: Config,
+    Bdhs: BDHSConfig,
+    Judge: JudgeConfig,
+    Plan: Config,
+    PlanBdhs: BDHSConfig,
+}
 VERBS: dict[str, tuple[type, Callable[[Any], None]]] = {}
 
 
@@ -296,6 +330,7 @@ def _main(argv: list[str]) -> None:
         bdhs=(Bdhs, bdhs),
         generate=(Generate, generate),
         score=(Score, score),
+        judge=(Judge, judge),
         inspect=(Inspect, inspect),
         export=(Export, export),
         plan=(Plan, plan),
@@ -411,6 +446,27 @@ def bdhs(options: Bdhs) -> None:
     _tell("  ".join(f"try {i + 1}: {share:.3f}" for i, share in enumerate(summary["differ_after"])))
 
 
+def judge(options: Judge) -> None:
+    if options.print_config:
+        print(config_json(options.config), end="")
+        return
+    config, out, beside = options.config, options.out, _lines_beside(options.out)
+    _begin(config.distributed)
+    from mllm_align.annotate.accuracy import accuracy, table
+    from mllm_align.annotate.opened import asks_base
+
+    asked = asks_base(config.annotator)
+    if asked and options.model is None:
+        raise InputError("judge needs --model: the annotator is the policy's own base")
+    with _result(beside, options.data_file) as lines_file, _result(out, options.data_file) as file:
+        base = _open(options.model, config.dtype, config.mesh) if asked and options.model else None
+        summary, lines = accuracy(config, options.data_file, base, out.with_suffix(".answers"))
+        about = {"data": str(options.data_file), "model": str(options.model) if asked else None}
+        file.write(json.dumps(about | summary, indent=2) + "\n")
+        lines_file.writelines(json.dumps(line) + "\n" for line in lines)
+    _tell(table(summary))
+
+
 def _begin(distributed: DistributedConfig | None = None) -> None:
     """Join the other processes, if any; keep compiled programs. Before anything else of JAX."""
     from mllm_align import processes
@@ -524,6 +580,18 @@ def _result(out: Path, data: Path) -> contextlib.AbstractContextManager[typing.I
     return new_file(out)
 
 
+def _lines_beside(out: Path) -> Path:
+    """result.json -> result.jsonl. Raises InputError where that is something else's."""
+    if out.is_dir():
+        raise refusal(str(out), "this is a folder", "name a file")
+    beside = out.with_suffix(".jsonl")
+    if beside == out:
+        raise refusal(str(out), "is named as the lines beside it", "give --out a name that ends in .json")
+    if beside.exists() and not out.exists():
+        raise refusal(str(beside), "is there without its .json, so it is not ours", "give another --out")
+    return beside
+
+
 def _tell(text: str) -> None:
     """Print a result, once for all processes of a job."""
     from mllm_align import processes
@@ -554,9 +622,11 @@ def parse(cls: type, verb: str, argv: list[str]) -> Any:
         if cls is Plan:  # of either kind
             default = load_config(argv[0], (Config, BDHSConfig))
             cls = PlanBdhs if isinstance(default, BDHSConfig) else Plan
+        elif WITH_CONFIG[cls] is JudgeConfig:
+            default = _judging(argv[0], load_config(argv[0], (JudgeConfig, Config)))
         else:
             default = load_config(argv[0], WITH_CONFIG[cls])
-        if isinstance(default, Config):
+        if isinstance(default, Config | JudgeConfig):
             default, argv = _choices(default, argv)
     _check_names(cls, default, argv)
     alone = "--print-config" in argv
@@ -582,13 +652,35 @@ def parse(cls: type, verb: str, argv: list[str]) -> Any:
         raise InputError(f"{verb}: {one_line(error, 300)}") from error
 
 
-def _choices(config: Config, argv: list[str]) -> tuple[Config, list[str]]:
-    """Apply the two options that replace a whole branch: --objective KIND and --lora none|on."""
-    kinds = {
+def _judging(file: str, config: JudgeConfig | Config) -> JudgeConfig:
+    """What judge takes of a run's config."""
+    if isinstance(config, JudgeConfig):
+        return config
+    if not isinstance(config.online, OnlinePairs):
+        found = f"its Config has no annotator (online is {type(config.online).__name__})"
+        raise refusal(file, found, "give a JudgeConfig, or a Config with online=OnlinePairs(...)")
+    c = config
+    return JudgeConfig(config.online.annotator, c.data, c.mesh, c.distributed, c.dtype)
+
+
+def _branches(config: Config | JudgeConfig) -> dict[str, dict[str, Any]]:
+    """Options that replace a whole branch of a config, and what each of their values puts there."""
+    if isinstance(config, JudgeConfig):
+        return {"--annotator": {name: kind() for name, kind in ANNOTATORS.items()}}
+    return {
         "--objective": {name: kind() for name, kind in OBJECTIVES.items()},
-        "--lora": {"none": None, "on": config.lora or LoraConfig()},
+        "--lora": {"none": None, "on": LoraConfig()},
+        "--online": {"none": None, **{name: kind() for name, kind in ONLINE.items()}},
+        "--online.annotator": {name: kind() for name, kind in ANNOTATORS.items()},
     }
+
+
+def _choices(config: Any, argv: list[str]) -> tuple[Any, list[str]]:
+    """Apply the options that replace a whole branch; one that names the kind that is there changes
+    nothing."""
+    kinds = _branches(config)
     rest: list[str] = []
+    chosen: dict[str, Any] = {}  # applied at once: one may need the other
     i = 0
     while i < len(argv):
         name, equals, value = argv[i].partition("=")
@@ -601,10 +693,17 @@ def _choices(config: Config, argv: list[str]) -> tuple[Config, list[str]]:
             value = argv[i] if i < len(argv) else ""
         if value not in kinds[name]:
             raise InputError(f"{name} is {value!r}; it must be one of {', '.join(kinds[name])}")
-        branch = name.removeprefix("--")
-        if branch != "objective" or not isinstance(config.objective, OBJECTIVES[value]):
-            config = dataclasses.replace(config, **{branch: kinds[name][value]})
+        chosen[name.removeprefix("--")] = kinds[name][value]
         i += 1
+    annotator = chosen.pop("online.annotator", None)
+    differ = {k: v for k, v in chosen.items() if type(getattr(config, k)) is not type(v)}
+    config = dataclasses.replace(config, **differ)
+    if annotator is not None:
+        if not isinstance(config.online, OnlinePairs):
+            raise InputError("--online.annotator goes with --online pairs")
+        if type(config.online.annotator) is not type(annotator):
+            online = dataclasses.replace(config.online, annotator=annotator)
+            config = dataclasses.replace(config, online=online)
     return config, rest
 
 

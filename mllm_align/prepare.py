@@ -32,9 +32,12 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
 
 
 def prepare(
-    bundle: Bundle, data: Any, config: DataConfig, responses: int
+    bundle: Bundle, data: Any, config: DataConfig, responses: int, room: int = 0
 ) -> tuple[Encoder, list[Encoded], list[str]]:
-    """Read, check and encode a data file or rows: (encoder, records, ids left out as over-long)."""
+    """Read, check and encode a data file or rows: (encoder, records, ids left out as over-long).
+
+    room: tokens that a response still to be made may take.
+    """
     encoder = make_encoder(bundle, config)
     records = records_from(
         data,
@@ -49,6 +52,7 @@ def prepare(
         responses=responses,
         max_length=config.max_length or bundle.config.decoder.max_length,
         over_long=config.over_long,
+        room=room,
         progress=lambda items: progress(items, "reading"),
     )
     return encoder, encoded, skipped

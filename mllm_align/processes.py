@@ -113,6 +113,31 @@ def on_first(f: Callable[[], Any]) -> Any:
     return said["value"]
 
 
+def gathered(f: Callable[[], Any]) -> list[Any]:
+    """What f returns on each process, in their order; the same list on all.
+
+    Results go through JSON. An InputError of f on any process is raised on every one.
+    """
+    if not several():
+        return [json.loads(json.dumps(f()))]
+    from jax.experimental.multihost_utils import process_allgather
+
+    try:
+        said: dict[str, Any] = {"value": f()}
+    except InputError as error:
+        said = {"refused": str(error)}
+    text = np.frombuffer(json.dumps(said).encode(), np.uint8)
+    sizes = np.asarray(process_allgather(np.int32(len(text)))).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: len(text)] = text
+    texts = np.asarray(process_allgather(padded)).reshape(len(sizes), -1)
+    each = [json.loads(bytes(row[:size])) for row, size in zip(texts, sizes, strict=True)]
+    refused = [one["refused"] for one in each if "refused" in one]
+    if refused:
+        raise InputError(refused[0])
+    return [one["value"] for one in each]
+
+
 def preempted(step: int) -> bool:
     """Whether a notice of preemption has come to some process; True at the same step for all of them."""
     from jax.experimental.multihost_utils import reached_preemption_sync_point

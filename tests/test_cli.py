@@ -24,7 +24,7 @@ from mllm_align.config import save_json
 from mllm_align.errors import NotFinite, Preempted
 
 assert compiling  # a fixture
-VERBS = ("train", "bdhs", "generate", "score", "inspect", "export", "plan", "quickstart")
+VERBS = ("train", "bdhs", "generate", "score", "judge", "inspect", "export", "plan", "quickstart")
 KEYS = ["index", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
 
 
@@ -97,7 +97,7 @@ def test_help_shows_defaults_and_what_is_required(run, verb):
     [
         (
             "train",
-            ["nats", "--optim.learning-rate", "1e-06", "tokens", "--objective dpo|robust|ipo|slic|sft"],
+            ["nats", "--optim.learning-rate", "1e-06", "tokens", "--online none|pairs|bdhs|distorted"],
         ),
         ("score", ["nats, summed over response tokens", *KEYS, "Records at once"]),
         ("generate", ["--sampling.temperature", "Most tokens of a response", "index, responses", "JSONL"]),

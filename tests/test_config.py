@@ -14,8 +14,10 @@ from mllm_align.config import (
     BDHSConfig,
     Config,
     DataConfig,
+    JudgeConfig,
     LoraConfig,
     MeshConfig,
+    OnlineBDHS,
     OptimConfig,
     SamplingConfig,
     from_json,
@@ -65,9 +67,8 @@ def config_file(folder: Path, body: str) -> str:
 
 @pytest.mark.parametrize("file", [p for p in PRESETS if str(p) != BDHS], ids=lambda p: p.stem)
 def test_presets_load(file):
-    config = load_config(file)
-    assert isinstance(config, Config)
-    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+    config = load_config(file, (Config, JudgeConfig))
+    assert from_json(json.loads(json.dumps(to_json(config))), type(config)) == config
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,10 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
         ),
         (("--objective", "sft", "--objective.beta", "1"), "unknown option --objective.beta"),
         (("--lora", "none", "--lora.rank", "1"), "unknown option --lora.rank"),
-        (("--objective", "ppo"), "--objective is 'ppo'; it must be one of dpo, robust, ipo, slic, sft"),
+        (
+            ("--objective", "ppo"),
+            "--objective is 'ppo'; it must be one of dpo, robust, ipo, slic, averaged, sft",
+        ),
         (("--lora", "maybe"), "--lora is 'maybe'"),
         (("--objective",), "--objective is ''"),
         (("--steps", "many"), "--steps"),
@@ -264,6 +268,7 @@ def test_options_that_are_refused(refused, options, said):
 def test_json_gives_the_config_back(kind):
     config = Config(
         objective=OBJECTIVES[kind](),
+        online=OnlineBDHS() if kind == "averaged" else None,
         lora=None if kind == "sft" else LoraConfig(targets=("q", "down")),
         data=DataConfig(image_root=Path("a"), over_long="skip"),
         mesh=MeshConfig(data=2, tensor=4),
@@ -275,9 +280,12 @@ def test_json_gives_the_config_back(kind):
     assert set(saved) == {field.name for field in dataclasses.fields(Config)}
 
 
-@pytest.mark.parametrize("broken", [[], {}, {"objective": "dpo"}, {"unknown": 1}])
+@pytest.mark.parametrize(
+    "broken",
+    [[], {"objective": "dpo"}, {"unknown": 1}, {"online": {"kind": "oracle"}}, {"lora": {"kind": "x"}}],
+)
 def test_a_saved_config_of_another_version_is_refused(broken):
-    saved = broken if isinstance(broken, list) else {**to_json(Config()), **broken} if broken else {}
+    saved = broken if isinstance(broken, list) else {**to_json(Config()), **broken}
     with pytest.raises(InputError, match="not of this version"):
         from_json(saved)
 

@@ -25,10 +25,10 @@ Response 1:
 Response 2:
 {second}
 
-Which response is better? Look at the image{plural} closely. Prefer first the response that says less that is
-not true of the image{plural}: objects that are not there, wrong attributes such as colours and counts, wrong
-positions or relations. If they are equal in that, prefer the one that helps more with the request. Neither
-the order nor the length of the responses matters.
+Which response is better? Look at the image{plural} closely. Prefer first the response that says less that
+is not true of the image{plural}: objects that are not there, wrong attributes such as colours and counts,
+wrong positions or relations. If they are equal in that, prefer the one that helps more with the request.
+Neither the order nor the length of the responses matters.
 
 Write on the first line exactly "Response 1", "Response 2" or "Tie", then the reason in one sentence."""
 
@@ -69,9 +69,10 @@ def read(answer: str) -> Answer | None:
     line = next((line for line in answer.splitlines() if line.strip()), "").strip(" \t*_#\"'`.:")
     words = re.sub(r"[*_\"'`]+", "", line).lower()
     named = set(re.findall(r"\bresponse\s*([12])\b", words))
-    if re.fullmatch(r"response\s*[12](\s*[.:;,-].*|\s+is better.*)?", words) and len(named) == 1:
+    rest = r"\s*[.:;,–—-](?!\s*[12]\b).*"  # a reason; but "Response 1, 2" names both
+    if re.fullmatch(rf"response\s*[12]({rest}|\s+is better\b.*)?", words) and len(named) == 1:
         return 1 if "1" in named else 2
-    return "tie" if re.fullmatch(r"tie(\s*[.:;,-].*)?", words) and not named else None
+    return "tie" if re.fullmatch(rf"tie({rest})?", words) and not named else None
 
 
 class Pairwise:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 from mllm_align.data.records import Record
 
-Outcome = Literal["ranked", "tie", "identical", "unparsable", "disagreement", "failed"]
-OUTCOMES: tuple[Outcome, ...] = ("ranked", "tie", "identical", "unparsable", "disagreement", "failed")
+Outcome = Literal["ranked", "tie", "identical", "empty", "unparsable", "disagreement", "failed"]
+OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,20 @@ def scored(scores: Sequence[float], reason: str = "", first: int = 0, parsed: in
 
 
 def rank(annotator: Annotator, questions: Sequence[Question]) -> list[Verdict]:
-    """The annotator's verdicts; where all responses are the same text, it is not asked."""
-    same = [len({r.strip() for r in q.responses}) == 1 for q in questions]
-    asked = [q for q, alike in zip(questions, same, strict=True) if not alike]
+    """The annotator's verdicts. It is not asked where all responses are the same text, nor where one says
+    nothing: silence makes no mistake, and would win."""
+    plain = [_plain(question) for question in questions]
+    asked = [question for question, outcome in zip(questions, plain, strict=True) if outcome is None]
     said = iter(annotator(asked) if asked else [])
-    return [Verdict("identical") if alike else next(said) for alike in same]
+    return [next(said) if outcome is None else Verdict(outcome) for outcome in plain]
+
+
+def _plain(question: Question) -> Outcome | None:
+    """What can be told without asking."""
+    texts = {response.strip() for response in question.responses}
+    if "" in texts:
+        return "empty"
+    return "identical" if len(texts) == 1 else None
 
 
 def counted(verdicts: Sequence[Verdict]) -> dict[str, int]:

@@ -90,7 +90,7 @@ def _built(kind: Any, value: Any) -> Any:
         return kind(**{name: _built(hints[name], each) for name, each in value.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
         return tuple(_built(get_args(kind)[0], each) for each in value)
-    return Path(value) if kind is Path else value
+    return Path(str(value)) if kind is Path else value
 
 
 def save_json(config: Any) -> str:

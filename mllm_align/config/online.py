@@ -16,7 +16,7 @@ class OnlinePairs:
     offline_share, examples that keep the pair of the data (mixed-DPO; arXiv 2407.02477, Eq. 4)."""
 
     annotator: Annotator = JudgeModel()
-    """Who ranks. On the command line `--annotator judge|endpoint|oracle|questions|scorer`."""
+    """Who ranks; `--online.annotator judge|endpoint|oracle|questions|scorer` on the command line."""
     samples: int = 2
     """Responses sampled for each prompt."""
     offline_share: float = 0.0

@@ -268,22 +268,24 @@ def encode_all(
     responses: int,
     max_length: int,
     over_long: str = "refuse",
+    room: int = 0,
     progress: Callable[[Sequence[Record]], Iterable[Record]] = iter,
 ) -> tuple[list[Encoded], list[str]]:
     """All records encoded, and the ids of those left out for being longer than `max_length` tokens.
 
-    Nothing is ever cut. Raises InputError for a longer record unless over_long is "skip", and when
-    none is left.
+    room: tokens that a response still to be made may take. Nothing is ever cut. Raises InputError for a
+    longer record unless over_long is "skip", and when none is left.
     """
     kept, skipped = [], []
     for index, record in enumerate(progress(records)):
         encoded = encoder.encode(record, responses, index)
-        if encoded.length <= max_length:
+        length = encoded.shape.prefix + max(encoded.shape.response, room)
+        if length <= max_length:
             kept.append(encoded)
         elif over_long == "skip":
             skipped.append(record.id)
         else:
-            problem = f"prompt and longest response are {encoded.length} tokens, the limit is {max_length}"
+            problem = f"prompt and longest response are {length} tokens, the limit is {max_length}"
             remedy = "shorten it, raise --data.max-length, or leave such records out: --data.over-long skip"
             raise refusal(record.where, problem, remedy)
     if not kept:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_align.config import BDHSConfig
+from mllm_align.config import BDHSMethod
 from mllm_align.data.encode import Encoded, Encoder, common_length, expand
 from mllm_align.errors import refusal
 from mllm_align.generate.decode import Decoder, Fork, Row
@@ -144,7 +144,8 @@ def guided_row(
     encoded: Encoded,
     features: np.ndarray,
     made: Sequence[Cut],
-    config: BDHSConfig,
+    limit: int,
+    seed: int,
     iteration: int,
 ) -> Row:
     """The prompt and the whole chosen response, with a fork at every cut."""
@@ -155,8 +156,8 @@ def guided_row(
         Fork(
             cut.shared - 1 + moved,
             cut.ids[cut.shared - 1 : cut.fork],
-            config.sentence_tokens,
-            random_key(config.seed, encoded.record.id, iteration, number, 1),
+            limit,
+            random_key(seed, encoded.record.id, iteration, number, 1),
         )
         for number, cut in enumerate(made)
     )
@@ -167,19 +168,21 @@ def guided_row(
 class BDHS:
     """Makes rejected responses, records and iterations batched; a finished record makes room for another.
 
-    gather: drop masked embeddings (the fast path) or keep them and mask them (the definition).
+    seed: of masks, noise, cuts, swaps and tokens. gather: drop masked embeddings (the fast path) or keep
+    them and mask them (the definition).
     """
 
     def __init__(
         self,
         decoder: Decoder,
         encoder: Encoder,
-        config: BDHSConfig,
+        config: BDHSMethod,
         similarity: Similarity,
+        seed: int,
         gather: bool = True,
     ):
         self.decoder, self.encoder, self.config, self.similarity = decoder, encoder, config, similarity
-        self.gather = gather
+        self.seed, self.gather = seed, gather
         self.ends = encoder.end_mask(decoder.vocab)
         self.stops = self.ends | full_stops(encoder, decoder.vocab)
         self.threshold = similarity.threshold if config.threshold is None else config.threshold
@@ -214,16 +217,17 @@ class BDHS:
 
     def _try(self, wave: Sequence[_Job], free: bool) -> list[Made]:
         c, encoder = self.config, self.encoder
-        made = [[] if free else cuts(encoder, job.record, c.seed, job.iteration) for job in wave]
+        made = [[] if free else cuts(encoder, job.record, self.seed, job.iteration) for job in wave]
         rows = []
         for job, each in zip(wave, made, strict=True):
             features: Any = job.features
             if free:
                 row = prompt_row(
-                    encoder, job.record, features, c.sampling.max_tokens, 1, c.seed, job.iteration
+                    encoder, job.record, features, c.sampling.max_tokens, 1, self.seed, job.iteration
                 )
             else:
-                row = guided_row(encoder, job.record, features, each, c, job.iteration)
+                limit = c.sentence_tokens
+                row = guided_row(encoder, job.record, features, each, limit, self.seed, job.iteration)
             rows.append(self._hidden(row, job))
         shown = [gathered(row) if self.gather else row for row in rows]
         ends = self.ends if free else self.stops
@@ -259,7 +263,7 @@ class BDHS:
         return replace(row, visible=visible_embeddings(row.image, self.config.mask_rate, self._rng(job)))
 
     def _rng(self, job: _Job) -> np.random.Generator:
-        return np.random.default_rng(random_key(self.config.seed, job.record.record.id, job.iteration))
+        return np.random.default_rng(random_key(self.seed, job.record.record.id, job.iteration))
 
     def _joined(
         self, encoded: Encoded, made: Sequence[Cut], out: Sequence[np.ndarray]
@@ -283,7 +287,7 @@ class BDHS:
         return "".join([*pieces, chosen[done:]]), tuple(sentences)
 
 
-def check(records: Sequence[Encoded], encoder: Encoder, config: BDHSConfig) -> None:
+def check(records: Sequence[Encoded], encoder: Encoder, config: BDHSMethod) -> None:
     """Refuse what would stop the work later: a record without an image, a response without a sentence
     or one that the chat template changes."""
     for encoded in records:

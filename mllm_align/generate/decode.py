@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mllm_align.batch import Cache, PromptGroup
 from mllm_align.config import SamplingConfig
@@ -115,7 +115,7 @@ def programs(
         return model.apply(policy(params, trained), features, group, holes, method="prefill")
 
     def decode(params, trained, prefix, forks, stops):
-        return run(model, policy(params, trained), prefix, forks, stops, sampling)
+        return run(model, policy(params, trained), prefix, forks, stops, sampling)[:2]
 
     def jitted(f, args: tuple, out: Any, static: tuple[int, ...] = ()) -> Any:
         places = {"in_shardings": (*weights, *args), "out_shardings": out}
@@ -238,10 +238,11 @@ def run(
     forks: Forks,
     stops: Bool[Array, " V"],
     sampling: SamplingConfig,
-) -> tuple[Int[Array, "B F R"], Int[Array, "B F"]]:
-    """Tokens of every fork, the given ones first, and how many are real.
+) -> tuple[Int[Array, "B F R"], Int[Array, "B F"], Float[Array, "B F R"]]:
+    """Tokens of every fork, the given ones first; how many are real; log-probs of the generated ones.
 
-    A fork ends after a generated token that `stops` names, or after its limit; the loop when all have.
+    Log-probs are the model's, nats, before temperature and filters; 0 at other places. A fork ends after a
+    generated token that `stops` names, or after its limit; the loop when all have.
     """
     batch, count, length = forks.tokens.shape
 
@@ -250,11 +251,11 @@ def run(
         return jnp.zeros((*lead, rows, count, groups, length - 1, dim), kept.dtype)
 
     def going(state):
-        step, _, _, unfinished, _ = state
+        step, _, _, _, unfinished, _ = state
         return unfinished.any() & (step < length - 1)
 
     def advance(state):
-        step, tokens, lengths, unfinished, own = state
+        step, tokens, lengths, logps, unfinished, own = state
         now = jax.lax.dynamic_index_in_dim(tokens, step, axis=2, keepdims=False)
         logits, own = model.apply(variables, now, prefix, own, forks.start, step, method="decode")
         number = step + 1 - forks.forced  # of the next token among the generated ones
@@ -266,11 +267,15 @@ def run(
         ).reshape(batch, count)
         given = jax.lax.dynamic_index_in_dim(tokens, step + 1, axis=2, keepdims=False)
         new = unfinished & (number >= 0)
+        chosen = jnp.take_along_axis(logits, drawn[:, :, None], axis=-1)[:, :, 0]
+        said = jnp.where(new, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
+        logps = jax.lax.dynamic_update_index_in_dim(logps, said, step + 1, 2)
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, jnp.where(new, drawn, given), step + 1, 2)
         unfinished &= ~(new & (stops[drawn] | (number + 1 >= forks.limit)))
-        return step + 1, tokens, lengths + new.astype(lengths.dtype), unfinished, own
+        return step + 1, tokens, lengths + new.astype(lengths.dtype), logps, unfinished, own
 
     own = jax.tree.map(empty, (prefix.layers, prefix.last))
-    start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, forks.limit > 0, own)
-    _, tokens, lengths, _, _ = jax.lax.while_loop(going, advance, start)
-    return tokens, lengths
+    logps = jnp.zeros(forks.tokens.shape, jnp.float32)
+    start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, logps, forks.limit > 0, own)
+    _, tokens, lengths, logps, _, _ = jax.lax.while_loop(going, advance, start)
+    return tokens, lengths, logps

@@ -35,8 +35,13 @@ def noisy(pixels: np.ndarray, steps: int, rng: np.random.Generator) -> np.ndarra
     beta_k = sigmoid(-6 + 12 k / 1000) (0.5e-2 - 1e-5) + 1e-5, abar = prod_{k <= steps} (1 - beta_k)
     (arXiv 2407.02477, Appendix E.1).
     """
-    k = np.arange(1, steps + 1)
-    beta = (0.5e-2 - 1e-5) / (1 + np.exp(6 - 12 * k / 1000)) + 1e-5
-    left = np.prod(1 - beta)
+    left = kept_after(steps)
     noise = rng.standard_normal(pixels.shape, np.float32)
     return (np.sqrt(left) * pixels + np.sqrt(1 - left) * noise).astype(np.float32)
+
+
+def kept_after(steps: int) -> float:
+    """abar: the share of the picture's variance that is left after `steps` steps (see `noisy`)."""
+    k = np.arange(1, steps + 1)
+    beta = (0.5e-2 - 1e-5) / (1 + np.exp(6 - 12 * k / 1000)) + 1e-5
+    return float(np.prod(1 - beta))

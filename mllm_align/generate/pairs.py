@@ -105,7 +105,8 @@ def bdhs(
     root = _image_root(config, data, out)
     with progress_bar(len(encoded), "bdhs") as bar, job:
         bar.update(len(encoded) - len(todo))
-        maker = BDHS(Decoder(bundle, config.sampling, config.batch_size), encoder, config, similarity)
+        decoder = Decoder(bundle, config.sampling, config.batch_size)
+        maker = BDHS(decoder, encoder, config, similarity, config.seed)
         for made in maker(todo):
             about = _about(made, config, similarity, maker.threshold, stamp)
             job.add(made.index, _row(by_index[made.index], made, about, out, root))

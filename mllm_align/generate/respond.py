@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -52,13 +53,17 @@ def respond(
     sampling: SamplingConfig,
     samples: int = 1,
     seed: int = 0,
+    what: str | None = "generating",
 ) -> list[list[np.ndarray]]:
-    """Token ids of `samples` responses to each record's prompt, an end of sequence included."""
+    """Token ids of `samples` responses to each record's prompt, an end of sequence included.
+
+    what: the progress bar's name; None shows none.
+    """
     stops = encoder.end_mask(decoder.vocab)
     order = sorted(range(len(records)), key=lambda i: records[i].shape)
     out: list[list[np.ndarray]] = [[] for _ in records]
     pictures = tiles_ahead(encoder, [records[i] for i in order], 2 * decoder.size)
-    with progress_bar(len(records), "generating") as bar:
+    with nullcontext() if what is None else progress_bar(len(records), what) as bar:
         for start in range(0, len(order), decoder.size):
             part = order[start : start + decoder.size]
             features = decoder.features(list(islice(pictures, len(part))))
@@ -68,7 +73,8 @@ def respond(
             ]
             for i, tokens in zip(part, decoder(rows, stops), strict=True):
                 out[i] = tokens
-            bar.update(len(part))
+            if bar is not None:
+                bar.update(len(part))
     return out
 
 

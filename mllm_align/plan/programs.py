@@ -111,7 +111,7 @@ def lower(
 def _group(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, config: Config | None = None) -> Any:
     """A batch without an axis of micro-batches."""
     config = config or Config()
-    whole = Config(objective=config.objective, batch_size=count)
+    whole = replace(config, batch_size=count, micro_batches=1, reference="live")
     group = batch_structs(whole, model, mesh, planned.shape, config.objective.responses)
     where = batch_sharding(mesh, micro=False)
     return jax.tree.map(lambda x: struct(x.shape[1:], x.dtype, where), group)

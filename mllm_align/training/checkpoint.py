@@ -1,4 +1,5 @@
-"""Checkpoints of a run, through orbax: `checkpoints/STEP/{trained,optimizer,run}`.
+"""Checkpoints of a run, through orbax: `checkpoints/STEP/{trained,optimizer,run}`, and `begun` where a
+batch was made ahead.
 
 A save goes on in the background, under a name of its own, and appears when it is whole, digests of its
 files with it. A checkpoint whose files have changed since is never restored: the one before it is.
@@ -44,7 +45,7 @@ class Checkpoints:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         arrays: Any = {name: ocp.StandardCheckpointHandler() for name in ("trained", "optimizer")}
-        handlers = {**arrays, "run": ocp.JsonCheckpointHandler()}
+        handlers = {**arrays, "run": ocp.JsonCheckpointHandler(), "begun": ocp.JsonCheckpointHandler()}
         with self._written():
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
         for step in self._manager.all_steps():
@@ -58,13 +59,26 @@ class Checkpoints:
     def best_loss(self) -> float:
         return min(self._losses.values(), default=float("inf"))
 
-    def save(self, state: TrainState, step: int, about: dict[str, Any], loss: float | None = None) -> None:
-        """Begin to save; about: JSON values. Raises InputError where the one before was not written."""
-        args = ocp.args.Composite(
-            trained=ocp.args.StandardSave(state.trained),  # type: ignore[call-arg]
-            optimizer=ocp.args.StandardSave({"step": state.step, "state": state.optimizer}),  # type: ignore[call-arg]
-            run=ocp.args.JsonSave({**about, "held_out_loss": loss}),  # type: ignore[call-arg]
-        )
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        about: dict[str, Any],
+        loss: float | None = None,
+        begun: Any = None,
+    ) -> None:
+        """Begin to save. Raises InputError where the one before was not written.
+
+        about: JSON values that say what this is; begun: those of a batch that was made ahead, if any.
+        """
+        items: dict[str, Any] = {
+            "trained": ocp.args.StandardSave(state.trained),  # type: ignore[call-arg]
+            "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.optimizer}),  # type: ignore[call-arg]
+            "run": ocp.args.JsonSave({**about, "held_out_loss": loss, "begun": begun is not None}),  # type: ignore[call-arg]
+        }
+        if begun is not None:
+            items["begun"] = ocp.args.JsonSave(begun)  # type: ignore[call-arg]
+        args = ocp.args.Composite(**items)
         with self._written():
             self._manager.wait_until_finished()
             self._saving = step
@@ -76,6 +90,14 @@ class Checkpoints:
         """What `save` was told of a step."""
         with self._explained(step):
             return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]  # type: ignore[call-arg]
+
+    def begun(self, step: int) -> Any:
+        """The batch that was made ahead when a step was saved, or None."""
+        if not self.about(step)["begun"]:
+            return None
+        with self._explained(step):
+            args = ocp.args.Composite(begun=ocp.args.JsonRestore())  # type: ignore[call-arg]
+            return self._manager.restore(step, args=args)["begun"]
 
     def restore(self, state: TrainState, step: int) -> TrainState:
         """The state of a step, placed like `state`, whose leaves may be shapes with shardings."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from mllm_align import processes
 from mllm_align.batch import PromptGroup
-from mllm_align.config import Config, to_json
+from mllm_align.config import Config, OnlinePairs, to_json
 from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.errors import InputError, NotFinite, Preempted
@@ -30,6 +30,8 @@ from mllm_align.training import run
 from mllm_align.training.checkpoint import Checkpoints, set_aside, whole_steps
 from mllm_align.training.flops import peak_flops, step_flops
 from mllm_align.training.metrics import Log, add, divide, event_writer, line
+from mllm_align.training.online.common import Trainable
+from mllm_align.training.online.feed import Feed, make_maker
 from mllm_align.training.optim import init_trained, schedule, trained_parts
 from mllm_align.training.programs import check_fits, train_program
 from mllm_align.training.score import StoredReference
@@ -59,11 +61,12 @@ def train(
     _check(config, bundle)
     writer = event_writer() if config.tensorboard else None
     bundle = replace(bundle, lora=config.lora, trained={})
-    responses = config.objective.responses
-    encoder, records, skipped = prepare(bundle, data, config.data, responses)
+    room = config.online.sampling.max_tokens if isinstance(config.online, OnlinePairs) else 0
+    encoder, records, skipped = prepare(bundle, data, config.data, config.data_responses, room)
     held_out, held_skipped = [], []
     if eval_data is not None:
-        _, held_out, held_skipped = prepare(bundle, eval_data, config.data, responses)
+        wanted = config.held_out_objective.responses
+        _, held_out, held_skipped = prepare(bundle, eval_data, config.data, wanted)
     for what, ids in (("training", skipped), ("held-out", held_skipped)):
         if ids:
             warn(f"{len(ids)} over-long {what} records left out")
@@ -135,6 +138,7 @@ class _Run:
         self.base = {name: bundle.params[name] for name in self.program.base}
         self.rate = schedule(config.optim, config.optim.learning_rate, self.steps)
         self.parts = trained_parts(config, bundle.config.anyres)
+        self.maker = make_maker(config, bundle, encoder, records, self.batches.per_epoch, out)
 
     def begin(self, step: int) -> TrainState:
         """The state after `step` steps: of the checkpoint, or where the run starts."""
@@ -198,18 +202,23 @@ class _Run:
         """
         config, best = self.config, self.checkpoints.best_loss()
         ahead = self.batches.iterate(begun, self.steps, config.data.threads, config.data.prefetch)
+        saved = self.checkpoints.begun(begun) if begun and self.maker else None
+        feed = Feed(ahead, self.put, self.records, self.maker, self.steps - 1, saved)
         window = _Window(self)
         # where it looks for NaN, JAX runs a step again, operation by operation, from the host
         guard = "allow" if jax.config.values["jax_debug_nans"] else "disallow"
-        with notice_of_preemption() as noticed, closing(Profile(self.out / "profile", profile)) as trace:
+        profiled = closing(Profile(self.out / "profile", profile))
+        with notice_of_preemption() as noticed, profiled as trace, closing(feed):
             for number in range(begun + 1, self.steps + 1):
                 waiting = time.perf_counter()
-                batch = next(ahead)
-                group = self.put(batch)
+                given = feed(state.trained, number - 1)
                 waited = time.perf_counter() - waiting
                 with jax.transfer_guard(guard):
-                    state, metrics, health = self.program.step(state, self.base, group)
-                    window.add(batch, metrics, health, waited)
+                    state, metrics, health = self.program.step(state, self.base, given.group)
+                    window.add(given, metrics, health, waited)
+                if self.maker is not None and not self.maker.ahead:  # the next one waits for it anyway
+                    jax.block_until_ready(state)
+                    window.updated(time.perf_counter() - waiting - waited)
                 trace.step(state)
                 last, stop = number == self.steps, noticed(number)
                 if number % config.log_every == 0 or last or stop or number == begun + 1:
@@ -222,7 +231,7 @@ class _Run:
                 better = loss is not None and loss < best
                 if number % config.save_every == 0 or last or stop or better:
                     window.check()  # no checkpoint goes past a step that stops the run
-                    self.checkpoints.save(state, number, self._about(number, about), loss)
+                    self.checkpoints.save(state, number, self._about(number, about), loss, feed.saved())
                     self.log("save", step=number)
                 if loss is not None:
                     window.check()
@@ -274,11 +283,13 @@ class _Window:
         self.count = self.pairs = self.real = self.padded = 0
         self.waited = self.flops = 0.0
         self.steps: list[tuple[HostBatch, Health]] = []
+        self.facts: dict[str, tuple[float, float]] = {}
 
-    def add(self, batch: HostBatch, metrics: Any, health: Health, waited: float) -> None:
+    def add(self, given: Trainable, metrics: Any, health: Health, waited: float) -> None:
         self.total = metrics if self.total is None else add(self.total, metrics)
-        config, bundle, shape = self.owner.config, self.owner.bundle, batch.shape
-        records = [self.owner.records[i] for i in batch.records]
+        config, bundle, batch, shape = self.owner.config, self.owner.bundle, given.batch, given.batch.shape
+        records = [record for record in given.records if record is not None]
+        self._count(given.facts)
         self.flops += step_flops(
             bundle.config,
             records,
@@ -292,6 +303,15 @@ class _Window:
         self.padded += config.batch_size * (shape.prefix + config.objective.responses * shape.response)
         self.waited += waited
         self.steps.append((HostBatch(batch.step, None, batch.records, shape), health))  # type: ignore[arg-type]
+
+    def _count(self, facts: dict[str, tuple[float, float]]) -> None:
+        for name, (value, weight) in facts.items():
+            before = self.facts.get(name, (0.0, 0.0))
+            self.facts[name] = before[0] + value, before[1] + weight
+
+    def updated(self, seconds: float) -> None:
+        """How long the device took for the step, where that was waited for."""
+        self._count({"update/seconds": (seconds, 1.0)})
 
     def check(self, finite: list[Any] | None = None) -> None:
         """Write down the records of steps that could not be taken, once; stop if the config says so."""
@@ -313,7 +333,7 @@ class _Window:
     def close(self, step: int) -> dict[str, Any]:
         total, finite = jax.device_get((self.total, [health.finite for _, health in self.steps]))
         self.check(finite)
-        values = divide(total)
+        values = divide(total) | divide(self.facts)
         seconds = time.perf_counter() - self.start
         peak = peak_flops()
         return {

@@ -90,7 +90,7 @@ def train_program(config: Config, model: LlavaConfig, mesh: Mesh, steps: int) ->
         donate_argnums=0,
     )
     evaluate = jax.jit(
-        make_evaluation(llava, config.objective, *common),
+        make_evaluation(llava, config.held_out_objective, *common),
         in_shardings=(places.trained, base_places, rows),
         out_shardings=whole,
     )

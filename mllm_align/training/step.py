@@ -62,9 +62,20 @@ def make_loss(model: Llava, objective: Objective, lora_scale: float, dtype: Any)
         seen = LogProbs(logps, reference, group.response_mask, group.weight)
         total, weight, metrics = objective(seen)
         bad = ~jnp.isfinite(logps if reference is None else logps + reference).all((1, 2))
-        return total, (weight, {"loss": (total, weight), **metrics}, bad)
+        metrics = {"loss": (total, weight), **metrics}
+        if group.sampler_logps is not None:
+            metrics["rollout/logp_gap"] = sampler_gap(logps, group)
+        return total, (weight, metrics, bad)
 
     return loss
+
+
+def sampler_gap(logps: Any, group: PromptGroup) -> Any:
+    """(sum, tokens) of how far the log-probs that the sampler saw lie from those of this forward pass."""
+    sampler: Any = group.sampler_logps
+    sampled = group.response_mask & (sampler < 0) & (group.weight > 0)[:, None, None]
+    gap = jnp.where(sampled, jnp.abs(jax.lax.stop_gradient(logps) - sampler), 0.0)
+    return gap.sum(), sampled.sum().astype(jnp.float32)
 
 
 def make_step(
@@ -79,7 +90,8 @@ def make_step(
 
     batch: a PromptGroup whose leaves carry a leading axis of micro-batches. The gradient is that of the
     whole batch: sums are added over micro-batches and divided once by the added weights. Where the loss
-    or the gradient is not finite, parameters and optimizer stay as they were and the metrics weigh 0.
+    or the gradient is not finite, or nothing weighs, parameters and optimizer stay as they were; in the
+    first case the metrics weigh 0.
     """
     gradient = jax.grad(make_loss(model, objective, lora_scale, dtype), has_aux=True)
 
@@ -100,7 +112,8 @@ def make_step(
             shapes, _ = jax.eval_shape(micro, first)
             total, rows = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), batch)
         grads, weight, metrics = total
-        grads = jax.tree.map(lambda g: g / weight, grads)
+        some = weight > 0  # else no group has a usable pair; the gradient is 0 and stays so
+        grads = jax.tree.map(lambda g: g / jnp.where(some, weight, 1), grads)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
         if jax.config.values["jax_debug_nans"]:  # JAX looks for NaN in what a step returns
@@ -108,14 +121,14 @@ def make_step(
         updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         trained, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
+            lambda new, old: jnp.where(finite & some, new, old),
             (trained, opt_state),
             (state.trained, state.optimizer),
         )
         one = jnp.ones((), jnp.float32)
         metrics = {**metrics, "grad_norm": (norm, one)}
         metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
-        metrics["skipped"] = (1 - finite.astype(jnp.float32), one)
+        metrics["skipped"] = (1 - (finite & some).astype(jnp.float32), one)
         return TrainState(state.step + 1, trained, opt_state), metrics, Health(finite, rows)  # type: ignore[arg-type]
 
     return traced_within(mesh, step)

@@ -60,7 +60,8 @@ def making(encoder, similarity=None, say=None, size=4, gather=True, **config):
     """A maker on a scripted decoder."""
     config = {"iterations": 3, "sampling": FREE, "similarity": "lexical", **config}
     decoder = Scripted(len(encoder.tokenizer), size, say)
-    return BDHS(decoder, encoder, BDHSConfig(**config), similarity or Scores(), gather)
+    made = BDHSConfig(**config)
+    return BDHS(decoder, encoder, made, similarity or Scores(), made.seed, gather)
 
 
 # ---- where a sentence is cut -------------------------------------------------------------------------
@@ -371,7 +372,8 @@ def decoder():
 
 
 def of_model(decoder, encoder, records, gather=True, **changes):
-    maker = BDHS(decoder, encoder, replace(SETTINGS, **changes), Lexical(), gather)
+    settings = replace(SETTINGS, **changes)
+    maker = BDHS(decoder, encoder, settings, Lexical(), settings.seed, gather)
     return {made.index: made for made in maker(records)}
 
 

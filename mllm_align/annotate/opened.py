@@ -1,0 +1,49 @@
+"""The annotator that a config names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mllm_align import config as settings
+from mllm_align.annotate.judge import judge
+from mllm_align.annotate.verdict import Annotator
+from mllm_align.models.bundle import Bundle
+
+
+def open_annotator(
+    config: settings.Annotator,
+    base: Bundle | None,
+    folder: Path | None,
+    data: settings.DataConfig | None = None,
+    what: str | None = None,
+) -> Annotator:
+    """base: the policy's, asked without what a run has trained; None where the annotator is another.
+    folder: where answers of an endpoint are kept. data: of the run; its chat template is the base's.
+    what: name of a progress bar for what is asked on the devices. Raises InputError for a config that
+    can't be followed.
+    """
+    if isinstance(config, settings.JudgeModel):
+        return judge(config, base, data, what)
+    if isinstance(config, settings.SceneQuestions):
+        from mllm_align.annotate.scenes import SelfQuestions
+
+        return SelfQuestions(config, base, data, what)
+    if isinstance(config, settings.SceneOracle):
+        from mllm_align.annotate.scenes import Oracle
+
+        return Oracle(config)
+    if isinstance(config, settings.Scorer):
+        from mllm_align.annotate.scorer import ScorerHook
+
+        return ScorerHook(config)
+    import jax
+
+    from mllm_align.annotate.endpoint import endpoint
+
+    return endpoint(config, folder, jax.process_index())
+
+
+def asks_base(config: settings.Annotator) -> bool:
+    """Whether the annotator is the policy's own base."""
+    judges = isinstance(config, settings.JudgeModel) and config.model is None
+    return judges or isinstance(config, settings.SceneQuestions)

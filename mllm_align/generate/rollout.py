@@ -1,0 +1,162 @@
+"""Responses sampled from the policy as it is in the middle of a run, without leaving the devices.
+
+Shapes: M micro-batches of B rows as in training, K responses, R most tokens of a response.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from mllm_align.batch import PromptGroup, replace
+from mllm_align.config import SamplingConfig
+from mllm_align.generate.decode import Forks, run
+from mllm_align.generate.distortion import kept_after
+from mllm_align.generate.sampling import choose
+from mllm_align.models.bundle import base_shardings, make_model
+from mllm_align.models.config import LlavaConfig
+from mllm_align.models.llava import Llava
+from mllm_align.models.policy import policy_variables
+from mllm_align.sharding import batch_sharding, constrain, replicated, traced_within
+
+POSITIONS = 8  # of a response meet the vocabulary at once
+
+
+class Rollout(NamedTuple):
+    """tokens: ids, an end of sequence included. lengths: how many are real. logps: nats per token, of the
+    policy that sampled them, before temperature and filters."""
+
+    tokens: Int[Array, "M B K R"]
+    lengths: Int[Array, "M B K"]
+    logps: Float[Array, "M B K R"]
+
+
+@lru_cache(maxsize=8)
+def rollout_program(
+    config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any, sampling: SamplingConfig
+) -> Any:
+    """rollout(params, trained, batch, keys, stops) -> Rollout on every device, jitted.
+
+    batch: prompts; its own responses are not looked at. keys [M, B, K, 2]: see `sampling.random_key`.
+    stops [V] bool: the ids that end a response. One prefill for each prompt, K forks from it.
+    """
+    model = make_model(config)
+
+    def rollout(params: Any, trained: Any, batch: PromptGroup, keys: Any, stops: Any) -> Rollout:
+        policy = policy_variables(params, trained, lora_scale, dtype)
+
+        def part(group_and_keys: tuple[PromptGroup, UInt32[Array, "B K 2"]]) -> Rollout:
+            return sample(model, policy, *group_and_keys, stops, sampling, dtype)
+
+        return each_part(part, (batch, keys))
+
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    places = base_shardings(config, mesh), None, rows, rows, whole
+    return jax.jit(traced_within(mesh, rollout), in_shardings=places, out_shardings=whole)
+
+
+def each_part(part: Any, micro: Any) -> Any:
+    """part of each micro-batch, one after another; a single one needs no loop."""
+    if len(jax.tree.leaves(micro)[0]) == 1:
+        return jax.tree.map(lambda x: x[None], part(jax.tree.map(lambda x: x[0], micro)))
+    return jax.lax.map(part, micro)
+
+
+def sample(
+    model: Llava,
+    policy: Any,
+    group: PromptGroup,
+    keys: UInt32[Array, "B K 2"],
+    stops: Bool[Array, " V"],
+    sampling: SamplingConfig,
+    dtype: Any,
+) -> Rollout:
+    """K responses to each prompt of one micro-batch, of sampling.max_tokens tokens at most."""
+    features = model.apply(policy, group.tiles.astype(dtype), method="features")
+    prefix: Any = model.apply(policy, features, group, method="prefill")
+    size, count, _ = keys.shape
+    last = (group.prefix_length - 1)[:, None]
+    start = jnp.take_along_axis(group.prefix_positions, last, axis=1)
+    token = jnp.take_along_axis(group.prefix_tokens, last, axis=1)
+    tokens = jnp.zeros((size, count, sampling.max_tokens + 1), token.dtype)
+    forks = Forks(
+        start=jnp.broadcast_to(start, (size, count)),
+        tokens=tokens.at[:, :, 0].set(jnp.broadcast_to(token, (size, count))),
+        forced=jnp.ones((size, count), jnp.int32),
+        limit=jnp.full((size, count), sampling.max_tokens, jnp.int32),
+        keys=keys,
+    )
+    tokens, lengths, logps = run(model, policy, prefix, forks, stops, sampling)
+    return Rollout(tokens[:, :, 1:], lengths - 1, logps[:, :, 1:])
+
+
+@lru_cache(maxsize=8)
+def pick_program(mesh: Mesh) -> Any:
+    """pick(batch, micro, row) -> the rows batch[micro[c, b], row[c, b]] as a batch [C, b, ...], jitted."""
+
+    def pick(batch: PromptGroup, micro: Int[Array, "C b"], row: Int[Array, "C b"]) -> PromptGroup:
+        return jax.tree.map(lambda x: x[micro, row], batch)
+
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    return jax.jit(traced_within(mesh, pick), in_shardings=(rows, whole, whole), out_shardings=rows)
+
+
+@lru_cache(maxsize=8)
+def distorted_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any, steps: int) -> Any:
+    """distorted(params, trained, batch, keys) -> [M, B, R] tokens on every device, jitted.
+
+    Token t is drawn from pi(. | x~, y+_{<t}): y+ is each group's first response, x~ its image after
+    `steps` steps of noise (POVID, as arXiv 2407.02477 describes it). keys [M, B, 2].
+    """
+    model = make_model(config)
+    sampling = SamplingConfig()
+
+    def part(policy: Any, group: PromptGroup, keys: UInt32[Array, "B 2"]) -> Int[Array, "B R"]:
+        tiles = jax.vmap(lambda x, key: noisy(x, steps, key))(group.tiles, keys)
+        features = model.apply(policy, tiles.astype(dtype), method="features")
+        first = replace(
+            group,
+            response_tokens=group.response_tokens[:, :1],
+            response_mask=group.response_mask[:, :1],
+            reference_logps=None,
+            sampler_logps=None,
+        )
+        hidden: Any = model.apply(policy, features, first, method="hidden")
+        last, states = hidden
+        before = jnp.concatenate([last[:, None], states[:, 0, :-1]], axis=1)  # [B, R, D]: each predicts one
+        kernel: Any = model.apply(policy, method=lambda m: m.decoder.unembedding())
+        size, length, _ = before.shape
+
+        def draw(chunk: tuple[Any, Any]) -> Any:
+            states, at = chunk  # [B, c, D], [c]
+            logits = jnp.matmul(states, kernel, preferred_element_type=jnp.float32)
+            each = jnp.repeat(keys, at.size, axis=0), jnp.tile(at, size)
+            return choose(logits.reshape(size * at.size, -1), *each, sampling).reshape(size, -1)
+
+        count = -(-length // POSITIONS)
+        before = jnp.pad(before, ((0, 0), (0, count * POSITIONS - length), (0, 0)))
+        chunks = before.reshape(size, count, POSITIONS, -1).swapaxes(0, 1)
+        at = jnp.arange(count * POSITIONS, dtype=jnp.int32).reshape(count, POSITIONS)
+        drawn = jax.lax.map(draw, (chunks, at))  # [count, B, c]
+        return constrain(drawn.swapaxes(0, 1).reshape(size, -1)[:, :length], "rows", None)
+
+    def distorted(params: Any, trained: Any, batch: PromptGroup, keys: Any) -> Any:
+        policy = policy_variables(params, trained, lora_scale, dtype)
+        return each_part(lambda both: part(policy, *both), (batch, keys))
+
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    places = base_shardings(config, mesh), None, rows, rows
+    return jax.jit(traced_within(mesh, distorted), in_shardings=places, out_shardings=whole)
+
+
+def noisy(pixels: Float[Array, "T h w 3"], steps: int, key: UInt32[Array, " 2"]) -> Float[Array, "T h w 3"]:
+    """As `distortion.noisy`, on the device."""
+    left = kept_after(steps)
+    drawn = jax.random.wrap_key_data(key, impl="threefry2x32")
+    noise = jax.random.normal(jax.random.fold_in(drawn, 1 << 20), pixels.shape, pixels.dtype)
+    return left**0.5 * pixels + (1 - left) ** 0.5 * noise

@@ -1,0 +1,75 @@
+"""From batches of the data to batches that the step takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mllm_align.batch import PromptGroup
+from mllm_align.config import Config, OnlinePairs
+from mllm_align.data.batches import HostBatch
+from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.models.bundle import Bundle
+from mllm_align.training.online.common import Common, Maker, Pending, Trainable
+from mllm_align.training.online.pairs import Pairs
+from mllm_align.training.online.rejected import Rejected
+
+
+def make_maker(
+    config: Config, bundle: Bundle, encoder: Encoder, records: Sequence[Encoded], per_epoch: int, out: Path
+) -> Maker | None:
+    """The maker that a config asks for. Raises InputError for records that it can't work on."""
+    online, common = config.online, Common(config, bundle, encoder, records, per_epoch)
+    if online is None:
+        return None
+    if isinstance(online, OnlinePairs):
+        return Pairs(common, online, out)
+    return Rejected(common, online)
+
+
+class Feed:
+    """What the step takes, one batch after the other.
+
+    ahead: batches of the data, from the step that the run goes on from. maker: None where all responses
+    come from the data. saved: a batch that was begun before the checkpoint that the run goes on from.
+    """
+
+    def __init__(
+        self,
+        ahead: Iterator[HostBatch],
+        put: Callable[[HostBatch], PromptGroup],
+        records: Sequence[Encoded],
+        maker: Maker | None,
+        last: int,
+        saved: Any = None,
+    ):
+        self.ahead, self.put, self.records, self.maker, self.last = ahead, put, records, maker, last
+        self.pending: Pending | None = None
+        if saved is not None and maker is not None:
+            self.pending = maker.restored(saved, *self._next())
+
+    def _next(self) -> tuple[HostBatch, PromptGroup]:
+        batch = next(self.ahead)
+        return batch, self.put(batch)
+
+    def __call__(self, trained: Any, step: int) -> Trainable:
+        """The batch of a step, counted from 0; trained: the policy before it."""
+        if self.maker is None:
+            batch, group = self._next()
+            return Trainable(group, batch, tuple(self.records[i] for i in batch.records))
+        pending = self.pending or self.maker.begin(*self._next(), trained, step)
+        self.pending = None
+        if self.maker.ahead and step < self.last:  # before the step that gives up these parameters
+            self.pending = self.maker.begin(*self._next(), trained, step)
+        return self.maker.finish(pending)
+
+    def close(self) -> None:
+        if self.maker is not None:
+            self.maker.close()
+
+    def saved(self) -> Any:
+        """What a checkpoint must hold beside the state, or None."""
+        if self.pending is None or self.maker is None:
+            return None
+        return self.maker.saved(self.pending)

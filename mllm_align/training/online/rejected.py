@@ -1,0 +1,107 @@
+"""y~-: a rejected response that the policy makes against the chosen one of the data; no annotator."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mllm_align.batch import PromptGroup
+from mllm_align.config import Distorted, OnlineBDHS
+from mllm_align.data.batches import HostBatch
+from mllm_align.generate import bdhs
+from mllm_align.generate.decode import Decoder
+from mllm_align.generate.rollout import distorted_program
+from mllm_align.generate.sampling import random_key
+from mllm_align.generate.similarity import open_similarity
+from mllm_align.training.online.common import Common, Facts, Pending, Response, Trainable
+
+
+class Rejected:
+    """y~-, a rejected response by the current policy: by BDHS, or drawn along y+ under a noisy image."""
+
+    ahead = False
+
+    def __init__(self, common: Common, online: OnlineBDHS | Distorted):
+        self.common, self.online = common, online
+        ends = common.encoder.end_mask(common.bundle.config.decoder.vocab)
+        self.ends = ends
+        if isinstance(online, OnlineBDHS):
+            bdhs.check(common.records, common.encoder, online)
+            self.similarity = open_similarity(online.similarity)
+        else:
+            self.program = distorted_program(*common.settings, online.noise_steps)
+
+    def begin(self, batch: HostBatch, group: PromptGroup, trained: Any, at: int) -> Pending:
+        make = self._bdhs if isinstance(self.online, OnlineBDHS) else self._distorted
+        return Pending(batch, group, batch.step, at, partial(make, batch, group, trained))
+
+    def _distorted(self, batch: HostBatch, group: PromptGroup, trained: Any) -> tuple[list[Any], Facts]:
+        keys = self.common.put(self.common.keys(batch, -2))
+        tokens = np.asarray(self.program(self.common.bundle.params, trained, group, keys))
+        tokens = tokens.reshape(-1, tokens.shape[-1])
+        made = []
+        for row, index in enumerate(batch.records):
+            ids = tokens[row, : len(self.common.records[index].responses[0])]
+            stop = np.flatnonzero(self.ends[ids])  # a response ends at its first end of sequence
+            made.append(ids[: stop[0] + 1] if len(stop) else ids)
+        return made, {}
+
+    def _bdhs(self, batch: HostBatch, group: PromptGroup, trained: Any) -> tuple[list[Any], Facts]:
+        common, online = self.common, self.online
+        assert isinstance(online, OnlineBDHS)
+        policy = replace(common.bundle, trained=trained, lora=common.config.lora)
+        seed = int(random_key(common.config.seed, "bdhs", common.epoch(batch.step))[0])
+        decoder = Decoder(policy, online.sampling, common.rows)
+        maker = bdhs.BDHS(decoder, common.encoder, online, self.similarity, seed)
+        made = {each.index: each for each in maker([common.records[i] for i in batch.records])}
+        tries = [made[common.records[i].index] for i in batch.records]
+        facts = {
+            "bdhs/iterations": (float(sum(m.iterations for m in tries)), float(len(tries))),
+            "bdhs/similarity": (float(sum(m.similarity[-1] for m in tries)), float(len(tries))),
+            "bdhs/unfinished": (float(sum(m.unfinished > 0 for m in tries)), float(len(tries))),
+        }
+        return [self._encoded(i, m.rejected) for i, m in zip(batch.records, tries, strict=True)], facts
+
+    def _encoded(self, index: int, text: str) -> np.ndarray | None:
+        """Ids of a made response; None if it says nothing, is too long or changes the prompt's tokens."""
+        encoded = self.common.records[index]
+        if not text.strip() or "<image>" in text:
+            return None
+        both = replace(encoded.record, responses=(encoded.record.responses[0], text))
+        again = self.common.encoder.encode(both, 2)
+        good = np.array_equal(again.prefix, encoded.prefix) and again.length <= self.common.limit
+        return again.responses[1] if good else None
+
+    def finish(self, pending: Pending) -> Trainable:
+        common, batch = self.common, pending.batch
+        began = time.perf_counter()
+        rejected, facts = pending.ready()
+        seconds = time.perf_counter() - began
+        made: list[tuple[Response, ...] | None] = []
+        usable = 0
+        for index, ids in zip(batch.records, rejected, strict=True):
+            given = common.records[index].responses
+            responses = tuple(Response(r) for r in given)
+            if ids is not None and not np.array_equal(ids, given[0]):
+                usable += 1
+                made.append((*responses, Response(ids)))
+            else:  # the averaged loss goes on with the pair of the data
+                made.append(responses if len(responses) > 1 else None)
+        most = batch.shape.response
+        longest = max((len(r.ids) for each in made for r in each or ()), default=1)
+        while most < longest:  # few sizes: few programs
+            most += -(-batch.shape.response // 16) * 8
+        facts |= {"rejected_usable": (usable, len(rejected)), "rollout/seconds": (seconds, 1.0)}
+        return common.filled(batch, pending.group, made, most, facts)
+
+    def saved(self, pending: Pending) -> Any:
+        raise NotImplementedError("nothing is begun ahead")
+
+    restored: Any = saved
+
+    def close(self) -> None:
+        pass
