@@ -66,7 +66,7 @@ def scored(scores: Sequence[float], reason: str = "", first: int = 0, parsed: in
 def rank(annotator: Annotator, questions: Sequence[Question]) -> list[Verdict]:
     """The annotator's verdicts. It is not asked where all responses are the same text, nor where one says
     nothing: silence makes no mistake, and would win."""
-    plain = [_plain(question) for question in questions]
+    plain: list[Outcome | None] = [_plain(question) for question in questions]
     asked = [question for question, outcome in zip(questions, plain, strict=True) if outcome is None]
     said = iter(annotator(asked) if asked else [])
     return [next(said) if outcome is None else Verdict(outcome) for outcome in plain]

@@ -48,7 +48,7 @@ def test_fewer_errors_win_and_recall_decides_between_equals(oracle):
     there, absent = scene.things[0], next(kind for kind in KINDS if kind not in scene.kinds)
     whole = caption(scene, np.random.default_rng(0))
     best = [whole, f"There is a {there.kind}.", "", f"There is a {absent}.", f"{whole} We see a {absent}."]
-    (verdict,) = rank(oracle, [asked("train-000001-0", *best)])
+    (verdict,) = oracle([asked("train-000001-0", *best)])
     assert verdict.ranking[:3] == (0, 1, 2) and verdict.ranking[3:] == (4, 3)
     present = len(set(scene.kinds))
     assert verdict.scores == pytest.approx(
