@@ -324,6 +324,7 @@ def test_paths_outside_are_accepted_when_asked(run, tmp_path):
     assert run(*argv, "--data.image-root", PAIRS.parent)[0] == 0
 
 
+@pytest.mark.slow
 def test_pixels_that_turn_out_damaged_stop_in_one_line(refused, run, tmp_path, config_file):
     """Headers are checked first, pixels when batches are made: by other threads, in the midst of work."""
     data = write_pairs(tmp_path, [{**row, "images": ["images/late.jpg"]} for row in rows()])

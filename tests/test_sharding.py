@@ -119,6 +119,7 @@ def test_losses_and_gradients_of_low_rank_terms(folder, one):
     assert_same(Side(folder, make_mesh(MeshConfig(2, 2, 2))).step(config), one.step(config))
 
 
+@pytest.mark.slow
 def test_decoding(eight, one):
     """Sampled tokens, and the logits after each of them where one device's tokens are given."""
     sides = [(side, Decoder(side.bundle, SAMPLED, 3)) for side in (one, eight)]

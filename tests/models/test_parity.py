@@ -149,6 +149,7 @@ def test_losses_of_single_pairs(golden, ours, loss):
     np.testing.assert_allclose(found, golden.numbers["loss_per_pair"][loss], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_four_steps_of_full_fine_tuning(golden):
     expected = golden.numbers["trajectory"]
     groups = [golden.groups(f"trajectory/step{i}/") for i in range(expected["steps"])]

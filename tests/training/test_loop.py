@@ -117,6 +117,7 @@ def test_implicit_transfers_are_refused(tmp_path, monkeypatch):
         train(TINY, bundle(), PAIRS, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_tensorboard_writes_events(tmp_path):
     pytest.importorskip("tensorboardX")
     train(replace(TINY, tensorboard=True), bundle(), PAIRS, tmp_path / "run")
@@ -131,6 +132,7 @@ def test_tensorboard_that_is_absent_is_told_before_anything_is_made(tmp_path, mo
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_text_alone_trains_a_model_whose_tower_is_not_frozen(tmp_path):
     """No picture in the whole data set: there is nothing for the tower to look at, or to learn from."""
     text = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows(8)]
@@ -252,6 +254,7 @@ def test_the_checkpoint_before_a_damaged_one_is_used(begun, whole, harm, capsys)
     assert same(model.trained, whole[0].trained)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_stays_besides_the_last_ones(tmp_path, monkeypatch):
     """Held-out losses as written here: step 2 evaluates best, and step 4 is the last."""
     said = iter([0.5, 0.2, 0.4, 0.3])
@@ -432,6 +435,7 @@ def test_eval_is_the_loss_of_what_score_says(whole):
     assert seen["logps/chosen"] == pytest.approx(np.mean([p["chosen_logp"] for p in policy]), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_micro_batches_change_nothing(whole, tmp_path):
     model, out, _, _ = whole
     split = train(replace(TINY, micro_batches=2), bundle(), PAIRS, tmp_path / "run")

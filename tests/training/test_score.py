@@ -95,6 +95,7 @@ def test_a_chat_template_of_ones_own(tmp_path, scores):
         score(bundle(), PAIRS, config=DataConfig(chat_template=tmp_path / "blind.jinja"))
 
 
+@pytest.mark.slow
 def test_a_run_scores_like_its_export(tmp_path, scores):
     train(TINY, bundle(), write_pairs(tmp_path, rows()), tmp_path / "run")
     run = load_run(tmp_path / "run", "float32", one_device())

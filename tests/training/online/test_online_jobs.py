@@ -1,0 +1,96 @@
+"""Online runs as real processes: killed, told to go, several at once, with an endpoint that answers."""
+
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from chat_server import chat_server, said, shown
+from jobs import CONFIG, Job, final, log, losses, reach
+
+from mllm_align.data.demo import make_model, make_pairs
+
+pytestmark = pytest.mark.slow
+ONLINE = ("--online", "pairs", "--online.sampling.max-tokens", 16, "--steps", 10)
+SCORER = ("--online.annotator", "scorer", "--online.annotator.function", "votes:hashed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("jobs")
+    make_model(folder / "model")
+    make_pairs(folder / "data", 20, held_out=1)
+    (folder / "config.py").write_text(CONFIG)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    tests = str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", f"{tests}:{os.environ.get('PYTHONPATH', '')}")
+
+
+def assert_same(found, expected):
+    assert losses(found) == losses(expected), "of every step, to the last bit"
+    ours, theirs = final(found), final(expected)
+    assert ours[:2] == theirs[:2]
+    assert all(np.array_equal(ours[2][name], leaf) for name, leaf in theirs[2].items())
+
+
+def the_shorter(request, number):
+    """A judge with a mind of its own, whatever comes first; of equals it can't say."""
+    first, second = shown(request)
+    if len(first) == len(second):
+        return said("I do not know.")
+    return said(f"Response {1 if len(first) < len(second) else 2}\nIt is shorter.")
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["exact", "stale"])
+def test_a_run_with_an_endpoint_goes_on_with_the_answers_on_disk(folder, stale):
+    with chat_server() as chat:
+        chat.reply = the_shorter
+        endpoint = ("--online.annotator", "endpoint", "--online.annotator.url", chat.url)
+        options = (*ONLINE, *endpoint, *(["--online.stale"] if stale else []))
+        whole, out = folder / f"whole-{stale}", folder / f"killed-{stale}"
+        Job(folder, whole, 1, *options).done()
+        asked = len(chat.requests)
+        assert asked == len({str(r) for r in chat.requests}), "nothing is asked twice"
+        for step, how, status in ((3, signal.SIGKILL, -signal.SIGKILL), (6, signal.SIGTERM, 75)):
+            job = Job(folder, out, 1, *options)
+            reach(out, step, job=job)
+            job.kill(0, how)
+            assert job.wait() == [status], job.said()
+        Job(folder, out, 1, *options).done()
+        assert_same(out, whole)
+        again = chat.requests[asked:]
+        assert len({str(r) for r in again}) == asked
+        assert len(again) <= asked + 8, "only those on their way when it was killed are asked again"
+    lines = [e for e in log(out) if e["event"] == "train"]
+    assert sum(e["annotate/unparsable"] for e in lines) > 0 < sum(e["annotate/ranked"] for e in lines)
+    assert lines[-1]["staleness"] == stale
+
+
+@pytest.mark.parametrize("annotator", [SCORER, ("--online.annotator", "judge")], ids=["scorer", "judge"])
+def test_two_processes_train_on_what_one_does(folder, annotator):
+    name = annotator[1]
+    one, two = folder / f"one-{name}", folder / f"two-{name}"
+    options = (*ONLINE, *annotator, "--steps", 3, "--lora", "none")
+    if name == "scorer":
+        options += ("--online.offline-share", 0.5)
+    Job(folder, one, 1, *options).done()
+    Job(folder, two, 2, *options).done()
+    ours, theirs = ([e for e in log(out) if e["event"] == "train"] for out in (two, one))
+    names = ("rollout/tokens", "annotate/ranked", "annotate/unparsable", "groups_used", "online_share")
+    assert [[e[n] for n in names] for e in ours] == [[e[n] for n in names] for e in theirs]
+    if name == "scorer":
+        assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], abs=2e-5)
+
+
+def test_a_fault_that_one_process_meets_ends_both(folder):
+    with chat_server() as chat:
+        chat.reply = lambda request, number: said("no", status=401) if number > 20 else said("Response 1")
+        endpoint = ("--online.annotator", "endpoint", "--online.annotator.url", chat.url)
+        job = Job(folder, folder / "refused", 2, *ONLINE, *endpoint)
+        assert job.wait(120) == [2, 2], job.said()
+        assert "OPENAI_API_KEY" in job.said(0) and "OPENAI_API_KEY" in job.said(1)

@@ -1,0 +1,283 @@
+"""Runs whose responses the policy makes: what they train on, and that they continue as if never stopped."""
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import votes
+from runs import MODEL, PAIRS, TINY, bundle, compiling, events, losses, rows, write_pairs
+
+from mllm_align import (
+    DPO,
+    IPO,
+    SFT,
+    Averaged,
+    BDHSConfig,
+    Config,
+    DataConfig,
+    Distorted,
+    Endpoint,
+    InputError,
+    JudgeModel,
+    MeshConfig,
+    OnlineBDHS,
+    OnlinePairs,
+    SamplingConfig,
+    Scorer,
+    bdhs,
+    load,
+    train,
+)
+from mllm_align.generate.sampling import random_key
+from mllm_align.sharding import make_mesh
+from mllm_align.training.online import common
+
+assert compiling and MODEL
+SAMPLING = SamplingConfig(max_tokens=12)
+HASHED = OnlinePairs(annotator=Scorer("votes:hashed"), sampling=SAMPLING)
+ONLINE = replace(TINY, online=HASHED)
+METHOD = {"similarity": "lexical", "iterations": 1, "sentence_tokens": 8, "sampling": SAMPLING}
+SOURCES = {
+    "pairs": HASHED,
+    "mixed": replace(HASHED, offline_share=0.5),
+    "stale": replace(HASHED, stale=True),
+    "bdhs": OnlineBDHS(**METHOD),
+    "distorted": Distorted(),
+}
+
+
+def flat(model) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(model.trained)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def same(left, right) -> bool:
+    left, right = flat(left), flat(right)
+    return left.keys() == right.keys() and all(np.array_equal(left[n], right[n]) for n in left)
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(step):
+    def stop(values):
+        if values["step"] == step:
+            raise Stop
+
+    return stop
+
+
+SLOW = [
+    pytest.param(kind, marks=pytest.mark.slow) for kind in SOURCES if kind not in ("stale", "distorted")
+]
+
+
+@pytest.fixture(scope="module", params=["stale", *SLOW])
+def whole(request, tmp_path_factory):
+    """(kind, config, model, folder) of an undisturbed run of each kind."""
+    out = tmp_path_factory.mktemp(request.param) / "run"
+    config = replace(TINY, online=SOURCES[request.param], steps=4, save_every=1)
+    return request.param, config, train(config, bundle(), PAIRS, out), out
+
+
+def test_a_run_trains_and_says_what_it_did(whole):
+    kind, _, model, out = whole
+    lines = events(out, "train")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+    assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-5), "policy and reference are the same yet"
+    assert any(np.abs(leaf).max() > 0 for leaf in flat(model).values())
+    for line in lines:
+        assert line["rollout/seconds"] > 0 and 0 < line["groups_used"] <= 1
+        if kind in ("bdhs", "distorted"):
+            assert line["rejected_usable"] > 0
+            continue
+        assert line["rollout/tokens_per_second"] > 0 and line["annotate/ranked"] > 0
+        assert line["online_share"] == 1 or kind == "mixed"
+        assert line["staleness"] == (1.0 if kind == "stale" and line["step"] > 1 else 0.0)
+        if kind != "stale":  # one step of 1e-2 moves the policy
+            assert 0 <= line["rollout/logp_gap"] < 1e-4
+            assert line["update/seconds"] > 0
+        elif line["step"] > 1:
+            assert line["rollout/logp_gap"] > 1e-3
+    if kind == "mixed":
+        assert 0 < np.mean([line["online_share"] for line in lines]) < 1
+
+
+def test_a_stopped_run_ends_as_if_it_had_not_been(whole, tmp_path):
+    _, config, model, out = whole
+    with pytest.raises(Stop):
+        train(config, bundle(), PAIRS, tmp_path / "run", on_step=stop_after(3))
+    again = train(config, bundle(), PAIRS, tmp_path / "run")
+    assert [line["step"] for line in events(tmp_path / "run", "start")] == [0, 2]
+    assert same(model, again)
+    by_step = {line["step"]: line["loss"] for line in events(tmp_path / "run", "train")}
+    assert [by_step[step] for step in (1, 2, 3, 4)] == losses(out)
+
+
+def test_no_preference_moves_nothing(tmp_path):
+    tied = replace(ONLINE, online=replace(HASHED, annotator=Scorer("votes:alike")), steps=2)
+    model = train(tied, bundle(), PAIRS, tmp_path / "run")
+    lines = events(tmp_path / "run", "train")
+    assert [line["groups_used"] for line in lines] == [0, 0]
+    assert [(line["skipped"], line["loss"]) for line in lines] == [(1, None), (1, None)]
+    assert not events(tmp_path / "run", "nonfinite")
+    still = replace(TINY, steps=1, optim=replace(TINY.optim, learning_rate=0.0))
+    assert same(model, train(still, bundle(), PAIRS, tmp_path / "start"))
+
+
+@pytest.mark.slow
+def test_the_best_is_chosen_and_the_worst_rejected(tmp_path, monkeypatch):
+    """What is trained on: the samples in the scorer's order, with the sampler's log-probs."""
+    given = []
+    keep = common.Common.filled
+
+    def filled(self, batch, group, made, most, facts):
+        texts = [
+            None if each is None else [self.encoder.text(r.ids).strip() for r in each] for each in made
+        ]
+        given.append((texts, keep(self, batch, group, made, most, facts)))
+        return given[-1][1]
+
+    monkeypatch.setattr(common.Common, "filled", filled)
+    config = replace(ONLINE, online=replace(HASHED, samples=3), steps=1, objective=IPO())
+    train(config, bundle(), PAIRS, tmp_path / "run")
+    ((texts, trained),) = given
+    seen = 0
+    for each in texts:
+        if each is not None:
+            best, worst = (votes.hashed([type("Q", (), {"responses": (t,)})()])[0][0] for t in each)
+            assert best > worst
+            seen += 1
+    assert seen and trained.group.response_tokens.shape[2] == 2
+    logps, mask = np.asarray(trained.group.sampler_logps), np.asarray(trained.group.response_mask)
+    assert (logps[~mask] == 0).all() and (logps[mask] <= 0).all() and (logps < -0.1).any()
+
+
+@pytest.mark.slow
+def test_mixed_keeps_the_pairs_of_the_data_where_chance_says_so(tmp_path, monkeypatch):
+    given = []
+    keep = common.Common.filled
+
+    def filled(self, batch, group, made, most, facts):
+        given.append((made, [self.records[i] for i in batch.records]))
+        return keep(self, batch, group, made, most, facts)
+
+    monkeypatch.setattr(common.Common, "filled", filled)
+    config = replace(ONLINE, online=SOURCES["mixed"], steps=6)
+    train(config, bundle(), PAIRS, tmp_path / "run")
+    kept = []
+    for made, records in given:
+        for each, record in zip(made, records, strict=True):
+            kept.append(each is not None and each[0].logps is None)
+            if kept[-1]:
+                assert [r.ids.tolist() for r in each] == [r.tolist() for r in record.responses]
+    assert 0.2 < np.mean(kept) < 0.8
+
+
+@pytest.mark.slow
+def test_bdhs_in_a_run_is_bdhs_of_a_file(tmp_path, monkeypatch):
+    """In the first step the policy is the base: it makes what the job over a file makes with that seed."""
+    given = {}
+    keep = common.Common.filled
+
+    def filled(self, batch, group, made, most, facts):
+        for i, each in zip(batch.records, made, strict=True):
+            if each is not None:
+                given[self.records[i].record.id] = self.encoder.text(each[1].ids).strip()
+        return keep(self, batch, group, made, most, facts)
+
+    monkeypatch.setattr(common.Common, "filled", filled)
+    data = write_pairs(tmp_path, rows(4))
+    config = replace(TINY, online=OnlineBDHS(**METHOD), steps=1)
+    train(config, bundle(), data, tmp_path / "run")
+    seed = int(random_key(0, "bdhs", 0)[0])
+    bdhs(BDHSConfig(**METHOD, seed=seed, batch_size=4), bundle(), data, tmp_path / "made.jsonl")
+    lines = map(json.loads, (tmp_path / "made.jsonl").read_text().splitlines())
+    made = {row["id"]: row["rejected"] for row in lines}
+    assert len(given) >= 3 and all(made[i].strip() == text for i, text in given.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("online", [OnlineBDHS(**METHOD), Distorted()], ids=["bdhs", "distorted"])
+def test_the_averaged_loss_takes_three_responses(tmp_path, online):
+    config = replace(TINY, objective=Averaged(pair=DPO(beta=0.2)), online=online, steps=2)
+    train(config, bundle(), PAIRS, tmp_path / "run", PAIRS)
+    first = events(tmp_path / "run", "train")[0]
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert {"rewards/margin", "policy/rewards/margin"} <= set(first)
+    (held_out,) = events(tmp_path / "run", "eval")
+    assert "policy/rewards/margin" not in held_out and np.isfinite(held_out["loss"])
+
+
+@pytest.mark.slow
+def test_micro_batches_and_devices_change_nothing_but_rounding(tmp_path):
+    one = train(replace(ONLINE, steps=2), bundle(), PAIRS, tmp_path / "one")
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=1), jax.devices()[:4])
+    many = load(MODEL, "float32", mesh)
+    train(replace(ONLINE, steps=2), many, PAIRS, tmp_path / "many")
+    train(replace(ONLINE, steps=2, micro_batches=2), bundle(), PAIRS, tmp_path / "micro")
+    for other in ("many", "micro"):
+        left, right = events(tmp_path / "one", "train"), events(tmp_path / other, "train")
+        assert [x["rollout/tokens"] for x in left] == [x["rollout/tokens"] for x in right]
+        np.testing.assert_allclose(losses(tmp_path / other), losses(tmp_path / "one"), atol=2e-5)
+    assert one.trained
+
+
+# ---- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"objective": SFT(), "online": HASHED}, "objective is 'SFT'; it must be one on pairs"),
+        ({"objective": Averaged(), "online": HASHED}, "objective is 'Averaged'; it must be one on pairs"),
+        ({"objective": Averaged()}, "`online` must make the third response"),
+        ({"online": HASHED, "reference": "stored"}, "reference is 'stored'; it must be live"),
+        ({"online": OnlinePairs(annotator=JudgeModel(), stale=True)}, "online.stale is True"),
+    ],
+)
+def test_configs_that_do_not_go_together(fields, said):
+    with pytest.raises(InputError, match=said.replace("(", r"\(")):
+        Config(**fields)
+
+
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: OnlinePairs(samples=1), "online.samples is 1; it must be 2 or more"),
+        (lambda: OnlinePairs(offline_share=1.0), "online.offline_share is 1.0"),
+        (
+            lambda: OnlinePairs(sampling=SamplingConfig(temperature=0.0)),
+            "online.sampling.temperature is 0.0",
+        ),
+        (lambda: Distorted(noise_steps=0), "online.noise_steps is 0"),
+        (lambda: Averaged(gamma=1.5), "objective.gamma is 1.5"),
+        (lambda: Endpoint(url="localhost"), "annotator.url is 'localhost'"),
+        (lambda: Endpoint(url="http://user:key@host"), "a key belongs in the environment"),
+    ],
+)
+def test_values_that_are_refused(make, said):
+    with pytest.raises(InputError) as refused:
+        make()
+    assert said in str(refused.value)
+
+
+def test_no_room_for_a_response_is_told_before_anything_is_written(tmp_path):
+    config = replace(ONLINE, data=DataConfig(shapes=1, max_length=40))
+    with pytest.raises(InputError, match="tokens, the limit is 40"):
+        train(config, bundle(), PAIRS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_template_that_opens_answers_otherwise_is_refused(tmp_path):
+    template = tmp_path / "odd.jinja"
+    turn = "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text }}{% endfor %}"
+    ask = "{% if add_generation_prompt %}assistant: Well,{% endif %}"
+    template.write_text("{% for m in messages %}{{ m.role }}: " + turn + "\n{% endfor %}" + ask)
+    config = replace(ONLINE, online=SOURCES["mixed"], data=DataConfig(shapes=1, chat_template=template))
+    with pytest.raises(InputError, match="opens an answer that is asked for otherwise"):
+        train(config, bundle(), PAIRS, tmp_path / "run")
