@@ -52,7 +52,7 @@ class Train:
     Any field of the config can be given as an option, e.g. --optim.learning-rate 1e-6. Some options
     change a whole branch of it: --objective dpo|robust|ipo|slic|averaged|sft, --lora none|on and
     --online none|pairs|bdhs|distorted (responses that the policy makes while it trains), with --online
-    pairs also --online.annotator judge|endpoint|oracle|questions|scorer.
+    pairs also --online.annotator judge|endpoint|oracle|questions|scorer; --online.mesh none|on.
     """
 
     config_file: Positional[Path]
@@ -672,6 +672,7 @@ def _branches(config: Config | JudgeConfig) -> dict[str, dict[str, Any]]:
         "--lora": {"none": None, "on": LoraConfig()},
         "--online": {"none": None, **{name: kind() for name, kind in ONLINE.items()}},
         "--online.annotator": {name: kind() for name, kind in ANNOTATORS.items()},
+        "--online.mesh": {"none": None, "on": MeshConfig()},
     }
 
 
@@ -695,16 +696,20 @@ def _choices(config: Any, argv: list[str]) -> tuple[Any, list[str]]:
             raise InputError(f"{name} is {value!r}; it must be one of {', '.join(kinds[name])}")
         chosen[name.removeprefix("--")] = kinds[name][value]
         i += 1
-    annotator = chosen.pop("online.annotator", None)
-    differ = {k: v for k, v in chosen.items() if type(getattr(config, k)) is not type(v)}
-    config = dataclasses.replace(config, **differ)
-    if annotator is not None:
-        if not isinstance(config.online, OnlinePairs):
-            raise InputError("--online.annotator goes with --online pairs")
-        if type(config.online.annotator) is not type(annotator):
-            online = dataclasses.replace(config.online, annotator=annotator)
-            config = dataclasses.replace(config, online=online)
+    below = {k.removeprefix("online."): v for k, v in chosen.items() if "." in k}
+    config = _replaced(config, {k: v for k, v in chosen.items() if "." not in k})
+    if below:
+        wrong = [name for name in below if not hasattr(config.online, name)]
+        if wrong:
+            raise InputError(f"--online.{wrong[0]} does not go with online {type(config.online).__name__}")
+        config = dataclasses.replace(config, online=_replaced(config.online, below))
     return config, rest
+
+
+def _replaced(config: Any, branches: dict[str, Any]) -> Any:
+    """A branch that is of the wanted kind already stays as it is."""
+    differ = {k: v for k, v in branches.items() if type(getattr(config, k)) is not type(v)}
+    return dataclasses.replace(config, **differ)
 
 
 def _check_names(cls: type, config: Any, argv: list[str]) -> None:

@@ -46,20 +46,31 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """
     devices = list(jax.devices() if devices is None else devices)
     told = len({getattr(d, "slice_index", 0) for d in devices})
-    slices = config.slices or told
-    sizes = [config.data, config.fsdp, config.tensor]
-    fixed = int(np.prod([s for s in sizes if s != -1]))
-    each, left = divmod(len(devices), slices)
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = max(each // fixed, 1)
-    if left or int(np.prod(sizes)) != each:
-        asked = " x ".join(f"{name} {size}" for name, size in zip(AXES, [slices, *sizes], strict=True))
-        raise InputError(f"mesh: {asked} does not make {len(devices)} devices; set --mesh.* to match")
+    slices, *sizes = _sizes(config, len(devices), config.slices or told)
     kinds = (AxisType.Auto,) * len(AXES)
     if 1 < slices == told:  # only the slice axis crosses the network between slices
         grid = mesh_utils.create_hybrid_device_mesh((1, *sizes), (slices, 1, 1, 1), devices)
         return Mesh(grid, AXES, axis_types=kinds)
     return jax.make_mesh((slices, *sizes), AXES, axis_types=kinds, devices=devices)
+
+
+def remade(mesh: Mesh, config: MeshConfig) -> Mesh:
+    """The same devices in the same order, cut otherwise: arrays move between the two within a program."""
+    sizes = _sizes(config, mesh.size, config.slices or mesh.shape["slice"])
+    return Mesh(mesh.devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _sizes(config: MeshConfig, devices: int, slices: int) -> list[int]:
+    """Of all axes. Raises InputError if they do not multiply to the number of devices."""
+    sizes = [config.data, config.fsdp, config.tensor]
+    fixed = int(np.prod([s for s in sizes if s != -1]))
+    each, left = divmod(devices, slices)
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = max(each // fixed, 1)
+    if left or int(np.prod(sizes)) != each:
+        asked = " x ".join(f"{name} {size}" for name, size in zip(AXES, [slices, *sizes], strict=True))
+        raise InputError(f"mesh: {asked} does not make {devices} devices; set --mesh.* to match")
+    return [slices, *sizes]
 
 
 def batch_shards(mesh: Mesh) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from mllm_align.config.annotators import Annotator, JudgeModel
 from mllm_align.config.bdhs import BDHSMethod
 from mllm_align.config.checks import check_types, require
-from mllm_align.config.parts import SamplingConfig
+from mllm_align.config.parts import MeshConfig, SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class OnlinePairs:
     """Let annotation of the next batch run while the device trains: its responses are then those of the
     policy one step earlier."""
     sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
+    mesh: MeshConfig | None = None
+    """How the devices are cut while the policy samples; default: as in training. Where training cuts along
+    fsdp, tensor is many times faster here, for a second copy of the base (docs/online.md)."""
 
     def __post_init__(self):
         check_types(self, "online.")
@@ -38,6 +41,9 @@ class OnlinePairs:
 @dataclass(frozen=True)
 class OnlineBDHS(BDHSMethod):
     """A rejected response by BDHS with the current policy, in every step; no annotator."""
+
+    mesh: MeshConfig | None = None
+    """How the devices are cut while the policy samples; default: as in training (docs/online.md)."""
 
 
 @dataclass(frozen=True)

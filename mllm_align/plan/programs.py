@@ -11,13 +11,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mllm_align.batch import PromptGroup, Shape
-from mllm_align.config import BDHSConfig, Config, SamplingConfig
+from mllm_align.config import BDHSConfig, BDHSMethod, Config, OnlinePairs, SamplingConfig
 from mllm_align.data.anyres import ImageLayout
 from mllm_align.generate import decode as generation
 from mllm_align.models.bundle import check_mesh, compute_dtype, make_model
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.policy import policy_variables
-from mllm_align.sharding import batch_sharding, batch_shards, replicated
+from mllm_align.sharding import batch_sharding, batch_shards, remade, replicated
 from mllm_align.training.programs import abstract_base, batch_structs, check_fits, struct, train_program
 from mllm_align.training.score import logps_program
 
@@ -48,14 +48,26 @@ def sizes(
     multiple = config.data.multiple
     wanted = longest + TEXT if prefix is None else prefix
     wanted, answer = (-(-n // multiple) * multiple for n in (wanted, response or 256))
-    sampling = config.sampling if isinstance(config, BDHSConfig) else SamplingConfig()
-    return Sizes(Shape(wanted, answer, tiles), sampling.max_tokens)
+    return Sizes(Shape(wanted, answer, tiles), _sampling(config).max_tokens)
+
+
+def _sampling_mesh(config: Config | BDHSConfig, mesh: Mesh, program: str) -> Mesh:
+    """Where a program of generation runs."""
+    own = getattr(config.online, "mesh", None) if isinstance(config, Config) else None
+    return remade(mesh, own) if own is not None and program in ("features", "prefill", "decode") else mesh
+
+
+def _sampling(config: Config | BDHSConfig) -> SamplingConfig:
+    source = config.online if isinstance(config, Config) else config
+    return source.sampling if isinstance(source, BDHSMethod | OnlinePairs) else SamplingConfig()
 
 
 def names(config: Config | BDHSConfig) -> tuple[str, ...]:
     """The programs that a config's work runs through."""
     if isinstance(config, BDHSConfig):
         return "features", "prefill", "decode"
+    if isinstance(config.online, BDHSMethod | OnlinePairs):
+        return "train", "features", "prefill", "decode"
     stored = config.reference == "stored" and config.objective.needs_reference
     return ("train", "reference", "prefill", "decode") if stored else ("train", "prefill", "decode")
 
@@ -71,9 +83,10 @@ def rows(config: Config | BDHSConfig, mesh: Mesh, program: str) -> int:
     """Prompts that one run of a program takes."""
     if program == "train":
         return config.batch_size
-    size = config.batch_size
+    size, mesh = config.batch_size, _sampling_mesh(config, mesh, program)
     if isinstance(config, Config):
-        size = size // config.micro_batches if program == "reference" else 8
+        whole = program == "reference" or isinstance(config.online, BDHSMethod | OnlinePairs)
+        size = size // config.micro_batches if whole else 8
     shards = batch_shards(mesh)
     return -(-size // shards) * shards
 
@@ -87,23 +100,23 @@ def lower(
         made = train_program(config, model, mesh, steps=1000)
         batch = batch_structs(config, model, mesh, planned.shape, config.objective.responses)
         return made.step.lower(made.state, made.base, batch)
-    dtype = compute_dtype(config.dtype, mesh)
+    dtype, mesh = compute_dtype(config.dtype, mesh), _sampling_mesh(config, mesh, program)
     base, count = abstract_base(model, mesh, dtype), rows(config, mesh, program)
     if program == "reference":
         assert isinstance(config, Config)
         group = _group(model, mesh, planned, count, config)
         return logps_program(model, mesh, 1.0, dtype).lower(base, {}, group)
-    sampling = config.sampling if isinstance(config, BDHSConfig) else SamplingConfig()
-    rule = replace(sampling, max_tokens=1)  # forks carry their own limits
+    rule = replace(_sampling(config), max_tokens=1)  # forks carry their own limits
     see, fill, loop = generation.programs(model, mesh, 1.0, dtype, rule)
     if program == "features":
         tiles = _group(model, mesh, planned, count).tiles
         return see.lower(base, {}, tiles)
     if program == "prefill":
         found, text = _features(model, mesh, planned, count, dtype), _text(mesh, planned, count)
-        holes = isinstance(config, BDHSConfig) and config.distortion == "attention"
+        source = config.online if isinstance(config, Config) else config
+        holes = isinstance(source, BDHSMethod) and source.distortion == "attention"
         return fill.lower(base, {}, found, text, holes)
-    forks = _forks(mesh, planned, count)
+    forks = _forks(mesh, planned, count, samples(config))
     stops = struct((model.decoder.vocab,), jnp.bool_, replicated(mesh))
     return loop.lower(base, {}, _cache(model, mesh, planned, count, dtype), forks, stops)
 
@@ -157,20 +170,27 @@ def _cache(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, dtype: An
 def cache_bytes(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, planned: Sizes) -> int:
     """Keys and values of prefixes and responses on one chip, with every response at its longest."""
     dtype, count = compute_dtype(config.dtype, mesh), rows(config, mesh, "decode")
+    mesh = _sampling_mesh(config, mesh, "decode")
     kept = _cache(model, mesh, planned, count, dtype)
     prefix = sum(
         int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
         for x in jax.tree.leaves((kept.layers, kept.last))
     )
     length = generation.bucket(planned.shape.prefix, 32)
-    return prefix * (length + generation.bucket(planned.tokens)) // length
+    return prefix * (length + samples(config) * generation.bucket(planned.tokens)) // length
 
 
-def _forks(mesh: Mesh, planned: Sizes, count: int) -> generation.Forks:
+def samples(config: Config | BDHSConfig) -> int:
+    """Continuations of one prompt."""
+    online = config.online if isinstance(config, Config) else None
+    return online.samples if isinstance(online, OnlinePairs) else 1
+
+
+def _forks(mesh: Mesh, planned: Sizes, count: int, samples_each: int) -> generation.Forks:
     where = batch_sharding(mesh, micro=False)
 
     def of(dtype: Any, *rest: int) -> Any:
-        return struct((count, 1, *rest), dtype, where)
+        return struct((count, samples_each, *rest), dtype, where)
 
     length = generation.bucket(planned.tokens) + 1
     return generation.Forks(

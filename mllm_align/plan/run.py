@@ -90,14 +90,14 @@ def _made(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
     """What one run of each program makes."""
     s = size.shape
     responses = config.objective.responses if isinstance(config, Config) else 1
-    tokens = rows * (s.prefix + responses * s.response)
+    tokens, made = rows * (s.prefix + responses * s.response), rows * planned_programs.samples(config)
     group = "pairs" if responses == 2 else "prompts"
     return {
         "train": {group: rows, "tokens": tokens},
         "reference": {group: rows, "tokens": tokens},
         "features": {"tiles": rows * s.tiles},
         "prefill": {"prompts": rows, "tokens": rows * s.prefix},
-        "decode": {"responses": rows, "tokens": rows * size.tokens},
+        "decode": {"responses": made, "tokens": made * size.tokens},
     }
 
 
@@ -109,7 +109,8 @@ def _model_flops(program: str, config: Any, model: LlavaConfig, size: Sizes) -> 
     if program == "prefill":
         return decoder_flops(model, s.tiles, s.prefix, s.prefix**2 / 2, 0)
     if program == "decode":
-        return decoder_flops(model, 0, size.tokens, size.tokens * (s.prefix + size.tokens / 2), size.tokens)
+        seen = size.tokens * (s.prefix + size.tokens / 2)
+        return planned_programs.samples(config) * decoder_flops(model, 0, size.tokens, seen, size.tokens)
     forward = group_flops(model, s.tiles, s.prefix, [s.response] * config.objective.responses)
     if program == "reference":
         return sum(forward)

@@ -5,6 +5,7 @@ run.json       model folder and fingerprint, data, versions, device
 log.jsonl      one line for every event: start, train, eval, save, done
 checkpoints/   trained parameters and optimizer state
 reference.npz  reference log-probs, if they were computed beforehand
+answers/       what an endpoint said of the policy's responses, if one is the annotator
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any, Literal
 import jax
 from etils import epath
 
-from mllm_align.config import Config, from_json, save_json, to_json
+from mllm_align.config import Config, Endpoint, OnlineBDHS, OnlinePairs, from_json, save_json, to_json
 from mllm_align.data.encode import Encoded
 from mllm_align.errors import InputError, one_line
 from mllm_align.files import new_file
@@ -40,6 +41,8 @@ MAY_CHANGE = ("log_every", "eval_every", "save_every", "keep", "tensorboard", "c
 # These move a number by rounding alone: another machine may need others.
 MAY_CHANGE += ("mesh", "distributed", "micro_batches", "remat", "nonfinite")
 DATA_MAY_CHANGE = ("threads", "prefetch")
+# How an endpoint is reached, not what it says.
+ENDPOINT_MAY_CHANGE = ("url", "key_variable", "concurrency", "timeout", "retries", "budget")
 
 
 def facts(bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]) -> dict[str, Any]:
@@ -94,7 +97,13 @@ def _settled(config: Config) -> Config:
     """The config with all that may change at a restart set to its default."""
     plain = Config()
     data = replace(config.data, **{n: getattr(plain.data, n) for n in DATA_MAY_CHANGE})
-    return replace(config, data=data, **{n: getattr(plain, n) for n in MAY_CHANGE})
+    online = config.online
+    if isinstance(online, OnlinePairs | OnlineBDHS):
+        online = replace(online, mesh=None)
+    if isinstance(online, OnlinePairs) and isinstance(online.annotator, Endpoint):
+        reached = {n: getattr(Endpoint(), n) for n in ENDPOINT_MAY_CHANGE}
+        online = replace(online, annotator=replace(online.annotator, **reached))
+    return replace(config, data=data, online=online, **{n: getattr(plain, n) for n in MAY_CHANGE})
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,6 +23,7 @@ from mllm_align.errors import refusal
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.bundle import Bundle
 from mllm_align.sharding import assemble, batch_sharding, local_rows
+from mllm_align.training.online.sampler import Sampler
 
 Facts = dict[str, tuple[float, float]]
 """Name -> (sum, weight), of one step, on the host."""
@@ -89,8 +90,7 @@ class Common:
         self.held = local_rows(bundle.mesh, self.rows)
         self.where = batch_sharding(bundle.mesh)
         self.limit = config.data.max_length or bundle.config.decoder.max_length
-        self.settings = bundle.config, bundle.mesh, 1.0 if config.lora is None else config.lora.scale
-        self.settings += (bundle.dtype,)
+        self.sampler = Sampler(config, bundle, getattr(config.online, "mesh", None))
         if config.data_responses:
             for record in records:
                 check_opening(record, encoder)

@@ -20,7 +20,7 @@ from mllm_align.batch import PromptGroup
 from mllm_align.config import OnlinePairs
 from mllm_align.data.batches import HostBatch
 from mllm_align.generate.rollout import Rollout, pick_program, rollout_program
-from mllm_align.sharding import assemble, batch_shards, local_rows, replicated
+from mllm_align.sharding import assemble, batch_sharding, local_rows, replicated
 from mllm_align.training.online.common import Common, Facts, Pending, Response, Trainable
 
 
@@ -33,11 +33,11 @@ class Pairs:
             online.annotator, common.bundle, out / "answers", common.config.data
         )
         sampling = online.sampling
-        self.rollout = rollout_program(*common.settings, sampling)
+        self.rollout = rollout_program(*common.sampler.settings, sampling)
         self.pick = pick_program(common.bundle.mesh)
         ends = common.encoder.end_mask(common.bundle.config.decoder.vocab)
         self.ends = ends
-        self.stops = assemble(ends, replicated(common.bundle.mesh))
+        self.stops = assemble(ends, replicated(common.sampler.bundle.mesh))
         self.pool = ThreadPoolExecutor(1)
 
     def begin(self, batch: HostBatch, group: PromptGroup, trained: Any, at: int) -> Pending:
@@ -60,9 +60,8 @@ class Pairs:
 
     def _roll(self, batch: HostBatch, group: PromptGroup, trained: Any, rows: list[int]) -> Rollout:
         """Samples for some rows, in parts of as many as a micro-batch has, or fewer if there are fewer."""
-        common, count = self.common, self.online.samples
-        shards = batch_shards(common.bundle.mesh)
-        step = max(common.rows // 4 // shards, 1) * shards  # few sizes: few programs
+        common, count, sampler = self.common, self.online.samples, self.common.sampler
+        step = max(common.rows // 4 // sampler.step, 1) * sampler.step  # few sizes: few programs
         size = min(-(-len(rows) // step) * step, common.rows)
         parts = -(-len(rows) // size)
         filled = np.array([*rows, *[rows[0]] * (parts * size - len(rows))], np.int32).reshape(parts, size)
@@ -76,9 +75,11 @@ class Pairs:
                 for row in filled.reshape(-1)
             ]
         ).reshape(parts, size, count, 2)
-        held = local_rows(common.bundle.mesh, size)
-        keys = assemble(keys[:, held], common.where, size, held)
-        return self.rollout(common.bundle.params, trained, group, keys, self.stops)
+        mesh = sampler.bundle.mesh
+        held = local_rows(mesh, size)
+        keys = assemble(keys[:, held], batch_sharding(mesh), size, held)
+        policy = sampler.policy(trained)
+        return self.rollout(policy.params, policy.trained, sampler.batch(group), keys, self.stops)
 
     def _annotated(
         self, batch: HostBatch, rows: list[int], rollout: Rollout | None, began: float

@@ -33,7 +33,7 @@ class Rejected:
             bdhs.check(common.records, common.encoder, online)
             self.similarity = open_similarity(online.similarity)
         else:
-            self.program = distorted_program(*common.settings, online.noise_steps)
+            self.program = distorted_program(*common.sampler.settings, online.noise_steps)
 
     def begin(self, batch: HostBatch, group: PromptGroup, trained: Any, at: int) -> Pending:
         make = self._bdhs if isinstance(self.online, OnlineBDHS) else self._distorted
@@ -53,7 +53,7 @@ class Rejected:
     def _bdhs(self, batch: HostBatch, group: PromptGroup, trained: Any) -> tuple[list[Any], Facts]:
         common, online = self.common, self.online
         assert isinstance(online, OnlineBDHS)
-        policy = replace(common.bundle, trained=trained, lora=common.config.lora)
+        policy = common.sampler.policy(trained)
         seed = int(random_key(common.config.seed, "bdhs", common.epoch(batch.step))[0])
         decoder = Decoder(policy, online.sampling, common.rows)
         maker = bdhs.BDHS(decoder, common.encoder, online, self.similarity, seed)

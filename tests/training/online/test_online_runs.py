@@ -220,7 +220,12 @@ def test_micro_batches_and_devices_change_nothing_but_rounding(tmp_path):
     many = load(MODEL, "float32", mesh)
     train(replace(ONLINE, steps=2), many, PAIRS, tmp_path / "many")
     train(replace(ONLINE, steps=2, micro_batches=2), bundle(), PAIRS, tmp_path / "micro")
-    for other in ("many", "micro"):
+    own = replace(ONLINE, steps=2, online=replace(HASHED, mesh=MeshConfig(data=2, tensor=2)))
+    train(own, many, PAIRS, tmp_path / "own")
+    full = replace(own, lora=None, freeze=("vision_tower",))
+    train(full, many, PAIRS, tmp_path / "full")
+    assert events(tmp_path / "full", "train")[1]["rollout/logp_gap"] < 1e-4
+    for other in ("many", "micro", "own"):
         left, right = events(tmp_path / "one", "train"), events(tmp_path / other, "train")
         assert [x["rollout/tokens"] for x in left] == [x["rollout/tokens"] for x in right]
         np.testing.assert_allclose(losses(tmp_path / other), losses(tmp_path / "one"), atol=2e-5)
@@ -264,6 +269,12 @@ def test_values_that_are_refused(make, said):
     with pytest.raises(InputError) as refused:
         make()
     assert said in str(refused.value)
+
+
+def test_a_mesh_of_rollouts_must_go_with_the_batch(tmp_path):
+    own = replace(HASHED, mesh=MeshConfig(data=8))
+    with pytest.raises(InputError, match="data 8 x fsdp 1 x tensor 1 does not make 1 devices"):
+        train(replace(ONLINE, online=own), bundle(), PAIRS, tmp_path / "run")
 
 
 def test_no_room_for_a_response_is_told_before_anything_is_written(tmp_path):
