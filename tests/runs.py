@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 from goldens import FIXTURES
 
@@ -81,3 +82,14 @@ def events(out: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 def losses(out: Path) -> list[float]:
     return [line["loss"] for line in events(out, "train")]
+
+
+def flat(tree) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def same(left, right) -> bool:
+    left, right = flat(left), flat(right)
+    assert left.keys() == right.keys()
+    return all(np.array_equal(left[name], right[name]) for name in left)

@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from mllm_align.batch import PromptGroup
@@ -148,11 +147,6 @@ def lora_shardings(config: LlavaConfig, lora: Any, mesh: Mesh) -> Any:
         )
 
     return parameter_shardings(jax.tree_util.tree_map_with_path(boxed, lora), mesh, _units(config))
-
-
-def gather(tree: Any) -> Any:
-    """A tree as numpy arrays on the host."""
-    return jax.tree.map(np.asarray, tree)
 
 
 def make_model(config: LlavaConfig, remat: Remat = "none") -> Llava:

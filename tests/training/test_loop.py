@@ -10,7 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import FULL, MODEL, PAIRS, TINY, bundle, compiling, events, losses, one_device, rows, write_pairs
+from runs import (
+    FULL,
+    MODEL,
+    PAIRS,
+    TINY,
+    bundle,
+    compiling,
+    events,
+    flat,
+    losses,
+    one_device,
+    rows,
+    same,
+    write_pairs,
+)
 
 from mllm_align import (
     IPO,
@@ -35,17 +49,6 @@ from mllm_align.training import loop, metrics
 from mllm_align.training.run import open_run
 
 assert compiling  # a fixture
-
-
-def flat(tree) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def same(left, right) -> bool:
-    left, right = flat(left), flat(right)
-    assert left.keys() == right.keys()
-    return all(np.array_equal(left[name], right[name]) for name in left)
 
 
 class Stop(Exception):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import votes
-from runs import MODEL, PAIRS, TINY, bundle, compiling, events, losses, rows, write_pairs
+from runs import MODEL, PAIRS, TINY, bundle, compiling, events, flat, losses, rows, same, write_pairs
 
 from mllm_align import (
     DPO,
@@ -48,16 +48,6 @@ SOURCES = {
 }
 
 
-def flat(model) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_flatten_with_path(model.trained)[0]
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def same(left, right) -> bool:
-    left, right = flat(left), flat(right)
-    return left.keys() == right.keys() and all(np.array_equal(left[n], right[n]) for n in left)
-
-
 class Stop(Exception):
     pass
 
@@ -89,7 +79,7 @@ def test_a_run_trains_and_says_what_it_did(whole):
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(np.isfinite(line["loss"]) for line in lines)
     assert lines[0]["loss"] == pytest.approx(np.log(2), abs=1e-5), "policy and reference are the same yet"
-    assert any(np.abs(leaf).max() > 0 for leaf in flat(model).values())
+    assert any(np.abs(leaf).max() > 0 for leaf in flat(model.trained).values())
     for line in lines:
         assert line["rollout/seconds"] > 0 and 0 < line["groups_used"] <= 1
         if kind in ("bdhs", "distorted"):
@@ -113,7 +103,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, tmp_path):
         train(config, bundle(), PAIRS, tmp_path / "run", on_step=stop_after(3))
     again = train(config, bundle(), PAIRS, tmp_path / "run")
     assert [line["step"] for line in events(tmp_path / "run", "start")] == [0, 2]
-    assert same(model, again)
+    assert same(model.trained, again.trained)
     by_step = {line["step"]: line["loss"] for line in events(tmp_path / "run", "train")}
     assert [by_step[step] for step in (1, 2, 3, 4)] == losses(out)
 
@@ -126,7 +116,7 @@ def test_no_preference_moves_nothing(tmp_path):
     assert [(line["skipped"], line["loss"]) for line in lines] == [(1, None), (1, None)]
     assert not events(tmp_path / "run", "nonfinite")
     still = replace(TINY, steps=1, optim=replace(TINY.optim, learning_rate=0.0))
-    assert same(model, train(still, bundle(), PAIRS, tmp_path / "start"))
+    assert same(model.trained, train(still, bundle(), PAIRS, tmp_path / "start").trained)
 
 
 @pytest.mark.slow
