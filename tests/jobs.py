@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from mllm_align.data.demo import make_model, make_pairs
 from mllm_align.training.checkpoint import Checkpoints, whole_steps
 
 CONFIG = """
@@ -36,6 +37,14 @@ def get_config():
 """
 # Compiling takes most of a job's time: programs are optimized little.
 FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def demo(folder: Path) -> Path:
+    """A model, data and a config for Job."""
+    make_model(folder / "model")
+    make_pairs(folder / "data", 20, held_out=1)
+    (folder / "config.py").write_text(CONFIG)
+    return folder
 
 
 def free_port() -> int:

@@ -8,20 +8,14 @@ import time
 
 import numpy as np
 import pytest
-from jobs import CONFIG, Job, Processes, final, log, losses, reach
-
-from mllm_align.data.demo import make_model, make_pairs
+from jobs import Job, Processes, demo, final, log, losses, reach
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("jobs")
-    make_model(folder / "model")
-    make_pairs(folder / "data", 20, held_out=1)
-    (folder / "config.py").write_text(CONFIG)
-    return folder
+    return demo(tmp_path_factory.mktemp("jobs"))
 
 
 @pytest.fixture(scope="module")

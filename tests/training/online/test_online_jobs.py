@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chat_server import chat_server, said, shown
-from jobs import CONFIG, Job, final, log, losses, reach
-
-from mllm_align.data.demo import make_model, make_pairs
+from jobs import Job, demo, final, log, losses, reach
 
 pytestmark = pytest.mark.slow
 ONLINE = ("--online", "pairs", "--online.sampling.max-tokens", 16, "--steps", 10)
@@ -18,11 +16,7 @@ SCORER = ("--online.annotator", "scorer", "--online.annotator.function", "votes:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("jobs")
-    make_model(folder / "model")
-    make_pairs(folder / "data", 20, held_out=1)
-    (folder / "config.py").write_text(CONFIG)
-    return folder
+    return demo(tmp_path_factory.mktemp("jobs"))
 
 
 @pytest.fixture(autouse=True)
