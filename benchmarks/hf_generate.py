@@ -8,7 +8,10 @@ from that mask, `position_ids` that count every token are given (`generate` goes
 What a row's image costs, by `--images`:
   - row:     every row brings its pixels, as the processor makes them;
   - record:  preprocessed and encoded once a record, all its rows get the features (`mm_encoder_outputs`);
-  - dropped: that, and masked places are left out of the row: this project's shortcut, in transformers.
+  - dropped: that, and masked places are left out of the row: this project's shortcut, in transformers;
+  - ready:   as row, but everything `generate` takes is made before the time is taken, and once.
+
+With `--turns` it takes one pass for each line on stdin, at one batch size.
 
 `--check` first decodes greedily and compares with the tokens of the job: rows that agree, and for each
 other row by how much its first different token led in the logits here.
@@ -33,7 +36,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent))
-from machine import machine, other_cpu_seconds
+from machine import machine, other_cpu_seconds, take_turns
 
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -42,18 +45,21 @@ PACKAGES = ("torch", "transformers", "numpy", "pillow")
 
 
 class Peer:
-    def __init__(self, folder: Path, task: str, images: str, dtype: torch.dtype):
+    def __init__(
+        self, folder: Path, model: Path, task: str, images: str, dtype: torch.dtype, attention: str
+    ):
         self.job = json.loads((folder / f"{task}.json").read_text())
         self.images, self.dtype = images, dtype
-        self.processor = AutoProcessor.from_pretrained(folder / "model").image_processor
+        self.processor = AutoProcessor.from_pretrained(model).image_processor
         self.model = LlavaNextForConditionalGeneration.from_pretrained(
-            folder / "model", dtype=dtype, attn_implementation="sdpa"
+            model, dtype=dtype, attn_implementation=attention
         ).eval()
         self.model.generation_config.eos_token_id = self.job["stops"] or None
         self.model.generation_config.max_new_tokens = self.job["limit"]
         self.image_token = self.model.config.image_token_id
         self.rows = sorted(self.job["rows"], key=self.length)
         self.features: dict[int, torch.Tensor] = {}
+        self.ready: dict[tuple[int, ...], dict] = {}
         self.pixels_s = 0.0
 
     def length(self, row: dict) -> int:
@@ -76,7 +82,7 @@ class Peer:
         return features[[n for n, i in enumerate(places) if i not in hidden]]
 
     def image_inputs(self, rows: list[dict]) -> dict:
-        if self.images == "row":
+        if self.images in ("row", "ready"):
             return self.pixels([row["record"] for row in rows])
         new = sorted({row["record"] for row in rows} - set(self.features))
         if new:
@@ -86,6 +92,14 @@ class Peer:
         return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
 
     def inputs(self, rows: list[dict]) -> dict:
+        if self.images != "ready":
+            return self.made(rows)
+        which = tuple(id(row) for row in rows)
+        if which not in self.ready:
+            self.ready[which] = self.made(rows)
+        return self.ready[which]
+
+    def made(self, rows: list[dict]) -> dict:
         longest = max(map(self.length, rows))
         ids, mask, positions = (torch.zeros(len(rows), longest, dtype=torch.long) for _ in range(3))
         ids += self.model.config.text_config.pad_token_id
@@ -143,20 +157,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("task", choices=["bdhs", "sample"])
-    parser.add_argument("--folder", type=Path, required=True, help="what make_model.py wrote")
-    parser.add_argument("--images", choices=["row", "record", "dropped"], default="row")
+    parser.add_argument("task", choices=["bdhs", "sample", "rollout"])
+    parser.add_argument("--folder", type=Path, required=True, help="where the job is")
+    parser.add_argument("--model", type=Path, help="default: FOLDER/model")
+    parser.add_argument("--images", choices=["row", "record", "dropped", "ready"], default="row")
+    parser.add_argument("--attention", choices=["sdpa", "eager"], default="sdpa")
+    parser.add_argument("--threads", type=int, help="of torch; default: its own choice")
+    parser.add_argument("--turns", action="store_true", help="passes when stdin asks")
     parser.add_argument("--samples", type=int, default=1, help="num_return_sequences")
     parser.add_argument("--batch", type=int, nargs="+", default=[16], help="rows at once; the best counts")
     parser.add_argument("--passes", type=int, default=1, help="timed passes over the job")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--check", action="store_true", help="compare greedy tokens, too")
     args = parser.parse_args()
-    peer = Peer(args.folder, args.task, args.images, getattr(torch, args.dtype))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    dtype, model = getattr(torch, args.dtype), args.model or args.folder / "model"
+    peer = Peer(args.folder, model, args.task, args.images, dtype, args.attention)
     greedy = peer.check(args.batch[0]) if args.check else None
     torch.manual_seed(0)
     # top_k=0: transformers would draw from the 50 likeliest
     options = {"do_sample": True, "temperature": 1.0, "top_k": 0, "num_return_sequences": args.samples}
+    if args.turns:
+        peer.work(args.batch[0], **options)
+        take_turns(lambda: peer.work(args.batch[0], **options))
+        return
     timings = {}
     before = other_cpu_seconds()
     for size in sorted({min(size, len(peer.rows)) for size in args.batch}):

@@ -1,7 +1,8 @@
 """This project's side of the generation benchmarks; one JSON object on stdout.
 
-    bdhs    the first iteration of BDHS, guided, 99% of the image embeddings masked
-    sample  K responses of 64 tokens to every prompt, none ended before
+    bdhs     the first iteration of BDHS, guided, 99% of the image embeddings masked
+    sample   K responses of 64 tokens to every prompt, none ended before
+    rollout  K responses of up to 96 tokens to every prompt, by the program that online training runs
 
 `--write` makes the job that both sides do: records from the pairs of make_model.py (FOLDER/records.jsonl)
 and, from what this project's decoder is given, one row for each continuation with the ids it stands on, the
@@ -9,7 +10,9 @@ masked places among them and the tokens that greedy decoding gives here (FOLDER/
 
 Without it the job is timed at temperature 1: from image files to tokens, the chosen responses' cuts and the
 making of the rejected ones included, texts tokenized before. An untimed pass before compiles; every pass
-has a new encoder, as one keeps the pixels that it has read.
+has a new encoder, as one keeps the pixels that it has read. A rollout has its pixels ready, as training
+has: it is timed from there to the tokens on the host. With `--turns` it takes one pass for each line on
+stdin.
 """
 
 import argparse
@@ -26,16 +29,20 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from machine import machine, other_cpu_seconds
+from machine import machine, other_cpu_seconds, take_turns
 
 from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig
+from mllm_align.data.batches import Batches
 from mllm_align.data.encode import expand
 from mllm_align.generate.bdhs import BDHS
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.respond import respond
+from mllm_align.generate.rollout import rollout_program
+from mllm_align.generate.sampling import random_key
 from mllm_align.generate.similarity import Lexical
 from mllm_align.models.bundle import load
 from mllm_align.prepare import prepare
+from mllm_align.sharding import assemble, batch_sharding, replicated
 
 SENTENCE_WORDS = 12  # about 20 tokens
 PACKAGES = ("mllm-align", "jax", "jaxlib", "flax", "transformers", "numpy", "pillow")
@@ -104,7 +111,35 @@ class Free:
         return [job_row(i, ids, (), new) for i, (ids, new) in enumerate(zip(prompts, self(), strict=True))]
 
 
-TASKS = {"bdhs": Guided, "sample": Free}
+class Rolled:
+    """rollout: calling it draws every response, at once, with keys of its own each time."""
+
+    limit = 96
+
+    def __init__(self, bundle, data: Path, sampling: SamplingConfig, samples: int, count: int):
+        self.encoder, records, _ = prepare(bundle, data, DataConfig(), responses=1)
+        self.records, self.bundle, self.samples, self.turn = records[:count], bundle, samples, 0
+        padded = Batches(records, self.encoder, size=count, shapes=1, multiple=8)  # as configs/online_*.py
+        self.where = batch_sharding(bundle.mesh)
+        self.batch = assemble(padded(0).group, self.where)
+        ends = self.encoder.end_mask(bundle.config.decoder.vocab)
+        self.stops, self.ends = np.flatnonzero(ends), assemble(ends, replicated(bundle.mesh))
+        settings = bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, sampling
+        self.program = rollout_program(*settings)
+
+    def __call__(self) -> list[np.ndarray]:
+        self.turn += 1
+        drawn = [[random_key(self.turn, r.record.id, k) for k in range(self.samples)] for r in self.records]
+        keys = assemble(np.array(drawn)[None], self.where)
+        out = self.program(self.bundle.params, self.bundle.trained, self.batch, keys, self.ends)
+        tokens, lengths, _ = (np.asarray(x)[0] for x in out)
+        places = np.ndindex(lengths.shape)
+        return [tokens[place][: lengths[place]] for place in places]
+
+    rows = Free.rows
+
+
+TASKS = {"bdhs": Guided, "sample": Free, "rollout": Rolled}
 
 
 def job_row(record: int, ids, hidden, tokens) -> dict:
@@ -129,22 +164,28 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("task", choices=TASKS)
-    parser.add_argument("--folder", type=Path, required=True, help="what make_model.py wrote")
+    parser.add_argument("--folder", type=Path, required=True, help="what make_model.py wrote; the job")
+    parser.add_argument("--model", type=Path, help="default: FOLDER/model")
+    parser.add_argument("--data", type=Path, help="default: FOLDER/records.jsonl")
+    parser.add_argument("--records", type=int, default=32, help="of rollout: prompts at once")
+    parser.add_argument("--turns", action="store_true", help="of rollout: passes when stdin asks")
     parser.add_argument("--write", type=int, metavar="RECORDS", help="write the job of so many records")
     parser.add_argument("--samples", type=int, default=1, help="K of sample")
     parser.add_argument("--batch", type=int, default=8, help="records at once")
     parser.add_argument("--passes", type=int, default=3, help="timed passes over the records")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     args = parser.parse_args()
-    if args.write:
+    if args.write and args.data is None:
         write_records(args.folder, args.write)
-    task = TASKS[args.task]
-    bundle = load(args.folder / "model", args.dtype)
+    task, data = TASKS[args.task], args.data or args.folder / "records.jsonl"
+    bundle = load(args.model or args.folder / "model", args.dtype)
     sampling = SamplingConfig(temperature=0.0 if args.write else 1.0, max_tokens=task.limit)
     decoder = Recorder(bundle, sampling, args.batch)
 
-    def fresh() -> Guided | Free:
-        return task(bundle, decoder, args.folder / "records.jsonl", sampling, args.samples)
+    def fresh() -> Guided | Free | Rolled:
+        if task is Rolled:
+            return Rolled(bundle, data, sampling, args.samples, args.write or args.records)
+        return task(bundle, decoder, data, sampling, args.samples)
 
     if args.write:
         work = fresh()
@@ -153,6 +194,12 @@ def main() -> None:
         (args.folder / f"{args.task}.json").write_text(json.dumps(job))
         lengths = [len(row["ids"]) for row in rows]
         print(json.dumps({"rows": len(rows), "prompt_tokens": [min(lengths), max(lengths)]}))
+        return
+
+    if args.turns:
+        work = fresh()
+        work()
+        take_turns(work)
         return
 
     began = time.perf_counter()
