@@ -35,7 +35,7 @@ def run(out: Path, seeds: int = 1, recipe: Recipe | None = None) -> dict[str, An
     Returns what results.json holds. Raises InputError if `out` holds something else.
     """
     recipe = recipe or Recipe()
-    _take(out, seeds, recipe)
+    take(out, seeds, recipe)
     clock = Clock(out / "seconds.json")
     base = Base(out / "base", 0, recipe, Pictures(out / "scenes", recipe.scenes), clock)
     runs = [Seed(out / f"seed-{seed}", seed, recipe, base.read, clock) for seed in range(seeds)]
@@ -50,7 +50,7 @@ def run(out: Path, seeds: int = 1, recipe: Recipe | None = None) -> dict[str, An
     return results
 
 
-def _take(out: Path, seeds: int, recipe: Recipe) -> None:
+def take(out: Path, seeds: int, recipe: Recipe) -> None:
     """Say in recipe.json what `out` is for. Raises InputError if that is something else already."""
     stamp, said = out / "recipe.json", json.dumps({"seeds": seeds, "recipe": asdict(recipe)}, indent=2)
     if out.exists() and not out.is_dir():

@@ -13,7 +13,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from mllm_align.data.scenes.language import PLACES, RELATIONS, Reading, _where, parse, place, relation
+from mllm_align.data.scenes.language import (
+    PLACES,
+    RELATIONS,
+    Reading,
+    parse,
+    place,
+    relation,
+    with_preposition,
+)
 from mllm_align.data.scenes.world import COLOURS, KINDS, SIZES, Scene, partner
 
 T = TypeVar("T")
@@ -113,7 +121,7 @@ def _of_place(scene: Scene, sentence: str, reading: Reading) -> Iterator[_Fact]:
     if found is None:
         return
     thing = scene.find(mention.kind)
-    places = [_where(words) for words in PLACES[scene.rows, scene.columns]]
+    places = [with_preposition(words) for words in PLACES[scene.rows, scene.columns]]
     if found[0][0].isupper():
         places = [words[0].upper() + words[1:] for words in places]
     true = places[PLACES[scene.rows, scene.columns].index(place(scene, thing))] if thing else None

@@ -164,7 +164,7 @@ def what_where(scene: Scene, rng: np.random.Generator) -> QA:
     empty = [words for words in PLACES[scene.rows, scene.columns] if words not in taken]
     ask_empty = bool(empty) and rng.random() < _EMPTY
     words = _pick(empty if ask_empty else list(taken), rng)
-    question = _write(QUESTIONS["what_where"], rng, where=_where(words))
+    question = _write(QUESTIONS["what_where"], rng, where=with_preposition(words))
     answer = _write(GRAMMAR["empty"], rng) if ask_empty else _group(scene, taken[words], rng, here=True)
     return QA(question, answer, "what_where")
 
@@ -173,7 +173,7 @@ def attribute(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
     """Ask for the `colour`, `size` or `place` of one of the scene's things."""
     thing = scene.things[rng.integers(len(scene.things))]
     slots = {"kind": thing.kind, "colour": thing.colour, "size": thing.size}
-    slots["where"] = _where(place(scene, thing))
+    slots["where"] = with_preposition(place(scene, thing))
     return QA(_write(QUESTIONS[kind], rng, **slots), _write(GRAMMAR[kind], rng, **slots), kind)
 
 
@@ -200,7 +200,7 @@ def _group(scene: Scene, group: tuple[Thing, ...], rng: np.random.Generator, *, 
     things = list({thing.kind: thing for thing in reversed(group)}.values())[::-1]  # the first of each kind
     phrases = [_phrase(thing, rng) for thing in things]
     table = GRAMMAR[("pair" if len(things) == 2 else "single") + ("_here" if here else "")]
-    slots = {"a": phrases[0], "where": _where(place(scene, things[0]))}
+    slots = {"a": phrases[0], "where": with_preposition(place(scene, things[0]))}
     if len(things) == 2:
         slots |= {"b": phrases[1], "relation": relation(*things) or ""}
     return _write(table, rng, **slots)
@@ -215,7 +215,7 @@ def _article(noun: str) -> str:
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
-def _where(words: str) -> str:
+def with_preposition(words: str) -> str:
     """`left` -> `on the left`; `top left` -> `at the top left`; `middle` -> `in the middle`."""
     preposition = {"left": "on", "right": "on", "middle": "in"}.get(words, "at")
     return f"{preposition} the {words}"

@@ -1,0 +1,234 @@
+"""docs/study.md, from the rows of the study: tables, figures and what became of each finding."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import study_figures
+from study_findings import FINDINGS, Judged, judge_finding
+from study_rows import Rows, figure, read_rows, spread, useful
+from study_words import BRIEF, COLUMNS, COSTS, HOW, MISSING, PAPERS, POPE, RULE, TITLES, WRITTEN
+
+from mllm_align.evaluate.intervals import Interval
+
+HERE = Path(__file__).resolve().parent
+PAGE = HERE.parent / "docs" / "study.md"
+WANTED = 3  # seeds
+
+
+def write(results: Path, page: Path = PAGE) -> None:
+    """Write the page and its figures, beside it in figures/."""
+    rows, judges = read_rows(results)
+    figures = page.parent / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    for name, svg in drawings(rows).items():
+        (figures / name).write_text(svg, encoding="utf-8")
+    page.write_text(text(rows, judges), encoding="utf-8")
+
+
+def text(rows: Rows, judges: dict[int, dict[str, Any]]) -> str:
+    """The whole page."""
+    return "\n".join(
+        [
+            "# The method's variants on Scenes\n",
+            "Made by `benchmarks/study.py`; figures as they came out.\n",
+            standing(rows, judges),
+            HOW.format(hours=hours(rows)),
+            "## The self judge first\n\n" + self_judge(judges),
+            "## All variants\n\n" + table(rows, tuple(TITLES), tuple(COLUMNS)) + pope_note(rows),
+            drawings_text(rows),
+            *(f"## {title}\n\n{note}{table(rows, names, BRIEF)}" for title, note, names in PAPERS),
+            "## What BDHS wrote\n\n" + written(rows),
+            "## Time and losses\n\n" + costs(rows),
+            "## The paper's findings\n\n" + RULE + "\n" + findings(rows),
+        ]
+    )
+
+
+# ---- parts -----------------------------------------------------------------------------------------
+
+
+def standing(rows: Rows, judges: dict[int, dict[str, Any]]) -> str:
+    """What is missing, if anything."""
+    seeds = range(WANTED)
+    out = [s for s in seeds if s in judges and not useful(judges[s])]
+    missing = [
+        f"{name} of seed {s}"
+        for s in seeds
+        for name in TITLES
+        if s not in rows.get(name, {}) and not (name.endswith("self") and s in out)
+    ]
+    if not missing:
+        return ""
+    whole = [name for name in TITLES if len(rows.get(name, {})) >= WANTED]
+    return MISSING.format(
+        missing=len(missing),
+        all=WANTED * len(TITLES),
+        whole=len(whole),
+        variants=len(TITLES),
+        seeds=WANTED,
+    )
+
+
+def hours(rows: Rows) -> str:
+    seconds = sum(row["seconds"]["whole"] for each in rows.values() for row in each.values())
+    count = sum(map(len, rows.values()))
+    return f"{count} rows took {seconds / 3600:.1f} hours in all; SFT takes about 4 minutes a seed besides."
+
+
+def self_judge(judges: dict[int, dict[str, Any]]) -> str:
+    if not judges:
+        return "Not measured yet.\n"
+    lines = ["| seed | pairs | decided | accuracy of decided | p of chance | told from chance |"]
+    lines += ["|--:|--:|--:|--:|--:|---|"]
+    for seed, row in sorted(judges.items()):
+        j = row["judged"]
+        mean = "none" if j["accuracy"]["mean"] is None else f"{j['accuracy']['mean']:.3f}"
+        told = "yes" if useful(row) else "no, or worse: its variants are left out"
+        lines.append(
+            f"| {seed} | {j['pairs']} | {j['decided']} | {mean} | {j['p_of_chance']:.2g} | {told} |"
+        )
+    said = (
+        "Captions against their corrupted forms, by the code of `mllm-align judge`. The undecided are ties."
+    )
+    return said + "\n\n" + "\n".join(lines) + "\n"
+
+
+def cell(interval: Interval, unit: float = 100.0) -> str:
+    if math.isnan(interval.mean):
+        return ""
+    mean = f"{interval.mean * unit:.1f}"
+    if math.isnan(interval.low):
+        return mean
+    return f"{mean} ± {(interval.high - interval.mean) * unit:.1f}"
+
+
+def table(rows: Rows, names: Sequence[str], columns: Sequence[str]) -> str:
+    """One line for each variant that has a row."""
+    lines = ["| variant | seeds | " + " | ".join(columns) + " |", "|---|--:|" + "--:|" * len(columns)]
+    for name in names:
+        each = rows.get(name, {})
+        if each:
+            cells = [
+                cell(spread(each, *COLUMNS[c]), 1.0 if COLUMNS[c][0] == "words" else 100.0) for c in columns
+            ]
+            lines.append(f"| {TITLES[name]} (`{name}`) | {len(each)} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def pope_note(rows: Rows) -> str:
+    values = [figure(row, "pope", "broken") for each in rows.values() for row in each.values()]
+    if not values or max(abs(v - 0.5) for v in values) > 0.05:
+        return ""
+    return "\n" + POPE
+
+
+def drawings(rows: Rows) -> dict[str, str]:
+    points = [
+        (name, spread(rows[name], "chair_i"), spread(rows[name], "recall"))
+        for name in TITLES
+        if name in rows
+    ]
+    if not points:
+        return {}
+    return {
+        "study_chair.svg": study_figures.ranges(
+            [(name, chair) for name, chair, _ in points], "CHAIR_i on broken, percent"
+        ),
+        "study_recall.svg": study_figures.scatter(points, "CHAIR_i, percent", "recall, percent"),
+    }
+
+
+def drawings_text(rows: Rows) -> str:
+    if not rows:
+        return ""
+    return (
+        "![CHAIR_i of every variant, with intervals over seeds](figures/study_chair.svg)\n\n"
+        "![Recall against CHAIR_i](figures/study_recall.svg)\n"
+    )
+
+
+def written(rows: Rows) -> str:
+    """How much the rejected responses of the data differ, and what is wrong with them."""
+    lines = [
+        WRITTEN,
+        "| data | pairs | words changed | hallucinated | differ enough, first | all |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in ("dpo_corrupted", *(n for n in TITLES if n.startswith("bdhs_"))):
+        found = [row["pairs"] for row in rows.get(name, {}).values() if "pairs" in row]
+        if found:
+            cells = [f"{_mean(p['count'] for p in found):.0f}"]
+            cells += [f"{100 * _mean(p['words_changed'] for p in found):.1f}"]
+            counts = [p["rejected"] for p in found]
+            cells += [f"{100 * _mean(c['hallucinated'] / max(c['mentions'], 1) for c in counts):.1f}"]
+            for which in (0, -1):
+                tries = [p["differ_after"][which] for p in found if "differ_after" in p]
+                cells.append(f"{100 * _mean(tries):.1f}" if tries else "")
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def costs(rows: Rows) -> str:
+    names = {
+        "s a step": "seconds_per_step",
+        "making responses": "rollout/seconds",
+        "judging": "annotate/seconds",
+        "update": "update/seconds",
+        "groups used": "groups_used",
+    }
+    lines = [
+        COSTS,
+        "| variant | " + " | ".join(names) + " | loss | margin | whole, s |",
+        "|---|" + "--:|" * (len(names) + 3),
+    ]
+    for variant in TITLES:
+        each = [row for row in rows.get(variant, {}).values() if "training" in row]
+        if each:
+            means = [row["training"]["means"] for row in each]
+            cells = [
+                f"{statistics.median(m[n] for m in means):.2f}" if all(n in m for m in means) else ""
+                for n in names.values()
+            ]
+            for n in ("loss", "rewards/margin"):
+                cells.append(f"{statistics.median(row['training']['last_steps'][n] for row in each):.3f}")
+            cells.append(f"{statistics.median(row['seconds']['whole'] for row in each):.0f}")
+            lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def findings(rows: Rows) -> str:
+    parts = []
+    for number, finding in enumerate(FINDINGS, 1):
+        verdict, claims = judge_finding(rows, finding)
+        parts.append(
+            f"### {number}. {finding.words}\n\n**{verdict[0].upper() + verdict[1:]}.** {finding.meant}\n"
+        )
+        parts.append(
+            "| claim | seeds | difference over seeds | verdict | over pictures |\n|---|--:|--:|---|--:|\n"
+            + "".join(_claim(claim) for claim in claims)
+        )
+    return "\n".join(parts)
+
+
+def _claim(judged: Judged) -> str:
+    cells = [judged.words, str(judged.over.n), _ends(judged.over), judged.verdict, _ends(judged.pictures)]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _ends(interval: Interval | None) -> str:
+    if interval is None or math.isnan(interval.mean):
+        return ""
+    mean = f"{100 * interval.mean:+.1f}"
+    if math.isnan(interval.low):
+        return mean
+    return f"{mean} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+
+
+def _mean(values: Any) -> float:
+    found = list(values)
+    return sum(found) / len(found)

@@ -1,0 +1,98 @@
+"""Rows of the study and the figures in them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_align.evaluate.hallucination import FIGURES
+from mllm_align.evaluate.intervals import Interval, bootstrap, over_seeds
+
+Row = dict[str, Any]
+Rows = dict[str, dict[int, Row]]
+"""Variant -> seed -> row."""
+
+JUDGE = "self_judge"
+# What is added up for the figures that are not in FIGURES.
+MORE = {
+    "details": (
+        ("attributes_wrong", "places_wrong", "relations_wrong"),
+        ("attributes", "places", "relations"),
+    )
+}
+
+
+def read_rows(results: Path) -> tuple[Rows, dict[int, Row]]:
+    """The rows of all variants, and those of the self judge by seed."""
+    rows: Rows = {}
+    for file in sorted(results.glob("*.json")):
+        row = json.loads(file.read_text(encoding="utf-8"))
+        rows.setdefault(row["variant"], {})[row["seed"]] = row
+    return rows, rows.pop(JUDGE, {})
+
+
+def _parts(name: str) -> tuple[Sequence[str], Sequence[str]]:
+    if name in MORE:
+        return MORE[name]
+    above, below = FIGURES[name]
+    return (above,), (below,)
+
+
+def figure(row: Row, name: str, split: str = "broken") -> float:
+    """A figure of FIGURES, `details` (wrong claims about things that are there) or `pope` (accuracy).
+
+    nan where there is nothing to count.
+    """
+    found = row["splits"][split]
+    if name == "pope":
+        right, asked = np.array(list(found["pope"].values())).sum(0)
+        return float(right / asked)
+    above, below = (sum(found["counts"][n] for n in names) for names in _parts(name))
+    return above / below if below else math.nan
+
+
+def spread(each: dict[int, Row], name: str, split: str = "broken") -> Interval:
+    """Mean and t interval over seeds."""
+    return over_seeds([figure(row, name, split) for _, row in sorted(each.items())])
+
+
+def difference(one: dict[int, Row], other: dict[int, Row], name: str, split: str = "broken") -> Interval:
+    """One's figure less the other's, on the seeds that both have."""
+    seeds = sorted(set(one) & set(other))
+    return over_seeds([figure(one[s], name, split) - figure(other[s], name, split) for s in seeds])
+
+
+def over_pictures(
+    one: dict[int, Row], other: dict[int, Row], name: str, split: str = "broken"
+) -> Interval | None:
+    """The same difference with its bootstrap interval over pictures, the seeds' counts added up; None for
+    figures whose counts of each picture are not kept."""
+    seeds = sorted(set(one) & set(other))
+    if not seeds or name not in FIGURES:
+        return None
+    columns = []
+    for each in (one, other):
+        for column in FIGURES[name]:
+            kept = [each[s]["splits"][split]["each"].get(column) for s in seeds]
+            if None in kept:
+                return None
+            columns.append(np.sum(kept, axis=0))
+    return bootstrap(np.stack(columns, 1), lambda m: m[..., 0] / m[..., 1] - m[..., 2] / m[..., 3])
+
+
+def useful(judge: Row) -> bool:
+    """Whether the self judge can be told from chance, on its good side."""
+    found = judge["judged"]
+    return bool(found["apart_from_chance"] and found["accuracy"]["mean"] > 0.5)
+
+
+def same(before: Any, now: Any) -> bool:
+    """Whether two trees of settings agree; an option that only one of them knows does not count."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return all(same(before[name], now[name]) for name in set(before) & set(now))
+    return before == now
