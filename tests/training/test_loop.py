@@ -450,6 +450,7 @@ def test_micro_batches_change_nothing(whole, tmp_path):
     assert all(np.allclose(x, theirs[name], atol=1e-3) for name, x in flat(split.trained).items())
 
 
+@pytest.mark.slow
 def test_stored_reference(whole, tmp_path, monkeypatch):
     _, out, _, _ = whole
     config, run = replace(TINY, reference="stored", log_every=2, eval_every=2), tmp_path / "run"
@@ -475,6 +476,7 @@ def test_stored_reference(whole, tmp_path, monkeypatch):
         train(config, bundle(), data, run, rows_at_home(7))
 
 
+@pytest.mark.slow
 def test_sft_trains_on_single_responses(tmp_path):
     data = [{k: v for k, v in row.items() if k != "rejected"} for row in rows_at_home(8)]
     out = tmp_path / "run"
@@ -486,6 +488,7 @@ def test_sft_trains_on_single_responses(tmp_path):
     assert told[1] > told[0] + 1
 
 
+@pytest.mark.slow
 def test_frozen_parts_stay_bit_equal_in_full_fine_tuning(tmp_path):
     config = replace(FULL, freeze=("vision_tower", "projector"), steps=2)
     model = train(config, bundle(), PAIRS, tmp_path / "run")

@@ -62,6 +62,7 @@ def assert_trees_close(found, expected, atol, rtol=0.0):
         np.testing.assert_allclose(ours, theirs, atol=atol, rtol=rtol)
 
 
+@pytest.mark.slow
 def test_uneven_micro_batches_are_the_whole_batch():
     """With SFT, where a batch weighs as many tokens as it holds."""
     trained = {"params": GOLDEN.policy}
@@ -111,7 +112,13 @@ def plain():
     return loss
 
 
-@pytest.mark.parametrize("tower", [True, False], ids=["tower trained", "tower frozen"])
+@pytest.mark.parametrize(
+    "tower",
+    [
+        pytest.param(True, marks=pytest.mark.slow, id="tower trained"),
+        pytest.param(False, id="tower frozen"),
+    ],
+)
 def test_loss_and_gradient_without_shared_features(plain, tower):
     trained = GOLDEN.policy if tower else without_tower(GOLDEN.policy)
     value, gradient = plain(overlay(GOLDEN.base, trained))
