@@ -16,7 +16,7 @@ import numpy as np
 
 from mllm_align import batch as batches
 from mllm_align.batch import PromptGroup
-from mllm_align.config import Config, OnlinePairs
+from mllm_align.config import Config, Distorted, OnlinePairs
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.errors import refusal
@@ -91,7 +91,8 @@ class Common:
         self.where = batch_sharding(bundle.mesh)
         self.limit = config.data.max_length or bundle.config.decoder.max_length
         self.sampler = Sampler(config, bundle, getattr(config.online, "mesh", None))
-        if config.data_responses:
+        # what the policy writes stands beside what the data have: both must go on from one prompt
+        if config.data_responses and not isinstance(config.online, Distorted):
             for record in records:
                 check_opening(record, encoder)
 

@@ -20,9 +20,10 @@ def make_maker(
     config: Config, bundle: Bundle, encoder: Encoder, records: Sequence[Encoded], per_epoch: int, out: Path
 ) -> Maker | None:
     """The maker that a config asks for. Raises InputError for records that it can't work on."""
-    online, common = config.online, Common(config, bundle, encoder, records, per_epoch)
+    online = config.online
     if online is None:
         return None
+    common = Common(config, bundle, encoder, records, per_epoch)
     if isinstance(online, OnlinePairs):
         return Pairs(common, online, out)
     return Rejected(common, online)

@@ -282,3 +282,5 @@ def test_a_template_that_opens_answers_otherwise_is_refused(tmp_path):
     config = replace(ONLINE, online=SOURCES["mixed"], data=DataConfig(shapes=1, chat_template=template))
     with pytest.raises(InputError, match="opens an answer that is asked for otherwise"):
         train(config, bundle(), PAIRS, tmp_path / "run")
+    plain = replace(TINY, data=config.data, steps=1)
+    assert train(plain, bundle(), PAIRS, tmp_path / "offline").trained, "nothing is made there"
