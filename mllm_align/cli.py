@@ -478,6 +478,7 @@ def _begin(distributed: DistributedConfig | None = None) -> None:
 
 def _quiet() -> None:
     """A save that fails raises one error; what its threads print besides would hide it."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks of that save which nobody waits for
     before = sys.unraisablehook
 
     def hook(raised: Any) -> None:
