@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,24 +58,6 @@ class Trainable:
     batch: HostBatch
     records: tuple[Encoded | None, ...]
     facts: Facts = field(default_factory=dict)
-
-
-class Maker(Protocol):
-    """ahead: whether the next batch is begun before the step on this one."""
-
-    ahead: bool
-
-    def begin(self, batch: HostBatch, group: PromptGroup, trained: Any, at: int) -> Pending: ...
-
-    def finish(self, pending: Pending) -> Trainable: ...
-
-    def saved(self, pending: Pending) -> Any:
-        """What a checkpoint needs of a batch that was begun, as JSON values."""
-        ...
-
-    def restored(self, saved: Any, batch: HostBatch, group: PromptGroup) -> Pending: ...
-
-    def close(self) -> None: ...
 
 
 class Common:

@@ -11,9 +11,11 @@ from mllm_align.config import Config, OnlinePairs
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.models.bundle import Bundle
-from mllm_align.training.online.common import Common, Maker, Pending, Trainable
+from mllm_align.training.online.common import Common, Pending, Trainable
 from mllm_align.training.online.pairs import Pairs
 from mllm_align.training.online.rejected import Rejected
+
+Maker = Pairs | Rejected
 
 
 def make_maker(
@@ -47,7 +49,7 @@ class Feed:
     ):
         self.ahead, self.put, self.records, self.maker, self.last = ahead, put, records, maker, last
         self.pending: Pending | None = None
-        if saved is not None and maker is not None:
+        if saved is not None and isinstance(maker, Pairs):
             self.pending = maker.restored(saved, *self._next())
 
     def _next(self) -> tuple[HostBatch, PromptGroup]:
@@ -71,6 +73,6 @@ class Feed:
 
     def saved(self) -> Any:
         """What a checkpoint must hold beside the state, or None."""
-        if self.pending is None or self.maker is None:
+        if self.pending is None or not isinstance(self.maker, Pairs):  # nothing else is made ahead
             return None
         return self.maker.saved(self.pending)

@@ -170,6 +170,7 @@ class Pairs:
         }
 
     def saved(self, pending: Pending) -> Any:
+        """What a checkpoint needs of a batch that was begun, as JSON values."""
         result = self._gathered(pending)
         samples = [[[s.ids.tolist(), s.logps.tolist()] for s in each] for each in result["samples"]]  # type: ignore[union-attr]
         verdicts = [result["verdicts"][i] for i in range(len(samples))]

@@ -98,10 +98,5 @@ class Rejected:
         facts |= {"rejected_usable": (usable, len(rejected)), "rollout/seconds": (seconds, 1.0)}
         return common.filled(batch, pending.group, made, most, facts)
 
-    def saved(self, pending: Pending) -> Any:
-        raise NotImplementedError("nothing is begun ahead")
-
-    restored: Any = saved
-
     def close(self) -> None:
         pass
