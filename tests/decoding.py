@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import jax
@@ -15,13 +15,14 @@ from runs import one_device
 from mllm_align.batch import Group
 from mllm_align.config import SamplingConfig
 from mllm_align.generate.decode import Decoder, Fork, Row, _forks
-from mllm_align.generate.sampling import filtered, random_key
+from mllm_align.generate.sampling import BLOCK, filtered, random_key, uniform
 from mllm_align.models.bundle import Bundle
 from mllm_align.models.llava import Llava
 from mllm_align.sharding import traced_within
 
 GREEDY = SamplingConfig(temperature=0.0)
 CLOSE = 1e-4  # nats: the most by which logits of two ways to the same number may differ
+ROUNDING = 1e-6  # of a sum of probabilities: what such logits move it by, most of them far less apart
 
 
 def golden_bundle(golden: Goldens, tag: str = "policy", mesh: Any = None) -> Bundle:
@@ -106,19 +107,26 @@ def logits(decoder: Decoder, bundle: Bundle, rows: list[Row], tokens: list[Any])
     ]
 
 
-@partial(jax.jit, static_argnums=2)
-def _noisy(logits, key, sampling):
-    key = jax.random.wrap_key_data(key, impl="threefry2x32")
-    noise = jax.vmap(lambda at: jax.random.gumbel(jax.random.fold_in(key, at), logits.shape[1:]))
-    return filtered(logits, sampling) + noise(jnp.arange(len(logits)))
+def margin(logits: np.ndarray, key: np.ndarray, sampling: SamplingConfig) -> float:
+    """How far the draws after each of [n, V] logits stayed from the sums they were put against.
+
+    The least, in float64, as a share of all that was to choose from: rounding that moves no sum by so much
+    moves no draw.
+    """
+    scores = np.asarray(filtered(jnp.asarray(logits), sampling), np.float64)
+    mass = np.exp(scores - scores.max(-1, keepdims=True))
+    blocks = np.pad(mass, ((0, 0), (0, -mass.shape[1] % BLOCK))).reshape(len(mass), -1, BLOCK)
+    return min(_room(row, np.asarray(uniform(key, at))) for at, row in enumerate(blocks))
 
 
-def margin(logits: np.ndarray, key: np.ndarray, sampling: SamplingConfig, room: int = 12) -> float:
-    """By how much the token chosen after each of [n, V] logits beat the next one, at least."""
-    padded = np.zeros((room, logits.shape[1]), np.float32)
-    padded[: len(logits)] = logits
-    scores = np.sort(np.asarray(_noisy(padded, key, sampling)), axis=-1)[: len(logits)]
-    return float((scores[:, -1] - scores[:, -2]).min())
+def _room(blocks: np.ndarray, numbers: np.ndarray) -> float:
+    upto = blocks.sum(-1).cumsum()
+    block = (upto <= numbers[0] * upto[-1]).sum()
+    within = blocks[block].cumsum()
+    gaps = [
+        np.abs(sums[:-1] / sums[-1] - number) for sums, number in zip((upto, within), numbers, strict=True)
+    ]
+    return float(np.concatenate(gaps).min())
 
 
 class Scripted:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mllm_align.batch import Cache, PromptGroup
 from mllm_align.config import SamplingConfig
-from mllm_align.generate.sampling import choose
+from mllm_align.generate.sampling import choose, uniform
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.llava import Llava
@@ -259,12 +259,9 @@ def run(
         now = jax.lax.dynamic_index_in_dim(tokens, step, axis=2, keepdims=False)
         logits, own = model.apply(variables, now, prefix, own, forks.start, step, method="decode")
         number = step + 1 - forks.forced  # of the next token among the generated ones
-        drawn = choose(
-            logits.reshape(batch * count, -1),
-            forks.keys.reshape(-1, 2),
-            jnp.maximum(number, 0).reshape(-1),
-            sampling,
-        ).reshape(batch, count)
+        draw = jnp.take_along_axis(numbers, jnp.maximum(number, 0)[:, :, None, None], axis=2)
+        drawn = choose(logits.reshape(batch * count, -1), draw.reshape(-1, 2), sampling)
+        drawn = drawn.reshape(batch, count)
         given = jax.lax.dynamic_index_in_dim(tokens, step + 1, axis=2, keepdims=False)
         new = unfinished & (number >= 0)
         chosen = jnp.take_along_axis(logits, drawn[:, :, None], axis=-1)[:, :, 0]
@@ -274,6 +271,7 @@ def run(
         unfinished &= ~(new & (stops[drawn] | (number + 1 >= forks.limit)))
         return step + 1, tokens, lengths + new.astype(lengths.dtype), logps, unfinished, own
 
+    numbers = uniform(forks.keys[:, :, None], jnp.arange(length)[None, None])  # at once costs least
     own = jax.tree.map(empty, (prefix.layers, prefix.last))
     logps = jnp.zeros(forks.tokens.shape, jnp.float32)
     start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, logps, forks.limit > 0, own)

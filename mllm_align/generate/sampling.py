@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from jaxtyping import Array, Float, Int, UInt32
 from mllm_align.config import SamplingConfig
 
 DROPPED = -1e30
+BLOCK = 128  # tokens
 
 
 def random_key(seed: int, record: str, *sample: int) -> np.ndarray:
@@ -23,25 +25,38 @@ def random_key(seed: int, record: str, *sample: int) -> np.ndarray:
 
 
 def choose(
-    logits: Float[Array, "N V"],
-    keys: UInt32[Array, "N 2"],
-    position: Int[Array, " N"],
-    sampling: SamplingConfig,
+    logits: Float[Array, "N V"], numbers: Float[Array, "N 2"], sampling: SamplingConfig
 ) -> Int[Array, " N"]:
     """One token a row: the likeliest at temperature 0, else drawn from the filtered distribution.
 
-    The draw adds Gumbel noise and takes the maximum, so rounding can change it only where two scores all
-    but tie.
+    The draw puts `uniform` numbers against sums of probabilities, the first against those of blocks of the
+    vocabulary, the second against those of one block's tokens: sums are short, and rounding changes a draw
+    only where a number all but meets one.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
     scores = filtered(logits, sampling)
+    mass = jnp.exp(scores - scores.max(-1, keepdims=True))
+    blocks = jnp.pad(mass, ((0, 0), (0, -mass.shape[1] % BLOCK))).reshape(len(mass), -1, BLOCK)
+    block = _where(blocks.sum(-1), numbers[:, 0])
+    within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    token = block * BLOCK + _where(within, numbers[:, 1])
+    return jnp.minimum(token, logits.shape[1] - 1)  # of logits that are no numbers, too
 
-    def noise(key, at):
-        key = jax.random.wrap_key_data(key, impl="threefry2x32")
-        return jax.random.gumbel(jax.random.fold_in(key, at), scores.shape[-1:], scores.dtype)
 
-    return (scores + jax.vmap(noise)(keys, position)).argmax(-1).astype(jnp.int32)
+@partial(jnp.vectorize, signature="(k),()->(n)")
+def uniform(key: UInt32[Array, "... 2"], position: Int[Array, ...]) -> Float[Array, "... 2"]:
+    """The two numbers in [0, 1) that decide the token at a position."""
+    key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), position)
+    return jax.random.uniform(key, (2,))
+
+
+def _where(mass: Float[Array, "N n"], number: Float[Array, " N"]) -> Int[Array, " N"]:
+    """The first place whose mass, with all before it, is more than `number` of the whole; else the last."""
+    upto = jnp.where(mass > 0, mass.cumsum(-1), 0.0)  # rounding must not find a place without mass
+    more = upto > number[:, None] * upto.max(-1, keepdims=True)
+    places = jnp.arange(mass.shape[-1], dtype=jnp.int32)
+    return jnp.where(more, places, places[-1]).min(-1)
 
 
 def filtered(logits: Float[Array, "N V"], sampling: SamplingConfig) -> Float[Array, "N V"]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mllm_align.config import SamplingConfig
-from mllm_align.generate.sampling import DROPPED, choose, filtered, random_key
+from mllm_align.generate.sampling import BLOCK, DROPPED, _where, choose, filtered, random_key, uniform
 
 ROWS, VOCAB = 16, 64
 
@@ -86,7 +86,7 @@ def test_draws_come_as_often_as_they_should(settings, wanted):
     with np.errstate(divide="ignore"):
         row = np.maximum(np.log([0.5, 0.25, 0.15, 0.1, 0.0]), -60).astype(np.float32)
     config = SamplingConfig(**settings)
-    draw = jax.jit(lambda logits, keys: choose(logits, keys, jnp.arange(count) % 7, config))
+    draw = jax.jit(lambda logits, keys: choose(logits, uniform(keys, jnp.arange(count) % 7), config))
     tokens = np.asarray(draw(jnp.tile(row, (count, 1)), keys(count)))
     share = np.bincount(tokens, minlength=5) / count
     spread = np.sqrt(np.array(wanted) * (1 - np.array(wanted)) / count)
@@ -94,26 +94,66 @@ def test_draws_come_as_often_as_they_should(settings, wanted):
     assert (share[np.array(wanted) == 0] == 0).all()
 
 
+@pytest.mark.parametrize("vocab", [128, 129, 700])
+def test_draws_across_blocks_of_the_vocabulary(vocab):
+    """Frequencies of all tokens (chi-square with many degrees of freedom), and none that was dropped."""
+    count = 40_000
+    row = np.random.default_rng(vocab).standard_normal(vocab).astype(np.float32)
+    config = SamplingConfig(top_k=vocab // 2)
+    wanted = plain(row[None], config)[0] * count
+    many = jnp.tile(row, (5000, 1))
+    draw = jax.jit(lambda many, at: choose(many, uniform(keys(1), at), config))
+    drawn = [draw(many, start + jnp.arange(5000)) for start in range(0, count, 5000)]
+    found = np.bincount(np.concatenate(drawn), minlength=vocab)
+    kept = wanted > 0
+    assert not found[~kept].any()
+    error, free = ((found - wanted)[kept] ** 2 / wanted[kept]).sum(), kept.sum() - 1
+    assert abs(error - free) < 4 * np.sqrt(2 * free)
+
+
+def test_what_was_dropped_is_never_drawn_where_numbers_are_extreme():
+    """Also with the least and the greatest number, and where rounding makes sums rise without mass."""
+    mass = np.zeros((3, BLOCK), np.float32)
+    mass[0, [7, 90]] = 1e-7, 1e-7
+    mass[1, 5:101:2] = np.random.default_rng(0).random(48) * 1e-3
+    mass[2, [0, 3]] = 1.0, 1e-12
+    for number in [0.0, 0.5, float(np.nextafter(np.float32(1), np.float32(0)))]:
+        found = np.asarray(_where(jnp.asarray(mass), jnp.full(3, number)))
+        assert (mass[np.arange(3), found] > 0).all()
+    assert _where(jnp.asarray(mass), jnp.full(3, 0.5)).tolist()[0] == 90
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_no_numbers_still_give_a_token(bad):
+    """A run tells of them by its loss; a token that is none would end it before that."""
+    logits = jnp.full((ROWS, 300), bad, jnp.float32)
+    for settings in ({}, {"top_k": 5}, {"top_p": 0.5}):
+        tokens = np.asarray(choose(logits, uniform(keys(ROWS), 0), SamplingConfig(**settings)))
+        assert ((tokens >= 0) & (tokens < 300)).all()
+
+
 def test_greedy_takes_the_likeliest_and_the_first_of_equals(logits):
     greedy = SamplingConfig(temperature=0.0, top_k=3, top_p=0.5)
-    at = jnp.zeros(ROWS, jnp.int32)
-    out = choose(jnp.asarray(logits), keys(ROWS), at, greedy)
+    numbers = uniform(keys(ROWS), 0)
+    out = choose(jnp.asarray(logits), numbers, greedy)
     np.testing.assert_array_equal(out, logits.argmax(-1))
     assert out.dtype == jnp.int32
     tied = jnp.asarray([[0.0, 1.0, 1.0]])
-    assert choose(tied, keys(1), at[:1], greedy).tolist() == [1]
+    assert choose(tied, numbers[:1], greedy).tolist() == [1]
     one = SamplingConfig(top_k=1)
-    np.testing.assert_array_equal(choose(jnp.asarray(logits), keys(ROWS), at, one), logits.argmax(-1))
+    np.testing.assert_array_equal(choose(jnp.asarray(logits), numbers, one), logits.argmax(-1))
 
 
 def test_a_draw_hangs_on_its_own_key_and_position_alone(logits):
     config, at = SamplingConfig(), jnp.arange(ROWS)
     flat = jnp.zeros_like(logits)
-    out = choose(flat, keys(ROWS), at, config)
+    out = choose(flat, uniform(keys(ROWS), at), config)
     some = np.array([5, 2, 11])
-    np.testing.assert_array_equal(choose(flat[some], keys(ROWS)[some], at[some], config), out[some])
-    assert (choose(flat, keys(ROWS), at + 1, config) != out).sum() > ROWS // 2
-    assert (choose(flat, keys(ROWS, seed=1), at, config) != out).sum() > ROWS // 2
+    np.testing.assert_array_equal(
+        choose(flat[some], uniform(keys(ROWS)[some], at[some]), config), out[some]
+    )
+    assert (choose(flat, uniform(keys(ROWS), at + 1), config) != out).sum() > ROWS // 2
+    assert (choose(flat, uniform(keys(ROWS, seed=1), at), config) != out).sum() > ROWS // 2
 
 
 def test_keys_of_different_draws_differ():
