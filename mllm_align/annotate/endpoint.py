@@ -37,6 +37,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; each pause is twice the one b
 LONGEST_WISH = 60.0  # of a Retry-After that is followed
 GIVE_UP = 8  # requests that failed for good before any answer came: the endpoint is down
 PASSING = (408, 409, 425, 429)  # and 5xx: may go better when sent again
+OF_ITS_OWN = (400, 413, 415, 422)  # what one request holds is refused: a filter of contents, a size
 SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP", "GIF")
 SHORTEST_SECRET = 8  # "EMPTY" and the like protect nothing; words of an answer shall stay
 
@@ -69,7 +70,7 @@ class Asker:
             if call.problem is not None:
                 raise call.problem
         answers = [call.answers[key] for key in call.keys]
-        if asked and not call.answered:
+        if asked and self._hopeless(call):
             raise self._down(call)
         return answers
 
@@ -108,10 +109,11 @@ class Asker:
         content = [*pictures, {"type": "text", "text": asked.text}]
         request = {
             "model": self.config.model,
-            "max_tokens": self.config.max_tokens,
-            "temperature": 0,
+            self.config.limit_name: self.config.max_tokens,
             "messages": [{"role": "user", "content": content}],
         }
+        if self.config.temperature is not None:
+            request["temperature"] = self.config.temperature
         return json.dumps(request, sort_keys=True, separators=(",", ":")).encode()
 
     async def _work(self, client: httpx2.AsyncClient, call: _Call, left: Iterator) -> None:
@@ -126,7 +128,7 @@ class Asker:
                 if text is None:
                     self.failed += 1
                     call.failed += 1
-                    if call.failed >= GIVE_UP and not call.answered:
+                    if call.failed >= GIVE_UP and self._hopeless(call):
                         raise self._down(call)
         except InputError as problem:
             call.end(problem)
@@ -143,6 +145,10 @@ class Asker:
             self.retried += attempt > 0
             try:
                 return await self._send(client, body, where)
+            except _Refused as refused:
+                call.refused += 1
+                call.refusal = call.refusal or refused.error
+                return None
             except _Again as again:
                 call.last = again.problem
                 pause = min(self._pause * 2**attempt, LONGEST_PAUSE) * self._random.uniform(0.5, 1)
@@ -151,7 +157,8 @@ class Asker:
         return None
 
     async def _send(self, client: httpx2.AsyncClient, body: bytes, where: str) -> str:
-        """One request. Raises _Again where it may go better, InputError where it can't."""
+        """One request. Raises _Again where it may go better, _Refused where this one can't, InputError
+        where none can."""
         try:
             async with asyncio.timeout(self.config.timeout):
                 response = await client.post(self._url, content=body)
@@ -166,7 +173,8 @@ class Asker:
             return self._content(response)
         if response.status_code in PASSING or response.status_code >= 500:
             raise _Again(self._told(response), _wish(response.headers.get("Retry-After", "")))
-        raise self._refused(response, where)
+        error = self._refused(response, where)
+        raise _Refused(error) if response.status_code in OF_ITS_OWN else error
 
     def _content(self, response: httpx2.Response) -> str:
         try:
@@ -216,7 +224,13 @@ class Asker:
         problem = f"all {self.config.budget} requests are spent; the answers so far are kept"
         return refusal("annotator.budget", problem, "raise it, and the same command goes on")
 
+    def _hopeless(self, call: _Call) -> bool:
+        """Nothing was answered, and not because a server that has answered before refuses these."""
+        return not call.answered and (call.failed > call.refused or not self._kept.answers)
+
     def _down(self, call: _Call) -> InputError:
+        if call.refusal is not None and call.refused == call.failed:
+            return call.refusal
         problem = f"no answer to any of {call.failed} requests; the last problem: {call.last}"
         return refusal(self._shown, problem, "mend it, and the same command goes on")
 
@@ -229,6 +243,14 @@ class _Again(Exception):
         self.problem, self.wish = problem, wish
 
 
+class _Refused(Exception):
+    """A request that the server refuses for what it holds."""
+
+    def __init__(self, error: InputError):
+        super().__init__(str(error))
+        self.error = error
+
+
 @dataclass
 class _Call:
     """One call's requests, by their keys in the order asked, and what came of them."""
@@ -236,6 +258,8 @@ class _Call:
     keys: list[str] = field(default_factory=list)
     answers: dict[str, str | None] = field(default_factory=dict)
     failed: int = 0
+    refused: int = 0  # of those that failed
+    refusal: InputError | None = None  # the first
     last: str = ""
     problem: InputError | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from mllm_align.config.checks import check_types, require
 from mllm_align.config.parts import DataConfig, DistributedConfig, Dtype, MeshConfig
@@ -53,6 +54,10 @@ class Endpoint:
     """Most requests of a run, of each process; retries count, answers on disk do not."""
     max_tokens: int = 256
     """Most tokens of an answer."""
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What a request calls that; some servers take only the newer name."""
+    temperature: float | None = 0.0
+    """None leaves it out, for models that refuse it."""
 
     def __post_init__(self):
         check_types(self, "annotator.")
@@ -64,6 +69,8 @@ class Endpoint:
             require(getattr(self, name) >= 1, f"annotator.{name}", getattr(self, name), "1 or more")
         require(0 < self.timeout < float("inf"), "annotator.timeout", self.timeout, "above 0")
         require(self.retries >= 0, "annotator.retries", self.retries, "0 or more")
+        warm = self.temperature is None or 0 <= self.temperature <= 2
+        require(warm, "annotator.temperature", self.temperature, "from 0 to 2, or none")
         require(self.budget is None or self.budget >= 1, "annotator.budget", self.budget, "1 or more")
 
 

@@ -355,23 +355,46 @@ def test_a_word_for_no_key_stays_in_answers(chat, monkeypatch):
         (404, "the server does not know this address or the model 'default' (404 no image); check"),
     ],
 )
-def test_other_refusals_end_the_run_at_once(chat, status, told):
+def test_refusals_end_a_run_in_which_nothing_was_answered(chat, status, told):
     chat.reply = in_turn(Reply('{"error": {"message": "no image"}}', status=status))
     ask = asker(chat, concurrency=1)
-    assert told in refused(ask, asked("a", "b", "c"))
-    assert ask.sent == 1
+    assert told in refused(ask, asked(*"abcdefghijkl"))
+    assert ask.sent == (1 if status == 404 else 8)
+
+
+def test_settings_of_models_that_want_other_names(chat):
+    asker(chat, limit_name="max_completion_tokens", temperature=None)(asked("a"))
+    assert chat.requests[0]["max_completion_tokens"] == 256
+    assert not {"temperature", "max_tokens"} & chat.requests[0].keys()
+    with pytest.raises(InputError, match=r"^annotator\.temperature"):
+        Endpoint(temperature=-1.0)
+
+
+@pytest.mark.parametrize("status", [400, 413, 415, 422])
+def test_a_question_that_is_refused_is_one_without_an_answer(chat, tmp_path, status):
+    """A filter of contents takes offence at some pictures: the others are worth going on for."""
+    bad = Reply('{"error": {"message": "content_filter"}}', status=status)
+    chat.reply = lambda request, number: bad if "x" in name_of(request) else said(name_of(request))
+    ask = asker(chat, tmp_path, concurrency=1)
+    assert ask(asked("x1", "a", "x2", "b")) == [None, "a", None, "b"]
+    assert (ask.sent, ask.retried, ask.failed) == (4, 0, 2)
+    many = [f"x{i}" for i in range(3, 15)]
+    assert ask(asked(*many)) == [None] * 12  # the server has answered before
+    again = asker(chat, tmp_path)
+    assert again(asked(*many)) == [None] * 12 and again.sent == 12
+    assert "record x" in refused(asker(chat), asked(*many))
 
 
 def test_a_refusal_waits_for_what_is_on_its_way_and_for_nothing_else(chat, tmp_path):
     def reply(request, number):
         slow = said(name_of(request), wait=0.3)
         busy = Reply(status=429, headers={"Retry-After": "30"})
-        return {"a": slow, "b": busy, "c": Reply(status=400, wait=0.15)}[name_of(request)]
+        return {"a": slow, "b": busy, "c": Reply(status=404, wait=0.15)}[name_of(request)]
 
     chat.reply = reply
     began = time.monotonic()
     ask = asker(chat, tmp_path)
-    assert "record c" in refused(ask, asked("a", "b", "c"))
+    assert "does not know" in refused(ask, asked("a", "b", "c"))
     assert time.monotonic() - began < 2 and ask.sent == 3
     assert '"answer": "a"' in on_disk(tmp_path)
 
