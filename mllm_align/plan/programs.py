@@ -172,12 +172,27 @@ def cache_bytes(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, pla
     dtype, count = compute_dtype(config.dtype, mesh), rows(config, mesh, "decode")
     mesh = _sampling_mesh(config, mesh, "decode")
     kept = _cache(model, mesh, planned, count, dtype)
-    prefix = sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for x in jax.tree.leaves((kept.layers, kept.last))
-    )
+    prefix = _bytes((kept.layers, kept.last))
     length = generation.bucket(planned.shape.prefix, 32)
     return prefix * (length + samples(config) * generation.bucket(planned.tokens)) // length
+
+
+def held_bytes(program: str, config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh) -> int:
+    """Bytes on one chip that an online run holds beside what a program itself takes: what is trained and
+    its moments while it generates, and the other copy of the base where rollouts have their own mesh."""
+    if not isinstance(config, Config) or config.online is None:
+        return 0
+    dtype, own = compute_dtype(config.dtype, mesh), getattr(config.online, "mesh", None)
+    if program == "train":
+        return _bytes(abstract_base(model, remade(mesh, own), dtype)) if own is not None else 0
+    made = train_program(config, model, mesh, steps=1000)
+    return _bytes(made.state) + (_bytes(made.base) if own is not None else 0)
+
+
+def _bytes(tree: Any) -> int:
+    """On one chip."""
+    leaves = jax.tree.leaves(tree)
+    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
 
 
 def samples(config: Config | BDHSConfig) -> int:

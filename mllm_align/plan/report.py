@@ -15,7 +15,8 @@ from mllm_align.plan.counts import Counts
 class ProgramPlan:
     """One program on one machine. Bytes and FLOPs are of one chip and of one run of the program.
 
-    memory: by kind, None where the compiler refuses; needed: what of it is there at once. model_flops:
+    memory: by kind, None where the compiler refuses; held: what else an online run has there meanwhile;
+    needed: what of all that is there at once. model_flops:
     what the mathematics needs; flops: matrix products that the program runs, padding and recomputation
     with them. bound: seconds that the slowest of the parts needs at least, at published peaks with all else
     hidden behind it; limit: which part. A bound, not a measurement.
@@ -25,6 +26,7 @@ class ProgramPlan:
     rows: int
     fits: bool
     memory: dict[str, int] | None
+    held: int
     needed: int | None
     usable: float | None
     refused: str | None
@@ -88,7 +90,7 @@ def program_plan(
 ) -> ProgramPlan:
     """produced: what one run makes (tokens, pairs), for rates. least: bytes of memory that a run of the
     program surely reads on a chip."""
-    usable = where.chip.usable if where else None
+    usable, held = where.chip.usable if where else None, compiled.facts.get("held", 0)
     rows, seconds = compiled.facts["rows"], round(compiled.seconds, 1)
     if compiled.memory is None or compiled.counts is None:
         return ProgramPlan(
@@ -96,13 +98,14 @@ def program_plan(
             rows,
             False,
             None,
+            held,
             None,
             usable,
             compiled.refused,
             model_flops,
             compile_seconds=seconds,
         )
-    counts, needed = compiled.counts, total(compiled.memory)
+    counts, needed = compiled.counts, total(compiled.memory) + held
     parts = times(counts, where) if where else {}
     limit = max(parts, key=lambda name: parts[name]) if parts else None
     bound = parts[limit] if limit else None
@@ -116,6 +119,7 @@ def program_plan(
         rows=rows,
         fits=usable is None or needed <= usable,
         memory=compiled.memory,
+        held=held,
         needed=needed,
         usable=usable,
         refused=None,
@@ -207,7 +211,8 @@ def program_text(plan: ProgramPlan) -> str:
     if plan.memory is None:
         row("memory", f"does not fit: {refusal(plan.refused)}")
         return "\n".join(lines)
-    kinds = ", ".join(f"{kind} {gib(size)}" for kind, size in plan.memory.items())
+    kept = plan.memory | ({"held meanwhile": plan.held} if plan.held else {})
+    kinds = ", ".join(f"{kind} {gib(size)}" for kind, size in kept.items())
     of = f" of {gib(plan.usable)}" if plan.usable else ""
     row("memory", f"{gib(plan.needed)}{of} GiB a chip ({kinds}){'' if plan.fits else ': does not fit'}")
     if plan.cache:

@@ -46,7 +46,7 @@ def work(job: Job) -> dict[str, Any]:
     import jax
 
     from mllm_align.plan.chips import describe
-    from mllm_align.plan.programs import cache_bytes, check, lower, rows
+    from mllm_align.plan.programs import cache_bytes, check, held_bytes, lower, rows
     from mllm_align.sharding import make_mesh
 
     mesh = make_mesh(job.config.mesh, describe(job.topology) if job.topology else None)
@@ -56,6 +56,7 @@ def work(job: Job) -> dict[str, Any]:
         "rows": rows(job.config, mesh, job.program),
         "mesh": dict(mesh.shape),
         "kept_whole": check(job.config, job.model, mesh),
+        "held": held_bytes(job.program, job.config, job.model, mesh),
     }
     if job.program == "decode":
         facts["cache"] = cache_bytes(job.config, job.model, mesh, job.planned)

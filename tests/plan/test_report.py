@@ -3,10 +3,12 @@
 import dataclasses
 import pickle
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from mllm_align import BDHSConfig, Config, DataConfig, LoraConfig
-from mllm_align.config import MeshConfig
+from mllm_align.config import MeshConfig, OnlinePairs, SceneOracle
 from mllm_align.errors import InputError
 from mllm_align.models.presets import PRESETS
 from mllm_align.plan import compiled as compiling
@@ -14,9 +16,11 @@ from mllm_align.plan.chips import GIB, topology
 from mllm_align.plan.compiled import Compiled, buffers, splash_flops, total
 from mllm_align.plan.counts import Collective, Counts
 from mllm_align.plan.hlo import Instruction
-from mllm_align.plan.programs import sizes
+from mllm_align.plan.programs import held_bytes, sizes
 from mllm_align.plan.report import program_plan, program_text, verdict
 from mllm_align.plan.run import meshes, plan
+from mllm_align.sharding import make_mesh
+from mllm_align.training.programs import abstract_base
 
 WHERE = topology("v5e:4x4")
 FACTS = {"rows": 32, "devices": 16, "mesh": {"slice": 1, "data": 1, "fsdp": 16, "tensor": 1}}
@@ -41,6 +45,27 @@ def test_what_crosses_slices_takes_the_network():
     crossing = Collective("all-reduce", 2, 2, count=1, sent=3.125e9)
     made = program_plan("train", compiled(collectives={0: crossing}), topology("2xv5e:4x4"), 1, {})
     assert made.limit == "network" and made.bound == 1.0
+
+
+def test_what_a_run_holds_meanwhile_counts():
+    held = dataclasses.replace(compiled(), facts=FACTS | {"held": 10 * GIB})
+    made = program_plan("decode", held, WHERE, 1, {})
+    assert made.needed == 17 * GIB and not made.fits
+    assert "held meanwhile 10.00" in program_text(made)
+
+
+def test_online_runs_hold_their_state_while_they_generate():
+    """float32 parameters, two moments, and the base a second time where rollouts have their own mesh."""
+    model, mesh = small(pinpoints=()), make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices())
+    base = sum(x.size for x in jax.tree.leaves(abstract_base(model, mesh, jnp.float32)))
+    config = Config(lora=None, freeze=(), batch_size=8, online=OnlinePairs(annotator=SceneOracle()))
+    assert [held_bytes(name, Config(), model, mesh) for name in ("train", "decode")] == [0, 0]
+    assert held_bytes("train", config, model, mesh) == 0
+    moments = 3 * base * 4 / 8
+    assert held_bytes("decode", config, model, mesh) == pytest.approx(moments, rel=0.01)
+    whole = dataclasses.replace(config, online=dataclasses.replace(config.online, mesh=MeshConfig(data=8)))
+    assert held_bytes("train", whole, model, mesh) == base * 4
+    assert held_bytes("decode", whole, model, mesh) == pytest.approx(moments + base * 4 / 8, rel=0.01)
 
 
 def test_no_bound_where_peaks_are_unknown():
