@@ -47,12 +47,13 @@ Data = Annotated[Path, arg(name="data", metavar="FILE")]
 class Train:
     """Align a LLaVA checkpoint to preference pairs; a run folder comes out, or goes on.
 
-    Writes config.json, run.json, log.jsonl (events start, train, eval, save, done; log-probs in nats,
-    summed over response tokens) and checkpoints/. The same command continues a run that was stopped.
+    Writes config.json, run.json, log.jsonl (events start, train, example, eval, save, done; log-probs in
+    nats, summed over response tokens) and checkpoints/. The same command continues a run that was stopped.
     Any field of the config can be given as an option, e.g. --optim.learning-rate 1e-6. Some options
     change a whole branch of it: --objective dpo|robust|ipo|slic|averaged|sft, --lora none|on and
     --online none|pairs|bdhs|distorted (responses that the policy makes while it trains), with --online
-    pairs also --online.annotator judge|endpoint|oracle|questions|scorer; --online.mesh none|on.
+    pairs also --online.annotator judge|endpoint|oracle|questions|scorer; --online.mesh none|on, and
+    --online.annotator.mesh none|on for a judge of its own.
     """
 
     config_file: Positional[Path]
@@ -160,7 +161,7 @@ class Judge:
 
     Prints a table; writes the figures to OUT and one JSON line per record beside it, with suffix .jsonl:
     index, id, outcome, right, scores, reason, answers. --annotator judge|endpoint|oracle|questions|scorer
-    changes who is asked, --annotator.FIELD how.
+    changes who is asked, --annotator.FIELD how; --annotator.mesh none|on cuts a judge by a mesh of its own.
     """
 
     config_file: Positional[Path]
@@ -666,14 +667,17 @@ def _judging(file: str, config: JudgeConfig | Config) -> JudgeConfig:
 
 def _branches(config: Config | JudgeConfig) -> dict[str, dict[str, Any]]:
     """Options that replace a whole branch of a config, and what each of their values puts there."""
+    annotators: dict[str, Any] = {name: kind() for name, kind in ANNOTATORS.items()}
+    mesh: dict[str, Any] = {"none": None, "on": MeshConfig()}
     if isinstance(config, JudgeConfig):
-        return {"--annotator": {name: kind() for name, kind in ANNOTATORS.items()}}
+        return {"--annotator": annotators, "--annotator.mesh": mesh}
     return {
         "--objective": {name: kind() for name, kind in OBJECTIVES.items()},
         "--lora": {"none": None, "on": LoraConfig()},
         "--online": {"none": None, **{name: kind() for name, kind in ONLINE.items()}},
-        "--online.annotator": {name: kind() for name, kind in ANNOTATORS.items()},
-        "--online.mesh": {"none": None, "on": MeshConfig()},
+        "--online.annotator": annotators,
+        "--online.annotator.mesh": mesh,
+        "--online.mesh": mesh,
     }
 
 
@@ -682,7 +686,7 @@ def _choices(config: Any, argv: list[str]) -> tuple[Any, list[str]]:
     nothing."""
     kinds = _branches(config)
     rest: list[str] = []
-    chosen: dict[str, Any] = {}  # applied at once: one may need the other
+    chosen: dict[str, Any] = {}
     i = 0
     while i < len(argv):
         name, equals, value = argv[i].partition("=")
@@ -697,20 +701,23 @@ def _choices(config: Any, argv: list[str]) -> tuple[Any, list[str]]:
             raise InputError(f"{name} is {value!r}; it must be one of {', '.join(kinds[name])}")
         chosen[name.removeprefix("--")] = kinds[name][value]
         i += 1
-    below = {k.removeprefix("online."): v for k, v in chosen.items() if "." in k}
-    config = _replaced(config, {k: v for k, v in chosen.items() if "." not in k})
-    if below:
-        wrong = [name for name in below if not hasattr(config.online, name)]
-        if wrong:
-            raise InputError(f"--online.{wrong[0]} does not go with online {type(config.online).__name__}")
-        config = dataclasses.replace(config, online=_replaced(config.online, below))
-    return config, rest
+    return _replaced(config, chosen), rest
 
 
-def _replaced(config: Any, branches: dict[str, Any]) -> Any:
-    """A branch that is of the wanted kind already stays as it is."""
-    differ = {k: v for k, v in branches.items() if type(getattr(config, k)) is not type(v)}
-    return dataclasses.replace(config, **differ)
+def _replaced(config: Any, branches: dict[str, Any], path: str = "") -> Any:
+    """The config with these branches, of one level at once as one may need the other, then of the levels
+    below. A branch that is of the wanted kind already stays as it is."""
+    for name in branches:
+        if not hasattr(config, name.partition(".")[0]):
+            raise InputError(f"--{path}{name} does not go with {path[:-1]} {type(config).__name__}")
+    here = {k: v for k, v in branches.items() if "." not in k}
+    differ = {k: v for k, v in here.items() if type(getattr(config, k)) is not type(v)}
+    config = dataclasses.replace(config, **differ)
+    for first in dict.fromkeys(k.partition(".")[0] for k in branches if "." in k):
+        below = {k.partition(".")[2]: v for k, v in branches.items() if k.startswith(f"{first}.")}
+        made = _replaced(getattr(config, first), below, f"{path}{first}.")
+        config = dataclasses.replace(config, **{first: made})
+    return config
 
 
 def _check_names(cls: type, config: Any, argv: list[str]) -> None:

@@ -347,3 +347,31 @@ def test_options_of_bdhs_that_are_refused(refused, options, said):
 def test_config_files_of_the_other_verb(refused):
     assert "get_config() gives Config, not a BDHSConfig; train takes a Config" in refused(verb="bdhs")
     assert "get_config() gives BDHSConfig, not a Config;" in refused(file=BDHS)
+
+
+# ---- branches below branches ---------------------------------------------------------------------------
+
+
+def test_options_that_replace_a_branch_reach_below_others(resolved):
+    options = ["--online", "pairs", "--online.mesh", "on", "--online.mesh.tensor", "4"]
+    options += ["--online.annotator", "judge", "--online.annotator.mesh", "on"]
+    online = resolved(*options, "--online.annotator.mesh.fsdp", "2").online
+    assert online.mesh.tensor == 4 and online.annotator.mesh.fsdp == 2
+    assert resolved(*options, "--online.annotator.mesh=none").online.annotator.mesh is None
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--online.mesh", "on"], "--online.mesh does not go with online NoneType"),
+        (["--online", "distorted", "--online.annotator", "judge"], "go with online Distorted"),
+        (
+            ["--online=pairs", "--online.annotator=oracle", "--online.annotator.mesh=on"],
+            "--online.annotator.mesh does not go with online.annotator SceneOracle",
+        ),
+    ],
+)
+def test_branches_that_are_not_there_are_refused(capsys, options, said):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", TINY, *options, "--print-config"])
+    assert stop.value.code == 2 and said in capsys.readouterr().err

@@ -107,6 +107,10 @@ class Encoder:
         )
         return Encoded(record, prefix, answers, sizes, shape, index)
 
+    def prompt(self, record: Record) -> np.ndarray:
+        """Ids that a generation goes on from; no image is looked at."""
+        return self._tokens(record, 0)[0]
+
     def _tokens(self, record: Record, responses: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         chat = [message.chat() for message in record.messages]
         prompt = self._render(chat, record, ask=True)

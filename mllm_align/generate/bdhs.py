@@ -11,7 +11,7 @@ from that cache: it sees what stands before its cut, which is all that a run of 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -187,11 +187,17 @@ class BDHS:
         self.stops = self.ends | full_stops(encoder, decoder.vocab)
         self.threshold = similarity.threshold if config.threshold is None else config.threshold
 
-    def __call__(self, records: Sequence[Encoded]) -> Iterator[Made]:
-        """Each record's result as soon as it is there; `records` have their chosen response first."""
+    def __call__(
+        self, records: Sequence[Encoded], features: Mapping[int, np.ndarray] | None = None
+    ) -> Iterator[Made]:
+        """Each record's result as soon as it is there; `records` have their chosen response first.
+
+        features [n, F]: of the records' images by their index, where they are known; else images are read.
+        """
         size, waiting = self.decoder.size, {False: deque[_Job](), True: deque[_Job]()}
         records = sorted(records, key=lambda r: r.shape)
-        for job in map(_Job, records):
+        for record in records:
+            job = _Job(record, features=features[record.index] if features else None)
             waiting[self._free(job)].append(job)
         pictures = tiles_ahead(self.encoder, records, 2 * size)  # first tries keep this order
         while any(waiting.values()):

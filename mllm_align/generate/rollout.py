@@ -17,7 +17,7 @@ from mllm_align.batch import PromptGroup, replace
 from mllm_align.config import SamplingConfig
 from mllm_align.generate.decode import Forks, run
 from mllm_align.generate.distortion import kept_after
-from mllm_align.generate.sampling import choose
+from mllm_align.generate.sampling import choose, uniform
 from mllm_align.models.bundle import base_shardings, make_model
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.llava import Llava
@@ -107,6 +107,24 @@ def pick_program(mesh: Mesh) -> Any:
 
 
 @lru_cache(maxsize=8)
+def features_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
+    """features(params, trained, tiles [M, B, T, h, w, 3], m) -> [B, T*I, F] on every device, jitted.
+
+    What the vision tower says of micro-batch m, whose pixels are on the devices already.
+    """
+    model = make_model(config)
+
+    def features(params: Any, trained: Any, tiles: Any, micro: Int[Array, ""]) -> Any:
+        policy = policy_variables(params, trained, lora_scale, dtype)
+        part = jax.lax.dynamic_index_in_dim(tiles, micro, keepdims=False)
+        return model.apply(policy, part.astype(dtype), method="features")
+
+    rows, whole = batch_sharding(mesh), replicated(mesh)
+    places = base_shardings(config, mesh), None, rows, whole
+    return jax.jit(traced_within(mesh, features), in_shardings=places, out_shardings=whole)
+
+
+@lru_cache(maxsize=8)
 def distorted_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any, steps: int) -> Any:
     """distorted(params, trained, batch, keys) -> [M, B, R] tokens on every device, jitted.
 
@@ -135,8 +153,8 @@ def distorted_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype:
         def draw(chunk: tuple[Any, Any]) -> Any:
             states, at = chunk  # [B, c, D], [c]
             logits = jnp.matmul(states, kernel, preferred_element_type=jnp.float32)
-            each = jnp.repeat(keys, at.size, axis=0), jnp.tile(at, size)
-            return choose(logits.reshape(size * at.size, -1), *each, sampling).reshape(size, -1)
+            numbers = uniform(keys[:, None], at[None]).reshape(-1, 2)
+            return choose(logits.reshape(size * at.size, -1), numbers, sampling).reshape(size, -1)
 
         count = -(-length // POSITIONS)
         before = jnp.pad(before, ((0, 0), (0, count * POSITIONS - length), (0, 0)))

@@ -70,7 +70,7 @@ def train(
     for what, ids in (("training", skipped), ("held-out", held_skipped)):
         if ids:
             warn(f"{len(ids)} over-long {what} records left out")
-    described = run.facts(bundle, data, eval_data, records)
+    described = run.facts(config, bundle, data, eval_data, records)
     place = run.checkpoints_folder(out, config)
     processes.on_first(lambda: run.check(out, described))
     step = processes.on_first(lambda: _newest(place))
@@ -210,19 +210,20 @@ class _Run:
         profiled = closing(Profile(self.out / "profile", profile))
         with notice_of_preemption() as noticed, profiled as trace, closing(feed):
             for number in range(begun + 1, self.steps + 1):
-                waiting = time.perf_counter()
                 given = feed(state.trained, number - 1)
-                waited = time.perf_counter() - waiting
+                made = time.perf_counter()
                 with jax.transfer_guard(guard):
                     state, metrics, health = self.program.step(state, self.base, given.group)
-                    window.add(given, metrics, health, waited)
+                    window.add(given, metrics, health, feed.waited)
                 if self.maker is not None and not self.maker.ahead:  # the next one waits for it anyway
                     jax.block_until_ready(state)
-                    window.updated(time.perf_counter() - waiting - waited)
+                    window.updated(time.perf_counter() - made)
                 trace.step(state)
                 last, stop = number == self.steps, noticed(number)
                 if number % config.log_every == 0 or last or stop or number == begun + 1:
                     self._report(window.close(number))
+                    if given.example is not None:
+                        self.log("example", step=number, **given.example)
                     window = _Window(self)
                 due = config.eval_every is not None and number % config.eval_every == 0
                 loss = None

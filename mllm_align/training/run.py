@@ -2,7 +2,7 @@
 
 config.json    the resolved configuration
 run.json       model folder and fingerprint, data, versions, device
-log.jsonl      one line for every event: start, train, eval, save, done
+log.jsonl      one line for every event: start, train, example, eval, save, done
 checkpoints/   trained parameters and optimizer state
 reference.npz  reference log-probs, if they were computed beforehand
 answers/       what an endpoint said of the policy's responses, if one is the annotator
@@ -24,7 +24,16 @@ from typing import Any, Literal
 import jax
 from etils import epath
 
-from mllm_align.config import Config, Endpoint, OnlineBDHS, OnlinePairs, from_json, save_json, to_json
+from mllm_align.config import (
+    Config,
+    Endpoint,
+    JudgeModel,
+    OnlineBDHS,
+    OnlinePairs,
+    from_json,
+    save_json,
+    to_json,
+)
 from mllm_align.data.encode import Encoded
 from mllm_align.errors import InputError, one_line
 from mllm_align.files import new_file
@@ -45,7 +54,10 @@ DATA_MAY_CHANGE = ("threads", "prefetch")
 ENDPOINT_MAY_CHANGE = ("url", "key_variable", "concurrency", "timeout", "retries", "budget")
 
 
-def facts(bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]) -> dict[str, Any]:
+def facts(
+    config: Config, bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]
+) -> dict[str, Any]:
+    """What run.json says of a run beside its config. Raises InputError for a judge that is no model."""
     digest = hashlib.sha256()  # of the texts alone: a run's order of batches hangs on their lengths
     for record in records:
         for ids in (record.prefix, *record.responses):
@@ -57,6 +69,7 @@ def facts(bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]) 
         "data": _name(data),
         "data_fingerprint": digest.hexdigest()[:16],
         "eval_data": _name(held_out),
+        **_judge(config),
         "dtype": str(bundle.dtype),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {
@@ -64,6 +77,17 @@ def facts(bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]) 
             **{name: version(name) for name in ("mllm-align", "jax", "flax", "optax", "transformers")},
         },
     }
+
+
+def _judge(config: Config) -> dict[str, str]:
+    """The folder of a judge that is not the policy's base."""
+    online = config.online
+    if not isinstance(online, OnlinePairs) or not isinstance(online.annotator, JudgeModel):
+        return {}
+    if online.annotator.model is None:
+        return {}
+    folder = open_folder(online.annotator.model)
+    return {"judge": str(folder.path.resolve()), "judge_fingerprint": folder.fingerprint}
 
 
 def _name(data: Any) -> str | None:
@@ -138,6 +162,7 @@ def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> N
         ("from another model", "model"),
         ("from another projector", "projector"),
         ("on other data", "data"),
+        ("with another judge", "judge"),
     ):
         found, now = (d.get(f"{name}_fingerprint") for d in (saved, described))
         if found != now:

@@ -52,12 +52,16 @@ class Pending:
 
 @dataclass(frozen=True)
 class Trainable:
-    """What the step takes, and the records as they are trained on: None for a group without a pair."""
+    """What the step takes, and the records as they are trained on: None for a group without a pair.
+
+    example: what the policy wrote for one of them, for people to read.
+    """
 
     group: PromptGroup
     batch: HostBatch
     records: tuple[Encoded | None, ...]
     facts: Facts = field(default_factory=dict)
+    example: dict[str, Any] | None = None
 
 
 class Common:
@@ -103,6 +107,7 @@ class Common:
         made: Sequence[tuple[Response, ...] | None],
         most: int,
         facts: Facts,
+        example: dict[str, Any] | None = None,
     ) -> Trainable:
         """The batch with these responses in place, K for each record, padded to `most` tokens."""
         size, count = self.config.batch_size, self.config.objective.responses
@@ -132,12 +137,11 @@ class Common:
         shape = dataclasses.replace(batch.shape, response=most)
         host = HostBatch(batch.step, None, batch.records, shape)  # type: ignore[arg-type]
         facts = {"groups_used": (float(weight.sum()), len(batch.records)), **facts}
-        return Trainable(group, host, records, facts)
+        return Trainable(group, host, records, facts, example)
 
 
 def check_opening(encoded: Encoded, encoder: Encoder) -> None:
     """The policy goes on where the prompt ends; so must the responses of the data."""
-    alone = encoder.encode(encoded.record, 0)
-    if not np.array_equal(alone.prefix, encoded.prefix):
+    if not np.array_equal(encoder.prompt(encoded.record), encoded.prefix):
         problem = "the chat template opens an answer that is asked for otherwise than one that is there"
         raise refusal(encoded.record.where, problem, "use one that does not (--data.chat-template)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,15 +50,21 @@ class Feed:
     ):
         self.ahead, self.put, self.records, self.maker, self.last = ahead, put, records, maker, last
         self.pending: Pending | None = None
+        self.waited = 0.0
+        """Seconds of the last call that went to waiting for batches of the data."""
         if saved is not None and isinstance(maker, Pairs):
             self.pending = maker.restored(saved, *self._next())
 
     def _next(self) -> tuple[HostBatch, PromptGroup]:
+        began = time.perf_counter()
         batch = next(self.ahead)
-        return batch, self.put(batch)
+        group = self.put(batch)
+        self.waited += time.perf_counter() - began
+        return batch, group
 
     def __call__(self, trained: Any, step: int) -> Trainable:
         """The batch of a step, counted from 0; trained: the policy before it."""
+        self.waited = 0.0
         if self.maker is None:
             batch, group = self._next()
             return Trainable(group, batch, tuple(self.records[i] for i in batch.records))

@@ -140,7 +140,22 @@ class Pairs:
             made[row] = None if pair is None else (each[pair[0]], each[pair[1]])
         longest = max((len(r.ids) for each in made for r in each or ()), default=1)
         facts = self._facts(pending, samples, verdicts)
-        return common.filled(batch, pending.group, made, self._padded(batch, longest), facts)
+        example = self._example(batch, result["rows"], samples, verdicts)
+        return common.filled(batch, pending.group, made, self._padded(batch, longest), facts, example)
+
+    def _example(
+        self, batch: HostBatch, rows: list[int], samples: list[list[Response]], verdicts: list[Verdict]
+    ) -> dict[str, Any] | None:
+        if not rows:
+            return None
+        verdict, text = verdicts[0], self.common.encoder.text
+        return {
+            "id": self.common.records[batch.records[rows[0]]].record.id,
+            "responses": [text(each.ids).strip() for each in samples[0]],
+            "outcome": verdict.outcome,
+            "scores": list(verdict.scores) or None,
+            "reason": verdict.reason,
+        }
 
     def _padded(self, batch: HostBatch, longest: int) -> int:
         """Response tokens of the batch: one of few sizes, so that few programs are compiled."""

@@ -14,9 +14,10 @@ from mllm_align.config import Distorted, OnlineBDHS
 from mllm_align.data.batches import HostBatch
 from mllm_align.generate import bdhs
 from mllm_align.generate.decode import Decoder
-from mllm_align.generate.rollout import distorted_program
+from mllm_align.generate.rollout import distorted_program, features_program
 from mllm_align.generate.sampling import random_key
 from mllm_align.generate.similarity import open_similarity
+from mllm_align.models.bundle import Bundle
 from mllm_align.training.online.common import Common, Facts, Pending, Response, Trainable
 
 
@@ -32,6 +33,7 @@ class Rejected:
         if isinstance(online, OnlineBDHS):
             bdhs.check(common.records, common.encoder, online)
             self.similarity = open_similarity(online.similarity)
+            self.seen = features_program(*common.sampler.settings)
         else:
             self.program = distorted_program(*common.sampler.settings, online.noise_steps)
 
@@ -57,7 +59,10 @@ class Rejected:
         seed = int(random_key(common.config.seed, "bdhs", common.epoch(batch.step))[0])
         decoder = Decoder(policy, online.sampling, common.rows)
         maker = bdhs.BDHS(decoder, common.encoder, online, self.similarity, seed)
-        made = {each.index: each for each in maker([common.records[i] for i in batch.records])}
+        seen = None
+        if online.distortion == "attention":  # noise is put on the pixels themselves, in every try
+            seen = self._features(batch, group, policy)
+        made = {each.index: each for each in maker([common.records[i] for i in batch.records], seen)}
         tries = [made[common.records[i].index] for i in batch.records]
         facts = {
             "bdhs/iterations": (float(sum(m.iterations for m in tries)), float(len(tries))),
@@ -65,6 +70,17 @@ class Rejected:
             "bdhs/unfinished": (float(sum(m.unfinished > 0 for m in tries)), float(len(tries))),
         }
         return [self._encoded(i, m.rejected) for i, m in zip(batch.records, tries, strict=True)], facts
+
+    def _features(self, batch: HostBatch, group: PromptGroup, policy: Bundle) -> dict[int, np.ndarray]:
+        """What the tower says of the batch's images, by record: their pixels are on the devices already."""
+        common, per_tile = self.common, self.common.bundle.config.vision.tokens
+        tiles, seen = common.sampler.batch(group).tiles, {}
+        for micro in range(-(-len(batch.records) // common.rows)):
+            part = batch.records[micro * common.rows : (micro + 1) * common.rows]
+            found = np.asarray(self.seen(policy.params, policy.trained, tiles, np.int32(micro)))
+            for record, row in zip((common.records[i] for i in part), found, strict=False):
+                seen[record.index] = row[: record.shape.tiles * per_tile]
+        return seen
 
     def _encoded(self, index: int, text: str) -> np.ndarray | None:
         """Ids of a made response; None if it says nothing, is too long or changes the prompt's tokens."""
@@ -96,7 +112,10 @@ class Rejected:
         while most < longest:  # few sizes: few programs
             most += -(-batch.shape.response // 16) * 8
         facts |= {"rejected_usable": (usable, len(rejected)), "rollout/seconds": (seconds, 1.0)}
-        return common.filled(batch, pending.group, made, most, facts)
+        record, text = common.records[batch.records[0]].record, common.encoder.text
+        written = None if rejected[0] is None else text(rejected[0]).strip()
+        example = {"id": record.id, "responses": [record.responses[0], written]}
+        return common.filled(batch, pending.group, made, most, facts, example)
 
     def close(self) -> None:
         pass

@@ -81,6 +81,19 @@ def test_two_processes_train_on_what_one_does(folder, annotator):
         assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], abs=2e-5)
 
 
+@pytest.mark.parametrize("kind", ["bdhs", "distorted"])
+def test_two_processes_make_the_same_rejected_responses(folder, kind):
+    one, two = folder / f"one-{kind}", folder / f"two-{kind}"
+    options = ("--online", kind, "--steps", 3, "--lora", "none")
+    if kind == "bdhs":
+        options += ("--online.similarity", "lexical", "--online.sentence-tokens", 8)
+    Job(folder, one, 1, *options).done()
+    Job(folder, two, 2, *options).done()
+    ours, theirs = ([e for e in log(out) if e["event"] == "train"] for out in (two, one))
+    assert [e["rejected_usable"] for e in ours] == [e["rejected_usable"] for e in theirs]
+    assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], abs=2e-5)
+
+
 def test_a_fault_that_one_process_meets_ends_both(folder):
     with chat_server() as chat:
         chat.reply = lambda request, number: said("no", status=401) if number > 20 else said("Response 1")

@@ -1,6 +1,7 @@
 """Runs whose responses the policy makes: what they train on, and that they continue as if never stopped."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import jax
@@ -30,8 +31,10 @@ from mllm_align import (
     load,
     train,
 )
+from mllm_align.annotate.verdict import OUTCOMES
 from mllm_align.generate.sampling import random_key
 from mllm_align.sharding import make_mesh
+from mllm_align.training import run
 from mllm_align.training.online import common
 
 assert compiling and MODEL
@@ -93,6 +96,12 @@ def test_a_run_trains_and_says_what_it_did(whole):
             assert line["update/seconds"] > 0
         elif line["step"] > 1:
             assert line["rollout/logp_gap"] > 1e-3
+    shown = events(out, "example")
+    assert {line["step"] for line in shown} <= {1, 2, 3, 4} and len(shown) >= 2
+    assert all(line["id"] and len(line["responses"]) == 2 for line in shown)
+    if kind not in ("bdhs", "distorted"):
+        assert {line["outcome"] for line in shown} <= set(OUTCOMES)
+        assert any(line["outcome"] == "ranked" and all(line["responses"]) for line in shown)
     if kind == "mixed":
         assert 0 < np.mean([line["online_share"] for line in lines]) < 1
 
@@ -125,11 +134,11 @@ def test_the_best_is_chosen_and_the_worst_rejected(tmp_path, monkeypatch):
     given = []
     keep = common.Common.filled
 
-    def filled(self, batch, group, made, most, facts):
+    def filled(self, batch, group, made, most, *rest):
         texts = [
             None if each is None else [self.encoder.text(r.ids).strip() for r in each] for each in made
         ]
-        given.append((texts, keep(self, batch, group, made, most, facts)))
+        given.append((texts, keep(self, batch, group, made, most, *rest)))
         return given[-1][1]
 
     monkeypatch.setattr(common.Common, "filled", filled)
@@ -152,9 +161,9 @@ def test_mixed_keeps_the_pairs_of_the_data_where_chance_says_so(tmp_path, monkey
     given = []
     keep = common.Common.filled
 
-    def filled(self, batch, group, made, most, facts):
+    def filled(self, batch, group, made, most, *rest):
         given.append((made, [self.records[i] for i in batch.records]))
-        return keep(self, batch, group, made, most, facts)
+        return keep(self, batch, group, made, most, *rest)
 
     monkeypatch.setattr(common.Common, "filled", filled)
     config = replace(ONLINE, online=SOURCES["mixed"], steps=6)
@@ -174,11 +183,11 @@ def test_bdhs_in_a_run_is_bdhs_of_a_file(tmp_path, monkeypatch):
     given = {}
     keep = common.Common.filled
 
-    def filled(self, batch, group, made, most, facts):
+    def filled(self, batch, group, made, most, *rest):
         for i, each in zip(batch.records, made, strict=True):
             if each is not None:
                 given[self.records[i].record.id] = self.encoder.text(each[1].ids).strip()
-        return keep(self, batch, group, made, most, facts)
+        return keep(self, batch, group, made, most, *rest)
 
     monkeypatch.setattr(common.Common, "filled", filled)
     data = write_pairs(tmp_path, rows(4))
@@ -272,6 +281,28 @@ def test_no_room_for_a_response_is_told_before_anything_is_written(tmp_path):
     with pytest.raises(InputError, match="tokens, the limit is 40"):
         train(config, bundle(), PAIRS, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_judge_that_has_changed_is_refused(tmp_path):
+    """Before it answers anything: a run that goes on must have one judge from start to end."""
+    shutil.copytree(MODEL, tmp_path / "judge")
+    online = replace(HASHED, annotator=JudgeModel(model=str(tmp_path / "judge")))
+    config, out = replace(TINY, online=online), tmp_path / "run"
+
+    def described():
+        return run.facts(config, bundle(), PAIRS, None, [])
+
+    before = described()
+    assert before["judge_fingerprint"] == before["model_fingerprint"]
+    run.start(out, config, before)
+    run.check(out, described())
+    (tmp_path / "judge" / "config.json").write_text((MODEL / "config.json").read_text() + "\n")
+    with pytest.raises(InputError, match=r"was started with another judge .*; give its judge, or --out"):
+        run.check(out, described())
+    shutil.rmtree(tmp_path / "judge")
+    with pytest.raises(InputError, match="judge"):
+        train(config, bundle(), PAIRS, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_template_that_opens_answers_otherwise_is_refused(tmp_path):
