@@ -18,9 +18,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import study_page
-from study_rows import JUDGE, same, useful
-from study_variants import JUDGED_BY_SELF, VARIANTS, Study
+from scenes_study import page
+from scenes_study.rows import JUDGE, same, useful
+from scenes_study.variants import JUDGED_BY_SELF, VARIANTS, Study
 
 from mllm_align.errors import InputError
 from mllm_align.files import new_file
@@ -108,7 +108,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=[], choices=[JUDGE, *VARIANTS], metavar="VARIANT")
     parser.add_argument("--report", action="store_true", help="only write docs/study.md")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=study_page.PAGE)
+    parser.add_argument("--page", type=Path, default=page.PAGE)
     options = parser.parse_args(argv)
     if options.work is None and not options.report:
         parser.error("give --work DIR, or --report")
@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None, recipe: Recipe | None = None) -> None:
         if not options.report:
             run(options.work, options.seeds, options.only, options.results, recipe or Recipe())
     finally:
-        study_page.write(options.results, options.page)
+        page.write(options.results, options.page)
 
 
 if __name__ == "__main__":

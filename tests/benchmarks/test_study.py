@@ -11,10 +11,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-import study_page
-from study_findings import FINDINGS, MARGIN, Claim, judge_claim, judge_finding
-from study_rows import difference, figure, over_pictures, read_rows, same, spread, useful
-from study_words import PAPERS, TITLES
+from scenes_study import page
+from scenes_study.findings import FINDINGS, MARGIN, Claim, judge_claim, judge_finding
+from scenes_study.rows import difference, figure, over_pictures, read_rows, same, spread, useful
+from scenes_study.words import PAPERS, TITLES
 
 SEEDS = (0, 1, 2)
 PICTURES = 50
@@ -171,7 +171,7 @@ def written(folder, made, judges=()):
     results.mkdir()
     for number, each in enumerate([*(r for rs in made.values() for r in rs.values()), *judges]):
         (results / f"{number}.json").write_text(json.dumps(each))
-    study_page.write(results, folder / "docs" / "study.md")
+    page.write(results, folder / "docs" / "study.md")
     return (folder / "docs" / "study.md").read_text()
 
 

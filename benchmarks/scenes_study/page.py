@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import study_figures
-from study_findings import FINDINGS, Judged, judge_finding
-from study_rows import Rows, figure, read_rows, spread, useful
-from study_words import BRIEF, COLUMNS, COSTS, HOW, MISSING, PAPERS, POPE, RULE, TITLES, WRITTEN
-
 from mllm_align.evaluate.intervals import Interval
+from scenes_study import figures
+from scenes_study.findings import FINDINGS, Judged, judge_finding
+from scenes_study.rows import Rows, figure, read_rows, spread, useful
+from scenes_study.words import BRIEF, COLUMNS, COSTS, HOW, MISSING, PAPERS, POPE, RULE, TITLES, WRITTEN
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parents[1]
 PAGE = HERE.parent / "docs" / "study.md"
 WANTED = 3  # seeds
 
@@ -23,10 +22,10 @@ WANTED = 3  # seeds
 def write(results: Path, page: Path = PAGE) -> None:
     """Write the page and its figures, beside it in figures/."""
     rows, judges = read_rows(results)
-    figures = page.parent / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
+    beside = page.parent / "figures"
+    beside.mkdir(parents=True, exist_ok=True)
     for name, svg in drawings(rows).items():
-        (figures / name).write_text(svg, encoding="utf-8")
+        (beside / name).write_text(svg, encoding="utf-8")
     page.write_text(text(rows, judges), encoding="utf-8")
 
 
@@ -136,10 +135,10 @@ def drawings(rows: Rows) -> dict[str, str]:
     if not points:
         return {}
     return {
-        "study_chair.svg": study_figures.ranges(
+        "study_chair.svg": figures.ranges(
             [(name, chair) for name, chair, _ in points], "CHAIR_i on broken, percent"
         ),
-        "study_recall.svg": study_figures.scatter(points, "CHAIR_i, percent", "recall, percent"),
+        "study_recall.svg": figures.scatter(points, "CHAIR_i, percent", "recall, percent"),
     }
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study_rows import JUDGE
 
 from mllm_align import (
     BDHSConfig,
@@ -39,6 +38,7 @@ from mllm_align.generate.pairs import bdhs
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.quickstart.phases import Base, Clock, Pictures, Recipe, Seed
 from mllm_align.training.loop import train
+from scenes_study.rows import JUDGE
 
 SPLITS = ("broken", "unbiased")
 EACH = ("mentions", "hallucinated", "present", "recalled")  # kept for every picture

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from study_rows import Rows, difference, over_pictures
-
 from mllm_align.evaluate.intervals import Interval
+from scenes_study.rows import Rows, difference, over_pictures
 
 Verdict = Literal["holds", "contradicted", "cannot be told"]
 MARGIN = 0.02  # of "not worse"
