@@ -2,15 +2,11 @@
 
 import os
 
+from xla_flags import FAST
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Compiling takes most of the tests' time, so programs are optimized little: tests check numbers, not speed.
 os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-    ]
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", FAST]
 )
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from xla_flags import FAST
 
 from mllm_align.data.demo import make_model, make_pairs
 from mllm_align.training.checkpoint import Checkpoints, whole_steps
@@ -35,8 +36,6 @@ def get_config():
         save_every=2,
     )
 """
-# Compiling takes most of a job's time: programs are optimized little.
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def demo(folder: Path) -> Path:
@@ -67,7 +66,7 @@ class Processes:
         self.processes = []
         for i, log in enumerate(self.logs):
             env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
-            env["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
+            env["XLA_FLAGS"] = f"{FAST} --xla_force_host_platform_device_count={devices}"
             if count > 1:
                 env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
                 env |= {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(i)}
