@@ -292,8 +292,6 @@ class _Kept:
             return
         self._answers = folder / f"answers-{process:05d}.jsonl"
         self._requests = folder / f"requests-{process:05d}.txt"
-        with _explained("write", folder):
-            folder.mkdir(parents=True, exist_ok=True)
         for file in sorted(folder.glob("answers-*.jsonl")):
             self._read(file)
         with _explained("read", self._requests):
@@ -303,6 +301,9 @@ class _Kept:
         """Before a request is sent, so that a kill can't hide it; one byte each."""
         self.requests += 1
         if self._requests is not None:
+            if self.requests == 1:  # a run that can't begin must leave nothing
+                with _explained("write", self._requests.parent):
+                    self._requests.parent.mkdir(parents=True, exist_ok=True)
             _append(self._requests, b".")
 
     def add(self, key: str, answer: str) -> None:

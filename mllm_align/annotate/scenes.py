@@ -29,10 +29,13 @@ class Oracle:
 
     everywhere = False
 
-    def __init__(self, config: SceneOracle):
+    def __init__(self, config: SceneOracle, records: Sequence[Record] = ()):
+        """records: those that are known beforehand. Raises InputError if one of them has no scene."""
         self.folder = config.scenes
         self._split = cache(lambda split: builder.read(self.folder, split))
         self._scenes: dict[str, Scene] = {}
+        for record in records:
+            self.scene(record)
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         return [_counted(self.scene(q.record), q.responses) for q in questions]

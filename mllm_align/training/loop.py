@@ -31,7 +31,7 @@ from mllm_align.training.checkpoint import Checkpoints, set_aside, whole_steps
 from mllm_align.training.flops import peak_flops, step_flops
 from mllm_align.training.metrics import Log, add, divide, event_writer, line
 from mllm_align.training.online.common import Trainable
-from mllm_align.training.online.feed import Feed, make_maker
+from mllm_align.training.online.feed import Feed, Maker, make_maker
 from mllm_align.training.optim import init_trained, schedule, trained_parts
 from mllm_align.training.programs import check_fits, train_program
 from mllm_align.training.score import StoredReference
@@ -73,13 +73,14 @@ def train(
     described = run.facts(config, bundle, data, eval_data, records)
     place = run.checkpoints_folder(out, config)
     processes.on_first(lambda: run.check(out, described))
+    maker = make_maker(config, bundle, encoder, records, out)
     step = processes.on_first(lambda: _newest(place))
     processes.on_first(lambda: run.start(out, config, described))
 
     log = Log(out if processes.first() else None, writer)
     with closing(log), closing(Checkpoints(place, config.keep, write=True)) as checkpoints:
         run.check_checkpoint(place, checkpoints, step, config, described)
-        trainer = _Run(config, bundle, encoder, records, held_out, out, log, checkpoints, on_step)
+        trainer = _Run(config, bundle, encoder, records, held_out, maker, out, log, checkpoints, on_step)
         state = trainer.begin(step)
         counts = {"records": len(records), "skipped": skipped}
         counts |= {"eval_records": len(held_out), "eval_skipped": held_skipped}
@@ -121,13 +122,14 @@ class _Run:
         encoder: Encoder,
         records: list[Encoded],
         held_out: list[Encoded],
+        maker: Maker | None,
         out: Path,
         log: Log,
         checkpoints: Checkpoints,
         on_step: Callable[[dict[str, Any]], None] | None,
     ):
         self.config, self.bundle, self.records, self.log = config, bundle, records, log
-        self.out, self.checkpoints, self.on_step = out, checkpoints, on_step
+        self.maker, self.out, self.checkpoints, self.on_step = maker, out, checkpoints, on_step
         references = self._references(encoder, held_out, out)
         self.rows = config.batch_size // config.micro_batches
         self.held = local_rows(bundle.mesh, self.rows)
@@ -138,7 +140,6 @@ class _Run:
         self.base = {name: bundle.params[name] for name in self.program.base}
         self.rate = schedule(config.optim, config.optim.learning_rate, self.steps)
         self.parts = trained_parts(config, bundle.config.anyres)
-        self.maker = make_maker(config, bundle, encoder, records, self.batches.per_epoch, out)
 
     def begin(self, step: int) -> TrainState:
         """The state after `step` steps: of the checkpoint, or where the run starts."""

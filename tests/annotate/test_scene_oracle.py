@@ -117,6 +117,12 @@ def test_a_record_without_a_scene_is_named(oracle, folder, name, said):
     assert "annotator.scenes" in line and "\n" not in line
 
 
+def test_records_that_are_known_are_looked_up_at_once(folder):
+    assert Oracle(SceneOracle(folder), [record("train-000001-0")])
+    with pytest.raises(InputError, match="id 'train-000003-0'"):
+        Oracle(SceneOracle(folder), [record("train-000001-0"), record("train-000003-0")])
+
+
 def test_a_folder_without_scenes_is_named(tmp_path):
     with pytest.raises(InputError, match=r"id 'train-000000-0'.* holds no pictures"):
         Oracle(SceneOracle(tmp_path)).scene(record("train-000000-0"))

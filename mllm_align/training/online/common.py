@@ -8,6 +8,7 @@ A group for which no usable pair came about keeps its place with weight 0.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -67,11 +68,8 @@ class Trainable:
 class Common:
     """What every maker knows: the run's records, their keys, and how responses get into a batch."""
 
-    def __init__(
-        self, config: Config, bundle: Bundle, encoder: Encoder, records: Sequence[Encoded], per_epoch: int
-    ):
+    def __init__(self, config: Config, bundle: Bundle, encoder: Encoder, records: Sequence[Encoded]):
         self.config, self.bundle, self.encoder, self.records = config, bundle, encoder, records
-        self.per_epoch = per_epoch
         self.rows = config.batch_size // config.micro_batches
         self.held = local_rows(bundle.mesh, self.rows)
         self.where = batch_sharding(bundle.mesh)
@@ -83,7 +81,7 @@ class Common:
                 check_opening(record, encoder)
 
     def epoch(self, step: int) -> int:
-        return step // self.per_epoch
+        return step // math.ceil(len(self.records) / self.config.batch_size)
 
     def key(self, index: int, step: int, *sample: int) -> np.ndarray:
         """Of a record in this pass over the data, whatever batch it is in."""

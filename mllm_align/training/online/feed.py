@@ -20,13 +20,14 @@ Maker = Pairs | Rejected
 
 
 def make_maker(
-    config: Config, bundle: Bundle, encoder: Encoder, records: Sequence[Encoded], per_epoch: int, out: Path
+    config: Config, bundle: Bundle, encoder: Encoder, records: Sequence[Encoded], out: Path
 ) -> Maker | None:
-    """The maker that a config asks for. Raises InputError for records that it can't work on."""
+    """The maker that a config asks for. Raises InputError for records that it can't work on and annotators
+    that can't be opened; writes nothing."""
     online = config.online
     if online is None:
         return None
-    common = Common(config, bundle, encoder, records, per_epoch)
+    common = Common(config, bundle, encoder, records)
     if isinstance(online, OnlinePairs):
         return Pairs(common, online, out)
     return Rejected(common, online)

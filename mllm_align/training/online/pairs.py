@@ -29,8 +29,9 @@ class Pairs:
 
     def __init__(self, common: Common, online: OnlinePairs, out: Path):
         self.common, self.online, self.ahead = common, online, online.stale
+        records = [each.record for each in common.records]
         self.annotator = open_annotator(
-            online.annotator, common.bundle, out / "answers", common.config.data
+            online.annotator, common.bundle, out / "answers", common.config.data, records=records
         )
         sampling = online.sampling
         self.rollout = rollout_program(*common.sampler.settings, sampling)

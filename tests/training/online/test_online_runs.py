@@ -26,6 +26,7 @@ from mllm_align import (
     OnlineBDHS,
     OnlinePairs,
     SamplingConfig,
+    SceneOracle,
     Scorer,
     bdhs,
     load,
@@ -283,6 +284,22 @@ def test_no_room_for_a_response_is_told_before_anything_is_written(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    "annotator, said",
+    [
+        (SceneOracle("nowhere"), "annotator.scenes"),
+        (Scorer("nowhere:score"), "nowhere"),
+        (JudgeModel(model="nowhere"), "nowhere"),
+    ],
+    ids=["oracle", "scorer", "judge"],
+)
+def test_an_annotator_that_cannot_be_had_leaves_no_run(tmp_path, annotator, said):
+    """Else a run folder of the wrong configuration would stand in the way of the right one."""
+    with pytest.raises(InputError, match=said):
+        train(replace(TINY, online=replace(HASHED, annotator=annotator)), bundle(), PAIRS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_judge_that_has_changed_is_refused(tmp_path):
     """Before it answers anything: a run that goes on must have one judge from start to end."""
     shutil.copytree(MODEL, tmp_path / "judge")
@@ -313,5 +330,6 @@ def test_a_template_that_opens_answers_otherwise_is_refused(tmp_path):
     config = replace(ONLINE, online=SOURCES["mixed"], data=DataConfig(shapes=1, chat_template=template))
     with pytest.raises(InputError, match="opens an answer that is asked for otherwise"):
         train(config, bundle(), PAIRS, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     plain = replace(TINY, data=config.data, steps=1)
     assert train(plain, bundle(), PAIRS, tmp_path / "offline").trained, "nothing is made there"
