@@ -30,10 +30,14 @@ class Array(NamedTuple):
 class Instruction:
     name: str
     opcode: str
-    arrays: tuple[Array, ...]
+    shape: str
     operands: tuple[str, ...]
     rest: str
     """What stands after the operands: attributes, metadata, the backend's notes."""
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        return arrays(self.shape)
 
     def called(self, attribute: str) -> str | None:
         found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.rest)
@@ -51,7 +55,10 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Raises ValueError for text without an entry computation."""
+    """Raises ValueError for text without an entry computation.
+
+    Where newer text names an element of a tuple, %x#1, older has an instruction for it: here both have.
+    """
     computations: dict[str, Computation] = {}
     roots: dict[str, str] = {}
     entry, current, name = "", {}, ""
@@ -61,6 +68,8 @@ def parse(text: str) -> Module:
             computations[name] = current
             entry = name if start[1] else entry
         elif instruction := _instruction(line.strip()):
+            for operand in instruction.operands:
+                _take_element(current, operand)
             current[instruction.name] = instruction
             if line.startswith("  ROOT "):
                 roots[name] = instruction.name
@@ -98,10 +107,31 @@ def _instruction(line: str) -> Instruction | None:
         return None
     start = end + opcode.end() - 1
     stop = _closed(line, start)
-    operands = tuple(re.findall(r"%([\w.\-]+)", line[start:stop]))
+    operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)*)", line[start:stop]))
     if opcode[1] in ("constant", "parameter"):
         operands = (line[start + 1 : stop - 1],)  # its value, or its number
-    return Instruction(head[1], opcode[1], arrays(shape), operands, line[stop:])
+    return Instruction(head[1], opcode[1], shape, operands, line[stop:])
+
+
+def _take_element(inside: Computation, name: str) -> None:
+    """Add the instruction that x#1 stands for."""
+    whole, mark, index = name.rpartition("#")
+    if mark and name not in inside:
+        _take_element(inside, whole)
+        shape = _elements(inside[whole].shape)[int(index)]
+        inside[name] = Instruction(name, "get-tuple-element", shape, (whole,), f", index={index}")
+
+
+def _elements(shape: str) -> list[str]:
+    """Shapes of a tuple's elements."""
+    found, depth = [""], 0
+    for letter in re.sub(r"/\*.*?\*/", "", shape)[1:-1]:
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth:
+            found.append("")
+        else:
+            found[-1] += letter
+    return [each.strip() for each in found]
 
 
 def _closed(text: str, start: int) -> int:

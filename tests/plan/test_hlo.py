@@ -92,6 +92,26 @@ ENTRY %main (a: f32[4,4]) -> (s32[], f32[4,4]) {
 }
 """
     assert count(hlo.parse(text)).flops == 5 * 2 * 4**3
+    lines = [line for line in text.splitlines() if "get-tuple-element" not in line]
+    newer = "\n".join(lines).replace("%i,", "%p#0,").replace("%x", "%p#1").replace("%j,", "%q#0,")
+    assert "compare(%q#0, %end)" in newer and "dot(%p#1, %p#1)" in newer
+    assert count(hlo.parse(newer)) == count(hlo.parse(text))
+
+
+def test_elements_of_nested_tuples():
+    """Commas of layouts and of inner tuples part nothing."""
+    text = """
+ENTRY %main (a: f32[4,4]) -> f32[2,4] {
+  %a = ((f32[4,4]{1,0:T(8,128)}), /*index=1*/(s32[], f32[2,4]{1,0:T(8,128)S(1)}), u32[]{:S(2)}) parameter(0)
+  %b = u32[] copy(%a#2)
+  ROOT %c = f32[2,4]{1,0} copy(%a#1#1)
+}
+"""
+    inside = hlo.parse(text).computations["main"]
+    assert [array.dims for array in inside["a#1"].arrays] == [(), (2, 4)]
+    (element,) = inside["a#1#1"].arrays
+    assert (element.dtype, element.dims, element.space) == ("f32", (2, 4), 1)
+    assert inside["a#2"].arrays[0].dtype == "u32" and inside["a#2"].operands == ("a",)
 
 
 def test_collectives_of_a_sharded_product(mesh):

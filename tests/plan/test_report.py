@@ -153,7 +153,7 @@ def test_a_splash_kernel_counts_the_blocks_that_it_visits():
         kernel = Instruction(
             "splash_mha_fwd_segmented.1",
             "custom-call",
-            (),
+            "()",
             (),
             f", operand_layout_constraints={{{call}, {shapes}}}",
         )
