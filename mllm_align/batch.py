@@ -76,6 +76,13 @@ class Cache:
     positions: Int[Array, "B P"]
     visible: Bool[Array, "B P"]
 
+    def room(self, forks: int, length: int) -> tuple[Array, Array]:
+        """Zeros where keys and values of each prefix's forks will stand: two of [L, B, F, G, R, E]."""
+        layers = 1 if self.layers is None else 1 + len(self.layers[0])
+        size, groups, _, dim = self.last[0].shape
+        empty = jnp.zeros((layers, size, forks, groups, length, dim), self.last[0].dtype)
+        return empty, empty
+
 
 @dataclass(frozen=True, order=True)
 class Shape:

@@ -70,17 +70,12 @@ def _steps(config: Any, mesh: Any) -> Any:
     def steps(variables, prefix, start, tokens):
         _, count, length = tokens.shape
 
-        def empty(kept):
-            *lead, rows, groups, _, dim = kept.shape
-            return jnp.zeros((*lead, rows, count, groups, length, dim), kept.dtype)
-
         def step(own, at):
             now = jax.lax.dynamic_index_in_dim(tokens, at, axis=2, keepdims=False)
             logits, own = model.apply(variables, now, prefix, own, start, at, method="decode")
             return own, logits
 
-        own = jax.tree.map(empty, (prefix.layers, prefix.last))
-        return jax.lax.scan(step, own, jnp.arange(length))[1]
+        return jax.lax.scan(step, prefix.room(count, length), jnp.arange(length))[1]
 
     return jax.jit(traced_within(mesh, steps))
 

@@ -246,10 +246,6 @@ def run(
     """
     batch, count, length = forks.tokens.shape
 
-    def empty(kept):  # [..., B, G, P, E] -> [..., B, F, G, R - 1, E]: the last token is never run
-        *lead, rows, groups, _, dim = kept.shape
-        return jnp.zeros((*lead, rows, count, groups, length - 1, dim), kept.dtype)
-
     def going(state):
         step, _, _, _, unfinished, _ = state
         return unfinished.any() & (step < length - 1)
@@ -272,7 +268,7 @@ def run(
         return step + 1, tokens, lengths + new.astype(lengths.dtype), logps, unfinished, own
 
     numbers = uniform(forks.keys[:, :, None], jnp.arange(length)[None, None])  # at once costs least
-    own = jax.tree.map(empty, (prefix.layers, prefix.last))
+    own = prefix.room(count, length - 1)  # the last token is never run
     logps = jnp.zeros(forks.tokens.shape, jnp.float32)
     start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, logps, forks.limit > 0, own)
     _, tokens, lengths, logps, _, _ = jax.lax.while_loop(going, advance, start)

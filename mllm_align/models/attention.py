@@ -68,20 +68,18 @@ def prompt_group_attention(
 
 
 def fork_attention(
-    q: Float[Array, "B F H E"], new: Any, prefix: Any, own: Any, seen: Bool[Array, "B F P"], step: Any
+    q: Float[Array, "B F H E"], prefix: Any, own: Any, seen: Bool[Array, "B F P"], step: Any
 ) -> Float[Array, "B F H E"]:
     """One token of each of F forks; see `ops.attention`."""
-    new = tuple(shared_heads(q, x) for x in new)
     prefix = tuple(shared_heads(q, x, 1) for x in prefix)
     own = tuple(shared_heads(q, x, 2) for x in own)
     cache, kept = ("rows", "heads", None, None), ("rows", None, "heads", None, None)
 
-    def attend(q, new_k, new_v, prefix_k, prefix_v, own_k, own_v, seen, step):
-        cached = (prefix_k, prefix_v), (own_k, own_v)
-        return xla.fork_attention(q, (new_k, new_v), *cached, seen, step)
+    def attend(q, prefix_k, prefix_v, own_k, own_v, seen, step):
+        return xla.fork_attention(q, (prefix_k, prefix_v), (own_k, own_v), seen, step)
 
-    names = (HEADS, HEADS, HEADS, cache, cache, kept, kept, ("rows", None, None), ())
-    return per_shard(attend, names)(q, *new, *prefix, *own, seen, jnp.asarray(step))
+    names = (HEADS, cache, cache, kept, kept, ("rows", None, None), ())
+    return per_shard(attend, names)(q, *prefix, *own, seen, jnp.asarray(step))
 
 
 def shared_heads(q: jax.Array, kept: jax.Array, axis: int = 2) -> jax.Array:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mllm_align.batch import Cache
 from mllm_align.models.attention import fork_attention, prompt_group_attention
 from mllm_align.models.config import DecoderConfig
-from mllm_align.models.layers import Linear, RMSNorm, parameter, rematerialised, rope, scanned
+from mllm_align.models.layers import Linear, RMSNorm, parameter, rematerialised, rope, rotations, scanned
 from mllm_align.sharding import constrain
 
 
@@ -53,6 +53,7 @@ class DecoderBlock(Block):
         self,
         x: Float[Array, "B S D"],
         cache: None,
+        rotations: Float[Array, "B S E"],
         positions: Int[Array, "B S"],
         visible: Bool[Array, "B S"],
         read: Int[Array, " B"] | None = None,
@@ -61,12 +62,13 @@ class DecoderBlock(Block):
         after the last block is not computed there, but for its keys and values."""
         c = self.config
         h = RMSNorm(c.norm_eps, name="norm_1")(x)
-        k = rope(self.heads("k", c.kv_heads, h), positions, c.rope_theta)
+        k = rope(self.heads("k", c.kv_heads, h), rotations)
         v = self.heads("v", c.kv_heads, h)
-        query_positions = positions
+        asking = x, h, rotations, positions
         if read is not None:
-            x, h, query_positions = (self._rows(each, read) for each in (x, h, positions))
-        q = rope(self.heads("q", c.heads, h), query_positions, c.rope_theta)
+            asking = tuple(self._rows(each, read) for each in asking)
+        x, h, rotations, query_positions = asking
+        q = rope(self.heads("q", c.heads, h), rotations)
         h = prompt_group_attention(
             q, k, v, query_positions, positions, visible, self.prefix, self.responses, self.holes
         )
@@ -84,22 +86,28 @@ class ForkBlock(Block):
     @nn.compact
     def __call__(
         self,
-        x: Float[Array, "B F D"],
-        cache: tuple[Any, Any],
-        prefix: Any,
-        start: Int[Array, "B F"],
+        carry: tuple[Float[Array, "B F D"], Any],
+        cache: tuple[Int[Array, ""], Any],
+        rotations: Float[Array, "B F E"],
+        seen: Bool[Array, "B F P"],
         step: Int[Array, ""],
     ):
-        """cache: this layer's keys and values of the prefix and of the forks. Returns x and the new
-        token's keys and values [B, F, G, E]."""
+        """carry: x, and the forks' keys and values in all layers (see `Cache.room`): the new token's are
+        written into them, in place. cache: number of this layer, and its keys and values of the prefix."""
         c = self.config
+        (x, own), (layer, of_prefix) = carry, cache
         h = RMSNorm(c.norm_eps, name="norm_1")(x)
-        positions = start + step
-        k = rope(self.heads("k", c.kv_heads, h), positions, c.rope_theta)
+        k = rope(self.heads("k", c.kv_heads, h), rotations)
         v = self.heads("v", c.kv_heads, h)
-        q = rope(self.heads("q", c.heads, h), positions, c.rope_theta)
-        seen = prefix.visible[:, None] & (prefix.positions[:, None] < start[:, :, None])
-        return self.finish(x, fork_attention(q, (k, v), *cache, seen, step)), (k, v)
+        q = rope(self.heads("q", c.heads, h), rotations)
+
+        def write(kept, token):
+            where = (layer, 0, 0, 0, step, 0)
+            return jax.lax.dynamic_update_slice(kept, token[None, :, :, :, None], where)
+
+        own = jax.tree.map(write, own, (k, v))
+        of_forks = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), own)
+        return (self.finish(x, fork_attention(q, of_prefix, of_forks, seen, step)), own), None
 
 
 class Decoder(nn.Module):
@@ -123,12 +131,15 @@ class Decoder(nn.Module):
     def unembedding(self) -> Float[Array, "D V"]:
         return self.embedding.T if self.config.tied else self.head
 
+    def rotations(self, positions: Int[Array, "B S"]) -> Float[Array, "B S E"]:
+        return rotations(positions, self.config.head_dim, self.config.rope_theta)
+
     @nn.compact
     def _blocks(self, block: Any, settings: dict, x, cache: tuple, shared: tuple, read: tuple = ()):
         """All blocks in turn: the stacked ones under a scan, the last one apart.
 
-        cache: what a block takes of its own (of the stack, of the last). Returns x and the blocks' second
-        results, likewise in two.
+        x: what each block takes from the one before. cache: what a block takes of its own (of the stack, of
+        the last). Returns x and the blocks' second results, likewise in two.
         """
         c, out = self.config, None
         if c.layers > 1:
@@ -149,7 +160,8 @@ class Decoder(nn.Module):
     ) -> Float[Array, "B 1+K*R D"]:
         """Final hidden states, after the last norm, of rows [prefix | response 1 | ... | response K]."""
         rows = {"prefix": prefix, "responses": responses}
-        x, _ = self._blocks(DecoderBlock, rows, x, (None, None), (positions, visible), (read,))
+        shared = self.rotations(positions), positions, visible
+        x, _ = self._blocks(DecoderBlock, rows, x, (None, None), shared, (read,))
         return self.norm(x)
 
     def prefill(
@@ -161,7 +173,8 @@ class Decoder(nn.Module):
     ) -> Cache:
         """Keys and values of a prefix. holes: some key between visible ones is not visible."""
         rows = {"prefix": x.shape[1], "responses": 0, "keep": True, "holes": holes}
-        _, kept = self._blocks(DecoderBlock, rows, x, (None, None), (positions, visible))
+        shared = self.rotations(positions), positions, visible
+        _, kept = self._blocks(DecoderBlock, rows, x, (None, None), shared)
         return Cache(*kept, positions, visible)
 
     def decode(
@@ -174,16 +187,12 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B F D"], Any]:
         """Hidden states of token number `step` of every fork, and `own` with its keys and values.
 
-        own: (of the stack, of the last): keys and values [..., B, F, G, R, E] of the forks' tokens. A
-        fork sees the prefix before its position `start`, and itself.
+        own: keys and values of the forks' tokens, see `Cache.room`. A fork sees the prefix before its
+        position `start`, and itself.
         """
-        where = Cache(None, None, prefix.positions, prefix.visible)  # what all layers share
-        cache = ((prefix.layers, own[0]), (prefix.last, own[1]))
-        if own[0] is None:
-            cache = (None, cache[1])
-        x, new = self._blocks(ForkBlock, {}, x, cache, (where, start, step))
-
-        def write(kept, token):
-            return jax.lax.dynamic_update_slice_in_dim(kept, token[..., None, :], step, axis=-2)
-
-        return self.norm(x), jax.tree.map(write, own, new)
+        last = self.config.layers - 1
+        cache = (jnp.arange(last), prefix.layers), (last, prefix.last)
+        seen = prefix.visible[:, None] & (prefix.positions[:, None] < start[:, :, None])
+        shared = self.rotations(start + step), seen, step
+        (x, own), _ = self._blocks(ForkBlock, {}, (x, own), cache, shared)
+        return self.norm(x), own

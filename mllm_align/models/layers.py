@@ -78,14 +78,21 @@ class LayerNorm(nn.Module):
         return wide.astype(x.dtype) * scale + bias
 
 
-def rope(x: Float[Array, "B S H E"], positions: Int[Array, "B S"], theta: float) -> Float[Array, "B S H E"]:
-    """Rotary embedding in the half-split layout of Llama checkpoints (Su et al. 2021, eq. 34)."""
-    half = x.shape[-1] // 2
+def rotations(positions: Int[Array, "B S"], size: int, theta: float) -> Float[Array, "B S E"]:
+    """Cosines, then sines, of the angles that `rope` turns heads of `size` by; the same in all layers."""
+    half = size // 2
     frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
     angle = positions.astype(jnp.float32)[:, :, None] * frequency[None, None, :]
-    cos = jnp.cos(angle)[:, :, None, :].astype(x.dtype)
-    sin = jnp.sin(angle)[:, :, None, :].astype(x.dtype)
-    first, second = x[..., :half], x[..., half:]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def rope(x: Float[Array, "B S H E"], turned: Float[Array, "B S E"]) -> Float[Array, "B S H E"]:
+    """Rotary embedding in the half-split layout of Llama checkpoints (Su et al. 2021, eq. 34).
+
+    turned: cosines and sines of `rotations`.
+    """
+    cos, sin = jnp.split(turned[:, :, None, :].astype(x.dtype), 2, axis=-1)
+    first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 

@@ -82,19 +82,18 @@ def prompt_group_attention(
 
 def fork_attention(
     q: Float[Array, "B F H E"],
-    new: tuple[Float[Array, "B F G E"], Float[Array, "B F G E"]],
     prefix: tuple[Float[Array, "B G P E"], Float[Array, "B G P E"]],
     own: tuple[Float[Array, "B F G R E"], Float[Array, "B F G R E"]],
     seen: Bool[Array, "B F P"],
     step: Int[Array, ""],
 ) -> Float[Array, "B F H E"]:
-    """One token of each of F forks: it sees the prefix where `seen` says so, the first `step` of its own
-    keys, and itself (`new`). One softmax over the three; the prefix's keys are read once for all forks.
+    """Token number `step` of each of F forks: it sees the prefix where `seen` says so, and its own keys up
+    to itself. One softmax over both; the prefix's keys are read once for all forks.
     """
     batch, forks, heads, dim = q.shape
-    groups = new[0].shape[2]
+    groups = own[0].shape[2]
     q = (q * dim**-0.5).reshape(batch, forks, groups, heads // groups, dim)
-    written = jnp.arange(own[0].shape[3]) < step
+    written = jnp.arange(own[0].shape[3]) <= step
 
     def on_prefix(x, product, kept):  # batch axes lead: on a CPU, XLA has no 16-bit product otherwise
         x = x.swapaxes(1, 2).reshape(batch, groups, -1, x.shape[-1])
@@ -105,16 +104,13 @@ def fork_attention(
         [
             jnp.where(seen[:, :, None, None], on_prefix(q, "bgqe,bgpe->bgqp", prefix[0]), MASKED),
             jnp.where(written[None, None, None, None], _einsum("bfgme,bfgre->bfgmr", q, own[0]), MASKED),
-            _einsum("bfgme,bfge->bfgm", q, new[0])[..., None],
         ],
         axis=-1,
     )
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype)
-    length = prefix[0].shape[2]
-    early, late, last = jnp.split(weights, [length, length + own[0].shape[3]], axis=-1)
+    early, late = jnp.split(weights, [seen.shape[2]], axis=-1)
     out = on_prefix(early, "bgqp,bgpe->bgqe", prefix[1])
     out += _einsum("bfgmr,bfgre->bfgme", late, own[1])
-    out += (last * new[1][:, :, :, None]).astype(jnp.float32)
     return out.reshape(batch, forks, heads, dim).astype(q.dtype)
 
 

@@ -159,22 +159,22 @@ def test_some_rows_of_the_prefix_get_what_all_rows_get():
 forked = jax.jit(fork_attention)
 
 
-@pytest.mark.parametrize("heads, groups, step", [(2, 2, 0), (4, 2, 3), (6, 1, 5)])
+@pytest.mark.parametrize("heads, groups, step", [(2, 2, 0), (4, 2, 3), (6, 1, 4)])
 def test_forks_see_the_prefix_their_own_tokens_and_themselves(heads, groups, step):
     rng, forks, room = np.random.default_rng(0), 3, 5
-    q, new_k, new_v = (rng.standard_normal((BATCH, forks, n, DIM)) for n in (heads, groups, groups))
+    q = rng.standard_normal((BATCH, forks, heads, DIM))
     prefix = [rng.standard_normal((BATCH, groups, PREFIX, DIM)) for _ in range(2)]
     own = [rng.standard_normal((BATCH, forks, groups, room, DIM)) for _ in range(2)]
     seen = rng.random((BATCH, forks, PREFIX)) < 0.6
     seen[1, 2] = False  # nothing of the prefix
-    arrays = (q, (new_k, new_v), prefix, own)
-    found = forked(*jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays), seen, step)
+    arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (q, prefix, own))
+    found = forked(*arrays, seen, step)
     assert found.shape == q.shape
     for b in range(BATCH):
         for f in range(forks):
             keys, values = (
-                np.concatenate([p[b].swapaxes(0, 1), o[b, f].swapaxes(0, 1)[:step], n[b, f][None]])
-                for p, o, n in zip(prefix, own, (new_k, new_v), strict=True)
+                np.concatenate([p[b].swapaxes(0, 1), o[b, f].swapaxes(0, 1)[: step + 1]])
+                for p, o in zip(prefix, own, strict=True)
             )
             mask = np.concatenate([seen[b, f], np.ones(step + 1, bool)])[None]
             keys, values = keys[mask[0]], values[mask[0]]
@@ -192,14 +192,14 @@ def test_forks_in_bfloat16_are_near_and_ignore_what_is_not_theirs():
     def draw(*shape):
         return jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
 
-    q, new = draw(3, 2, 4, 8), (draw(3, 2, 2, 8), draw(3, 2, 2, 8))
-    prefix, own = (draw(3, 2, 9, 8), draw(3, 2, 9, 8)), (draw(3, 2, 2, 4, 8), draw(3, 2, 2, 4, 8))
+    q, prefix = draw(3, 2, 4, 8), (draw(3, 2, 9, 8), draw(3, 2, 9, 8))
+    own = draw(3, 2, 2, 4, 8), draw(3, 2, 2, 4, 8)
     seen = jnp.arange(9)[None, None] < jnp.array([9, 4])[None, :, None]
-    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (q, new, prefix, own))
-    found, expected = forked(q, new, prefix, own, seen, 2), forked(*wide, seen, 2)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (q, prefix, own))
+    found, expected = forked(q, prefix, own, seen, 2), forked(*wide, seen, 2)
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=0.03)
     # other values where nothing is seen: keys at or after the start, places not yet written
     later = jax.tree.map(lambda x: x.at[:, :, 4:].add(5), prefix)
-    unwritten = jax.tree.map(lambda x: x.at[..., 2:, :].add(5), own)
-    np.testing.assert_array_equal(forked(q, new, later, unwritten, seen, 2)[:, 1], found[:, 1])
+    unwritten = jax.tree.map(lambda x: x.at[..., 3:, :].add(5), own)
+    np.testing.assert_array_equal(forked(q, later, unwritten, seen, 2)[:, 1], found[:, 1])
