@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
@@ -12,7 +13,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import absl.logging
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
@@ -220,11 +220,12 @@ def _example(row: dict[str, Any]) -> Example:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep off stdout, and the log, what TensorFlow Datasets says of its work."""
-    before = absl.logging.get_verbosity()
-    absl.logging.set_verbosity(absl.logging.ERROR)
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
     tfds.disable_progress_bar()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        absl.logging.set_verbosity(before)
+        log.setLevel(before)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import pickle
 from dataclasses import replace
 
@@ -70,9 +71,12 @@ def test_preparing_again_writes_nothing(folder, capfd):
     assert capfd.readouterr().out == ""
 
 
-def test_preparing_is_silent_and_leaves_only_the_data(tmp_path, capfd):
+def test_preparing_is_silent_and_leaves_only_the_data(tmp_path, capfd, monkeypatch):
+    log = logging.getLogger("absl")
+    monkeypatch.setattr(log, "level", logging.CRITICAL)  # what the command line chose
     scenes.prepare(tmp_path, few(train=1))
     assert capfd.readouterr().out == ""
+    assert log.level == logging.CRITICAL
     assert [file.name for file in tmp_path.iterdir()] == ["scenes"]
 
 
