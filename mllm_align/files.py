@@ -1,7 +1,8 @@
-"""Outputs that appear whole or not at all: written beside their place, renamed into it at the end."""
+"""Files in and out: JSON read with care; outputs that appear whole or not at all."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -11,6 +12,45 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from mllm_align.errors import InputError, one_line, refusal
+
+MAX_DEPTH = 100  # levels of JSON; what works on the values recurses, and Python ends at 1,000
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text. Raises ValueError, with one line, for a text that is no JSON, is not UTF-8
+    or is nested deeper than MAX_DEPTH."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    opening = ("[", "{") if isinstance(text, str) else (b"[", b"{")
+    if sum(map(text.count, opening)) > MAX_DEPTH:  # type: ignore[arg-type]
+        level = _containers([value])
+        for _ in range(MAX_DEPTH):
+            inside = (each.values() if isinstance(each, dict) else each for each in level)
+            level = [value for values in inside for value in _containers(values)]
+        if level:
+            raise ValueError("it is nested too deeply")
+    return value
+
+
+def _containers(values: Any) -> list[Any]:
+    return [value for value in values if isinstance(value, dict | list)]
+
+
+def read_json(file: str | Path, remedy: str, kind: type = dict) -> Any:
+    """The JSON value of a file, of a `kind`. Raises InputError, with the remedy, for one that can't be read
+    or holds something else."""
+    wanted = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
+    try:
+        value = parse_json(Path(file).read_bytes())
+    except OSError as error:
+        raise refusal(str(file), f"can't be read ({error.strerror or error})", remedy) from error
+    except ValueError as error:
+        raise refusal(str(file), f"is not JSON ({one_line(error, 200)})", remedy) from error
+    if not isinstance(value, kind):
+        raise refusal(str(file), f"holds {type(value).__name__} where {wanted} belongs", remedy)
+    return value
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""Outputs appear whole or not at all."""
+"""JSON is read with care; outputs appear whole or not at all."""
 
 import os
 
 import pytest
 
 from mllm_align.errors import InputError
-from mllm_align.files import new_file, new_folder
+from mllm_align.files import MAX_DEPTH, new_file, new_folder, parse_json, read_json
 
 
 def fill_folder(out):
@@ -152,3 +152,47 @@ def test_file_refuses_folders_and_pipes(tmp_path):
 def test_name_too_long_is_refused(tmp_path, write):
     assert "can't write" in refusal(write, tmp_path / ("x" * 256))
     assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["[" * MAX_DEPTH + "]" * MAX_DEPTH, '{"a": [1, {"b": "]]]"}]}'])
+def test_json_is_read(text):
+    assert str(parse_json(text)) == str(parse_json(text.encode())) != ""
+
+
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 2, 500, 100_000])
+@pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")])
+def test_nested_json_is_no_recursion_error(depth, opening, closing):
+    text = opening * depth + "1" + closing * depth
+    for given in (text, text.encode()):
+        with pytest.raises(ValueError, match="nested too deeply"):
+            parse_json(given)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1", "\ud800", "1" + "0" * 5000])
+def test_other_texts_are_a_value_error(text):
+    with pytest.raises(ValueError):
+        parse_json(text.encode("utf-8", "surrogatepass"))
+
+
+@pytest.mark.parametrize(
+    "contents, said",
+    [
+        (b"[1]", "holds list where an object belongs"),
+        (b"null", "holds NoneType where an object belongs"),
+        (b"{", "is not JSON"),
+        (b"\xff{}", "is not JSON"),
+        (b"[" * 5000, "nested too deeply"),
+        (None, "can't be read (No such file or directory)"),
+    ],
+)
+def test_a_json_file_that_is_no_object_is_refused(tmp_path, contents, said):
+    file = tmp_path / "a.json"
+    if contents is not None:
+        file.write_bytes(contents)
+    message = refusal(read_json, file, "copy it again")
+    assert str(file) in message and said in message and message.endswith("; copy it again")
+
+
+def test_a_json_file_is_read(tmp_path):
+    (tmp_path / "a.json").write_text('{"a": "\u00e9"}', encoding="utf-8")
+    assert read_json(tmp_path / "a.json", "") == {"a": "\u00e9"}
