@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mllm_align.config import DataConfig
 from mllm_align.data.anyres import ImageLayout
-from mllm_align.data.encode import Encoded, Encoder, encode_all
+from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.readers import records_from
+from mllm_align.data.table import encode_all
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, end_tokens
-from mllm_align.progress import progress
+from mllm_align.progress import progress_bar
 
 
 def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
@@ -46,16 +49,25 @@ def prepare(
         allow_outside=config.allow_outside,
         responses=responses,
     )
-    encoded, skipped = encode_all(
-        records,
-        encoder,
-        responses=responses,
-        max_length=config.max_length or bundle.config.decoder.max_length,
-        over_long=config.over_long,
-        room=room,
-        progress=lambda items: progress(items, "reading"),
-    )
+    with progress_bar(len(records), "reading") as bar:
+        encoded, skipped = encode_all(
+            records,
+            encoder,
+            responses=responses,
+            max_length=config.max_length or bundle.config.decoder.max_length,
+            over_long=config.over_long,
+            room=room,
+            beside=_beside(data),
+            tell=bar.update,
+        )
     return encoder, encoded, skipped
+
+
+def _beside(data: Any) -> Path | None:
+    """The folder of a data file; rows in memory have none."""
+    if not isinstance(data, str | os.PathLike):
+        return None
+    return Path(data) if os.path.isdir(data) else Path(data).parent
 
 
 def tiles_ahead(

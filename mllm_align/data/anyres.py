@@ -6,6 +6,7 @@ All of it follows from an image's size, so it is done once on the host; the mode
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -34,6 +35,10 @@ class ImageLayout:
         grid = self.grid(height, width)
         return 1 if grid is None else 1 + grid[0] * grid[1]
 
+    def count(self, height: int, width: int) -> int:
+        """How many embeddings an image of this size becomes."""
+        return _count(self, height, width)
+
     def rows(self, height: int, width: int, first_tile: int) -> np.ndarray:
         """Rows of the group's image table (see `PromptGroup.prefix_image`) in the order of the prompt.
 
@@ -51,6 +56,11 @@ class ImageLayout:
         picture = unpad(picture.reshape(down * side, across * side), height, width)
         lines = np.concatenate([picture, np.zeros((len(picture), 1), np.int32)], axis=1)
         return np.concatenate([base, lines.reshape(-1)])
+
+
+@cache  # of 100,000 images, most share their size with others
+def _count(layout: ImageLayout, height: int, width: int) -> int:
+    return len(layout.rows(height, width, 0))
 
 
 def best_canvas(height: int, width: int, pinpoints: tuple[tuple[int, int], ...]) -> tuple[int, int]:

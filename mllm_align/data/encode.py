@@ -9,7 +9,7 @@ at its first end-of-sequence token; what the template writes after it is dropped
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,15 +97,31 @@ class Encoder:
         Reads image headers, not pixels. Raises InputError for an image or a text that can't be used.
         """
         sizes = tuple(image_size(image) for image in record.images)
-        prefix, answers = self._tokens(record, responses)
+        return self.encoded(record, *self._tokens(record, responses), sizes, index)
+
+    def encoded(
+        self,
+        record: Record,
+        prefix: np.ndarray,
+        responses: tuple[np.ndarray, ...],
+        sizes: tuple[tuple[int, int], ...],
+        index: int,
+    ) -> Encoded:
+        """A record whose ids and image sizes are known."""
         tiles = sum(self.layout.tiles(height, width) for width, height in sizes)
-        embeddings = sum(len(self.layout.rows(height, width, 0)) for width, height in sizes)
+        embeddings = sum(self.layout.count(height, width) for width, height in sizes)
         shape = Shape(
             prefix=len(prefix) - len(sizes) + embeddings,
-            response=max((len(answer) for answer in answers), default=0),
+            response=max((len(answer) for answer in responses), default=0),
             tiles=tiles,
         )
-        return Encoded(record, prefix, answers, sizes, shape, index)
+        return Encoded(record, prefix, responses, sizes, shape, index)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names all that a record's ids and embeddings follow from beside the record."""
+        told = self.tokenizer.backend_tokenizer.to_str(), self.template, self.layout, sorted(self.ends)
+        return hashlib.sha256(repr((told, self.image_token)).encode()).hexdigest()[:24]
 
     def prompt(self, record: Record) -> np.ndarray:
         """Ids that a generation goes on from; no image is looked at."""
@@ -263,40 +279,6 @@ def common_length(rows: Sequence[Sequence[Any]]) -> int:
     """How many leading items all rows share."""
     pairs = enumerate(zip(*rows, strict=False))
     return next((i for i, items in pairs if len(set(items)) > 1), min(map(len, rows)))
-
-
-def encode_all(
-    records: Sequence[Record],
-    encoder: Encoder,
-    *,
-    responses: int,
-    max_length: int,
-    over_long: str = "refuse",
-    room: int = 0,
-    progress: Callable[[Sequence[Record]], Iterable[Record]] = iter,
-) -> tuple[list[Encoded], list[str]]:
-    """All records encoded, and the ids of those left out for being longer than `max_length` tokens.
-
-    room: tokens that a response still to be made may take. Nothing is ever cut. Raises InputError for a
-    longer record unless over_long is "skip", and when none is left.
-    """
-    kept, skipped = [], []
-    for index, record in enumerate(progress(records)):
-        encoded = encoder.encode(record, responses, index)
-        length = encoded.shape.prefix + max(encoded.shape.response, room)
-        if length <= max_length:
-            kept.append(encoded)
-        elif over_long == "skip":
-            skipped.append(record.id)
-        else:
-            problem = f"prompt and longest response are {length} tokens, the limit is {max_length}"
-            remedy = "shorten it, raise --data.max-length, or leave such records out: --data.over-long skip"
-            raise refusal(record.where, problem, remedy)
-    if not kept:
-        raise InputError(
-            f"all {len(skipped)} records are longer than {max_length} tokens; raise --data.max-length"
-        )
-    return kept, skipped
 
 
 def fingerprint(records: Sequence[Encoded], settings: str = "") -> str:

@@ -11,7 +11,7 @@ from pieces import pieces
 from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
-from mllm_align.data.encode import Encoder, encode_all, fingerprint
+from mllm_align.data.encode import Encoder, fingerprint
 from mllm_align.data.records import parse_record
 from mllm_align.errors import InputError
 from mllm_align.models.huggingface import load_processor
@@ -414,56 +414,6 @@ def test_an_image_processor_of_another_model():
     encoded = coder.encode(record(PAIRS[0]), 2)
     message = refused(lambda: coder.group(encoded))
     assert "[1, 3, 28, 28]" in message and "[1, 3, 56, 56]" in message and "0_L.png" in message
-
-
-# ---- all records -------------------------------------------------------------------------------------
-
-
-def lengths(coder, records):
-    return [coder.encode(r, 2).length for r in records]
-
-
-def test_the_limit_itself_is_not_over_long():
-    coder, records = encoder(), [record(row) for row in PAIRS]
-    limit = max(lengths(coder, records))
-    seen = []
-
-    def progress(items):
-        for item in items:
-            seen.append(item)
-            yield item
-
-    kept, skipped = encode_all(records, coder, responses=2, max_length=limit, progress=progress)
-    assert len(kept) == len(seen) == 8 and not skipped
-    assert [e.index for e in kept] == list(range(8)) and [e.record for e in kept] == records
-
-
-def test_over_long_records_are_refused_by_name_and_number():
-    coder, pair = encoder(), record(PAIRS[0])
-    length = coder.encode(pair, 2).length
-    message = refused(lambda: encode_all([pair], coder, responses=2, max_length=length - 1))
-    assert "pairs.jsonl record 3: " in message
-    assert f"are {length} tokens, the limit is {length - 1}" in message
-    assert "--data.max-length" in message and "--data.over-long skip" in message
-
-
-def test_over_long_records_are_skipped_and_counted():
-    coder = encoder()
-    records = [record(row, id=f"r{i}") for i, row in enumerate(PAIRS)]
-    sizes = lengths(coder, records)
-    limit = sorted(sizes)[4]
-    kept, skipped = encode_all(records, coder, responses=2, max_length=limit, over_long="skip")
-    assert [e.index for e in kept] == [i for i, n in enumerate(sizes) if n <= limit]
-    assert skipped == [f"r{i}" for i, n in enumerate(sizes) if n > limit] and skipped
-    for e in kept:
-        alone = coder.encode(e.record, 2)
-        assert np.array_equal(e.prefix, alone.prefix) and e.shape == alone.shape
-
-
-def test_all_records_over_long():
-    records = [record(row) for row in PAIRS]
-    message = refused(lambda: encode_all(records, encoder(), responses=2, max_length=3, over_long="skip"))
-    assert "all 8 records are longer than 3 tokens" in message and "--data.max-length" in message
 
 
 # ---- fingerprint -------------------------------------------------------------------------------------
