@@ -27,10 +27,12 @@ TEXT = 128
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is planned for: a padded batch shape, and the most tokens of a generated response."""
+    """What is planned for: a padded batch shape, the most tokens of a generated response, and the number of
+    responses to a prompt of a batch."""
 
     shape: Shape
     tokens: int
+    responses: int
 
 
 def sizes(
@@ -48,7 +50,8 @@ def sizes(
     multiple = config.data.multiple
     wanted = longest + TEXT if prefix is None else prefix
     wanted, answer = (-(-n // multiple) * multiple for n in (wanted, response or 256))
-    return Sizes(Shape(wanted, answer, tiles), _sampling(config).max_tokens)
+    responses = config.objective.responses if isinstance(config, Config) else 0
+    return Sizes(Shape(wanted, answer, tiles), _sampling(config).max_tokens, responses)
 
 
 def _sampling_mesh(config: Config | BDHSConfig, mesh: Mesh, program: str) -> Mesh:
