@@ -95,4 +95,5 @@ def prompt_row(
         for sample in range(samples)
     )
     positions = np.arange(len(tokens), dtype=np.int32)
-    return Row(features, tokens, image, positions, np.ones(len(tokens), bool), forks)
+    visible = np.ones(len(tokens), bool)
+    return Row(features, tokens, image, positions, visible, forks, encoded.record.id)
