@@ -12,7 +12,7 @@ import numpy as np
 
 from mllm_align.config import DataConfig
 from mllm_align.data.anyres import ImageLayout
-from mllm_align.data.encode import Encoded, Encoder, encode_all
+from mllm_align.data.encode import Encoded, Encoder, LeftOut, encode_all
 from mllm_align.data.readers import records_from
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, end_tokens
@@ -33,8 +33,8 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
 
 def prepare(
     bundle: Bundle, data: Any, config: DataConfig, responses: int, room: int = 0
-) -> tuple[Encoder, list[Encoded], list[str]]:
-    """Read, check and encode a data file or rows: (encoder, records, ids left out as over-long).
+) -> tuple[Encoder, list[Encoded], list[LeftOut]]:
+    """Read, check and encode a data file or rows: (encoder, records, those left out).
 
     room: tokens that a response still to be made may take.
     """
@@ -46,16 +46,17 @@ def prepare(
         allow_outside=config.allow_outside,
         responses=responses,
     )
-    encoded, skipped = encode_all(
+    encoded, left_out = encode_all(
         records,
         encoder,
         responses=responses,
         max_length=config.max_length or bundle.config.decoder.max_length,
         over_long=config.over_long,
+        identical=config.identical,
         room=room,
         progress=lambda items: progress(items, "reading"),
     )
-    return encoder, encoded, skipped
+    return encoder, encoded, left_out
 
 
 def tiles_ahead(

@@ -29,6 +29,9 @@ class DataConfig:
     checkpoint's own limit. Nothing is ever cut to fit."""
     over_long: Literal["refuse", "skip"] = "refuse"
     """What to do with a longer record: stop, or leave it out and count it."""
+    identical: Literal["refuse", "skip"] = "refuse"
+    """What to do with a record of which two responses have the same tokens: stop, or leave it out and count
+    it."""
     shuffle: bool = True
     """Draw a new order every epoch, from the seed; else file order."""
     shapes: int = 4
