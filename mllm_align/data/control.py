@@ -29,9 +29,6 @@ class ControlTokens:
 
     def __init__(self, tokenizer: Any, ids: Iterable[int]):
         own: Tokenizer = tokenizer.backend_tokenizer
-        own.no_truncation()
-        own.no_padding()
-        own.encode_special_tokens = False
         listed = {*tokenizer.all_special_ids, *ids}
         self._own, self._unknown = own, tokenizer.unk_token_id
         self._names = {
@@ -47,7 +44,7 @@ class ControlTokens:
         self._letters = str.maketrans(dict(zip(guards, letters, strict=True)))
         # A name for each: one private-use character, as often as the token has characters.
         self._aliases = {name: chr(first + len(letters) + i) * len(name) for i, name in enumerate(names)}
-        self._private = re.compile(f"[{chr(first)}-{chr(LAST)}]")
+        self._private = re.compile(f"[{chr(first)}-{chr(LAST)}]" if names else "(?!)")
         # What a text ends in may begin a control token that the next text completes.
         begun = {name[:i] for name in names for i in range(1, len(name)) if name[:i].strip()}
         whole = "|".join(map(re.escape, names)) or "(?!)"
@@ -138,6 +135,10 @@ def _is_text(model: Any, name: str, number: int) -> bool:
 
 def _encoded(tokenizer: Tokenizer, text: str, special: bool) -> tuple[list[int], Spans, int]:
     """Ids, spans, number of tokens that the post-processor puts in front; those it puts behind are cut."""
+    if tokenizer.truncation or tokenizer.padding or tokenizer.encode_special_tokens:
+        tokenizer.no_truncation()  # the tokenizer is transformers', whose calls leave such settings behind
+        tokenizer.no_padding()
+        tokenizer.encode_special_tokens = False
     coded = tokenizer.encode(text, add_special_tokens=special)
     ids, spans, added = coded.ids, coded.offsets, coded.special_tokens_mask
     stop = len(ids)

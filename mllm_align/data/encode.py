@@ -10,6 +10,7 @@ Control tokens are those that the template writes; their characters in a record 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ class Encoder:
         own = processor.chat_template or self.tokenizer.chat_template
         source = template or (own.get("default") if isinstance(own, dict) else own)
         name = one_line(getattr(self.tokenizer, "name_or_path", "the tokenizer"))
-        if not source:
+        if not source or not isinstance(source, str):
             raise InputError(f"{name} has no chat template; give one with --data.chat-template FILE")
         if self.tokenizer.eos_token_id is None:
             raise InputError(f"{name} names no end-of-sequence token (eos_token); add it")
@@ -320,10 +321,9 @@ class LeftOut(NamedTuple):
 
 
 def counted(left_out: Sequence[LeftOut]) -> str:
-    """How many records were left out, as "2 over-long and 1 identical records"."""
-    reasons = [each.why for each in left_out]
-    counts = [f"{reasons.count(why)} {why}" for why in dict.fromkeys(reasons)]
-    return f"{' and '.join(counts)} records"
+    """How many records were left out for what, as "2 over-long and 1 identical"."""
+    reasons = Counter(each.why for each in left_out)
+    return " and ".join(f"{count} {why}" for why, count in reasons.items())
 
 
 def encode_all(
@@ -363,8 +363,8 @@ def encode_all(
             raise refusal(record.where, problem, remedy)
     if not kept:
         raise InputError(
-            f"no record is left ({counted(left_out)}; the limit is {max_length} tokens); give others, or "
-            "raise --data.max-length"
+            f"all {len(left_out)} records are left out, {counted(left_out)}; give others, or raise "
+            f"--data.max-length above {max_length}"
         )
     return kept, left_out
 

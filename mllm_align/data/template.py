@@ -15,6 +15,10 @@ SECONDS = 10.0  # a rendering takes some microseconds
 CHARACTERS = 1 << 22
 
 
+class _TimeIsUp(BaseException):
+    """No Exception, which Jinja and templates' filters would catch."""
+
+
 class ChatTemplate:
     """A Jinja chat template; names: what it may use beside the messages, as bos_token."""
 
@@ -35,6 +39,8 @@ class ChatTemplate:
                 (text,), _ = render_jinja_template(
                     [chat], chat_template=self._source, add_generation_prompt=ask, **self._names
                 )
+        except _TimeIsUp:
+            raise ValueError(f"it takes longer than {SECONDS:g} seconds") from None
         except Exception as error:  # a template is a program of its own: it may raise anything
             raise ValueError(str(error) or type(error).__name__) from error
         if len(text) > CHARACTERS:
@@ -57,13 +63,13 @@ def _raises_to_a_power(source: str) -> bool:
 
 @contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """TimeoutError in the block after so long. In the main thread alone: signals reach no other."""
+    """Raise _TimeIsUp in the block after so long. In the main thread alone: signals reach no other."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(*_: object) -> None:
-        raise TimeoutError(f"it takes longer than {seconds:g} seconds")
+        raise _TimeIsUp
 
     handler = signal.signal(signal.SIGALRM, end)
     others = signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # again, should something swallow the first

@@ -69,7 +69,7 @@ def train(
         _, held_out, held_left_out = prepare(bundle, eval_data, config.data, wanted)
     for what, these in (("training", left_out), ("held-out", held_left_out)):
         if these:
-            warn(f"of the {what} data {counted(these)} are left out")
+            warn(f"{counted(these)} {what} records left out")
     described = run.facts(config, bundle, data, eval_data, records)
     place = run.checkpoints_folder(out, config)
     processes.on_first(lambda: run.check(out, described))
