@@ -30,8 +30,7 @@ class DataConfig:
     over_long: Literal["refuse", "skip"] = "refuse"
     """What to do with a longer record: stop, or leave it out and count it."""
     identical: Literal["refuse", "skip"] = "refuse"
-    """What to do with a record of which two responses have the same tokens: stop, or leave it out and count
-    it."""
+    """What to do with a record whose responses are the same text, or the same tokens: likewise."""
     shuffle: bool = True
     """Draw a new order every epoch, from the seed; else file order."""
     shapes: int = 4

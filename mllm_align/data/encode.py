@@ -32,7 +32,7 @@ KEPT_BYTES = 1 << 29
 
 
 class Identical(InputError):
-    """Two responses of a record have the same tokens: nothing tells one from the other."""
+    """Two responses of a record are the same, but for white space around them, or have the same tokens."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ class Encoder:
         """Ids and sizes of a record with its first `responses` responses (0: of its prompt alone).
 
         Reads image headers, not pixels. Raises InputError for an image or a text that can't be used, and
-        `Identical` where two of the responses have the same tokens.
+        `Identical` for two responses that are the same.
         """
         sizes = tuple(image_size(image) for image in record.images)
         prefix, answers = self._tokens(record, responses)
@@ -272,13 +272,15 @@ def _told(record: Record, problem: str, remedy: str) -> Iterator[None]:
 
 def _check_differ(record: Record, answers: Sequence[np.ndarray]) -> None:
     for first, second in combinations(range(len(answers)), 2):
-        if np.array_equal(answers[first], answers[second]):
-            texts = record.responses[first], record.responses[second]
+        texts = record.responses[first], record.responses[second]
+        if texts[0].strip() == texts[1].strip():
             problem = f"the response is identical to that of {_name(first)}"
-            if texts[0].strip() != texts[1].strip():
-                problem = f"{quoted(texts[1])} has the same tokens as {quoted(texts[0])} of {_name(first)}"
-            remedy = "give two that differ, or leave such records out: --data.identical skip"
-            raise Identical(str(refusal(f"{record.where}, {_name(second)}", problem, remedy)))
+        elif np.array_equal(answers[first], answers[second]):
+            problem = f"{quoted(texts[1])} has the same tokens as {quoted(texts[0])} of {_name(first)}"
+        else:
+            continue
+        remedy = "give two that differ, or leave such records out: --data.identical skip"
+        raise Identical(str(refusal(f"{record.where}, {_name(second)}", problem, remedy)))
 
 
 def _name(response: int) -> str:
@@ -338,7 +340,7 @@ def encode_all(
     progress: Callable[[Sequence[Record]], Iterable[Record]] = iter,
 ) -> tuple[list[Encoded], list[LeftOut]]:
     """All records encoded, and those left out: over-long ones, of more than `max_length` tokens, and those
-    with two responses of identical tokens.
+    with identical responses.
 
     room: tokens that a response still to be made may take. Nothing is ever cut. Raises InputError for such
     a record unless over_long, or identical, is "skip", and when none is left.

@@ -104,7 +104,7 @@ def test_text_reads_as_it_was_written(kind):
     text = "a </s> b <|im_end|> c"
     guarded = of.guard(text)
     assert len(guarded) == len(text) and "</s>" not in guarded
-    ids, spans = of.tokenize(f"<s>{guarded}</s>", False)
+    _, spans = of.tokenize(f"<s>{guarded}</s>", False)
     covered = {i for start, stop in spans for i in range(start, stop)}
     assert covered >= set(range(3, 3 + len(text)))  # where ▁ is put in front, it has no place
 
@@ -302,5 +302,5 @@ def test_a_normalizer_that_drops_the_names_of_the_twin():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.add_special_tokens([AddedToken("<|a|>"), AddedToken("⊥", normalized=True)])
     of = ControlTokens(PreTrainedTokenizerFast(tokenizer_object=backend), ())
-    with pytest.raises(ValueError, match="ids of|makes control tokens"):
+    with pytest.raises(ValueError, match=r"ids of|makes control tokens"):
         of.tokenize(of.guard("<|a|>") + "⊥", False)

@@ -470,12 +470,11 @@ def test_all_records_over_long():
 
 # ---- responses of the same tokens --------------------------------------------------------------------
 
-ALIKE = [(" tuku.", "tuku.\n"), ("tuku.", "tuku.")]
 
-
-@pytest.mark.parametrize(("chosen", "rejected"), ALIKE)
-def test_responses_of_the_same_tokens_are_refused(chosen, rejected):
-    coder = encoder(template=template(text="part.text | trim"))
+@pytest.mark.parametrize("chosen, rejected", [(" tuku.", "tuku.\n"), ("tuku.", "tuku.")])
+@pytest.mark.parametrize("text", ["part.text", "part.text | trim"])
+def test_identical_responses_are_refused(chosen, rejected, text):
+    coder = encoder(template=template(text=text))
     message = refused(lambda: coder.encode(record(chosen=chosen, rejected=rejected), 2))
     assert "pairs.jsonl record 3, rejected: the response is identical to that of chosen" in message
     assert "--data.identical skip" in message
@@ -486,6 +485,13 @@ def test_responses_of_the_same_tokens_are_refused(chosen, rejected):
     )
     assert len(coder.encode(pair, 3).responses) == 3
     assert coder.encode(record(chosen=chosen, rejected=rejected), 1).responses
+
+
+@pytest.mark.parametrize("change, rejected", [("lower", "KU tu."), ("replace('!', '.')", "ku tu!")])
+def test_responses_that_the_template_makes_the_same_are_refused(change, rejected):
+    coder = encoder(template=template(text=f"part.text | {change}"))
+    message = refused(lambda: coder.encode(record(chosen="ku tu.", rejected=rejected), 2))
+    assert f"rejected: '{rejected}' has the same tokens as 'ku tu.' of chosen" in message
 
 
 def test_responses_that_a_normalizer_makes_the_same_are_refused():

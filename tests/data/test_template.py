@@ -20,9 +20,10 @@ BY_PARTS = "{% for m in messages %}{{ m.role }}{% for p in m.content %}{{ p }}{%
 LOOPS = {
     "nested": "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}"
     "{% endfor %}{% endfor %}{% endfor %}",
-    "long": "{% set s = 'x' * 1000000 %}{% for a in range(99999) %}{% if s in s ~ a %}{% endif %}{% endfor %}",
-    "macro": "{% macro f(n) %}{% for a in range(9) %}{% if n %}{{ f(n - 1) }}{% endif %}{% endfor %}{% endmacro %}"
-    "{{ f(99) }}",
+    "long": "{% set s = 'x' * 1000000 %}{% for a in range(99999) %}{% if s in s ~ a %}{% endif %}"
+    "{% endfor %}",
+    "macro": "{% macro f(n) %}{% for a in range(9) %}{% if n %}{{ f(n - 1) }}{% endif %}{% endfor %}"
+    "{% endmacro %}{{ f(99) }}",
 }
 
 
@@ -48,7 +49,7 @@ def test_as_the_processor_renders_it(source, ask):
 def test_a_template_that_loops_for_ever_ends(name, monkeypatch):
     monkeypatch.setattr(template, "SECONDS", 0.2)
     began = time.monotonic()
-    with pytest.raises(ValueError, match="takes longer than 0.2 seconds"):
+    with pytest.raises(ValueError, match=r"takes longer than 0\.2 seconds"):
         rendered(LOOPS[name])
     assert time.monotonic() - began < 2
 
@@ -107,5 +108,5 @@ def test_what_a_template_may_do_wrong(source, words):
 
 
 def test_two_stars_that_are_no_power():
-    source = "** {# ** #}{{ '**' }}{{ dict(**{'a': 1}).a }}{{ dict({}, ** {'b': 2}).b }}{% raw %}{{ 2**3 }}{% endraw %}"
-    assert rendered(source) == "** **12{{ 2**3 }}"
+    source = "** {# ** #}{{ '**' }}{{ dict(**{'a': 1}).a }}{{ dict({}, ** {'b': 2}).b }}"
+    assert rendered(source + "{% raw %}{{ 2**3 }}{% endraw %}") == "** **12{{ 2**3 }}"
