@@ -307,8 +307,8 @@ def expand(encoded: Encoded, layout: ImageLayout, image_token: int) -> tuple[np.
     return np.concatenate(tokens), np.concatenate(image)
 
 
-def common_length(rows: Sequence[Sequence[Any]]) -> int:
-    """How many leading items all rows share."""
+def common_length(rows: Sequence[Any]) -> int:
+    """How many leading items all rows share; rows: strings, or lists of numbers."""
     first, last = min(rows), max(rows)  # in the order of words: what these two share, all do
     pairs = enumerate(zip(first, last, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
