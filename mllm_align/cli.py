@@ -12,6 +12,7 @@ import re
 import sys
 import time
 import typing
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -381,7 +382,7 @@ def score(options: Score) -> None:
         bundle = _open(options.model, options.dtype, options.mesh)
         lines = run(bundle, options.data_file, config=options.data, batch_size=options.batch_size)
         file.writelines(json_text(line) + "\n" for line in lines)
-    skipped = [line["index"] for line in lines if line["chosen_logp"] is None]
+    skipped = [line for line in lines if "left_out" in line]
     _log_beside(
         options.out,
         event="score",
@@ -390,10 +391,13 @@ def score(options: Score) -> None:
         data=options.data_file,
         dtype=str(bundle.dtype),
         records=len(lines),
-        skipped=skipped,
+        skipped=[line["index"] for line in skipped],
         seconds=round(time.time() - began, 3),
     )
-    note = f", {len(skipped)} over-long records left out" if skipped else ""
+    why = " and ".join(
+        f"{n} {reason}" for reason, n in Counter(each["left_out"] for each in skipped).items()
+    )
+    note = f", {why} records left out" if skipped else ""
     _tell(f"{len(lines) - len(skipped)} records scored to {options.out}{note}")
 
 

@@ -16,7 +16,7 @@ from mllm_align.config import DataConfig
 from mllm_align.data.anyres import ImageLayout
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.readers import records_from
-from mllm_align.data.table import encode_all
+from mllm_align.data.table import LeftOut, encode_all
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, end_tokens
 from mllm_align.progress import progress_bar
@@ -36,8 +36,8 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
 
 def prepare(
     bundle: Bundle, data: Any, config: DataConfig, responses: int, room: int = 0
-) -> tuple[Encoder, list[Encoded], list[str]]:
-    """Read, check and encode a data file or rows: (encoder, records, ids left out as over-long).
+) -> tuple[Encoder, list[Encoded], list[LeftOut]]:
+    """Read, check and encode a data file or rows: (encoder, records, those left out).
 
     room: tokens that a response still to be made may take.
     """
@@ -50,17 +50,18 @@ def prepare(
         responses=responses,
     )
     with progress_bar(len(records), "reading") as bar:
-        encoded, skipped = encode_all(
+        encoded, left_out = encode_all(
             records,
             encoder,
             responses=responses,
             max_length=config.max_length or bundle.config.decoder.max_length,
             over_long=config.over_long,
+            identical=config.identical,
             room=room,
             beside=_beside(data),
             tell=bar.update,
         )
-    return encoder, encoded, skipped
+    return encoder, encoded, left_out
 
 
 def _beside(data: Any) -> Path | None:

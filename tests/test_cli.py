@@ -314,6 +314,50 @@ def test_bad_records(refused, tmp_path, change, at, said):
     assert f"pairs.jsonl record 1, {at}" in line and said in line
 
 
+def test_identical_records_are_refused_or_left_out(refused, run, tmp_path):
+    first, second, third = rows(3)
+    data = write_pairs(tmp_path, [first, {**second, "rejected": f" {second['chosen']}\n"}, third])
+    argv = ("--model", MODEL, "--data.shapes", 1, "--data", data, "--out", tmp_path / "scores")
+    line = refused("score", *argv)
+    assert "pairs.jsonl record 1, rejected: the response is identical to that of chosen" in line
+    assert "--data.identical skip" in line
+    status, told, _ = run("score", *argv, "--data.identical", "skip")
+    assert status == 0 and told.endswith(", 1 identical records left out\n")
+    lines = [json.loads(line) for line in (tmp_path / "scores").read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2]
+    assert lines[1] == {**dict.fromkeys(KEYS), "index": 1, "left_out": "identical"}
+
+    turns = [{"from": "human", "value": "gi?"}, {"from": "gpt", "value": "ku."}]
+    other = [turns[0], {"from": "gpt", "value": "der."}]
+    povid = [{"conversations": turns, "rejected_conversations": each} for each in (turns, other)]
+    data = write_pairs(tmp_path, povid)
+    assert "record 0, rejected: the response is identical" in refused("score", *argv)
+    status, told, _ = run("score", *argv, "--data.identical", "skip")
+    assert status == 0 and told.startswith("1 records scored to ") and ", 1 identical" in told
+
+
+def test_control_tokens_in_responses_are_scored_as_text(run, tmp_path):
+    """They ended a response, and both had the same log-prob."""
+    texts = ("The tag </s> closes it and the dog is red.", "The tag </s> opens it and two cups are blue.")
+    data = write_pairs(tmp_path, [{**rows(1)[0], "chosen": texts[0], "rejected": texts[1]}])
+    argv = ("--model", MODEL, "--data.shapes", 1, "--data", data, "--out", tmp_path / "scores")
+    assert run("score", *argv)[0] == 0
+    (line,) = [json.loads(line) for line in (tmp_path / "scores").read_text().splitlines()]
+    assert line["chosen_logp"] != line["rejected_logp"]
+    assert min(line["chosen_tokens"], line["rejected_tokens"]) > 20
+
+
+def test_a_template_that_loops_for_ever(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("mllm_align.data.template.SECONDS", 0.1)
+    file = tmp_path / "loops.jinja"
+    again = "{% for i in range(9999) %}"
+    file.write_text(again * 3 + "{% endfor %}" * 3)
+    argv = ("--model", MODEL, "--data", PAIRS, "--data.chat-template", file)
+    for verb in (("score", "--out", tmp_path / "s"), ("inspect",), ("generate", "--out", tmp_path / "g")):
+        line = refused(verb[0], *argv, *verb[1:])
+        assert "record 0: the chat template refuses it (it takes longer than 0.1 seconds)" in line
+
+
 def test_lines_that_are_not_json(refused, tmp_path):
     data = write_pairs(tmp_path, rows(2))
     data.write_text(data.read_text() + "{'id': 3}\n")

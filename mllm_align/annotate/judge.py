@@ -42,18 +42,12 @@ class Asker:
         return SamplingConfig(temperature=0.0, max_tokens=self.max_tokens)
 
     def __call__(self, records: Sequence[Record]) -> list[str | None]:
-        """An answer to each record's prompt; None where the model can't take it: it is too long with its
-        answer, or a text in it has the mark of an image."""
+        """An answer to each record's prompt; None where it is too long with its answer."""
         out: list[str | None] = [None] * len(records)
         if not records:
             return out
         encoder, decoder, limit = self._opened
-        mark = str(encoder.tokenizer.convert_ids_to_tokens(encoder.image_token))
-        taken = [
-            encoder.encode(record, 0, index)
-            for index, record in enumerate(records)
-            if not any(mark in message.text for message in record.messages)
-        ]
+        taken = [encoder.encode(record, 0, index) for index, record in enumerate(records)]
         taken = [each for each in taken if each.shape.prefix + self.max_tokens <= limit]
         if taken:
             tokens = respond(decoder, encoder, taken, self._greedy, what=self.what)

@@ -29,6 +29,8 @@ class DataConfig:
     checkpoint's own limit. Nothing is ever cut to fit."""
     over_long: Literal["refuse", "skip"] = "refuse"
     """What to do with a longer record: stop, or leave it out and count it."""
+    identical: Literal["refuse", "skip"] = "refuse"
+    """What to do with a record whose responses are the same text, or the same tokens: likewise."""
     shuffle: bool = True
     """Draw a new order every epoch, from the seed; else file order."""
     shapes: int = 4

@@ -4,27 +4,34 @@ The whole conversation is tokenized once for each response, under the checkpoint
 shared prefix is the longest run of tokens that all responses' conversations have in common and that
 ends inside the prompt; a token that reaches over the boundary belongs to the response. A response ends
 at its first end-of-sequence token; what the template writes after it is dropped, a missing one is added.
+Control tokens are those that the template writes; their characters in a record are text (`control.py`).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from mllm_align.batch import Group, Shape
 from mllm_align.data.anyres import ImageLayout
+from mllm_align.data.control import ControlTokens, Spans
 from mllm_align.data.images import image_size, load_rgb
 from mllm_align.data.records import Record
-from mllm_align.errors import InputError, one_line, refusal
+from mllm_align.data.template import ChatTemplate
+from mllm_align.errors import InputError, one_line, quoted, refusal
 
 MARK = "\ue000"  # a private-use character: stands for a response, in no template
-
-
 KEPT_BYTES = 1 << 29
+
+
+class Identical(InputError):
+    """Two responses of a record are the same, but for white space around them, or have the same tokens."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +75,16 @@ class Encoder:
         self.layout = layout
         self.image_token = image_token
         own = processor.chat_template or self.tokenizer.chat_template
-        self.template = template or (own.get("default") if isinstance(own, dict) else own)
+        source = template or (own.get("default") if isinstance(own, dict) else own)
         name = one_line(getattr(self.tokenizer, "name_or_path", "the tokenizer"))
-        if not self.template:
+        if not source or not isinstance(source, str):
             raise InputError(f"{name} has no chat template; give one with --data.chat-template FILE")
         if self.tokenizer.eos_token_id is None:
             raise InputError(f"{name} names no end-of-sequence token (eos_token); add it")
         if not self.tokenizer.is_fast:
             raise InputError(f"{name} has no tokenizer.json; save it again as a fast tokenizer")
+        self.template = source
+        self._rendered = ChatTemplate(source, self.tokenizer.special_tokens_map)
         # Pixels of the first images, as many as fit: small data are read once and not every epoch.
         self._kept: dict[Any, np.ndarray] = {}
         self._room = KEPT_BYTES
@@ -88,13 +97,15 @@ class Encoder:
                 f"{name}: the tokenizer's {mark!r} is id {found}, config.json has image_token_index "
                 f"{image_token}; take tokenizer and model from one folder"
             )
+        self._control = ControlTokens(self.tokenizer, {image_token, *self.ends})
 
     # ---- text --------------------------------------------------------------------------------------
 
     def encode(self, record: Record, responses: int, index: int = 0) -> Encoded:
         """Ids and sizes of a record with its first `responses` responses (0: of its prompt alone).
 
-        Reads image headers, not pixels. Raises InputError for an image or a text that can't be used.
+        Reads image headers, not pixels. Raises InputError for an image or a text that can't be used, and
+        `Identical` for two responses that are the same.
         """
         sizes = tuple(image_size(image) for image in record.images)
         return self.encoded(record, *self._tokens(record, responses), sizes, index)
@@ -128,61 +139,71 @@ class Encoder:
         return self._tokens(record, 0)[0]
 
     def _tokens(self, record: Record, responses: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        chat = [message.chat() for message in record.messages]
+        chat = self._chat(record)
         prompt = self._render(chat, record, ask=True)
         if not responses:
-            prefix = np.array(self._tokenize(prompt)["input_ids"], np.int32)
+            prefix = np.array(self._tokenize(prompt, record)[0], np.int32)
             self._check(record, prefix, [], len(prefix))
             return prefix, ()
-        texts = [self._conversation(record, answer) for answer in record.responses[:responses]]
+        texts = [
+            self._conversation(chat, self._guarded(answer, record), record)
+            for answer in record.responses[:responses]
+        ]
         # A template may write the answer's turn otherwise than its own opening of that turn.
         boundary = common_length([prompt, *texts])
         rows, inside = [], []
         for text in texts:
-            coded = self._tokenize(text)
-            rows.append(coded["input_ids"])
-            over = (i for i, (_, stop) in enumerate(coded["offset_mapping"]) if stop > boundary)
-            inside.append(next(over, len(rows[-1])))
+            ids, spans = self._tokenize(text, record)
+            rows.append(ids)
+            inside.append(next((i for i, (_, stop) in enumerate(spans) if stop > boundary), len(ids)))
         shared = min(common_length(rows), *inside)
         prefix = np.array(rows[0][:shared], np.int32)
         self._check(record, prefix, rows, shared)
-        return prefix, tuple(self._ended(row[shared:]) for row in rows)
+        answers = tuple(self._ended(row[shared:]) for row in rows)
+        _check_differ(record, answers)
+        return prefix, answers
 
-    def response_spans(self, record: Record, response: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
+    def response_spans(self, record: Record, response: str) -> tuple[np.ndarray, Spans]:
         """Ids of the prompt followed by a response, and where each id stands in the response.
 
         Spans are in characters of `response`; ids of the prompt and of what the template writes after the
         response are not inside it: their spans end at or before 0, or begin at or after its length.
         Raises InputError where the template changes the response.
         """
-        text = self._conversation(record, response)
-        place = self._conversation(record, MARK).rfind(MARK)
+        chat, response = self._chat(record), self._guarded(response, record)
+        text = self._conversation(chat, response, record)
+        place = self._conversation(chat, MARK, record).rfind(MARK)
         start = text.find(response.strip(), place)  # templates may trim it
         if min(place, start) < 0 or text[place:start].strip():
             remedy = "use one that writes it as it is (--data.chat-template)"
             raise refusal(record.where, "the chat template changes the response", remedy)
         start -= len(response) - len(response.lstrip())
-        coded = self._tokenize(text)
-        spans = [(begin - start, end - start) for begin, end in coded["offset_mapping"]]
-        return np.array(coded["input_ids"], np.int32), spans
+        ids, spans = self._tokenize(text, record)
+        return np.array(ids, np.int32), [(begin - start, end - start) for begin, end in spans]
 
-    def _conversation(self, record: Record, answer: str) -> str:
+    def _chat(self, record: Record) -> list[dict[str, Any]]:
+        """The prompt as templates take it, with guards in its texts."""
         chat = [message.chat() for message in record.messages]
+        for part in (part for turn in chat for part in turn["content"] if "text" in part):
+            part["text"] = self._guarded(part["text"], record)
+        return chat
+
+    def _conversation(self, chat: list[dict[str, Any]], answer: str, record: Record) -> str:
         turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
         return self._render([*chat, turn], record, ask=False)
 
-    def _tokenize(self, text: str) -> Any:
-        plain = not (self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token))
-        return self.tokenizer(text, add_special_tokens=plain, return_offsets_mapping=True, verbose=False)
+    def _guarded(self, text: str, record: Record) -> str:
+        with _told(record, "its text can't be tokenized", "take it out"):
+            return self._control.guard(text)
 
     def _render(self, chat: list[dict[str, Any]], record: Record, ask: bool) -> str:
-        try:
-            return self.processor.apply_chat_template(
-                chat, chat_template=self.template, add_generation_prompt=ask, tokenize=False
-            )
-        except Exception as error:  # a template is a program of its own: it may raise anything
-            problem = f"the chat template refuses it ({one_line(error, 120)})"
-            raise refusal(record.where, problem, "mend the messages or --data.chat-template") from error
+        with _told(record, "the chat template refuses it", "mend the messages or --data.chat-template"):
+            return self._rendered(chat, ask)
+
+    def _tokenize(self, text: str, record: Record) -> tuple[list[int], Spans]:
+        begun = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
+        with _told(record, "its text can't be told from control tokens", "take their characters out"):
+            return self._control.tokenize(text, special=not begun)
 
     def _check(self, record: Record, prefix: np.ndarray, rows: list[list[int]], shared: int) -> None:
         places, wanted = int((prefix == self.image_token).sum()), len(record.images)
@@ -255,6 +276,32 @@ class Encoder:
         return pixels
 
 
+@contextmanager
+def _told(record: Record, problem: str, remedy: str) -> Iterator[None]:
+    """A ValueError of the body as one line about the record."""
+    try:
+        yield
+    except ValueError as error:
+        raise refusal(record.where, f"{problem} ({one_line(error, 120)})", remedy) from error
+
+
+def _check_differ(record: Record, answers: Sequence[np.ndarray]) -> None:
+    for first, second in combinations(range(len(answers)), 2):
+        texts = record.responses[first], record.responses[second]
+        if texts[0].strip() == texts[1].strip():
+            problem = f"the response is identical to that of {_name(first)}"
+        elif np.array_equal(answers[first], answers[second]):
+            problem = f"{quoted(texts[1])} has the same tokens as {quoted(texts[0])} of {_name(first)}"
+        else:
+            continue
+        remedy = "give two that differ, or leave such records out: --data.identical skip"
+        raise Identical(str(refusal(f"{record.where}, {_name(second)}", problem, remedy)))
+
+
+def _name(response: int) -> str:
+    return ("chosen", "rejected")[response] if response < 2 else f"responses[{response - 2}]"
+
+
 def expand(encoded: Encoded, layout: ImageLayout, image_token: int) -> tuple[np.ndarray, np.ndarray]:
     """(prefix_tokens, prefix_image) with every image token repeated for its embeddings."""
     tokens: list[np.ndarray] = []
@@ -275,10 +322,11 @@ def expand(encoded: Encoded, layout: ImageLayout, image_token: int) -> tuple[np.
     return np.concatenate(tokens), np.concatenate(image)
 
 
-def common_length(rows: Sequence[Sequence[Any]]) -> int:
-    """How many leading items all rows share."""
-    pairs = enumerate(zip(*rows, strict=False))
-    return next((i for i, items in pairs if len(set(items)) > 1), min(map(len, rows)))
+def common_length(rows: Sequence[Any]) -> int:
+    """How many leading items all rows share; rows: strings, or lists of numbers."""
+    first, last = min(rows), max(rows)  # in the order of words: what these two share, all do
+    pairs = enumerate(zip(first, last, strict=False))
+    return next((i for i, (a, b) in pairs if a != b), min(len(first), len(last)))
 
 
 def fingerprint(records: Sequence[Encoded], settings: str = "") -> str:

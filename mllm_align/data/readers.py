@@ -173,10 +173,11 @@ def _from_povid(row: _Row, number: int) -> list[dict]:
             remedy = "let only gpt turns differ"
             raise refusal(f"{row.at}, rejected_conversations[{i}].value", problem, remedy)
         differing.append((i, good, bad))
-    if not differing:
-        problem = "no gpt turn differs from conversations (identical responses)"
-        remedy = "let one differ or drop the record"
-        raise refusal(f"{row.at}, rejected_conversations", problem, remedy)
+    answers = [i for i, (role, _) in enumerate(chosen) if role == "assistant"]
+    if not answers:
+        raise refusal(f"{row.at}, conversations", "has no gpt turn", "give one or drop the record")
+    if not differing:  # a pair of identical responses, for whoever reads pairs to refuse or to leave out
+        differing = [(answers[-1], chosen[answers[-1]][1], rejected[answers[-1]][1])]
     image = {"image": row.value.get("image"), "images": row.value.get("images")}
     identity = _identity(row, "id", number)
     identity["id_is_ours"] = True  # published ids repeat

@@ -215,14 +215,9 @@ def _further(value: object, at: str) -> _Answers:
 
 
 def _check_answers(answers: _Answers, at: str, wanted: int) -> None:
-    seen: dict[str, str] = {}
     for place, text in answers:
         if not text.strip():
             raise refusal(place, "the response is empty", "give its text or drop the record")
-        other = seen.setdefault(text.strip(), place)
-        if other != place:
-            problem = f"the response is identical to that of {other.removeprefix(f'{at}, ')}"
-            raise refusal(place, problem, "give two that differ or drop the record")
     if len(answers) < wanted:
         problem = f"the record has {len(answers)} responses, {wanted} are needed"
         raise refusal(f"{at}, responses", problem, "list further ones there")

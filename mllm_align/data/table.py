@@ -12,16 +12,17 @@ import os
 import pickle
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.data.encode import Encoded, Encoder, Identical
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError, refusal
 from mllm_align.files import new_file
@@ -39,8 +40,9 @@ FOLDER = ".mllm_align"
 class Table:
     """N encoded records with K responses each.
 
-    ids: tokens of prompts and responses, one after the other. lengths [N, 1 + K]: how many each has.
-    sizes [images, 2]: (width, height) of all images. images [N]: how many each record has.
+    ids: tokens of prompts and responses, one after the other. lengths [N, 1 + K]: how many each has; none
+    at all where responses are identical. sizes [images, 2]: (width, height) of all images. images [N]: how
+    many each record has.
     """
 
     ids: np.ndarray
@@ -49,31 +51,50 @@ class Table:
     images: np.ndarray
 
     @classmethod
-    def of(cls, encoded: Sequence[Encoded]) -> Table:
-        rows = [(each.prefix, *each.responses) for each in encoded]
+    def of(cls, encoded: Sequence[Encoded | Identical], responses: int) -> Table:
+        nothing = (np.zeros(0, np.int32),) * (1 + responses)
+        rows = [nothing if isinstance(e, Identical) else (e.prefix, *e.responses) for e in encoded]
+        sizes = [() if isinstance(each, Identical) else each.sizes for each in encoded]
         return cls(
             np.concatenate([ids for row in rows for ids in row]),
             np.array([[len(ids) for ids in row] for row in rows], np.int32),
-            np.array([size for each in encoded for size in each.sizes], np.int32).reshape(-1, 2),
-            np.array([len(each.sizes) for each in encoded], np.int32),
+            np.array([size for each in sizes for size in each], np.int32).reshape(-1, 2),
+            np.array([len(each) for each in sizes], np.int32),
         )
 
     @classmethod
     def joined(cls, tables: Sequence[Table]) -> Table:
         return cls(*(np.concatenate([getattr(table, name) for table in tables]) for name in NAMES))
 
-    def encoded(self, records: Sequence[Record], encoder: Encoder) -> Iterator[Encoded]:
+    def encoded(self, records: Sequence[Record], encoder: Encoder) -> Iterator[Encoded | Identical]:
         """The records again, with views of these arrays."""
         ends, last = np.cumsum(self.lengths).reshape(self.lengths.shape), np.cumsum(self.images)
         starts = ends - self.lengths
         sizes = [tuple(size) for size in self.sizes.tolist()]
         for index, record in enumerate(records):
+            if not self.lengths[index].any():
+                yield _encoded(record, encoder, self.lengths.shape[1] - 1, index)
+                continue
             prefix, *answers = (self.ids[a:b] for a, b in zip(starts[index], ends[index], strict=True))
             own = tuple(sizes[last[index] - self.images[index] : last[index]])
             yield encoder.encoded(record, prefix, tuple(answers), own, index)
 
 
 NAMES = [field.name for field in fields(Table)]
+
+
+class LeftOut(NamedTuple):
+    """A record that is not worked on: its place in the data, its id, why ("over-long" or "identical")."""
+
+    index: int
+    id: str
+    why: str
+
+
+def counted(left_out: Sequence[LeftOut]) -> str:
+    """How many records were left out for what, as "2 over-long and 1 identical"."""
+    reasons = Counter(each.why for each in left_out)
+    return " and ".join(f"{count} {why}" for why, count in reasons.items())
 
 
 def encode_all(
@@ -83,32 +104,41 @@ def encode_all(
     responses: int,
     max_length: int,
     over_long: str = "refuse",
+    identical: str = "refuse",
     room: int = 0,
     beside: Path | None = None,
     tell: Callable[[int], Any] = lambda count: None,
-) -> tuple[list[Encoded], list[str]]:
-    """All records encoded, and the ids of those left out for being longer than `max_length` tokens.
+) -> tuple[list[Encoded], list[LeftOut]]:
+    """All records encoded, and those left out: over-long ones, of more than `max_length` tokens, and those
+    with identical responses.
 
     room: tokens that a response still to be made may take. beside, tell: see `encode_each`. Nothing is ever
-    cut. Raises InputError for a longer record unless over_long is "skip", and when none is left.
+    cut. Raises InputError for such a record unless over_long, or identical, is "skip", and when none is
+    left.
     """
-    kept, skipped = [], []
-    for encoded in encode_each(records, encoder, responses, beside, tell):
-        record, shape = encoded.record, encoded.shape
-        length = shape.prefix + max(shape.response, room)
+    kept, left_out = [], []
+    every = zip(records, encode_each(records, encoder, responses, beside, tell), strict=True)
+    for index, (record, encoded) in enumerate(every):
+        if isinstance(encoded, Identical):
+            if identical != "skip":
+                raise encoded
+            left_out.append(LeftOut(index, record.id, "identical"))
+            continue
+        length = encoded.shape.prefix + max(encoded.shape.response, room)
         if length <= max_length:
             kept.append(encoded)
         elif over_long == "skip":
-            skipped.append(record.id)
+            left_out.append(LeftOut(index, record.id, "over-long"))
         else:
             problem = f"prompt and longest response are {length} tokens, the limit is {max_length}"
             remedy = "shorten it, raise --data.max-length, or leave such records out: --data.over-long skip"
             raise refusal(record.where, problem, remedy)
     if not kept:
         raise InputError(
-            f"all {len(skipped)} records are longer than {max_length} tokens; raise --data.max-length"
+            f"all {len(left_out)} records are left out, {counted(left_out)}; give others, or raise "
+            f"--data.max-length above {max_length}"
         )
-    return kept, skipped
+    return kept, left_out
 
 
 def encode_each(
@@ -117,15 +147,16 @@ def encode_each(
     responses: int,
     beside: Path | None = None,
     tell: Callable[[int], Any] = lambda count: None,
-) -> Iterator[Encoded]:
-    """Every record encoded, in order. Raises InputError for the first that can't be.
+) -> Iterator[Encoded | Identical]:
+    """Every record encoded, or its fault where responses are identical, in order. Raises InputError for the
+    first record that can't be encoded.
 
     beside: a folder next to which large tables are kept; None keeps none. tell: called with the number of
     records done since the last call.
     """
     if len(records) < LARGE:
         for index, record in enumerate(records):
-            yield encoder.encode(record, responses, index)
+            yield _encoded(record, encoder, responses, index)
             tell(1)
         return
     file = None if beside is None else beside / FOLDER / f"{digest(records, encoder, responses)}.npz"
@@ -137,6 +168,13 @@ def encode_each(
     else:
         tell(len(records))
     yield from table.encoded(records, encoder)
+
+
+def _encoded(record: Record, encoder: Encoder, responses: int, index: int) -> Encoded | Identical:
+    try:
+        return encoder.encode(record, responses, index)
+    except Identical as fault:
+        return fault
 
 
 # ---- the cores ---------------------------------------------------------------------------------------
@@ -168,7 +206,8 @@ def _shared_out(
 
 def _part(file: Path, records: Sequence[Record], first: int, responses: int) -> Table:
     encoder = _opened(file)
-    return Table.of([encoder.encode(each, responses, first + i) for i, each in enumerate(records)])
+    made = [_encoded(each, encoder, responses, first + i) for i, each in enumerate(records)]
+    return Table.of(made, responses)
 
 
 @cache

@@ -28,6 +28,7 @@ from mllm_align.config import BDHSConfig, to_json
 from mllm_align.data.encode import fingerprint
 from mllm_align.data.images import ImageSource, load_rgb
 from mllm_align.data.records import Record
+from mllm_align.data.table import LeftOut
 from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import json_text, new_file
 from mllm_align.generate.bdhs import BDHS, Made, check
@@ -80,7 +81,7 @@ def bdhs(
     if out.suffix.lower() != ".jsonl":
         raise refusal(str(out), "is not named as JSON lines", "give --out a name that ends in .jsonl")
     similarity = open_similarity(config.similarity)
-    encoder, encoded, skipped = prepare(bundle, data, config.data, responses=1)
+    encoder, encoded, left_out = prepare(bundle, data, config.data, responses=1)
     check(encoded, encoder, config)
     total, encoded = len(encoded), encoded[shard.number :: shard.count]
     if not encoded:
@@ -111,7 +112,7 @@ def bdhs(
             about = _about(made, config, similarity, maker.threshold, stamp)
             job.add(made.index, _row(by_index[made.index], made, about, out, root))
             bar.update()
-    return job.close(by_index, maker.threshold, config.iterations, skipped, time.time() - began)
+    return job.close(by_index, maker.threshold, config.iterations, left_out, time.time() - began)
 
 
 class _Job:
@@ -196,7 +197,7 @@ class _Job:
         records: dict[int, Record],
         threshold: float,
         iterations: int,
-        skipped: Sequence[str],
+        left_out: Sequence[LeftOut],
         seconds: float,
     ) -> dict[str, Any]:
         """Put the pairs in order, name what was left out, write the summary."""
@@ -210,7 +211,7 @@ class _Job:
         summary = {
             "pairs": len(good),
             "left_out": [records[row["index"]].id for row in rows if not _usable(row)],
-            "over_long": list(skipped),
+            "over_long": [each.id for each in left_out],  # one response has none like it
             "differ_after": differ,
             "unfinished": sum(row["bdhs"]["unfinished"] for row in rows),
             "seconds": round(seconds, 3),

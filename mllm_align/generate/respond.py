@@ -38,8 +38,8 @@ def generate(
     for name, value in (("samples", samples), ("batch_size", batch_size)):
         if value < 1:
             raise InputError(f"{name} is {value}; it must be 1 or more")
-    encoder, records, skipped = prepare(bundle, data, config, responses=0)
-    out: list[list[str]] = [[] for _ in range(len(records) + len(skipped))]
+    encoder, records, left_out = prepare(bundle, data, config, responses=0)
+    out: list[list[str]] = [[] for _ in range(len(records) + len(left_out))]
     tokens = respond(Decoder(bundle, sampling, batch_size), encoder, records, sampling, samples, seed)
     for record, each in zip(records, tokens, strict=True):
         out[record.index] = [encoder.text(ids).strip() for ids in each]

@@ -22,6 +22,7 @@ from mllm_align.batch import PromptGroup
 from mllm_align.config import Config, OnlinePairs, to_json
 from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.data.table import counted
 from mllm_align.errors import InputError, NotFinite, Preempted, not_finite
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import prepare
@@ -62,14 +63,14 @@ def train(
     writer = event_writer() if config.tensorboard else None
     bundle = replace(bundle, lora=config.lora, trained={})
     room = config.online.sampling.max_tokens if isinstance(config.online, OnlinePairs) else 0
-    encoder, records, skipped = prepare(bundle, data, config.data, config.data_responses, room)
-    held_out, held_skipped = [], []
+    encoder, records, left_out = prepare(bundle, data, config.data, config.data_responses, room)
+    held_out, held_left_out = [], []
     if eval_data is not None:
         wanted = config.held_out_objective.responses
-        _, held_out, held_skipped = prepare(bundle, eval_data, config.data, wanted)
-    for what, ids in (("training", skipped), ("held-out", held_skipped)):
-        if ids:
-            warn(f"{len(ids)} over-long {what} records left out")
+        _, held_out, held_left_out = prepare(bundle, eval_data, config.data, wanted)
+    for what, these in (("training", left_out), ("held-out", held_left_out)):
+        if these:
+            warn(f"{counted(these)} {what} records left out")
     described = run.facts(config, bundle, data, eval_data, records)
     place = run.checkpoints_folder(out, config)
     processes.on_first(lambda: run.check(out, described))
@@ -82,8 +83,8 @@ def train(
         run.check_checkpoint(place, checkpoints, step, config, described)
         trainer = _Run(config, bundle, encoder, records, held_out, maker, out, log, checkpoints, on_step)
         state = trainer.begin(step)
-        counts = {"records": len(records), "skipped": skipped}
-        counts |= {"eval_records": len(held_out), "eval_skipped": held_skipped}
+        counts = {"records": len(records), "skipped": [each.id for each in left_out]}
+        counts |= {"eval_records": len(held_out), "eval_skipped": [each.id for each in held_left_out]}
         log("start", step=step, steps=trainer.steps, **described, **counts, **trainer.facts(state))
         state = trainer.loop(state, step, described, profile)
         log("done", step=trainer.steps)

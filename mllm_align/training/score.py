@@ -94,17 +94,20 @@ def score(
 
     data: a file (JSONL, JSON, Parquet) or an iterable of rows. Each result has `index` (place in the
     data), `chosen_logp` and `rejected_logp` (nats, summed over response tokens, end of sequence
-    included), `chosen_tokens` and `rejected_tokens`. A record left out as over-long (only with
-    data.over_long "skip") has its index, and None for the rest. Raises InputError for unusable data.
+    included), `chosen_tokens` and `rejected_tokens`. A record left out (only with data.over_long or
+    data.identical "skip") has its index, None for the rest, and `left_out`: why. Raises InputError for
+    unusable data.
     """
     config = config or DataConfig()
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
-    encoder, records, skipped = prepare(bundle, data, config, responses=2)
+    encoder, records, left_out = prepare(bundle, data, config, responses=2)
     logps = response_logps(bundle, encoder, records, config, batch_size)
     lines: list[dict[str, Any]] = [
-        {"index": i, **dict.fromkeys(SCORES)} for i in range(len(records) + len(skipped))
+        {"index": i, **dict.fromkeys(SCORES)} for i in range(len(records) + len(left_out))
     ]
+    for each in left_out:
+        lines[each.index]["left_out"] = each.why
     for record, (chosen, rejected) in zip(records, logps, strict=True):
         values = (float(chosen.sum()), float(rejected.sum()), len(chosen), len(rejected))
         lines[record.index].update(zip(SCORES, values, strict=True))

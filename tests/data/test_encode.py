@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from goldens import FIXTURES, NAMES, goldens
 from pieces import pieces
 from PIL import Image
+from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 
 from mllm_align.data.encode import Encoder, fingerprint
-from mllm_align.data.records import parse_record
+from mllm_align.data.records import Part, parse_record
+from mllm_align.data.table import encode_all
 from mllm_align.errors import InputError
 from mllm_align.models.huggingface import load_processor
 
@@ -416,6 +419,157 @@ def test_an_image_processor_of_another_model():
     assert "[1, 3, 28, 28]" in message and "[1, 3, 56, 56]" in message and "0_L.png" in message
 
 
+# ---- responses of the same tokens --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chosen, rejected", [(" tuku.", "tuku.\n"), ("tuku.", "tuku.")])
+@pytest.mark.parametrize("text", ["part.text", "part.text | trim"])
+def test_identical_responses_are_refused(chosen, rejected, text):
+    coder = encoder(template=template(text=text))
+    message = refused(lambda: coder.encode(record(chosen=chosen, rejected=rejected), 2))
+    assert "pairs.jsonl record 3, rejected: the response is identical to that of chosen" in message
+    assert "--data.identical skip" in message
+    pair = record({**TEXT_ONLY, "rejected": "ku.", "responses": ["gi.", " ku. "]})
+    assert pair.responses == ("tuku der.", "ku.", "gi.", " ku. ")
+    assert "responses[1]: the response is identical to that of rejected" in refused(
+        lambda: coder.encode(pair, 4)
+    )
+    assert len(coder.encode(pair, 3).responses) == 3
+    assert coder.encode(record(chosen=chosen, rejected=rejected), 1).responses
+
+
+@pytest.mark.parametrize("change, rejected", [("lower", "KU tu."), ("replace('!', '.')", "ku tu!")])
+def test_responses_that_the_template_makes_the_same_are_refused(change, rejected):
+    coder = encoder(template=template(text=f"part.text | {change}"))
+    message = refused(lambda: coder.encode(record(chosen="ku tu.", rejected=rejected), 2))
+    assert f"rejected: '{rejected}' has the same tokens as 'ku tu.' of chosen" in message
+
+
+def test_responses_that_a_normalizer_makes_the_same_are_refused():
+    own = load_processor(FIXTURES / "llava15")
+    own.tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
+    coder = encoder(processor=lambda name: own)
+    message = refused(lambda: coder.encode(record(chosen="ﬁ ku", rejected="fi ku"), 2))
+    assert "rejected: 'fi ku' has the same tokens as 'ﬁ ku' of chosen" in message
+    assert encoder().encode(record(chosen="ﬁ ku", rejected="fi ku"), 2)
+
+
+def test_identical_records_are_skipped_and_counted_beside_over_long_ones():
+    coder = encoder(template=template(text="part.text | trim"))
+    rows = [{}, {"rejected": "tuku der."}, {"rejected": "tuku der. "}, {"chosen": "ku " * 99}]
+    records = [record(id=f"r{i}", **row) for i, row in enumerate(rows)]
+    settings = {"responses": 2, "max_length": 90, "over_long": "skip"}
+    kept, left_out = encode_all(records, coder, identical="skip", **settings)
+    assert [e.index for e in kept] == [0]
+    assert left_out == [(1, "r1", "identical"), (2, "r2", "identical"), (3, "r3", "over-long")]
+    assert "identical to that of chosen" in refused(lambda: encode_all(records, coder, **settings))
+    message = refused(lambda: encode_all(records[1:], coder, identical="skip", **settings))
+    assert "all 3 records are left out, 2 identical and 1 over-long" in message
+    kept, left_out = encode_all(records, coder, responses=1, max_length=999)
+    assert len(kept) == 4 and not left_out
+
+
+# ---- control tokens in a record ----------------------------------------------------------------------
+
+TAGS = ("The tag </s> closes it and the dog is red.", "The tag </s> opens it and two cups are blue.")
+SAID = "<s> </s> <unk><pad></s>"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_end_of_sequence_in_a_response_is_text(name):
+    coder = encoder(name)
+    encoded = coder.encode(record(chosen=TAGS[0], rejected=TAGS[1]), 2)
+    for ids, text in zip(encoded.responses, TAGS, strict=True):
+        assert ids.tolist().count(EOS) == 1 and ids[-1] == EOS
+        assert decoded(coder, ids[:-1]).strip() == text
+        bare = coder.tokenizer(
+            decoded(coder, ids[:-1]), add_special_tokens=False, split_special_tokens=True
+        )
+        assert ids[:-1].tolist() == bare.input_ids
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_control_tokens_in_every_turn_are_text(name):
+    coder = encoder(name)
+    turns = [
+        {"role": "system", "content": SAID},
+        {"role": "user", "content": f"<image>\n{SAID} {SAID}"},
+        {"role": "assistant", "content": f"{SAID}<image"},
+        {"role": "user", "content": [{"type": "text", "text": "</"}, {"type": "text", "text": "s>"}]},
+    ]
+    plain = json.loads(json.dumps(turns).replace("s>", "x>").replace("<unk>", "u").replace("<pad>", "p"))
+    for count in (0, 2):
+        answers = {} if not count else {"chosen": SAID, "rejected": f"a {SAID}"}
+        encoded = coder.encode(record(PAIRS[0], prompt=turns, responses=count, **answers), count)
+        wanted = coder.encode(record(PAIRS[0], prompt=plain, responses=count), count)
+        control = [i for i in encoded.prefix if i < 5]
+        assert control == [i for i in wanted.prefix if i < 5] and control.count(IMAGE) == 1
+        assert decoded(coder, encoded.prefix).count(SAID) == 4
+        assert [[i for i in ids if i < 5] for ids in encoded.responses] == [[EOS]] * count
+    alone = coder.encode(record(PAIRS[0], prompt=turns, responses=0), 0)
+    assert np.array_equal(alone.prefix, coder.prompt(alone.record))
+
+
+def test_a_text_at_the_very_start_that_reads_like_the_beginning_of_sequence():
+    own = load_processor(FIXTURES / "llava15")
+    own.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS)]
+    )
+    bare = template(start="").replace("{{ m.role }}: ", "")
+    coder = encoder(template=bare, processor=lambda name: own)
+    encoded = coder.encode(record(prompt="<s>gi"), 2)
+    assert encoded.prefix.tolist().count(BOS) == 1 == encoded.prefix[0]
+    assert decoded(coder, encoded.prefix[1:]) == "<s>gi\nassistant:"
+
+
+def test_an_image_mark_in_the_text_of_a_record_made_in_python():
+    coder = encoder()
+    pair = record(PAIRS[0])
+    said = replace(pair.messages[-1], content=(*pair.messages[-1].content, Part(" <image>")))
+    encoded = coder.encode(replace(pair, messages=(said,), responses=("a <image>", "b")), 2)
+    assert (encoded.prefix == IMAGE).sum() == 1 and not (encoded.responses[0] == IMAGE).any()
+    assert decoded(coder, encoded.responses[0]) == " a <image></s>"
+
+
+def test_private_use_characters_of_our_own_are_refused():
+    message = refused(lambda: encoder().encode(record(chosen="a \U0010fffd"), 2))
+    assert "pairs.jsonl record 3: its text can't be tokenized" in message and "U+10FFFD" in message
+
+
+# ---- what a template may take ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "source", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 'x' * 9999999 }}"]
+)
+def test_a_template_that_has_no_end(source):
+    message = refused(lambda: encoder(template=source).encode(record(), 2))
+    assert "pairs.jsonl record 3: the chat template refuses it" in message
+
+
+# ---- what the tokenizer puts behind a text -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("behind", ["</s>", "<pad>"])
+def test_a_prompt_to_go_on_from_has_no_end_of_sequence(behind):
+    own = load_processor(FIXTURES / "llava15")
+    own.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"<s> $A {behind}", special_tokens=[("<s>", BOS), ("</s>", EOS), ("<pad>", 3)]
+    )
+    for end in ("", "</s>", "</s>\n"):
+        coder = encoder(template=template(start="", end=end), processor=lambda name: own)
+        plain = encoder(template=template(end=end))
+        for pair in (record(), record(PAIRS[0]), record(chosen="tuku </s> der.")):
+            theirs = plain.encode(pair, 2)
+            assert np.array_equal(coder.prompt(pair), plain.prompt(pair))
+            assert np.array_equal(coder.encode(pair, 0).prefix, theirs.prefix)
+            assert whole(coder.encode(pair, 2)) == whole(theirs)
+            for answer in pair.responses:
+                ours, wanted = (c.response_spans(pair, answer) for c in (coder, plain))
+                assert np.array_equal(ours[0], wanted[0])
+                assert ours[1][1:] == [(a - 0, b - 0) for a, b in wanted[1][1:]]
+
+
 # ---- fingerprint -------------------------------------------------------------------------------------
 
 
@@ -504,6 +658,8 @@ ANSWERS = [
     "s",
     "USER: gi dan?",
     "</s",
+    "tuku </s> ku.",
+    "</s><s>",
     ".\n.",
     "é\u0301 👩\u200d👧.",
 ]
@@ -517,7 +673,8 @@ def test_spans_are_where_the_tokens_stand_in_the_response(kind, opening, answer)
     pair = record(chosen=answer)
     ids, spans = coder.response_spans(pair, answer)
     assert ids.dtype == np.int32
-    assert ids.tolist() == joint(coder, pair, answer) and len(ids) == len(spans)
+    assert ids.tolist() == joint(coder, pair, answer) or "</s>" in answer
+    assert len(ids) == len(spans) and ids[-1] == EOS and ids.tolist().count(EOS) == 1
     covered = {i for start, stop in spans for i in range(start, stop)}
     assert set(range(len(answer))) <= covered
     # whatever stands before a boundary and the text of what follows make up the response

@@ -13,16 +13,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
 
 from mllm_align.data.anyres import ImageLayout
+from mllm_align.data.control import ControlTokens
 from mllm_align.data.encode import Encoder, expand
 from mllm_align.data.records import parse_record
 
 pytestmark = pytest.mark.slow
 PACKAGE = "llama-tokenizer-js@1.2.2"
+NAMES = ("<unk>", "<s>", "</s>", "<image>")
 IMAGE, BOS, EOS, SPACE, NEWLINE = 32000, 1, 2, 29871, 13
 VICUNA = (
     "{% for m in messages %}{% if m.role == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
@@ -61,11 +63,20 @@ def read(package: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {t: i for i, t in enumerate(tokens)}, [(tokens[a], tokens[b]) for a, b in pairs]
 
 
-def tokenizer(package: Path) -> PreTrainedTokenizerFast:
+def tokenizer(
+    package: Path, scheme: str | None = None, names: tuple[str, ...] = NAMES, normalized: bool = False
+) -> PreTrainedTokenizerFast:
+    """scheme: of newer files, which put spaces in front in the pre-tokenizer. names: of the control tokens.
+    normalized: whether they count as such."""
     vocabulary, merges = read(package)
     assert len(vocabulary) == 32000
-    bpe = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    unk, bos, eos, _ = names
+    vocabulary = {dict(zip(NAMES, names, strict=True)).get(t, t): i for t, i in vocabulary.items()}
+    bpe = Tokenizer(models.BPE(vocabulary, merges, unk_token=unk, fuse_unk=True, byte_fallback=True))
+    if scheme is None:
+        bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        bpe.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)
     bpe.decoder = decoders.Sequence(
         [
             decoders.Replace("▁", " "),
@@ -75,18 +86,20 @@ def tokenizer(package: Path) -> PreTrainedTokenizerFast:
         ]
     )
     bpe.post_processor = TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", BOS)]
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, BOS)]
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
-    return tokenizer
+    bpe.add_special_tokens([AddedToken(name, normalized=normalized) for name in names])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token=unk, bos_token=bos, eos_token=eos)
 
 
 @pytest.fixture(scope="module")
-def vicuna(tmp_path_factory):
-    return tokenizer(fetch(tmp_path_factory.mktemp("npm")))
+def package(tmp_path_factory):
+    return fetch(tmp_path_factory.mktemp("npm"))
+
+
+@pytest.fixture(scope="module")
+def vicuna(package):
+    return tokenizer(package)
 
 
 def encode(tokenizer, template, prompt, *answers):
@@ -196,3 +209,46 @@ def test_a_second_turn_keeps_the_end_of_the_first(vicuna):
         ["▁Yes", ".", "</s>"],
         ["▁No", ".", "</s>"],
     ]
+
+
+# ---- control tokens in a text ------------------------------------------------------------------------
+
+ORDINARY = [
+    "The cat sits.",
+    " spaced  out \n\n",
+    "1 镇 🦙Ꙋ é\u0301",
+    "a < b, c > d; x</y>",
+    "Wow!! <|im_end|> [INST]",
+    "",
+]
+SPOKEN = ["</s>", "The tag </s> closes it.", "a<s></s>b", " <unk>\n<image> ", "<</s>>🦙</s>镇", "</s"]
+
+
+@pytest.mark.parametrize("scheme", [None, "first", "always", "never"])
+def test_control_tokens_in_a_text_of_the_real_vocabulary(package, scheme):
+    """Against the same vocabulary with its control tokens under names that no text has."""
+    others = ("⟦unk⟧", "⟦bos⟧", "⟦eos⟧", "⟦image⟧")
+    own, oracle = tokenizer(package, scheme), tokenizer(package, scheme, others)
+    control = ControlTokens(own, {IMAGE})
+    for text in (*ORDINARY, *SPOKEN):
+        frames = ("{1}USER: {3}\n@ ASSISTANT: @{2}", "@{2}@", "{1} @ {2}", "@")
+        for frame in frames:
+            ids, _ = control.tokenize(frame.format(*NAMES).replace("@", control.guard(text)), False)
+            wanted = oracle(frame.format(*others).replace("@", text), add_special_tokens=False)
+            assert ids == wanted["input_ids"], (frame, text)
+        if text in SPOKEN:
+            bare = own(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            assert control.tokenize(control.guard(text), False)[0] == bare
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+@pytest.mark.parametrize("scheme", [None, "first", "always", "never"])
+def test_ordinary_texts_of_the_real_vocabulary_keep_their_ids(package, scheme, normalized):
+    own = tokenizer(package, scheme, normalized=normalized)
+    control = ControlTokens(own, {IMAGE})
+    for text in ORDINARY:
+        whole = f"<s>USER: <image>\n{text} ASSISTANT: {text}</s>USER: {text} </s>"
+        for end in ("", " <"):  # "<" may begin a control token: the twin does it
+            plain = own(whole + end, add_special_tokens=False, return_offsets_mapping=True)
+            found = control.tokenize(whole + control.guard(end), False)
+            assert found == (plain["input_ids"], plain["offset_mapping"])

@@ -288,12 +288,19 @@ def test_povid_gives_a_record_for_each_differing_turn():
     assert [record.id for record in records_from([{**row, "id": None}])] == ["0-0", "0-1"]
 
 
+def test_povid_without_a_differing_turn_gives_the_last_one():
+    """As a pair of identical responses, which what reads pairs refuses or leaves out."""
+    chosen = [human("<image>\nWhat?"), gpt("A cat."), human("Sure?"), gpt("Yes.")]
+    (record,) = records_from([povid(chosen, [*chosen[:3], gpt(" Yes.\n")])])
+    assert record.id == "7" and record.responses == ("Yes.", " Yes.\n")
+    assert len(record.messages) == 3
+
+
 def test_faulty_povid():
     chosen = [human("What?"), gpt("A cat.")]
     rejected = [human("What?"), gpt("A dog.")]
     at = "record 0, rejected_conversations"
-    assert_refused([povid(chosen, chosen)], at, "identical")
-    assert_refused([povid(chosen, [human("What?"), gpt(" A cat.\n")])], at, "identical")
+    assert_refused([povid(chosen[:1], chosen[:1])], "record 0, conversations", "no gpt turn")
     assert_refused([povid(chosen, [human("Who?"), rejected[1]])], f"{at}[0].value", "human turn")
     assert_refused([povid(chosen, rejected * 2)], at, "same turns")
     assert_refused([povid(chosen, None)], at, "None")
@@ -350,8 +357,6 @@ def test_faulty_rlhfv():
     assert_refused([rlhfv(text="[]")], at, "found list")
     assert_refused([rlhfv(text=None)], at, "found null")
     assert_refused([rlhfv(text='{"question": "What?", "chosen": "x"}')], f"{at}.rejected", "null")
-    same = {"question": "What?", "chosen": "x", "rejected": "x"}
-    assert_refused([rlhfv(text=same)], "record 0, rejected", "identical")
     assert_refused([rlhfv(idx=1.5)], "record 0, idx", "found float")
     assert_refused([ROW], at, format="rlhfv")
 

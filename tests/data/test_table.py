@@ -57,9 +57,8 @@ def counted(monkeypatch):
         for start in range(0, len(records), 3):
             part = records[start : start + 3]
             parts.append(len(part))
-            yield table.Table.of(
-                [encoder.encode(each, responses, start + i) for i, each in enumerate(part)]
-            )
+            made = [table._encoded(each, encoder, responses, start + i) for i, each in enumerate(part)]
+            yield table.Table.of(made, responses)
 
     monkeypatch.setattr(table, "LARGE", 1)
     monkeypatch.setattr(table, "_shared_out", here)
@@ -106,7 +105,7 @@ def test_over_long_records_are_skipped_and_counted():
     limit = sorted(sizes)[4]
     kept, skipped = encode_all(records, coder, responses=2, max_length=limit, over_long="skip")
     assert [e.index for e in kept] == [i for i, n in enumerate(sizes) if n <= limit]
-    assert skipped == [f"r{i}" for i, n in enumerate(sizes) if n > limit] and skipped
+    assert skipped == [(i, f"r{i}", "over-long") for i, n in enumerate(sizes) if n > limit] and skipped
     for e in kept:
         alone = coder.encode(e.record, 2)
         assert np.array_equal(e.prefix, alone.prefix) and e.shape == alone.shape
@@ -115,7 +114,7 @@ def test_over_long_records_are_skipped_and_counted():
 def test_all_records_over_long():
     records = [record(row) for row in PAIRS]
     message = refused(lambda: encode_all(records, encoder(), responses=2, max_length=3, over_long="skip"))
-    assert "all 8 records are longer than 3 tokens" in message and "--data.max-length" in message
+    assert "all 8 records are left out, 8 over-long" in message and "--data.max-length above 3" in message
 
 
 # ---- other processes ---------------------------------------------------------------------------------
@@ -133,6 +132,18 @@ def test_other_processes_encode_the_same(monkeypatch):
     bad = [*records[:4], record(PAIRS[0], images=["images/none.png"]), *records[5:]]
     bad[7] = record(PAIRS[0], images=["images/nor_this.png"])
     assert "none.png" in refused(lambda: list(encode_each(bad, coder, 2)))
+
+
+def test_identical_responses_are_told_from_a_table_as_without_one(tmp_path, counted):
+    coder = encoder()
+    records = [record(PAIRS[0]), record(PAIRS[1], rejected=PAIRS[1]["chosen"]), record(PAIRS[2])]
+    settings = {"responses": 2, "max_length": 999, "beside": tmp_path}
+    for _ in range(2):
+        kept, left_out = encode_all(records, coder, identical="skip", **settings)
+        assert [e.index for e in kept] == [0, 2] and left_out == [(1, records[1].id, "identical")]
+        message = refused(lambda: encode_all(records, coder, **settings))
+        assert "rejected: the response is identical to that of chosen" in message
+    assert counted == [3]
 
 
 # ---- the file ----------------------------------------------------------------------------------------

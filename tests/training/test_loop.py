@@ -107,6 +107,30 @@ def test_events(whole):
     assert 0 < logged[-1]["padding"] < 1 and logged[-1]["pairs_per_second"] > 0
 
 
+@pytest.mark.slow
+def test_control_tokens_in_responses_are_learnt_as_text(tmp_path):
+    """The gradient was 0 where an end of sequence in both texts cut them to the same tokens."""
+    texts = {"chosen": "The tag </s> closes it, the dog is red.", "rejected": "The tag </s> opens it."}
+    data = [{**row, **texts} for row in rows_at_home(4)]
+    train(replace(TINY, steps=2), bundle(), data, tmp_path / "run")
+    first, second = events(tmp_path / "run", "train")
+    assert first["loss"] == pytest.approx(np.log(2), abs=1e-5) and first["grad_norm"] > 0.01
+    assert second["loss"] < first["loss"] - 0.01
+
+
+@pytest.mark.slow
+def test_identical_records_are_left_out_and_logged(tmp_path, capsys):
+    data = rows_at_home(5)
+    data[1]["rejected"] = data[1]["chosen"]
+    data[3]["id"], data[3]["chosen"] = "long", data[3]["chosen"] * 20
+    skip = DataConfig(shapes=1, identical="skip", over_long="skip", max_length=120)
+    config = replace(TINY, steps=1, data=skip)
+    train(config, bundle(), data, tmp_path / "run", rows_at_home(2))
+    (start,) = events(tmp_path / "run", "start")
+    assert (start["records"], start["skipped"], start["eval_skipped"]) == (3, ["1", "long"], [])
+    assert "1 identical and 1 over-long training records left out" in capsys.readouterr().err
+
+
 def test_metrics_are_fetched_at_log_and_eval_steps_only(whole):
     """The loop runs under a transfer guard besides: nothing else crosses by accident."""
     *_, fetched = whole

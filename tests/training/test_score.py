@@ -72,10 +72,11 @@ def test_over_long_records_are_refused_or_left_out(scores):
     assert 0 < len(gone) < len(lengths) == len(lines)
     for line, before in zip(lines, scores, strict=True):
         if line["index"] in gone:
-            assert line == {"index": before["index"], **dict.fromkeys(before.keys() - {"index"})}
+            nothing = dict.fromkeys(before.keys() - {"index"})
+            assert line == {"index": before["index"], **nothing, "left_out": "over-long"}
         else:
             assert np.abs(sums([line]) - sums([before])).max() < 1e-4
-    with pytest.raises(InputError, match="all 8 records are longer than 10 tokens"):
+    with pytest.raises(InputError, match="all 8 records are left out, 8 over-long"):
         score(bundle(), PAIRS, config=replace(config, max_length=10, over_long="skip"))
 
 

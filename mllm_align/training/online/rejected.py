@@ -12,6 +12,7 @@ import numpy as np
 from mllm_align.batch import PromptGroup
 from mllm_align.config import Distorted, OnlineBDHS
 from mllm_align.data.batches import HostBatch
+from mllm_align.data.encode import Identical
 from mllm_align.errors import NotFinite
 from mllm_align.generate import bdhs
 from mllm_align.generate.decode import Decoder
@@ -93,12 +94,16 @@ class Rejected:
         return seen
 
     def _encoded(self, index: int, text: str) -> np.ndarray | None:
-        """Ids of a made response; None if it says nothing, is too long or changes the prompt's tokens."""
+        """Ids of a made response; None if it says nothing or the same, is too long or changes the prompt's
+        tokens."""
         encoded = self.common.records[index]
-        if not text.strip() or "<image>" in text:
+        if not text.strip():
             return None
         both = replace(encoded.record, responses=(encoded.record.responses[0], text))
-        again = self.common.encoder.encode(both, 2)
+        try:
+            again = self.common.encoder.encode(both, 2)
+        except Identical:
+            return None
         good = np.array_equal(again.prefix, encoded.prefix) and again.length <= self.common.limit
         return again.responses[1] if good else None
 

@@ -48,6 +48,7 @@ from mllm_align import (
 from mllm_align.annotate.verdict import OUTCOMES
 from mllm_align.errors import NotFinite
 from mllm_align.generate import bdhs as generation
+from mllm_align.generate import bdhs as guided
 from mllm_align.generate.sampling import random_key
 from mllm_align.sharding import make_mesh
 from mllm_align.training import run
@@ -362,6 +363,27 @@ def test_a_judge_that_has_changed_is_refused(tmp_path):
     with pytest.raises(InputError, match="judge"):
         train(config, bundle(), PAIRS, tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_a_made_response_of_the_chosen_ones_tokens_is_no_pair(tmp_path, monkeypatch):
+    """As where the template trims what tells them apart; and one that reads like control tokens is text."""
+    said = iter(["{} ", "{} </s> <image>"] * 4)
+
+    def made(self, records, seen=None):
+        for each in records:
+            text = next(said).format(each.record.responses[0])
+            yield guided.Made(each.index, text, 1, True, (0.0,), 0.0, (), 0)
+
+    monkeypatch.setattr(guided.BDHS, "__call__", made)
+    template = tmp_path / "trims.jinja"
+    parts = "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text | trim }}{% endfor %}"
+    ask = "{% if add_generation_prompt %}assistant:{% endif %}"
+    template.write_text("{% for m in messages %}{{ m.role }}:" + parts + "\n{% endfor %}" + ask)
+    data = DataConfig(shapes=1, chat_template=template)
+    train(replace(TINY, online=OnlineBDHS(**METHOD), steps=1, data=data), bundle(), PAIRS, tmp_path / "run")
+    (line,) = events(tmp_path / "run", "train")
+    assert line["rejected_usable"] == 0.5 and line["grad_norm"] > 0
 
 
 def test_a_template_that_opens_answers_otherwise_is_refused(tmp_path):
