@@ -18,6 +18,7 @@ except ModuleNotFoundError:  # a bare machine: pip has a copy of its own
     from pip._vendor.packaging.tags import platform_tags
 
 PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+UNUSED = ("tyro", "tensorflow-datasets")  # the command line and the testbed: no part imports them
 # pip matches the names of platforms exactly, and wheels carry these
 PLATFORMS = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_24", "manylinux_2_17", "manylinux2014")
 
@@ -71,7 +72,8 @@ def _version(name: str) -> str | None:
 
 def command(lacks: list[dict[str, Any]], folder: str = "wheels") -> str | None:
     """One line for a machine with a network: wheels for this machine's Python and platform."""
-    if not lacks:
+    wanted = [f"{each['name']}{each['wanted']}" for each in lacks if each["name"] not in UNUSED]
+    if not wanted:
         return None
     known = set(platform_tags())
     names = [tag for tag in known if tag.rpartition("_")[0].removesuffix("_x86") in PLATFORMS]
@@ -79,7 +81,7 @@ def command(lacks: list[dict[str, Any]], folder: str = "wheels") -> str | None:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     words = ["python3", "-m", "pip", "download", "--only-binary=:all:", "--python-version", python]
     words += ["--implementation", "cp", *platforms, "-d", folder]
-    return shlex.join([*words, *(f"{each['name']}{each['wanted']}" for each in lacks)])
+    return shlex.join([*words, *wanted])
 
 
 def report() -> dict[str, Any]:
@@ -93,5 +95,6 @@ def report() -> dict[str, Any]:
         "python": sys.version.split()[0],
         "found": {r.name: _version(r.name) for r in wanted if _version(r.name)},
         "lacking": lacks,
+        "not_needed_here": list(UNUSED),
         "fetch": command(lacks),
     }
