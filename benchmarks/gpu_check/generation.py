@@ -39,7 +39,7 @@ def run(lines: Lines, work: Path, tiny: bool) -> None:
 
 def tower(held: Held) -> Figures:
     """All tiles of a BDHS batch at once, pixels on the device already."""
-    s, v = held.sizes, held.model.vision
+    before, s, v = shapes.memory(), held.sizes, held.model.vision
     see, _, _ = programs(held.model, held.mesh, 1.0, held.dtype, SamplingConfig(max_tokens=1))
     each, _ = shapes.picture(held.model)
     where = batch_sharding(held.mesh, micro=False)
@@ -58,13 +58,13 @@ def tower(held: Held) -> Figures:
         "tokens_per_s": count * v.tokens / taken["median"],
         "mfu": None if peak is None else flops / peak,
         "first_pass_s": first,
-        **shapes.memory(),
+        **shapes.memory(before),
     }
 
 
 def bdhs(held: Held) -> Figures:
     """One try of a batch of records, through the host as BDHS itself goes: masked places are left out."""
-    s, rng = held.sizes, np.random.default_rng(0)
+    before, s, rng = shapes.memory(), held.sizes, np.random.default_rng(0)
     folder: Any = SimpleNamespace(config=held.model)
     bundle = Bundle(folder, None, held.mesh, held.dtype, held.params)
     decoder = Decoder(bundle, SamplingConfig(), s.records)
@@ -107,7 +107,7 @@ def bdhs(held: Held) -> Figures:
         "decode_tokens_per_s": found["tokens"] / found["decode_s"],
         "tokens_per_s": found["tokens"] / found["whole_s"],
         "first_pass_s": first["whole_s"],
-        **shapes.memory(),
+        **shapes.memory(before),
     }
 
 
@@ -130,7 +130,7 @@ def hidden_row(held: Held, features: np.ndarray, rng: np.random.Generator) -> Ro
 
 def rollout(held: Held, count: int) -> Figures:
     """Samples of every prompt, in the one program that online training runs."""
-    s = held.sizes
+    before, s = shapes.memory(), held.sizes
     rule = SamplingConfig(max_tokens=s.response)
     program = rollout_program(held.model, held.mesh, 1.0, held.dtype, rule)
     prompts, rng = shapes.batch(held, s.prompts), np.random.default_rng(0)
@@ -156,5 +156,5 @@ def rollout(held: Held, count: int) -> Figures:
         "token_step_s": taken["median"] / s.response,
         "trace_and_compile_s": compiling,
         "planned_bytes": shapes.planned_bytes(compiled),
-        **shapes.memory(),
+        **shapes.memory(before),
     }

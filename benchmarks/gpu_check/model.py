@@ -89,7 +89,10 @@ class Held:
 
 
 def random_weights(shapes: Any) -> Any:
-    """Uniform numbers with a deviation of 0.02, norms' scales 1, in one program on the devices."""
+    """Uniform numbers with a deviation of 0.02, norms' scales 1, in one program on the devices.
+
+    Stacked layers are made one by one: what making them takes must not pass for what a step takes.
+    """
     leaves, tree = jax.tree_util.tree_flatten_with_path(shapes)
 
     def make() -> Any:
@@ -99,7 +102,11 @@ def random_weights(shapes: Any) -> Any:
         def of(path: Any, leaf: Any, key: Any) -> jax.Array:
             if path[-1].key == "scale":
                 return jnp.ones(leaf.shape, leaf.dtype)
-            return jax.random.uniform(key, leaf.shape, leaf.dtype, -wide, wide)
+            if leaf.ndim < 3:
+                return jax.random.uniform(key, leaf.shape, leaf.dtype, -wide, wide)
+            layers = jax.random.split(key, leaf.shape[0])
+            one = leaf.shape[1:]
+            return jax.lax.map(lambda k: jax.random.uniform(k, one, leaf.dtype, -wide, wide), layers)
 
         return tree.unflatten([of(*leaf, key) for leaf, key in zip(leaves, keys, strict=True)])
 
@@ -186,10 +193,16 @@ def peak() -> float | None:
     return None if whole is None else whole / jax.device_count()
 
 
-def memory() -> Figures:
-    """Bytes of the device in use, and the most so far in this process; None where it does not say."""
+def memory(before: Figures | None = None) -> Figures:
+    """Bytes of the device in use, and the most so far in this process; None where it does not say.
+
+    before: as it was; the peak is then told only if it rose, else nothing is known but that it was lower.
+    """
     stats = jax.devices()[0].memory_stats() or {}
-    return {"bytes_in_use": stats.get("bytes_in_use"), "peak_bytes": stats.get("peak_bytes_in_use")}
+    found = {"bytes_in_use": stats.get("bytes_in_use"), "peak_bytes": stats.get("peak_bytes_in_use")}
+    if before is not None and found["peak_bytes"] == before["peak_bytes"]:
+        found |= {"peak_bytes": None, "peak_bytes_below": before["peak_bytes"]}
+    return found
 
 
 def planned_bytes(compiled: Any) -> int | None:

@@ -37,6 +37,7 @@ class Step:
         self.trace_seconds = time.perf_counter() - began
         self.compiled = lowered.compile()
         self.compile_seconds = time.perf_counter() - began - self.trace_seconds
+        self.cudnn_calls = lowered.as_text().count("@__cudnn$")
         self.loss = float("nan")
 
     def __call__(self) -> None:
@@ -45,10 +46,13 @@ class Step:
 
 
 def timed(held: Held, pairs: int) -> Figures:
-    step, s = Step(held, pairs), held.sizes
+    before, s = shapes.memory(), held.sizes
+    step = Step(held, pairs)
     taken = shapes.seconds(step, s.times)
     if not np.isfinite(step.loss):
         raise RuntimeError(f"the loss is {step.loss}")
+    if held.mesh.devices.flat[0].platform == "gpu" and not step.cudnn_calls:
+        raise RuntimeError("the step calls no kernel of cuDNN")
     median = shapes.spread(taken)["median"]
     flops, peak = step_flops(held, pairs), shapes.peak()
     tokens = pairs * (s.prefix + 2 * s.response)
@@ -61,8 +65,9 @@ def timed(held: Held, pairs: int) -> Figures:
         "mfu": None if peak is None else flops / median / peak,
         "trace_s": step.trace_seconds,
         "compile_s": step.compile_seconds,
+        "cudnn_calls": step.cudnn_calls,
         "planned_bytes": shapes.planned_bytes(step.compiled),
-        **shapes.memory(),
+        **shapes.memory(before),
         "loss": step.loss,
     }
 

@@ -8,22 +8,26 @@ import os
 import subprocess
 import sys
 import tomllib
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as fused
 from jax.profiler import ProfileData
 from packaging.requirements import Requirement
 from xla_flags import FAST
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from gpu_check import differ, model, needs, profile, resume
+from gpu_check import attention, differ, model, needs, profile, resume
 from gpu_check.lines import LeftOut, Lines, check
 from gpu_check.parts import DEVICES, PARTS, Budget, Part, environment, run_all, run_part, summary
 
+from mllm_align.ops import cudnn
 from mllm_align.training.flops import PEAK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -267,12 +271,26 @@ def test_random_weights():
     one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     shapes = {
         "kernel": jax.ShapeDtypeStruct((64, 64), jnp.bfloat16, sharding=one),
+        "layers": jax.ShapeDtypeStruct((3, 64, 64), jnp.bfloat16, sharding=one),
         "scale": jax.ShapeDtypeStruct((64,), jnp.bfloat16, sharding=one),
     }
     made = model.random_weights(shapes)
-    values = np.asarray(made["kernel"], np.float32)
-    assert made["kernel"].dtype == jnp.bfloat16 and values.std() == pytest.approx(0.02, rel=0.05)
+    for name in ("kernel", "layers"):
+        values = np.asarray(made[name], np.float32)
+        assert made[name].dtype == jnp.bfloat16 and values.std() == pytest.approx(0.02, rel=0.05)
+    assert not (np.asarray(made["layers"][0]) == np.asarray(made["layers"][1])).all()
     assert (np.asarray(made["scale"], np.float32) == 1).all()
+
+
+def test_a_peak_is_told_only_by_what_raised_it(monkeypatch):
+    stats = {"bytes_in_use": 3, "peak_bytes_in_use": 9}
+    device = SimpleNamespace(memory_stats=lambda: dict(stats))
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    before = model.memory()
+    assert before == {"bytes_in_use": 3, "peak_bytes": 9}
+    assert model.memory(before) == {"bytes_in_use": 3, "peak_bytes": None, "peak_bytes_below": 9}
+    stats["peak_bytes_in_use"] = 12
+    assert model.memory(before) == {"bytes_in_use": 3, "peak_bytes": 12}
 
 
 @pytest.mark.parametrize("chosen", [model.TINY, model.LLAVA_7B], ids=["tiny", "7b"])
@@ -285,6 +303,26 @@ def test_prompts_hold_a_whole_image(chosen):
     assert (
         (tokens == chosen.model.image_token) == (image >= 0)
     ).all() and tokens.max() < chosen.model.decoder.vocab
+
+
+@pytest.mark.parametrize("case", attention.LARGE + attention.SMALL, ids=lambda case: case.name)
+def test_jax_takes_the_kernels_cases_for_cuda(monkeypatch, case):
+    """No GPU is needed to write the program down."""
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91200)
+    total = case.prefix + case.responses * case.length
+    asking = total - (case.prefix - 1 if case.last else 0)
+    visible = jnp.ones((case.rows, total), bool)
+
+    def both(q, k, v, cotangent):
+        attend = partial(cudnn.prompt_group_attention, visible=visible, prefix=case.prefix)
+        out, pull = jax.vjp(lambda *qkv: attend(*qkv, responses=case.responses), q, k, v)
+        return (out, *pull(cotangent))
+
+    q = jax.ShapeDtypeStruct((case.rows, asking, case.heads, case.size), jnp.bfloat16)
+    k = jax.ShapeDtypeStruct((case.rows, total, case.groups, case.size), jnp.bfloat16)
+    text = jax.jit(both).trace(q, k, k, q).lower(lowering_platforms=("cuda",)).as_text()
+    calls = (not case.last) + (case.responses > 0)
+    assert text.count("Backward(") == calls and text.count("@__cudnn$") == 2 * calls
 
 
 # ---- the profile -------------------------------------------------------------------------------------
