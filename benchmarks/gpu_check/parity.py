@@ -60,14 +60,16 @@ class Computed(NamedTuple):
 def run(lines: Lines, work: Path, tiny: bool) -> None:
     model, pairs = work / "parity" / "model", work / "parity" / "pairs"
 
-    @cache
-    def computed(where: str, dtype: Dtype) -> Computed:
-        device = jax.devices()[0] if where == "device" else jax.devices("cpu")[0]
+    @cache  # where there is a CPU alone, both are one
+    def on(device: Any, dtype: Dtype) -> Computed:
         if not model.exists():
             make_model(model)
             make_pairs(pairs, PAIRS, held_out=1)
         with jax.default_device(device):
             return compute(model, pairs / "pairs.jsonl", device, dtype)
+
+    def computed(where: str, dtype: Dtype) -> Computed:
+        return on(jax.devices()[0] if where == "device" else jax.devices("cpu")[0], dtype)
 
     lines("scores and step, float32", lambda: float32(computed))
     lines("scores and step, bfloat16", lambda: bfloat16(computed))
