@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,10 +32,21 @@ def devices(tiny: bool) -> Figures:
         "count": len(found),
         "used": 1,
         "memory_bytes": stats.get("bytes_limit"),
-        "platform_version": jax.extend.backend.get_backend().platform_version.splitlines()[0],
+        "platform_version": jax.extend.backend.get_backend().platform_version.replace("\n", " "),
+        "driver": driver(),
         "jax": jax.__version__,
         "packages": {name: found for name in PLUGINS if (found := _version(name))},
     }
+
+
+def driver() -> str | None:
+    """As NVIDIA's own tool tells it, where it is."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=10)
+    return (done.stdout.split() or [None])[0] if done.returncode == 0 else None
 
 
 def peak() -> Figures:
