@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 
-import grain
 import numpy as np
 
 from mllm_align.batch import PromptGroup, Shape, pad, replace, stack
@@ -151,6 +150,8 @@ class Batches:
 
     def iterate(self, start: int, stop: int, threads: int, prefetch: int) -> Iterator[HostBatch]:
         """Batches start..stop-1 in order, made ahead of time by `threads`."""
+        import grain  # here alone: batches can be made one by one without it
+
         # more threads than batches ahead would idle
         options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
         return iter(grain.MapDataset.range(start, stop).map(self).to_iter_dataset(options))

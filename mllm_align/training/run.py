@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -74,9 +74,16 @@ def facts(
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("mllm-align", "jax", "flax", "optax", "transformers")},
+            **{name: _version(name) for name in ("mllm-align", "jax", "flax", "optax", "transformers")},
         },
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # this program itself, run from a checkout
+        return "not installed"
 
 
 def _judge(config: Config) -> dict[str, str]:

@@ -1,0 +1,160 @@
+"""The tower, BDHS and rollouts of LLaVA-1.6-7B's shape: tiles and tokens per second."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpu_check import model as shapes
+from gpu_check.lines import Figures, Lines
+from gpu_check.model import Held
+from mllm_align.config import BDHSConfig, SamplingConfig
+from mllm_align.generate.decode import Decoder, Fork, Row, programs
+from mllm_align.generate.distortion import gathered, visible_embeddings
+from mllm_align.generate.rollout import rollout_program
+from mllm_align.models.bundle import Bundle
+from mllm_align.sharding import batch_sharding, replicated
+from mllm_align.training.flops import vision_flops
+
+FORCED = 12  # tokens between a sentence's start and its cut
+
+
+def run(lines: Lines, work: Path, tiny: bool) -> None:
+    chosen, held = shapes.sizes(tiny), []
+    least = 0 if tiny else 15
+    if not lines("weights", lambda: shapes.weights(held, chosen)):
+        return
+    lines("tower", lambda: tower(held[0]), needs=least)
+    lines("BDHS", lambda: bdhs(held[0]), needs=least)
+    for count in chosen.samples:
+        item = f"rollout, {count} samples of {chosen.response} tokens"
+        lines(item, lambda n=count: rollout(held[0], n), needs=least)
+
+
+def tower(held: Held) -> Figures:
+    """All tiles of a BDHS batch at once, pixels on the device already."""
+    before, s, v = shapes.memory(), held.sizes, held.model.vision
+    see, _, _ = programs(held.model, held.mesh, 1.0, held.dtype, SamplingConfig(max_tokens=1))
+    each, _ = shapes.picture(held.model)
+    where = batch_sharding(held.mesh, micro=False)
+    pixels = np.random.default_rng(0).standard_normal((s.records, each, v.image_size, v.image_size, 3))
+    tiles = jax.device_put(pixels.astype(np.float32), where)
+    began = time.perf_counter()
+    jax.block_until_ready(see(held.params, {}, tiles))
+    first = time.perf_counter() - began
+    taken = shapes.spread(shapes.seconds(lambda: see(held.params, {}, tiles), s.times))
+    count, peak = s.records * each, shapes.peak()
+    flops = vision_flops(held.model, count) / taken["median"]
+    return {
+        "tiles": count,
+        "pass_s": taken,
+        "tiles_per_s": count / taken["median"],
+        "tokens_per_s": count * v.tokens / taken["median"],
+        "mfu": None if peak is None else flops / peak,
+        "first_pass_s": first,
+        **shapes.memory(before),
+    }
+
+
+def bdhs(held: Held) -> Figures:
+    """One try of a batch of records, through the host as BDHS itself goes: masked places are left out."""
+    before, s, rng = shapes.memory(), held.sizes, np.random.default_rng(0)
+    folder: Any = SimpleNamespace(config=held.model)
+    bundle = Bundle(folder, None, held.mesh, held.dtype, held.params)
+    decoder = Decoder(bundle, SamplingConfig(), s.records)
+    each, _ = shapes.picture(held.model)
+    side = held.model.vision.image_size
+    pixels = [rng.standard_normal((each, side, side, 3), np.float32) for _ in range(s.records)]
+    stops = np.zeros(held.model.decoder.vocab, bool)  # every completion takes all its tokens
+
+    def once() -> dict[str, float]:
+        began = time.perf_counter()
+        features = decoder.features(pixels)
+        seen = time.perf_counter()
+        rows = [hidden_row(held, of_image, np.random.default_rng(i)) for i, of_image in enumerate(features)]
+        ready = time.perf_counter()
+        cache = jax.block_until_ready(decoder.prefill(rows))
+        filled = time.perf_counter()
+        made = decoder.decode(rows, cache, stops)
+        done = time.perf_counter()
+        tokens = sum(len(ids) for row in made for ids in row)
+        if tokens != s.records * s.sentences * s.cut:
+            raise RuntimeError(f"{tokens} tokens were made")
+        return {
+            "features_s": seen - began,
+            "prefill_s": filled - ready,
+            "decode_s": done - filled,
+            "whole_s": done - began,
+            "prefix_tokens": sum(len(row.tokens) for row in rows),
+            "tokens": tokens,
+        }
+
+    first = once()
+    passes = [once() for _ in range(max(s.times // 2, 1))]
+    found = min(passes, key=lambda x: x["whole_s"])
+    return {
+        "records": s.records,
+        "sentences": s.records * s.sentences,
+        **found,
+        "tiles_per_s": s.records * each / found["features_s"],
+        "prefill_tokens_per_s": found["prefix_tokens"] / found["prefill_s"],
+        "decode_tokens_per_s": found["tokens"] / found["decode_s"],
+        "tokens_per_s": found["tokens"] / found["whole_s"],
+        "first_pass_s": first["whole_s"],
+        **shapes.memory(before),
+    }
+
+
+def hidden_row(held: Held, features: np.ndarray, rng: np.random.Generator) -> Row:
+    """A prompt with its chosen response, nearly all of the image hidden, and a fork in every sentence."""
+    s = held.sizes
+    _, tokens, image = shapes.prompt(held.model, s.prefix, rng)
+    chosen = rng.integers(0, held.model.image_token, s.chosen, np.int32)
+    tokens = np.concatenate([tokens, chosen])
+    image = np.concatenate([image, np.full(s.chosen, -1, np.int32)])
+    visible = visible_embeddings(image, BDHSConfig().mask_rate, rng)
+    forced = min(FORCED, s.chosen // s.sentences)
+    forks = tuple(
+        Fork(start, tokens[start : start + forced], s.cut, rng.integers(0, 2**32, 2, np.uint32))
+        for start in s.prefix - 1 + np.arange(s.sentences) * (s.chosen // s.sentences)
+    )
+    positions = np.arange(len(tokens), dtype=np.int32)
+    return gathered(Row(features, tokens, image, positions, visible, forks))
+
+
+def rollout(held: Held, count: int) -> Figures:
+    """Samples of every prompt, in the one program that online training runs."""
+    before, s = shapes.memory(), held.sizes
+    rule = SamplingConfig(max_tokens=s.response)
+    program = rollout_program(held.model, held.mesh, 1.0, held.dtype, rule)
+    prompts, rng = shapes.batch(held, s.prompts), np.random.default_rng(0)
+    keys = rng.integers(0, 2**32, (1, s.prompts, count, 2), np.uint32)
+    keys = jax.device_put(keys, batch_sharding(held.mesh))
+    never = jax.device_put(jnp.zeros(held.model.decoder.vocab, bool), replicated(held.mesh))
+    args = held.params, {}, prompts, keys, never
+    began = time.perf_counter()
+    compiled = program.lower(*args).compile()
+    compiling = time.perf_counter() - began
+    made = compiled(*args)
+    if not (np.asarray(made.lengths) == s.response).all():
+        raise RuntimeError("a sample ended before its last token")
+    if not np.isfinite(np.asarray(made.logps)).all():
+        raise RuntimeError("a log-prob is not finite")
+    taken = shapes.spread(shapes.seconds(lambda: compiled(*args).lengths, max(s.times // 2, 1)))
+    tokens = s.prompts * count * s.response
+    return {
+        "prompts": s.prompts,
+        "samples": count,
+        "pass_s": taken,
+        "tokens_per_s": tokens / taken["median"],
+        "token_step_s": taken["median"] / s.response,
+        "trace_and_compile_s": compiling,
+        "planned_bytes": shapes.planned_bytes(compiled),
+        **shapes.memory(before),
+    }
