@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from jinja2 import Environment, TemplateError
-from transformers.utils.chat_template_utils import render_jinja_template
 
 SECONDS = 10.0  # a rendering takes some microseconds
 CHARACTERS = 1 << 22
@@ -32,6 +31,8 @@ class ChatTemplate:
         Raises ValueError, whatever the template does: for what it raises itself, for work without an end
         (in the main thread only), for a text of more than CHARACTERS.
         """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         if self._power:
             raise ValueError("it raises to a power, which may take for ever")
         try:
