@@ -1,7 +1,5 @@
 """What ends a run before its time."""
 
-from collections.abc import Sequence
-
 
 class InputError(ValueError):
     """Something the user gave is wrong.
@@ -16,7 +14,7 @@ class Preempted(Exception):
 
 
 class NotFinite(Exception):
-    """A number that was to be trained on or reported is NaN or infinite."""
+    """A loss or gradient was not finite, and the config says to stop there."""
 
 
 def one_line(value: object, limit: int = 80) -> str:
@@ -31,13 +29,6 @@ def one_line(value: object, limit: int = 80) -> str:
 def quoted(value: object) -> str:
     """Return `value` short and in quotes, to stand in an error message."""
     return f"'{one_line(value)}'"
-
-
-def not_finite(what: str, ids: Sequence[str]) -> NotFinite:
-    """Return the error to raise: what is not finite, and the records with which it came about."""
-    few = ", ".join(one_line(each) for each in ids[:5])
-    more = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
-    return NotFinite(f"{what} not finite, with records {few}{more}; look at them and the model's weights")
 
 
 def refusal(at: str, problem: str, remedy: str) -> InputError:

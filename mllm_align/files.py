@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from mllm_align.errors import InputError, NotFinite, one_line, refusal
+from mllm_align.errors import InputError, one_line, refusal
 
 MAX_DEPTH = 100  # levels of JSON; what works on the values recurses, and Python ends at 1,000
 
@@ -32,16 +32,6 @@ def parse_json(text: str | bytes) -> Any:
         if level:
             raise ValueError("it is nested too deeply")
     return value
-
-
-def json_text(value: Any, **options: Any) -> str:
-    """A value as JSON, which has no NaN and no infinity: raises NotFinite. options: of json.dumps."""
-    try:
-        return json.dumps(value, allow_nan=False, **options)
-    except ValueError as error:
-        if "JSON compliant" not in str(error):
-            raise
-        raise NotFinite("a figure that was to be written is not finite") from error
 
 
 def _containers(values: Any) -> list[Any]:

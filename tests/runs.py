@@ -20,7 +20,6 @@ from goldens import FIXTURES
 
 from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimConfig
 from mllm_align.models.bundle import Bundle, load
-from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
 
 MODEL, PAIRS = FIXTURES / "llava15", FIXTURES / "pairs.jsonl"
@@ -62,28 +61,6 @@ def one_device(config: MeshConfig | None = None):
 def bundle() -> Bundle:
     """The stored model on one device, float32."""
     return load(MODEL, "float32", one_device())
-
-
-def with_rare_nan() -> tuple[Bundle, str]:
-    """The model, with NaN as the embedding of a token that one record alone has; that record's id."""
-    _, records, _ = prepare(bundle(), PAIRS, TINY.data, responses=2)
-    held = [set(np.concatenate([r.prefix, *r.responses]).tolist()) for r in records]
-    index, rare = next(
-        (i, min(rest))
-        for i, own in enumerate(held)
-        if (rest := own - set().union(*held[:i], *held[i + 1 :]))
-    )
-    decoder = dict(bundle().params["decoder"])
-    decoder["embedding"] = decoder["embedding"].at[rare].set(np.nan)
-    broken = replace(bundle(), params={**bundle().params, "decoder": decoder})
-    return broken, records[index].record.id
-
-
-def overflowing() -> Bundle:
-    """The model, with one token whose logit is infinite in float32 wherever it is not zero."""
-    decoder = dict(bundle().params["decoder"])
-    decoder["head"] = decoder["head"].at[:, 300].set(3e38)
-    return replace(bundle(), params={**bundle().params, "decoder": decoder})
 
 
 def rows(count: int | None = None) -> list[dict[str, Any]]:

@@ -16,19 +16,7 @@ import numpy as np
 import pytest
 from decoding import Scripted
 from PIL import Image
-from runs import (
-    MODEL,
-    PAIRS,
-    TINY,
-    bundle,
-    compiling,
-    events,
-    one_device,
-    overflowing,
-    rows,
-    with_rare_nan,
-    write_pairs,
-)
+from runs import MODEL, PAIRS, TINY, bundle, compiling, events, one_device, rows, write_pairs
 from safetensors.numpy import load_file, save_file
 
 from mllm_align import cli
@@ -620,49 +608,6 @@ def test_a_result_does_not_replace_its_data(refused, tmp_path, verb):
         line = refused(verb, "--model", MODEL, "--data", data, "--out", out)
         assert "is the data file itself; give another --out" in line
         assert data.read_bytes() == before
-
-
-# ---- numbers that are not finite -------------------------------------------------------------------
-
-
-def verbs_with_results(folder: Path) -> dict[str, tuple]:
-    data, out = sft_records(folder), folder / "out.json"
-    asking = folder / "asking.py"
-    asking.write_text("from mllm_align.config import JudgeConfig\nget_config = JudgeConfig\n")
-    where = ("--model", MODEL, "--data", data, "--out", out)
-    return {
-        "score": ("score", "--model", MODEL, "--data", PAIRS, "--out", out, "--data.shapes", 1),
-        "generate": ("generate", *where, *SHORT, "--sampling.temperature", 0),
-        "sampled": ("generate", *where, *SHORT, "--batch-size", 4),
-        "prompt": (*ASKING, *SHORT),
-        "bdhs": ("bdhs", BDHS, *where[:4], "--out", folder / "out.jsonl", *LEXICAL, "--batch-size", 4),
-        "judge": ("judge", asking, "--model", MODEL, "--data", PAIRS, "--out", out),
-    }
-
-
-@pytest.mark.parametrize(
-    "verb",
-    [
-        "score",
-        "sampled",
-        *(pytest.param(v, marks=pytest.mark.slow) for v in ("bdhs", "judge", "generate", "prompt")),
-    ],
-)
-def test_results_that_are_not_finite_end_with_status_3_unwritten(run, tmp_path, monkeypatch, verb):
-    argv = verbs_with_results(tmp_path)[verb]
-    before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(cli, "_open", lambda *_: overflowing())
-    status, told, line = run(*argv)
-    assert (status, told) == (3, "") and line.count("\n") == 1, line
-    assert line.startswith("mllm-align: error: lo") and " not finite, with records " in line
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_the_record_that_is_not_finite_is_named(run, tmp_path, monkeypatch):
-    broken, culprit = with_rare_nan()
-    monkeypatch.setattr(cli, "_open", lambda *_: broken)
-    status, _, line = run(*verbs_with_results(tmp_path)["score"])
-    assert status == 3 and f"log-probs are not finite, with records {culprit}; look at" in line
 
 
 # ---- bdhs ------------------------------------------------------------------------------------------

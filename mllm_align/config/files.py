@@ -94,7 +94,7 @@ def _built(kind: Any, value: Any) -> Any:
 
 
 def save_json(config: Any) -> str:
-    return json.dumps(to_json(config), indent=2, allow_nan=False) + "\n"
+    return json.dumps(to_json(config), indent=2) + "\n"
 
 
 assert set(get_args(Objective)) == set(OBJECTIVES.values())

@@ -19,7 +19,7 @@ import numpy as np
 
 from mllm_align.config import BDHSMethod
 from mllm_align.data.encode import Encoded, Encoder, common_length, expand
-from mllm_align.errors import not_finite, refusal
+from mllm_align.errors import refusal
 from mllm_align.generate.decode import Decoder, Fork, Row
 from mllm_align.generate.distortion import gathered, noisy, visible_embeddings
 from mllm_align.generate.respond import prompt_row
@@ -162,8 +162,7 @@ def guided_row(
         for number, cut in enumerate(made)
     )
     positions = np.arange(len(tokens), dtype=np.int32)
-    visible = np.ones(len(tokens), bool)
-    return Row(features, tokens, image, positions, visible, forks, encoded.record.id)
+    return Row(features, tokens, image, positions, np.ones(len(tokens), bool), forks)
 
 
 class BDHS:
@@ -209,9 +208,6 @@ class BDHS:
             scores = self.similarity(
                 [made.rejected for made in results], [job.record.record.responses[0] for job in wave]
             )
-            bad = [job.record.record.id for job, score in zip(wave, scores, strict=True) if np.isnan(score)]
-            if bad:
-                raise not_finite("similarities are", bad)
             for job, made, score in zip(wave, results, scores, strict=True):
                 job.iteration += 1
                 job.similarity += (float(score),)

@@ -20,7 +20,6 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mllm_align.batch import Cache, PromptGroup
 from mllm_align.config import SamplingConfig
-from mllm_align.errors import not_finite
 from mllm_align.generate.sampling import choose, uniform
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.config import LlavaConfig
@@ -80,7 +79,7 @@ class Row:
     """A prefix of p tokens with its continuations, unpadded, on the host.
 
     features [n, F]: what the tower says of the images; image [p]: -1 at text, 0 `image_newline`,
-    1 + i row i of features. tokens, positions, visible [p]: as in PromptGroup. record: its id.
+    1 + i row i of features. tokens, positions, visible [p]: as in PromptGroup.
     """
 
     features: np.ndarray
@@ -89,7 +88,6 @@ class Row:
     positions: np.ndarray
     visible: np.ndarray
     forks: tuple[Fork, ...]
-    record: str = ""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -117,8 +115,7 @@ def programs(
         return model.apply(policy(params, trained), features, group, holes, method="prefill")
 
     def decode(params, trained, prefix, forks, stops):
-        tokens, lengths, logps = run(model, policy(params, trained), prefix, forks, stops, sampling)
-        return tokens, lengths, jnp.isfinite(logps).all(-1)
+        return run(model, policy(params, trained), prefix, forks, stops, sampling)[:2]
 
     def jitted(f, args: tuple, out: Any, static: tuple[int, ...] = ()) -> Any:
         places = {"in_shardings": (*weights, *args), "out_shardings": out}
@@ -142,28 +139,21 @@ def cache_shardings(config: LlavaConfig, mesh: Mesh) -> Cache:
 
 
 class Decoder:
-    """A bundle's compiled programs, `size` prefixes at a time (rounded up to the mesh).
-
-    trained: what is laid over the checkpoint; may be replaced as a run goes on.
-    """
+    """A bundle's compiled programs, `size` prefixes at a time (rounded up to the mesh)."""
 
     def __init__(self, bundle: Bundle, sampling: SamplingConfig, size: int = 8):
         shards = batch_shards(bundle.mesh)
         self.size = -(-size // shards) * shards
         self.vocab = bundle.config.decoder.vocab
-        self.params, self.trained = bundle.params, bundle.trained
+        weights = bundle.params, bundle.trained
         put = partial(assemble, where=batch_sharding(bundle.mesh, micro=False))
         everywhere = partial(assemble, where=replicated(bundle.mesh))
         rule = replace(sampling, max_tokens=1)  # forks carry their own limits
         see, fill, loop = programs(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, rule)
         self._per_tile = bundle.config.vision.tokens
-        self._features = lambda tiles: see(self.params, self.trained, put(tiles))
-        self._prefill = lambda features, group, holes: fill(
-            self.params, self.trained, put(features), put(group), holes
-        )
-        self._decode = lambda prefix, forks, stops: loop(
-            self.params, self.trained, prefix, put(forks), everywhere(stops)
-        )
+        self._features = lambda tiles: see(*weights, put(tiles))
+        self._prefill = lambda features, group, holes: fill(*weights, put(features), put(group), holes)
+        self._decode = lambda prefix, forks, stops: loop(*weights, prefix, put(forks), everywhere(stops))
 
     def features(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """What the tower says of each record's tiles [t, h, w, 3]: [t * I, F], in the model's dtype."""
@@ -200,14 +190,10 @@ class Decoder:
     def decode(self, rows: Sequence[Row], prefix: Cache, stops: np.ndarray) -> list[list[np.ndarray]]:
         """Generated tokens of every fork of every row, without the forced ones; a stop is the last.
 
-        stops [V] bool: the ids that end a continuation. Raises NotFinite where logits are not finite: what
-        is drawn from them means nothing.
+        stops [V] bool: the ids that end a continuation.
         """
         forks = _forks(rows, self.size)
-        tokens, lengths, finite = (np.asarray(x) for x in self._decode(prefix, forks, stops))
-        bad = [row.record for row, good in zip(rows, finite, strict=False) if not good.all()]
-        if bad:
-            raise not_finite("logits are", bad)
+        tokens, lengths = (np.asarray(x) for x in self._decode(prefix, forks, stops))
         return [
             [tokens[b, f, len(fork.forced) : lengths[b, f]] for f, fork in enumerate(row.forks)]
             for b, row in enumerate(rows)

@@ -30,7 +30,7 @@ from mllm_align.data.images import ImageSource, load_rgb
 from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut
 from mllm_align.errors import InputError, one_line, refusal
-from mllm_align.files import json_text, new_file
+from mllm_align.files import new_file
 from mllm_align.generate.bdhs import BDHS, Made, check
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.similarity import Similarity, open_similarity
@@ -138,7 +138,7 @@ class _Job:
                 self._resume()
                 return None
         with new_file(self.part) as file:
-            file.write(json_text({"bdhs": self.stamp}) + "\n")
+            file.write(json.dumps({"bdhs": self.stamp}) + "\n")
         return None
 
     def _summary(self) -> dict[str, Any] | None:
@@ -188,7 +188,7 @@ class _Job:
     def add(self, index: int, row: dict[str, Any]) -> None:
         row = {"index": index, **row}
         with _told(self.part):
-            self._file.write(json_text(row) + "\n")
+            self._file.write(json.dumps(row) + "\n")
             self._file.flush()
         self.finished[index] = row
 
@@ -224,9 +224,9 @@ class _Job:
             return summary
         event = {"event": "bdhs", "time": round(time.time(), 3), "summary": summary, "stamp": self.stamp}
         with _told(self.log), open(self.log, "a", encoding="utf-8") as file:
-            file.write(json_text(event) + "\n")
+            file.write(json.dumps(event) + "\n")
         with new_file(self.out) as file:
-            file.writelines(json_text(row) + "\n" for row in good)
+            file.writelines(json.dumps(row) + "\n" for row in good)
         self.part.unlink()
         return summary
 

@@ -95,5 +95,4 @@ def prompt_row(
         for sample in range(samples)
     )
     positions = np.arange(len(tokens), dtype=np.int32)
-    visible = np.ones(len(tokens), bool)
-    return Row(features, tokens, image, positions, visible, forks, encoded.record.id)
+    return Row(features, tokens, image, positions, np.ones(len(tokens), bool), forks)

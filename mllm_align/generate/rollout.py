@@ -126,8 +126,7 @@ def features_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: 
 
 @lru_cache(maxsize=8)
 def distorted_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any, steps: int) -> Any:
-    """distorted(params, trained, batch, keys) -> [M, B, R] tokens on every device, jitted; -1 where logits
-    are not finite.
+    """distorted(params, trained, batch, keys) -> [M, B, R] tokens on every device, jitted.
 
     Token t is drawn from pi(. | x~, y+_{<t}): y+ is each group's first response, x~ its image after
     `steps` steps of noise (POVID, as arXiv 2407.02477 describes it). keys [M, B, 2].
@@ -155,8 +154,7 @@ def distorted_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype:
             states, at = chunk  # [B, c, D], [c]
             logits = jnp.matmul(states, kernel, preferred_element_type=jnp.float32)
             numbers = uniform(keys[:, None], at[None]).reshape(-1, 2)
-            drawn = choose(logits.reshape(size * at.size, -1), numbers, sampling).reshape(size, -1)
-            return jnp.where(jnp.isfinite(logits).all(-1), drawn, -1)
+            return choose(logits.reshape(size * at.size, -1), numbers, sampling).reshape(size, -1)
 
         count = -(-length // POSITIONS)
         before = jnp.pad(before, ((0, 0), (0, count * POSITIONS - length), (0, 0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from math import prod
@@ -10,7 +11,7 @@ from typing import Any
 
 from mllm_align.config import BDHSConfig, Config, MeshConfig
 from mllm_align.errors import InputError, one_line
-from mllm_align.files import json_text, new_file
+from mllm_align.files import new_file
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.presets import resolve
 from mllm_align.plan import programs as planned_programs
@@ -173,4 +174,4 @@ def save(plans: Plan | Sequence[Plan], out: str | Path) -> None:
     """Write a plan, or several, as JSON."""
     content = plans.to_json() if isinstance(plans, Plan) else [p.to_json() for p in plans]
     with new_file(out) as file:
-        file.write(json_text(content, indent=1) + "\n")
+        file.write(json.dumps(content, indent=1) + "\n")

@@ -19,7 +19,7 @@ from mllm_align.data.demo import make_model
 from mllm_align.data.scenes import builder, draw, world
 from mllm_align.data.scenes.language import yes_or_no
 from mllm_align.evaluate.hallucination import count, pope_questions
-from mllm_align.files import json_text, new_file, new_folder
+from mllm_align.files import new_file, new_folder
 from mllm_align.generate.pairs import bdhs
 from mllm_align.generate.respond import generate
 from mllm_align.models.bundle import Bundle, load
@@ -65,7 +65,7 @@ class Clock:
             took = self.seconds.get(name, 0.0) + time.perf_counter() - began
             self.seconds[name] = round(took, 1)
             with new_file(self.file) as file:
-                file.write(json_text(self.seconds) + "\n")
+                file.write(json.dumps(self.seconds) + "\n")
 
 
 class Pictures:
@@ -202,7 +202,7 @@ class Seed(_Phases):
         measured = self._phase("evaluate", self._evaluate)
         measured |= {"pairs": summary}
         with new_file(done) as file:
-            file.write(json_text(measured) + "\n")
+            file.write(json.dumps(measured) + "\n")
         return measured
 
     def _sft(self, base: Path) -> None:

@@ -23,7 +23,7 @@ from mllm_align.config import Config, OnlinePairs, to_json
 from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.table import counted
-from mllm_align.errors import InputError, NotFinite, Preempted, not_finite
+from mllm_align.errors import InputError, NotFinite, Preempted
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
@@ -228,20 +228,17 @@ class _Run:
                         self.log("example", step=number, **given.example)
                     window = _Window(self)
                 due = config.eval_every is not None and number % config.eval_every == 0
-                loss, bad = None, []
-                evaluated = self.held_out is not None and (due or last)
-                if evaluated:
-                    loss, bad = self._evaluate(state, number)
+                loss = None
+                if self.held_out is not None and (due or last):
+                    loss = self._evaluate(state, number)
                 better = loss is not None and loss < best
-                if number % config.save_every == 0 or last or stop or better or bad:
+                if number % config.save_every == 0 or last or stop or better:
                     window.check()  # no checkpoint goes past a step that stops the run
                     self.checkpoints.save(state, number, self._about(number, about), loss, feed.saved())
                     self.log("save", step=number)
-                if bad:
-                    self._told_not_finite(number, bad)
-                if evaluated:
+                if loss is not None:
                     window.check()
-                    best, window = best if loss is None else min(loss, best), _Window(self)
+                    best, window = min(loss, best), _Window(self)
                 if stop and not last:
                     self.checkpoints.wait()
                     self.log("preempted", step=number)
@@ -264,35 +261,21 @@ class _Run:
         if self.on_step is not None:
             self.on_step(values)
 
-    def _evaluate(self, state: TrainState, number: int) -> tuple[float | None, list[str]]:
-        """The held-out loss; without one, the records of the batches whose loss is not finite."""
+    def _evaluate(self, state: TrainState, number: int) -> float:
+        """The held-out loss."""
         assert self.held_out is not None
-        data, total, losses = self.config.data, None, []
+        data, total = self.config.data, None
         for batch in self.held_out.iterate(0, self.held_out.per_epoch, data.threads, data.prefetch):
             more = self.program.evaluate(state.trained, self.base, self.put(batch))
-            losses.append((batch.records, more["loss"][0]))
             total = more if total is None else add(total, more)
         values = divide(jax.device_get(total))
-        if not math.isfinite(values["loss"]):
-            bad = [i for records, loss in losses if not math.isfinite(float(loss)) for i in records]
-            ids = [self.held_out.records[i].record.id for i in bad]
-            self.log("nonfinite", step=number, records=ids, policy=self.config.nonfinite)
-            return None, ids
         self.log("eval", step=number, **values)
         shown = [f"loss {values['loss']:.4f}"]
         if "rewards/accuracy" in values:
             shown += [f"margin {values['rewards/margin']:.4f}", f"acc {values['rewards/accuracy']:.3f}"]
         if processes.first():
             print(f"eval {number}  {'  '.join(shown)}", flush=True)
-        return values["loss"], []
-
-    def _told_not_finite(self, number: int, ids: list[str]) -> None:
-        """An evaluation came to nothing: raise NotFinite, with all saved, unless the config goes on."""
-        error = not_finite(f"step {number}: held-out log-probs are", ids)
-        if self.config.nonfinite == "stop":
-            self.checkpoints.wait()
-            raise error
-        warn(f"{error}; the evaluation is left out")
+        return values["loss"]
 
 
 class _Window:

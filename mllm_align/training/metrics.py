@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import time
@@ -13,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from mllm_align.errors import InputError
-from mllm_align.files import json_text
 
 
 @jax.jit
@@ -50,7 +50,7 @@ class Log:
 
     def __call__(self, event: str, **fields: Any) -> None:
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
-        line = json_text({"event": event, "time": round(time.time(), 3), **clean}, default=str)
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **clean}, default=str)
         try:
             self._file.write(line + "\n")
             self._file.flush()

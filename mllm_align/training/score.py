@@ -15,7 +15,7 @@ from mllm_align.batch import PromptGroup
 from mllm_align.config import DataConfig
 from mllm_align.data.batches import Batches
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
-from mllm_align.errors import InputError, not_finite
+from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.policy import policy_variables
@@ -49,8 +49,7 @@ def response_logps(
 ) -> list[tuple[np.ndarray, ...]]:
     """Per record its K responses' per-token log-probs, nats, float32.
 
-    reference: of the checkpoint as it was loaded, without what a run has trained. Raises NotFinite, with
-    all records that have such a log-prob, when all are computed.
+    reference: of the checkpoint as it was loaded, without what a run has trained.
     """
     shards = batch_shards(bundle.mesh)
     batches = Batches(
@@ -74,13 +73,6 @@ def response_logps(
                 answers = records[index].responses
                 out[index] = tuple(values[row, k, : len(a)].copy() for k, a in enumerate(answers))
             bar.update(len(batch.records))
-    bad = [
-        record.record.id
-        for record, answers in zip(records, out, strict=True)
-        if not all(np.isfinite(values).all() for values in answers)
-    ]
-    if bad:
-        raise not_finite("log-probs are", bad)
     return out
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -17,12 +16,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mllm_align import batch as batches
-from mllm_align import processes
 from mllm_align.batch import PromptGroup
 from mllm_align.config import Config, Distorted, OnlinePairs
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Encoded, Encoder
-from mllm_align.errors import not_finite, refusal
+from mllm_align.errors import refusal
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.bundle import Bundle
 from mllm_align.sharding import assemble, batch_sharding, local_rows
@@ -99,17 +97,6 @@ class Common:
     def put(self, array: np.ndarray) -> Any:
         """[M, B, ...] on the host of every process -> the devices."""
         return assemble(array[:, self.held], self.where, self.rows, self.held)
-
-    def told_not_finite(self, ids: Sequence[str]) -> None:
-        """What the policy writes with these records comes of numbers that are not finite: raises NotFinite
-        unless the config says to leave such things out."""
-        if not ids:
-            return
-        error = not_finite("the policy's logits are", ids)
-        if self.config.nonfinite == "stop":
-            raise error
-        if processes.first():
-            print(f"{error}; their groups are left out", file=sys.stderr, flush=True)
 
     def filled(
         self,

@@ -95,20 +95,20 @@ class Pairs:
             [Response(tokens[i, k, :n], logps[i, k, :n]) for k, n in enumerate(lengths[i])]
             for i in range(len(rows))
         ]
-        records = [self.common.records[batch.records[row]].record for row in rows]
-        bad = [i for i in range(len(rows)) if not np.isfinite(logps[i]).all()]
-        self.common.told_not_finite([records[i].id for i in bad])
-        for i in bad:  # what was drawn from such numbers means nothing
-            samples[i] = [Response(s.ids, np.zeros(len(s.ids), np.float32)) for s in samples[i]]
         mine = range(len(rows))
         if not self.annotator.everywhere:
             mine = mine[jax.process_index() :: jax.process_count()]
-        asked, text = [i for i in mine if i not in bad], self.common.encoder.text
-        questions = [Question(records[i], tuple(text(s.ids).strip() for s in samples[i])) for i in asked]
-        verdicts = dict(zip(asked, rank(self.annotator, questions), strict=True))
-        failed = Verdict("failed", reason="the policy's log-probs are not finite")
-        said = {i: dataclasses.asdict(verdicts.get(i, failed)) for i in mine}
+        text = self.common.encoder.text
+        questions = [
+            Question(
+                self.common.records[batch.records[rows[i]]].record,
+                tuple(text(s.ids).strip() for s in samples[i]),
+            )
+            for i in mine
+        ]
+        verdicts = rank(self.annotator, questions)
         seconds = taken - began, time.perf_counter() - taken
+        said = {i: dataclasses.asdict(v) for i, v in zip(mine, verdicts, strict=True)}
         return {"rows": rows, "samples": samples, "verdicts": said, "seconds": seconds}
 
     def _gathered(self, pending: Pending) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from mllm_align.batch import PromptGroup
 from mllm_align.config import Distorted, OnlineBDHS
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Identical
-from mllm_align.errors import NotFinite
 from mllm_align.generate import bdhs
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.rollout import distorted_program, features_program
@@ -34,9 +33,7 @@ class Rejected:
         self.ends = ends
         if isinstance(online, OnlineBDHS):
             bdhs.check(common.records, common.encoder, online)
-            decoder = Decoder(common.sampler.bundle, online.sampling, common.rows)
-            similarity = open_similarity(online.similarity)
-            self.maker = bdhs.BDHS(decoder, common.encoder, online, similarity, common.config.seed)
+            self.similarity = open_similarity(online.similarity)
             self.seen = features_program(*common.sampler.settings)
         else:
             self.program = distorted_program(*common.sampler.settings, online.noise_steps)
@@ -46,34 +43,27 @@ class Rejected:
         return Pending(batch, group, batch.step, at, partial(make, batch, group, trained))
 
     def _distorted(self, batch: HostBatch, group: PromptGroup, trained: Any) -> tuple[list[Any], Facts]:
-        common = self.common
-        keys = common.put(common.keys(batch, -2))
-        tokens = np.asarray(self.program(common.bundle.params, trained, group, keys))
+        keys = self.common.put(self.common.keys(batch, -2))
+        tokens = np.asarray(self.program(self.common.bundle.params, trained, group, keys))
         tokens = tokens.reshape(-1, tokens.shape[-1])
-        made: list[Any] = []
+        made = []
         for row, index in enumerate(batch.records):
-            ids = tokens[row, : len(common.records[index].responses[0])]
+            ids = tokens[row, : len(self.common.records[index].responses[0])]
             stop = np.flatnonzero(self.ends[ids])  # a response ends at its first end of sequence
-            made.append(None if (ids < 0).any() else ids[: stop[0] + 1] if len(stop) else ids)
-        bad = [index for index, ids in zip(batch.records, made, strict=True) if ids is None]
-        common.told_not_finite([common.records[index].record.id for index in bad])
+            made.append(ids[: stop[0] + 1] if len(stop) else ids)
         return made, {}
 
     def _bdhs(self, batch: HostBatch, group: PromptGroup, trained: Any) -> tuple[list[Any], Facts]:
         common, online = self.common, self.online
         assert isinstance(online, OnlineBDHS)
         policy = common.sampler.policy(trained)
-        self.maker.decoder.trained = policy.trained
-        self.maker.seed = int(random_key(common.config.seed, "bdhs", common.epoch(batch.step))[0])
+        seed = int(random_key(common.config.seed, "bdhs", common.epoch(batch.step))[0])
+        decoder = Decoder(policy, online.sampling, common.rows)
+        maker = bdhs.BDHS(decoder, common.encoder, online, self.similarity, seed)
         seen = None
         if online.distortion == "attention":  # noise is put on the pixels themselves, in every try
             seen = self._features(batch, group, policy)
-        records = [common.records[i] for i in batch.records]
-        try:
-            made = {each.index: each for each in self.maker(records, seen)}
-        except NotFinite:
-            common.told_not_finite([record.record.id for record in records])
-            return [None] * len(records), {}
+        made = {each.index: each for each in maker([common.records[i] for i in batch.records], seen)}
         tries = [made[common.records[i].index] for i in batch.records]
         facts = {
             "bdhs/iterations": (float(sum(m.iterations for m in tries)), float(len(tries))),

@@ -8,20 +8,7 @@ import jax
 import numpy as np
 import pytest
 import votes
-from runs import (
-    MODEL,
-    PAIRS,
-    TINY,
-    bundle,
-    compiling,
-    events,
-    flat,
-    losses,
-    overflowing,
-    rows,
-    same,
-    write_pairs,
-)
+from runs import MODEL, PAIRS, TINY, bundle, compiling, events, flat, losses, rows, same, write_pairs
 
 from mllm_align import (
     DPO,
@@ -46,13 +33,11 @@ from mllm_align import (
     train,
 )
 from mllm_align.annotate.verdict import OUTCOMES
-from mllm_align.errors import NotFinite
-from mllm_align.generate import bdhs as generation
 from mllm_align.generate import bdhs as guided
 from mllm_align.generate.sampling import random_key
 from mllm_align.sharding import make_mesh
 from mllm_align.training import run
-from mllm_align.training.online import common, rejected
+from mllm_align.training.online import common
 
 assert compiling and MODEL
 SAMPLING = SamplingConfig(max_tokens=12)
@@ -132,33 +117,6 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, tmp_path):
     assert same(model.trained, again.trained)
     by_step = {line["step"]: line["loss"] for line in events(tmp_path / "run", "train")}
     assert [by_step[step] for step in (1, 2, 3, 4)] == losses(out)
-
-
-@pytest.mark.parametrize(
-    "kind", ["distorted", *(pytest.param(k, marks=pytest.mark.slow) for k in ("pairs", "bdhs"))]
-)
-def test_what_the_policy_writes_out_of_numbers_that_are_not_finite(tmp_path, monkeypatch, kind, capsys):
-    """The run stops; or the groups are left out, and nobody is asked about them."""
-    asked = []
-    monkeypatch.setattr(votes, "hashed", lambda questions: asked.extend(questions))
-    config = replace(TINY, online=SOURCES[kind], steps=1)
-    with pytest.raises(NotFinite, match="logits are not finite, with records"):
-        train(config, overflowing(), PAIRS, tmp_path / "stopped")
-    train(replace(config, nonfinite="skip"), overflowing(), PAIRS, tmp_path / "run")
-    (line,) = events(tmp_path / "run", "train")
-    assert line["groups_used"] == 0 and line["skipped"] == 1 and not asked
-    assert "their groups are left out" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_what_bdhs_needs_is_made_once_a_run(tmp_path, monkeypatch):
-    made = []
-    for module, name in ((rejected, "Decoder"), (generation, "full_stops")):
-        own = getattr(module, name)
-        counting = lambda *args, own=own, name=name: (made.append(name), own(*args))[1]  # noqa: E731
-        monkeypatch.setattr(module, name, counting)
-    train(replace(TINY, online=SOURCES["bdhs"], steps=3), bundle(), PAIRS, tmp_path / "run")
-    assert sorted(made) == ["Decoder", "full_stops"]
 
 
 def test_no_preference_moves_nothing(tmp_path):
