@@ -27,12 +27,10 @@ TEXT = 128
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is planned for: a padded batch shape, the most tokens of a generated response, and the number of
-    responses to a prompt of a batch."""
+    """What is planned for: a padded batch shape, and the most tokens of a generated response."""
 
     shape: Shape
     tokens: int
-    responses: int
 
 
 def sizes(
@@ -50,8 +48,7 @@ def sizes(
     multiple = config.data.multiple
     wanted = longest + TEXT if prefix is None else prefix
     wanted, answer = (-(-n // multiple) * multiple for n in (wanted, response or 256))
-    responses = config.objective.responses if isinstance(config, Config) else 0
-    return Sizes(Shape(wanted, answer, tiles), _sampling(config).max_tokens, responses)
+    return Sizes(Shape(wanted, answer, tiles), _sampling(config).max_tokens)
 
 
 def _sampling_mesh(config: Config | BDHSConfig, mesh: Mesh, program: str) -> Mesh:

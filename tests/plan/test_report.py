@@ -5,14 +5,12 @@ import pickle
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
-from mllm_align import DPO, SFT, Averaged, BDHSConfig, Config, DataConfig, LoraConfig
-from mllm_align.config import MeshConfig, OnlineBDHS, OnlinePairs, SceneOracle
+from mllm_align import BDHSConfig, Config, DataConfig, LoraConfig
+from mllm_align.config import MeshConfig, OnlinePairs, SceneOracle
 from mllm_align.errors import InputError
 from mllm_align.models.presets import PRESETS
-from mllm_align.ops.splash import _blocks
 from mllm_align.plan import compiled as compiling
 from mllm_align.plan.chips import GIB, topology
 from mllm_align.plan.compiled import Compiled, buffers, splash_flops, total
@@ -161,43 +159,6 @@ def test_a_splash_kernel_counts_the_blocks_that_it_visits():
         )
         expected = rows * 2 * 2 * 32 * 3072**2 * 128 * 10 / 16
         assert splash_flops(kernel, planned, "prefill") == expected
-
-
-def splash_call(queries, keys):
-    """A row alone has no axis of its own."""
-    shapes = ", ".join(f"bf16[32,{rows},128]{{2,1,0}}" for rows in (queries, keys, keys))
-    rest = f", operand_layout_constraints={{s8[1,4,4]{{2,1,0}}, {shapes}}}"
-    return Instruction("splash_mha_fwd_segmented.1", "custom-call", "()", (), rest)
-
-
-def visited(prefix, responses, length, asking):
-    """Scores in the blocks in which some query sees some key, place by place."""
-    place = np.arange(prefix + responses * length)
-    response = np.where(place < prefix, -1, (place - prefix) // length)
-    sees = (place <= place[:, None]) & ((response == -1) | (response == response[:, None]))
-    sees = sees[prefix - asking :]
-    (of_q, queries), (of_k, keys) = _blocks(len(sees)), _blocks(len(place))
-    sees = np.pad(
-        sees, ((0, queries - len(sees)), (0, 0)), mode="edge"
-    )  # as splash pads: by the last place
-    sees = np.pad(sees, ((0, 0), (0, keys - len(place))))
-    blocks = sees.reshape(queries // of_q, of_q, keys // of_k, of_k).any(axis=(1, 3))
-    return queries, keys, int(blocks.sum()) * of_q * of_k
-
-
-PER_RESPONSES = {1: SFT(), 2: DPO(), 3: Averaged()}
-
-
-@pytest.mark.parametrize("program", ["train", "reference"])
-@pytest.mark.parametrize("responses", PER_RESPONSES)
-@pytest.mark.parametrize("last", [False, True])
-def test_a_splash_kernel_counts_as_many_responses_as_the_objective_has(responses, program, last):
-    online = OnlineBDHS() if responses == 3 else None
-    config = Config(objective=PER_RESPONSES[responses], online=online)
-    planned = sizes(config, PRESETS["llava-1.6-7b"], prefix=1000, response=300)
-    prefix, length = planned.shape.prefix, planned.shape.response
-    queries, keys, scores = visited(prefix, responses, length, 1 if last else prefix)
-    assert splash_flops(splash_call(queries, keys), planned, program) == 2 * 2 * 32 * 128 * scores
 
 
 # ---- compiles --------------------------------------------------------------------------------------
