@@ -32,11 +32,11 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
 
 
 def prepare(
-    bundle: Bundle, data: Any, config: DataConfig, responses: int, room: int = 0
+    bundle: Bundle, data: Any, config: DataConfig, responses: int, room: int = 0, opening: bool = False
 ) -> tuple[Encoder, list[Encoded], list[str]]:
     """Read, check and encode a data file or rows: (encoder, records, ids left out as over-long).
 
-    room: tokens that a response still to be made may take.
+    room: tokens that a response still to be made may take. opening: see `Encoder.encode`.
     """
     encoder = make_encoder(bundle, config)
     records = records_from(
@@ -53,6 +53,7 @@ def prepare(
         max_length=config.max_length or bundle.config.decoder.max_length,
         over_long=config.over_long,
         room=room,
+        opening=opening,
         progress=lambda items: progress(items, "reading"),
     )
     return encoder, encoded, skipped

@@ -91,13 +91,15 @@ class Encoder:
 
     # ---- text --------------------------------------------------------------------------------------
 
-    def encode(self, record: Record, responses: int, index: int = 0) -> Encoded:
+    def encode(self, record: Record, responses: int, index: int = 0, opening: bool = False) -> Encoded:
         """Ids and sizes of a record with its first `responses` responses (0: of its prompt alone).
 
-        Reads image headers, not pixels. Raises InputError for an image or a text that can't be used.
+        opening: refuse prompts that end otherwise where an answer is asked for, so that a model does not go
+        on where the responses do. Reads image headers, not pixels. Raises InputError for an image or a text
+        that can't be used.
         """
         sizes = tuple(image_size(image) for image in record.images)
-        prefix, answers = self._tokens(record, responses)
+        prefix, answers = self.tokens(record, responses, opening)
         tiles = sum(self.layout.tiles(height, width) for width, height in sizes)
         embeddings = sum(len(self.layout.rows(height, width, 0)) for width, height in sizes)
         shape = Shape(
@@ -107,11 +109,10 @@ class Encoder:
         )
         return Encoded(record, prefix, answers, sizes, shape, index)
 
-    def prompt(self, record: Record) -> np.ndarray:
-        """Ids that a generation goes on from; no image is looked at."""
-        return self._tokens(record, 0)[0]
-
-    def _tokens(self, record: Record, responses: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    def tokens(
+        self, record: Record, responses: int, opening: bool = False
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """(prefix, responses) of `encode`; no image is looked at."""
         chat = [message.chat() for message in record.messages]
         prompt = self._render(chat, record, ask=True)
         if not responses:
@@ -130,6 +131,9 @@ class Encoder:
         shared = min(common_length(rows), *inside)
         prefix = np.array(rows[0][:shared], np.int32)
         self._check(record, prefix, rows, shared)
+        if opening and self._tokenize(prompt)["input_ids"] != prefix.tolist():
+            problem = "the chat template opens an answer that is asked for otherwise than one that is there"
+            raise refusal(record.where, problem, "use one that does not (--data.chat-template)")
         return prefix, tuple(self._ended(row[shared:]) for row in rows)
 
     def response_spans(self, record: Record, response: str) -> tuple[np.ndarray, list[tuple[int, int]]]:
@@ -273,16 +277,17 @@ def encode_all(
     max_length: int,
     over_long: str = "refuse",
     room: int = 0,
+    opening: bool = False,
     progress: Callable[[Sequence[Record]], Iterable[Record]] = iter,
 ) -> tuple[list[Encoded], list[str]]:
     """All records encoded, and the ids of those left out for being longer than `max_length` tokens.
 
-    room: tokens that a response still to be made may take. Nothing is ever cut. Raises InputError for a
-    longer record unless over_long is "skip", and when none is left.
+    room: tokens that a response still to be made may take. opening: see `Encoder.encode`. Nothing is ever
+    cut. Raises InputError for a longer record unless over_long is "skip", and when none is left.
     """
     kept, skipped = [], []
     for index, record in enumerate(progress(records)):
-        encoded = encoder.encode(record, responses, index)
+        encoded = encoder.encode(record, responses, index, opening)
         length = encoded.shape.prefix + max(encoded.shape.response, room)
         if length <= max_length:
             kept.append(encoded)

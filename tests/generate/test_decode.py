@@ -229,7 +229,7 @@ def counted(given, limit, stops=()):
         places[: len(each)] = each
     start, keys = np.zeros((1, 4), np.int32), np.zeros((1, 4, 2), np.uint32)
     forks, before = Forks(start, tokens, forced, np.array([limit], np.int32), keys), COUNTING.steps
-    out, lengths, _ = jax.block_until_ready(count_on(forks, np.isin(np.arange(COUNTING.vocab), stops)))
+    out, lengths, *_ = jax.block_until_ready(count_on(forks, np.isin(np.arange(COUNTING.vocab), stops)))
     jax.effects_barrier()
     told = [row[:n].tolist() for row, n in zip(out[0], lengths[0], strict=True)]
     return told, COUNTING.steps - before
