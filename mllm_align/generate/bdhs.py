@@ -60,7 +60,7 @@ class Made:
     similarity: of every try with the chosen response. mask_share: of the image embeddings, hidden in the
     last try. sentences: per rewritten sentence its span and cut in the chosen response, what was written
     after the cut, and the swapped words. unfinished: continuations that reached their token limit.
-    broken: what was not finite, "logits" or "similarity"; then there is no response.
+    broken: what was not finite, "logits" or "similarities"; then there is no response.
     """
 
     index: int
@@ -214,7 +214,7 @@ class BDHS:
                 job.iteration += 1
                 job.similarity += (float(score),)
                 if made.broken or not np.isfinite(score):
-                    yield replace(made, rejected="", broken=made.broken or "similarity")
+                    yield replace(made, rejected="", broken=made.broken or "similarities")
                 elif score < self.threshold or job.iteration == self.config.iterations:
                     yield replace(made, similarity=job.similarity)
                 else:

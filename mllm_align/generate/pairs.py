@@ -118,7 +118,8 @@ def bdhs(
             bar.update()
     if broken:
         what = " and ".join(sorted({str(each.broken) for each in broken}))
-        ids, kept = [by_index[each.index].id for each in broken], len(job.finished)
+        ids = [by_index[index].id for index in sorted(each.index for each in broken)]
+        kept = len(job.finished)
         remedy = f"{kept} pairs are kept, and the same command tries the others again; {WEIGHTS}"
         raise not_finite(f"{what} are", ids, len(encoded), remedy)
     return job.close(by_index, maker.threshold, config.iterations, skipped, time.time() - began)

@@ -83,7 +83,7 @@ def respond(
         if any(ids is None for ids in each)
     ]
     if broken:
-        raise not_finite("logits are", broken, len(records))
+        raise not_finite("logits are", broken, len({record.record.id for record in records}))
     return out
 
 
