@@ -132,7 +132,7 @@ class Rolled:
         drawn = [[random_key(self.turn, r.record.id, k) for k in range(self.samples)] for r in self.records]
         keys = assemble(np.array(drawn)[None], self.where)
         out = self.program(self.bundle.params, self.bundle.trained, self.batch, keys, self.ends)
-        tokens, lengths, _ = (np.asarray(x)[0] for x in out)
+        tokens, lengths = (np.asarray(x)[0] for x in out[:2])
         places = np.ndindex(lengths.shape)
         return [tokens[place][: lengths[place]] for place in places]
 

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import difflib
 import io
-import json
 import logging
 import os
 import re
@@ -40,6 +39,7 @@ from mllm_align.config import (
 )
 from mllm_align.config import save_json as config_json
 from mllm_align.errors import InputError, NotFinite, Preempted, one_line, refusal
+from mllm_align.files import json_text
 
 Data = Annotated[Path, arg(name="data", metavar="FILE")]
 
@@ -269,8 +269,9 @@ class Quickstart:
 def main(argv: list[str] | None = None) -> None:
     """Entry of the console script.
 
-    Exit status: 0 done, 2 bad input, 3 a loss or gradient that is not finite, 75 preempted with all
-    saved, 130 interrupted; anything else is a failure, after which the same command may be tried again.
+    Exit status: 0 done, 2 bad input, 3 a number that is not finite (a loss, a gradient, or one that would
+    be reported), 75 preempted with all saved, 130 interrupted; anything else is a failure, after which the
+    same command may be tried again.
     """
     argv = sys.argv[1:] if argv is None else argv
     try:
@@ -381,7 +382,7 @@ def score(options: Score) -> None:
     with _result(options.out, options.data_file) as file:  # refused before the work, not after
         bundle = _open(options.model, options.dtype, options.mesh)
         lines = run(bundle, options.data_file, config=options.data, batch_size=options.batch_size)
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.writelines(json_text(line) + "\n" for line in lines)
     skipped = [line for line in lines if "left_out" in line]
     _log_beside(
         options.out,
@@ -431,7 +432,7 @@ def generate(options: Generate) -> None:
         lines = [
             {"index": i, "responses": texts or None} for i, texts in enumerate(responses(options.data_file))
         ]
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.writelines(json_text(line) + "\n" for line in lines)
     _tell(f"responses to {sum(bool(line['responses']) for line in lines)} records in {options.out}")
 
 
@@ -467,8 +468,8 @@ def judge(options: Judge) -> None:
         base = _open(options.model, config.dtype, config.mesh) if asked and options.model else None
         summary, lines = accuracy(config, options.data_file, base, out.with_suffix(".answers"))
         about = {"data": str(options.data_file), "model": str(options.model) if asked else None}
-        file.write(json.dumps(about | summary, indent=2) + "\n")
-        lines_file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.write(json_text(about | summary, indent=2) + "\n")
+        lines_file.writelines(json_text(line) + "\n" for line in lines)
     _tell(table(summary))
 
 
@@ -525,7 +526,7 @@ def inspect(options: Inspect) -> None:
         raise InputError(f"--index is {options.index}; {held}")
     encoded = encoder.encode(records[options.index], options.responses, options.index)
     described = show.describe(encoder, encoded)
-    print(json.dumps(described) if options.json else show.text(described))
+    print(json_text(described) if options.json else show.text(described))
 
 
 def export(options: Export) -> None:
@@ -536,8 +537,8 @@ def export(options: Export) -> None:
     )
     with open(options.run / "log.jsonl", "a", encoding="utf-8") as file:
         event = {"event": "export", "time": round(time.time(), 3), "out": str(options.out), **report}
-        file.write(json.dumps(event, default=str) + "\n")
-    print(json.dumps({"out": str(options.out), **report}, default=str))
+        file.write(json_text(event) + "\n")
+    print(json_text({"out": str(options.out), **report}))
 
 
 def plan(options: Plan) -> None:
@@ -612,7 +613,7 @@ def _log_beside(out: Path, **fields: Any) -> None:
     if not processes.first():
         return
     with open(out.with_name(out.name + ".log.jsonl"), "a", encoding="utf-8") as file:
-        file.write(json.dumps({"time": round(time.time(), 3), **fields}, default=str) + "\n")
+        file.write(json_text({"time": round(time.time(), 3), **fields}) + "\n")
 
 
 # ---- options ---------------------------------------------------------------------------------------

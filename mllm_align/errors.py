@@ -1,5 +1,10 @@
 """What ends a run before its time."""
 
+from collections.abc import Sequence
+
+SHOWN = 5  # records that an error names
+WEIGHTS = "look for NaN in the weights; where 16 bits overflow, take --dtype float32"
+
 
 class InputError(ValueError):
     """Something the user gave is wrong.
@@ -14,7 +19,11 @@ class Preempted(Exception):
 
 
 class NotFinite(Exception):
-    """A loss or gradient was not finite, and the config says to stop there."""
+    """A number that a result would report, or a step would train on, is not finite.
+
+    The message is one line that names the records. The command line exits with status 3; results are not
+    written, and what can be continued keeps what is finished.
+    """
 
 
 def one_line(value: object, limit: int = 80) -> str:
@@ -24,6 +33,20 @@ def one_line(value: object, limit: int = 80) -> str:
         half = (limit - 3) // 2
         text = f"{text[:half]}...{text[-half:]}"
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def not_finite(what: str, ids: Sequence[str], of: int, remedy: str = WEIGHTS) -> NotFinite:
+    """Return the error to raise where `what` is not finite for the records `ids`, of so many.
+
+    A record that comes more than once among `ids` counts once.
+    """
+    ids = list(dict.fromkeys(ids))
+    return NotFinite(f"{what} not finite for {len(ids)} of {of} records: {first_few(ids)}; {remedy}")
+
+
+def first_few(ids: Sequence[str]) -> str:
+    """Return the first ids in a line, with three dots where there are more."""
+    return ", ".join(map(one_line, ids[:SHOWN])) + ", ..." * (len(ids) > SHOWN)
 
 
 def quoted(value: object) -> str:

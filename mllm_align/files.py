@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -11,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from mllm_align.errors import InputError, one_line, refusal
+from mllm_align.errors import InputError, NotFinite, one_line, refusal
 
 MAX_DEPTH = 100  # levels of JSON; what works on the values recurses, and Python ends at 1,000
 
@@ -51,6 +52,35 @@ def read_json(file: str | Path, remedy: str, kind: type = dict) -> Any:
     if not isinstance(value, kind):
         raise refusal(str(file), f"holds {type(value).__name__} where {wanted} belongs", remedy)
     return value
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """The JSON of what is reported; what has no form there, such as a path, is written as its str.
+
+    Raises NotFinite, naming the place, for a number that is NaN or infinite: JSON has none. What is
+    absent for a good reason is None.
+    """
+    try:
+        return json.dumps(value, indent=indent, default=_plain, allow_nan=False)
+    except ValueError as error:
+        at = _where_not_finite(value) or "a number"
+        raise NotFinite(f"{at} is not finite, so that it can't be reported") from error
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else str(value)  # NumPy's numbers stay numbers
+
+
+def _where_not_finite(value: Any, at: str = "") -> str | None:
+    """The first place, like `scores[3].chosen_logp`."""
+    if isinstance(value, float):
+        return None if math.isfinite(value) else at
+    inside: Any = ()
+    if isinstance(value, dict):
+        inside = ((f"{at}.{name}".lstrip("."), each) for name, each in value.items())
+    elif isinstance(value, list | tuple):
+        inside = ((f"{at}[{number}]", each) for number, each in enumerate(value))
+    return next((found for place, each in inside if (found := _where_not_finite(each, place))), None)
 
 
 @contextmanager

@@ -35,11 +35,11 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
 
 
 def prepare(
-    bundle: Bundle, data: Any, config: DataConfig, responses: int, room: int = 0
+    bundle: Bundle, data: Any, config: DataConfig, responses: int, room: int = 0, opening: bool = False
 ) -> tuple[Encoder, list[Encoded], list[LeftOut]]:
     """Read, check and encode a data file or rows: (encoder, records, those left out).
 
-    room: tokens that a response still to be made may take.
+    room: tokens that a response still to be made may take. opening: see `Encoder.encode`.
     """
     encoder = make_encoder(bundle, config)
     records = records_from(
@@ -58,6 +58,7 @@ def prepare(
             over_long=config.over_long,
             identical=config.identical,
             room=room,
+            opening=opening,
             beside=_beside(data),
             tell=bar.update,
         )

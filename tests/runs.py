@@ -20,6 +20,7 @@ from goldens import FIXTURES
 
 from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimConfig
 from mllm_align.models.bundle import Bundle, load
+from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
 
 MODEL, PAIRS = FIXTURES / "llava15", FIXTURES / "pairs.jsonl"
@@ -65,6 +66,22 @@ def bundle() -> Bundle:
 
 def rows(count: int | None = None) -> list[dict[str, Any]]:
     return [json.loads(line) for line in PAIRS.read_text().splitlines()][:count]
+
+
+def nan_for_one(responses: int) -> tuple[Bundle, str]:
+    """(the model with NaN as the embedding of a token, id of the one record that has it): in its prompt, or
+    in that and some responses."""
+    _, records, _ = prepare(bundle(), PAIRS, TINY.data, responses)
+    held = [set(np.concatenate([r.prefix, *r.responses]).tolist()) for r in records]
+    index, rare = next(
+        (i, min(rest))
+        for i, own in enumerate(held)
+        if (rest := own - set().union(*held[:i], *held[i + 1 :]))
+    )
+    decoder = dict(bundle().params["decoder"])
+    decoder["embedding"] = decoder["embedding"].at[rare].set(np.nan)
+    broken = replace(bundle(), params={**bundle().params, "decoder": decoder})
+    return broken, records[index].record.id
 
 
 def write_pairs(folder: Path, rows: list[Any], name: str = "pairs.jsonl") -> Path:

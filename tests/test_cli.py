@@ -10,8 +10,10 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from decoding import Scripted
@@ -597,6 +599,27 @@ def test_generate_refuses(refused, tmp_path, monkeypatch, argv, said):
     monkeypatch.chdir(tmp_path)
     assert said in refused(*argv)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("verb", ["score", "generate", "bdhs"])
+def test_numbers_that_are_not_finite_end_with_status_3(run, tmp_path, monkeypatch, verb):
+    """The records are named, and all files are as before."""
+    broken = replace(bundle(), params=jax.tree.map(lambda x: x * np.float32("nan"), bundle().params))
+    monkeypatch.setattr(cli, "_open", lambda *_: broken)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    data = sft_records(tmp_path) if verb == "bdhs" else PAIRS
+    words = {"score": (), "generate": SHORT, "bdhs": (BDHS, *LEXICAL, "--batch-size", 4)}[verb]
+    if verb != "bdhs":  # it refuses what stands there
+        (folder / "made.jsonl").write_text("before")
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    argv = (verb, *words, "--model", MODEL, "--data", data, "--out", folder / "made.jsonl")
+    status, told, said = run(*argv)
+    assert (status, told) == (3, "") and said.count("\n") == 1
+    what, ids = ("log-probs" if verb == "score" else "logits"), ("0, 1, 2, 3, 4, ...", 8)
+    ids = ("0, 1, 2, 3", 4) if verb == "bdhs" else ids
+    assert f"error: {what} are not finite for {ids[1]} of {ids[1]} records: {ids[0]}; " in said
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 @pytest.mark.parametrize("verb", ["generate", "score"])

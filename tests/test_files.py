@@ -1,11 +1,15 @@
 """JSON is read with care; outputs appear whole or not at all."""
 
+import json
+import math
 import os
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mllm_align.errors import InputError
-from mllm_align.files import MAX_DEPTH, new_file, new_folder, parse_json, read_json
+from mllm_align.errors import InputError, NotFinite, not_finite
+from mllm_align.files import MAX_DEPTH, json_text, new_file, new_folder, parse_json, read_json
 
 
 def fill_folder(out):
@@ -196,3 +200,24 @@ def test_a_json_file_that_is_no_object_is_refused(tmp_path, contents, said):
 def test_a_json_file_is_read(tmp_path):
     (tmp_path / "a.json").write_text('{"a": "\u00e9"}', encoding="utf-8")
     assert read_json(tmp_path / "a.json", "") == {"a": "\u00e9"}
+
+
+# ---- what is reported --------------------------------------------------------------------------------
+
+
+def test_results_hold_no_number_that_is_not_finite():
+    good = {"a": [1.5, None, np.float32(2.0)], "out": Path("x/y"), "n": np.int64(3)}
+    assert json.loads(json_text(good)) == {"a": [1.5, None, 2.0], "out": "x/y", "n": 3}
+    assert json_text([1], indent=2) == "[\n  1\n]"
+    for value in (math.nan, math.inf, -math.inf):
+        with pytest.raises(NotFinite, match=r"^scores\[1\]\.logp is not finite, so that"):
+            json_text({"scores": [{"logp": 0.0}, {"logp": value}]})
+    with pytest.raises(NotFinite, match="a number is not finite"):
+        json_text({"x": np.float32("nan")})
+
+
+def test_an_error_names_each_record_once_and_a_few():
+    few = str(not_finite("logits are", ["b", "a", "b"], 9, "mend it"))
+    assert few == "logits are not finite for 2 of 9 records: b, a; mend it"
+    many = str(not_finite("logits are", [str(i) for i in range(20)], 30))
+    assert "for 20 of 30 records: 0, 1, 2, 3, 4, ...; look for NaN" in many

@@ -35,7 +35,8 @@ def accuracy(
 
     data: a file or rows of preference pairs; further responses are not looked at. base: the policy's, if
     the annotator is that. folder: where answers of an endpoint are kept. Several processes give the same.
-    Raises InputError for data, or an annotator, that can't be used.
+    Raises InputError for data, or an annotator, that can't be used, NotFinite where logits of a model that
+    answers are not finite.
     """
     began = time.perf_counter()
     records = records_from(

@@ -42,7 +42,8 @@ class Asker:
         return SamplingConfig(temperature=0.0, max_tokens=self.max_tokens)
 
     def __call__(self, records: Sequence[Record]) -> list[str | None]:
-        """An answer to each record's prompt; None where it is too long with its answer."""
+        """An answer to each record's prompt; None where it is too long with its answer. Raises NotFinite
+        where logits are not finite."""
         out: list[str | None] = [None] * len(records)
         if not records:
             return out
@@ -71,7 +72,7 @@ def judge(
     asker = Asker(bundle, config.max_tokens, config.batch_size, template, what)
 
     def ask(asked: Sequence[Asked]) -> list[str | None]:
-        return asker([_record(each, number) for number, each in enumerate(asked)])
+        return asker([_record(each) for each in asked])
 
     return Pairwise(ask, everywhere=True)
 
@@ -89,6 +90,7 @@ def _other(config: JudgeModel, model: str, base: Bundle | None) -> Callable[[], 
     return lambda: load(model, config.dtype, mesh)
 
 
-def _record(asked: Asked, number: int) -> Record:
+def _record(asked: Asked) -> Record:
+    """The question, under the id of the record it is about: greedy answers hang on no id."""
     record = asked.record
-    return Record(f"{record.id}/{number}", asked.messages, (), record.images, record.where)
+    return Record(record.id, asked.messages, (), record.images, record.where)

@@ -121,7 +121,7 @@ def _presence(record: Record, kind: str) -> Record:
     article = "an" if kind[0] in "aeiou" else "a"
     text = QUESTIONS["presence"][0].format(a=f"{article} {kind}")
     message = Message("user", (*[Part()] * len(record.images), Part(text)))
-    return Record(f"{record.id}/{kind}", (message,), (), record.images, record.where)
+    return Record(record.id, (message,), (), record.images, record.where)
 
 
 def _answered(readings: Sequence[Reading], answers: dict[str, str | None]) -> Verdict:

@@ -101,14 +101,15 @@ class Encoder:
 
     # ---- text --------------------------------------------------------------------------------------
 
-    def encode(self, record: Record, responses: int, index: int = 0) -> Encoded:
+    def encode(self, record: Record, responses: int, index: int = 0, opening: bool = False) -> Encoded:
         """Ids and sizes of a record with its first `responses` responses (0: of its prompt alone).
 
-        Reads image headers, not pixels. Raises InputError for an image or a text that can't be used, and
-        `Identical` for two responses that are the same.
+        opening: refuse prompts that end otherwise where an answer is asked for, so that a model does not go
+        on where the responses do. Reads image headers, not pixels. Raises InputError for an image or a text
+        that can't be used, and `Identical` for two responses that are the same.
         """
         sizes = tuple(image_size(image) for image in record.images)
-        return self.encoded(record, *self._tokens(record, responses), sizes, index)
+        return self.encoded(record, *self.tokens(record, responses, opening), sizes, index)
 
     def encoded(
         self,
@@ -134,11 +135,10 @@ class Encoder:
         told = self.tokenizer.backend_tokenizer.to_str(), self.template, self.layout, sorted(self.ends)
         return hashlib.sha256(repr((told, self.image_token)).encode()).hexdigest()[:24]
 
-    def prompt(self, record: Record) -> np.ndarray:
-        """Ids that a generation goes on from; no image is looked at."""
-        return self._tokens(record, 0)[0]
-
-    def _tokens(self, record: Record, responses: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    def tokens(
+        self, record: Record, responses: int, opening: bool = False
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """(prefix, responses) of `encode`; no image is looked at."""
         chat = self._chat(record)
         prompt = self._render(chat, record, ask=True)
         if not responses:
@@ -159,6 +159,9 @@ class Encoder:
         shared = min(common_length(rows), *inside)
         prefix = np.array(rows[0][:shared], np.int32)
         self._check(record, prefix, rows, shared)
+        if opening and self._tokenize(prompt, record)[0] != prefix.tolist():
+            problem = "the chat template opens an answer that is asked for otherwise than one that is there"
+            raise refusal(record.where, problem, "use one that does not (--data.chat-template)")
         answers = tuple(self._ended(row[shared:]) for row in rows)
         _check_differ(record, answers)
         return prefix, answers

@@ -106,18 +106,19 @@ def encode_all(
     over_long: str = "refuse",
     identical: str = "refuse",
     room: int = 0,
+    opening: bool = False,
     beside: Path | None = None,
     tell: Callable[[int], Any] = lambda count: None,
 ) -> tuple[list[Encoded], list[LeftOut]]:
     """All records encoded, and those left out: over-long ones, of more than `max_length` tokens, and those
     with identical responses.
 
-    room: tokens that a response still to be made may take. beside, tell: see `encode_each`. Nothing is ever
-    cut. Raises InputError for such a record unless over_long, or identical, is "skip", and when none is
-    left.
+    room: tokens that a response still to be made may take. opening: see `Encoder.encode`; beside, tell: see
+    `encode_each`. Nothing is ever cut. Raises InputError for such a record unless over_long, or identical,
+    is "skip", and when none is left.
     """
     kept, left_out = [], []
-    every = zip(records, encode_each(records, encoder, responses, beside, tell), strict=True)
+    every = zip(records, encode_each(records, encoder, responses, beside, tell, opening), strict=True)
     for index, (record, encoded) in enumerate(every):
         if isinstance(encoded, Identical):
             if identical != "skip":
@@ -147,6 +148,7 @@ def encode_each(
     responses: int,
     beside: Path | None = None,
     tell: Callable[[int], Any] = lambda count: None,
+    opening: bool = False,
 ) -> Iterator[Encoded | Identical]:
     """Every record encoded, or its fault where responses are identical, in order. Raises InputError for the
     first record that can't be encoded.
@@ -156,13 +158,14 @@ def encode_each(
     """
     if len(records) < LARGE:
         for index, record in enumerate(records):
-            yield _encoded(record, encoder, responses, index)
+            yield _encoded(record, encoder, responses, index, opening)
             tell(1)
         return
-    file = None if beside is None else beside / FOLDER / f"{digest(records, encoder, responses)}.npz"
+    name = digest(records, encoder, responses, opening)
+    file = None if beside is None else beside / FOLDER / f"{name}.npz"
     table = None if file is None else _read(file, len(records), responses)
     if table is None:
-        table = Table.joined(list(_shared_out(records, encoder, responses, tell)))
+        table = Table.joined(list(_shared_out(records, encoder, responses, opening, tell)))
         if file is not None:
             _keep(file, table)
     else:
@@ -170,9 +173,11 @@ def encode_each(
     yield from table.encoded(records, encoder)
 
 
-def _encoded(record: Record, encoder: Encoder, responses: int, index: int) -> Encoded | Identical:
+def _encoded(
+    record: Record, encoder: Encoder, responses: int, index: int, opening: bool = False
+) -> Encoded | Identical:
     try:
-        return encoder.encode(record, responses, index)
+        return encoder.encode(record, responses, index, opening)
     except Identical as fault:
         return fault
 
@@ -181,7 +186,11 @@ def _encoded(record: Record, encoder: Encoder, responses: int, index: int) -> En
 
 
 def _shared_out(
-    records: Sequence[Record], encoder: Encoder, responses: int, tell: Callable[[int], Any]
+    records: Sequence[Record],
+    encoder: Encoder,
+    responses: int,
+    opening: bool,
+    tell: Callable[[int], Any],
 ) -> Iterator[Table]:
     """Tables of PART records each, in order, made by as many processes as this one may use cores."""
     from joblib import Parallel, delayed
@@ -191,7 +200,7 @@ def _shared_out(
         file = Path(folder) / "encoder.pickle"
         file.write_bytes(pickle.dumps(encoder))
         parts = (
-            delayed(_part)(file, records[start : start + PART], start, responses)
+            delayed(_part)(file, records[start : start + PART], start, responses, opening)
             for start in range(0, len(records), PART)
         )
         cores = len(os.sched_getaffinity(0))
@@ -204,9 +213,9 @@ def _shared_out(
             get_reusable_executor().shutdown(kill_workers=True)
 
 
-def _part(file: Path, records: Sequence[Record], first: int, responses: int) -> Table:
+def _part(file: Path, records: Sequence[Record], first: int, responses: int, opening: bool) -> Table:
     encoder = _opened(file)
-    made = [_encoded(each, encoder, responses, first + i) for i, each in enumerate(records)]
+    made = [_encoded(each, encoder, responses, first + i, opening) for i, each in enumerate(records)]
     return Table.of(made, responses)
 
 
@@ -218,9 +227,9 @@ def _opened(file: Path) -> Encoder:
 # ---- the file ----------------------------------------------------------------------------------------
 
 
-def digest(records: Sequence[Record], encoder: Encoder, responses: int) -> str:
+def digest(records: Sequence[Record], encoder: Encoder, responses: int, opening: bool) -> str:
     """Names all that a table follows from."""
-    told = hashlib.sha256(f"{encoder.fingerprint} {responses}".encode())
+    told = hashlib.sha256(f"{encoder.fingerprint} {responses} {opening}".encode())
     for record in records:
         texts = [(m.role, [part.text for part in m.content]) for m in record.messages]
         told.update(repr((texts, record.responses[:responses], *map(_image, record.images))).encode())

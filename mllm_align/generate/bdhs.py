@@ -60,6 +60,7 @@ class Made:
     similarity: of every try with the chosen response. mask_share: of the image embeddings, hidden in the
     last try. sentences: per rewritten sentence its span and cut in the chosen response, what was written
     after the cut, and the swapped words. unfinished: continuations that reached their token limit.
+    broken: what was not finite, "logits" or "similarities"; then there is no response.
     """
 
     index: int
@@ -70,6 +71,7 @@ class Made:
     mask_share: float
     sentences: tuple[dict[str, Any], ...]
     unfinished: int
+    broken: str | None = None
 
 
 @dataclass
@@ -168,8 +170,8 @@ def guided_row(
 class BDHS:
     """Makes rejected responses, records and iterations batched; a finished record makes room for another.
 
-    seed: of masks, noise, cuts, swaps and tokens. gather: drop masked embeddings (the fast path) or keep
-    them and mask them (the definition).
+    seed: of masks, noise, cuts, swaps and tokens; it may be exchanged between calls. gather: drop masked
+    embeddings (the fast path) or keep them and mask them (the definition).
     """
 
     def __init__(
@@ -211,7 +213,9 @@ class BDHS:
             for job, made, score in zip(wave, results, scores, strict=True):
                 job.iteration += 1
                 job.similarity += (float(score),)
-                if score < self.threshold or job.iteration == self.config.iterations:
+                if made.broken or not np.isfinite(score):
+                    yield replace(made, rejected="", broken=made.broken or "similarities")
+                elif score < self.threshold or job.iteration == self.config.iterations:
                     yield replace(made, similarity=job.similarity)
                 else:
                     waiting[self._free(job)].appendleft(job)
@@ -240,15 +244,17 @@ class BDHS:
         tokens = self.decoder(shown, ends)
         results = []
         for job, row, each, out in zip(wave, rows, made, tokens, strict=True):
-            if free:
-                text, sentences = encoder.text(out[0]).strip(), ()
-            else:
-                text, sentences = self._joined(job.record, each, out)
+            good = [ids for ids in out if ids is not None]
+            broken = "logits" if len(good) < len(out) else None
+            text, sentences = "", ()
+            if free and good:
+                text = encoder.text(good[0]).strip()
+            elif not broken:
+                text, sentences = self._joined(job.record, each, good)
             share = float((~row.visible[row.image >= 0]).mean())
-            unfinished = sum(not ends[ids[-1]] for ids in out)
-            results.append(
-                Made(job.record.index, text, job.iteration + 1, not free, (), share, sentences, unfinished)
-            )
+            unfinished = sum(not ends[ids[-1]] for ids in good)
+            told = job.iteration + 1, not free, (), share, sentences, unfinished, broken
+            results.append(Made(job.record.index, text, *told))
         return results
 
     def _look(self, wave: Sequence[_Job], pictures: Iterator[np.ndarray]) -> None:

@@ -115,7 +115,8 @@ def programs(
         return model.apply(policy(params, trained), features, group, holes, method="prefill")
 
     def decode(params, trained, prefix, forks, stops):
-        return run(model, policy(params, trained), prefix, forks, stops, sampling)[:2]
+        tokens, lengths, _, finite = run(model, policy(params, trained), prefix, forks, stops, sampling)
+        return tokens, lengths, finite
 
     def jitted(f, args: tuple, out: Any, static: tuple[int, ...] = ()) -> Any:
         places = {"in_shardings": (*weights, *args), "out_shardings": out}
@@ -139,21 +140,28 @@ def cache_shardings(config: LlavaConfig, mesh: Mesh) -> Cache:
 
 
 class Decoder:
-    """A bundle's compiled programs, `size` prefixes at a time (rounded up to the mesh)."""
+    """A bundle's compiled programs, `size` prefixes at a time (rounded up to the mesh).
+
+    trained: what a run has put over the checkpoint; it may be exchanged between calls.
+    """
 
     def __init__(self, bundle: Bundle, sampling: SamplingConfig, size: int = 8):
         shards = batch_shards(bundle.mesh)
         self.size = -(-size // shards) * shards
         self.vocab = bundle.config.decoder.vocab
-        weights = bundle.params, bundle.trained
+        params, self.trained = bundle.params, bundle.trained
         put = partial(assemble, where=batch_sharding(bundle.mesh, micro=False))
         everywhere = partial(assemble, where=replicated(bundle.mesh))
         rule = replace(sampling, max_tokens=1)  # forks carry their own limits
         see, fill, loop = programs(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, rule)
         self._per_tile = bundle.config.vision.tokens
-        self._features = lambda tiles: see(*weights, put(tiles))
-        self._prefill = lambda features, group, holes: fill(*weights, put(features), put(group), holes)
-        self._decode = lambda prefix, forks, stops: loop(*weights, prefix, put(forks), everywhere(stops))
+        self._features = lambda tiles: see(params, self.trained, put(tiles))
+        self._prefill = lambda features, group, holes: fill(
+            params, self.trained, put(features), put(group), holes
+        )
+        self._decode = lambda prefix, forks, stops: loop(
+            params, self.trained, prefix, put(forks), everywhere(stops)
+        )
 
     def features(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
         """What the tower says of each record's tiles [t, h, w, 3]: [t * I, F], in the model's dtype."""
@@ -187,21 +195,27 @@ class Decoder:
         )
         return self._prefill(features, group, not all(row.visible.all() for row in rows))
 
-    def decode(self, rows: Sequence[Row], prefix: Cache, stops: np.ndarray) -> list[list[np.ndarray]]:
-        """Generated tokens of every fork of every row, without the forced ones; a stop is the last.
+    def decode(
+        self, rows: Sequence[Row], prefix: Cache, stops: np.ndarray
+    ) -> list[list[np.ndarray | None]]:
+        """Generated tokens of every fork of every row, without the forced ones; a stop is the last. None
+        for a fork that met logits that are not finite.
 
         stops [V] bool: the ids that end a continuation.
         """
         forks = _forks(rows, self.size)
-        tokens, lengths = (np.asarray(x) for x in self._decode(prefix, forks, stops))
+        tokens, lengths, finite = (np.asarray(x) for x in self._decode(prefix, forks, stops))
         return [
-            [tokens[b, f, len(fork.forced) : lengths[b, f]] for f, fork in enumerate(row.forks)]
+            [
+                tokens[b, f, len(fork.forced) : lengths[b, f]] if finite[b, f] else None
+                for f, fork in enumerate(row.forks)
+            ]
             for b, row in enumerate(rows)
         ]
 
-    def __call__(self, rows: Sequence[Row], stops: np.ndarray) -> list[list[np.ndarray]]:
+    def __call__(self, rows: Sequence[Row], stops: np.ndarray) -> list[list[np.ndarray | None]]:
         """Prefill and decode any number of rows; rows of like shape share a batch."""
-        out: list[list[np.ndarray]] = [[] for _ in rows]
+        out: list[list[np.ndarray | None]] = [[] for _ in rows]
         order = sorted(range(len(rows)), key=lambda i: rows[i].shape)
         for start in range(0, len(order), self.size):
             part = order[start : start + self.size]
@@ -238,20 +252,22 @@ def run(
     forks: Forks,
     stops: Bool[Array, " V"],
     sampling: SamplingConfig,
-) -> tuple[Int[Array, "B F R"], Int[Array, "B F"], Float[Array, "B F R"]]:
-    """Tokens of every fork, the given ones first; how many are real; log-probs of the generated ones.
+) -> tuple[Int[Array, "B F R"], Int[Array, "B F"], Float[Array, "B F R"], Bool[Array, "B F"]]:
+    """Tokens of every fork, the given ones first; how many are real; log-probs of the generated ones;
+    whether all logits that they were drawn from are finite.
 
     Log-probs are the model's, nats, before temperature and filters; 0 at other places. A fork ends after a
-    generated token that `stops` names, or after its limit; the loop when all have.
+    generated token that `stops` names, after its limit, or at logits that are not finite; the loop when
+    all have.
     """
     batch, count, length = forks.tokens.shape
 
     def going(state):
-        step, _, _, _, unfinished, _ = state
+        step, *_, unfinished, _, _ = state
         return unfinished.any() & (step < length - 1)
 
     def advance(state):
-        step, tokens, lengths, logps, unfinished, own = state
+        step, tokens, lengths, logps, unfinished, finite, own = state
         now = jax.lax.dynamic_index_in_dim(tokens, step, axis=2, keepdims=False)
         logits, own = model.apply(variables, now, prefix, own, forks.start, step, method="decode")
         number = step + 1 - forks.forced  # of the next token among the generated ones
@@ -264,12 +280,14 @@ def run(
         said = jnp.where(new, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
         logps = jax.lax.dynamic_update_index_in_dim(logps, said, step + 1, 2)
         tokens = jax.lax.dynamic_update_index_in_dim(tokens, jnp.where(new, drawn, given), step + 1, 2)
-        unfinished &= ~(new & (stops[drawn] | (number + 1 >= forks.limit)))
-        return step + 1, tokens, lengths + new.astype(lengths.dtype), logps, unfinished, own
+        finite &= ~new | jnp.isfinite(logits).all(-1)
+        unfinished &= finite & ~(new & (stops[drawn] | (number + 1 >= forks.limit)))
+        return step + 1, tokens, lengths + new.astype(lengths.dtype), logps, unfinished, finite, own
 
     numbers = uniform(forks.keys[:, :, None], jnp.arange(length)[None, None])  # at once costs least
     own = prefix.room(count, length - 1)  # the last token is never run
     logps = jnp.zeros(forks.tokens.shape, jnp.float32)
-    start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, logps, forks.limit > 0, own)
-    _, tokens, lengths, logps, _, _ = jax.lax.while_loop(going, advance, start)
-    return tokens, lengths, logps
+    unfinished, finite = forks.limit > 0, jnp.ones(forks.limit.shape, bool)
+    start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, logps, unfinished, finite, own)
+    _, tokens, lengths, logps, _, finite, _ = jax.lax.while_loop(going, advance, start)
+    return tokens, lengths, logps, finite

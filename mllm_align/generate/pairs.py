@@ -29,8 +29,8 @@ from mllm_align.data.encode import fingerprint
 from mllm_align.data.images import ImageSource, load_rgb
 from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut
-from mllm_align.errors import InputError, one_line, refusal
-from mllm_align.files import new_file
+from mllm_align.errors import WEIGHTS, InputError, not_finite, one_line, refusal
+from mllm_align.files import json_text, new_file
 from mllm_align.generate.bdhs import BDHS, Made, check
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.similarity import Similarity, open_similarity
@@ -74,7 +74,8 @@ def bdhs(
     data: a file or rows with a prompt, images and one response. A job that was stopped goes on where it
     was. Returns a summary: pairs, left_out (ids of records whose rejected response came out empty or the
     same), differ_after (share of the pairs that differ enough after each iteration), seconds. Raises
-    InputError for data that can't be used, and for an `out` of something else.
+    InputError for data that can't be used, and for an `out` of something else; NotFinite where logits or
+    similarities of some records are not finite, after all others, which the job keeps.
     """
     began, shard = time.time(), shard or Shard()
     out = shard.name(Path(out))
@@ -108,10 +109,20 @@ def bdhs(
         bar.update(len(encoded) - len(todo))
         decoder = Decoder(bundle, config.sampling, config.batch_size)
         maker = BDHS(decoder, encoder, config, similarity, config.seed)
+        broken: list[Made] = []
         for made in maker(todo):
+            if made.broken:
+                broken.append(made)
+                continue
             about = _about(made, config, similarity, maker.threshold, stamp)
             job.add(made.index, _row(by_index[made.index], made, about, out, root))
             bar.update()
+    if broken:
+        what = " and ".join(sorted({str(each.broken) for each in broken}))
+        ids = [by_index[index].id for index in sorted(each.index for each in broken)]
+        kept = len(job.finished)
+        remedy = f"{kept} pairs are kept, and the same command tries the others again; {WEIGHTS}"
+        raise not_finite(f"{what} are", ids, len(encoded), remedy)
     return job.close(by_index, maker.threshold, config.iterations, left_out, time.time() - began)
 
 
@@ -138,7 +149,7 @@ class _Job:
                 self._resume()
                 return None
         with new_file(self.part) as file:
-            file.write(json.dumps({"bdhs": self.stamp}) + "\n")
+            file.write(json_text({"bdhs": self.stamp}) + "\n")
         return None
 
     def _summary(self) -> dict[str, Any] | None:
@@ -188,7 +199,7 @@ class _Job:
     def add(self, index: int, row: dict[str, Any]) -> None:
         row = {"index": index, **row}
         with _told(self.part):
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(json_text(row) + "\n")
             self._file.flush()
         self.finished[index] = row
 
@@ -224,9 +235,9 @@ class _Job:
             return summary
         event = {"event": "bdhs", "time": round(time.time(), 3), "summary": summary, "stamp": self.stamp}
         with _told(self.log), open(self.log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+            file.write(json_text(event) + "\n")
         with new_file(self.out) as file:
-            file.writelines(json.dumps(row) + "\n" for row in good)
+            file.writelines(json_text(row) + "\n" for row in good)
         self.part.unlink()
         return summary
 

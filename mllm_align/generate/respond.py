@@ -11,7 +11,7 @@ import numpy as np
 
 from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.data.encode import Encoded, Encoder, expand
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, not_finite
 from mllm_align.generate.decode import Decoder, Fork, Row
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.bundle import Bundle
@@ -32,7 +32,8 @@ def generate(
     """`samples` responses to every record's prompt, as text without white space around it.
 
     data: a file or rows with `prompt` (or `messages`) and `images`. A record left out as over-long (only
-    with data.over_long "skip") has none. Raises InputError for data that can't be used.
+    with data.over_long "skip") has none. Raises InputError for data that can't be used, NotFinite where
+    logits are not finite.
     """
     sampling, config = sampling or SamplingConfig(), config or DataConfig()
     for name, value in (("samples", samples), ("batch_size", batch_size)):
@@ -57,11 +58,12 @@ def respond(
 ) -> list[list[np.ndarray]]:
     """Token ids of `samples` responses to each record's prompt, an end of sequence included.
 
-    what: the progress bar's name; None shows none.
+    what: the progress bar's name; None shows none. Raises NotFinite, after all records, for those whose
+    logits are not finite.
     """
     stops = encoder.end_mask(decoder.vocab)
     order = sorted(range(len(records)), key=lambda i: records[i].shape)
-    out: list[list[np.ndarray]] = [[] for _ in records]
+    out: list[list[Any]] = [[] for _ in records]
     pictures = tiles_ahead(encoder, [records[i] for i in order], 2 * decoder.size)
     with nullcontext() if what is None else progress_bar(len(records), what) as bar:
         for start in range(0, len(order), decoder.size):
@@ -75,6 +77,13 @@ def respond(
                 out[i] = tokens
             if bar is not None:
                 bar.update(len(part))
+    broken = [
+        record.record.id
+        for record, each in zip(records, out, strict=True)
+        if any(ids is None for ids in each)
+    ]
+    if broken:
+        raise not_finite("logits are", broken, len({record.record.id for record in records}))
     return out
 
 

@@ -29,11 +29,13 @@ POSITIONS = 8  # of a response meet the vocabulary at once
 
 class Rollout(NamedTuple):
     """tokens: ids, an end of sequence included. lengths: how many are real. logps: nats per token, of the
-    policy that sampled them, before temperature and filters."""
+    policy that sampled them, before temperature and filters. finite: whether all logits are that the tokens
+    were drawn from."""
 
     tokens: Int[Array, "M B K R"]
     lengths: Int[Array, "M B K"]
     logps: Float[Array, "M B K R"]
+    finite: Bool[Array, "M B K"]
 
 
 @lru_cache(maxsize=8)
@@ -91,8 +93,8 @@ def sample(
         limit=jnp.full((size, count), sampling.max_tokens, jnp.int32),
         keys=keys,
     )
-    tokens, lengths, logps = run(model, policy, prefix, forks, stops, sampling)
-    return Rollout(tokens[:, :, 1:], lengths - 1, logps[:, :, 1:])
+    tokens, lengths, logps, finite = run(model, policy, prefix, forks, stops, sampling)
+    return Rollout(tokens[:, :, 1:], lengths - 1, logps[:, :, 1:], finite)
 
 
 @lru_cache(maxsize=8)
@@ -126,15 +128,18 @@ def features_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: 
 
 @lru_cache(maxsize=8)
 def distorted_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any, steps: int) -> Any:
-    """distorted(params, trained, batch, keys) -> [M, B, R] tokens on every device, jitted.
+    """distorted(params, trained, batch, keys) -> (tokens [M, B, R], finite [M, B]) on every device, jitted.
 
     Token t is drawn from pi(. | x~, y+_{<t}): y+ is each group's first response, x~ its image after
-    `steps` steps of noise (POVID, as arXiv 2407.02477 describes it). keys [M, B, 2].
+    `steps` steps of noise (POVID, as arXiv 2407.02477 describes it). keys [M, B, 2]. finite: whether all
+    logits are that the tokens along y+ were drawn from.
     """
     model = make_model(config)
     sampling = SamplingConfig()
 
-    def part(policy: Any, group: PromptGroup, keys: UInt32[Array, "B 2"]) -> Int[Array, "B R"]:
+    def part(
+        policy: Any, group: PromptGroup, keys: UInt32[Array, "B 2"]
+    ) -> tuple[Int[Array, "B R"], Bool[Array, " B"]]:
         tiles = jax.vmap(lambda x, key: noisy(x, steps, key))(group.tiles, keys)
         features = model.apply(policy, tiles.astype(dtype), method="features")
         first = replace(
@@ -154,14 +159,18 @@ def distorted_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype:
             states, at = chunk  # [B, c, D], [c]
             logits = jnp.matmul(states, kernel, preferred_element_type=jnp.float32)
             numbers = uniform(keys[:, None], at[None]).reshape(-1, 2)
-            return choose(logits.reshape(size * at.size, -1), numbers, sampling).reshape(size, -1)
+            drawn = choose(logits.reshape(size * at.size, -1), numbers, sampling).reshape(size, -1)
+            return drawn, jnp.isfinite(logits).all(-1)
 
         count = -(-length // POSITIONS)
         before = jnp.pad(before, ((0, 0), (0, count * POSITIONS - length), (0, 0)))
         chunks = before.reshape(size, count, POSITIONS, -1).swapaxes(0, 1)
         at = jnp.arange(count * POSITIONS, dtype=jnp.int32).reshape(count, POSITIONS)
-        drawn = jax.lax.map(draw, (chunks, at))  # [count, B, c]
-        return constrain(drawn.swapaxes(0, 1).reshape(size, -1)[:, :length], "rows", None)
+        drawn, finite = (
+            constrain(each.swapaxes(0, 1).reshape(size, -1)[:, :length], "rows", None)
+            for each in jax.lax.map(draw, (chunks, at))  # [count, B, c]
+        )
+        return drawn, (finite | ~first.response_mask[:, 0]).all(-1)
 
     def distorted(params: Any, trained: Any, batch: PromptGroup, keys: Any) -> Any:
         policy = policy_variables(params, trained, lora_scale, dtype)

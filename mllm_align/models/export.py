@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mllm_align.errors import InputError, refusal
+from mllm_align.errors import InputError, NotFinite, refusal
 from mllm_align.files import new_folder
 from mllm_align.models.huggingface import INDEX, Folder, Reader
 from mllm_align.models.names import Entry, canonical, decoder_linears, entries
@@ -48,7 +48,8 @@ def export_merged(
     learned that the stored dtype loses.
 
     Raises InputError where `out` is not empty, is `folder` or inside it, or can't be written; where
-    `trained` does not fit the folder; where float16 would overflow. Nothing is left at `out` then.
+    `trained` does not fit the folder; where float16 would overflow. Raises NotFinite where a trained tensor
+    is not finite. Nothing is left at `out` then.
     """
     _refuse_inside(folder, out)
     changes, target, report = _Changes(folder, trained, lora_scale), _dtype(dtype), _Report()
@@ -203,6 +204,10 @@ def _exported(
         exact = old.astype(np.float64) if replacement is None else replacement
         if update is not None:
             exact += update
+        if not np.isfinite(exact).all():
+            raise NotFinite(
+                f"tensor {name} is not finite with what was trained; look at the run's base folder"
+            )
         new = _cast(name, exact, dtype)
         report.rounded(new - exact, exact - old)
         report.replaced += update is None

@@ -146,11 +146,11 @@ def _visited(planned: Sizes, program: str, queries: int, keys: int) -> float:
     from mllm_align.generate.decode import bucket
     from mllm_align.ops.splash import PromptGroupMask, _blocks
 
-    shape, responses = planned.shape, 2
+    shape = planned.shape
     if program == "prefill":
         prefix, responses, length = bucket(shape.prefix, 32), 0, 0
     else:
-        prefix, length = shape.prefix, shape.response
+        prefix, responses, length = shape.prefix, planned.responses, shape.response
     if _blocks(prefix + responses * length)[1] != keys:
         return 1.0  # the vision tower's
     asking = prefix if queries == keys else 1

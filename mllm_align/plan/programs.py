@@ -27,10 +27,12 @@ TEXT = 128
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is planned for: a padded batch shape, and the most tokens of a generated response."""
+    """What is planned for: a padded batch shape, the most tokens of a generated response, and how many
+    responses a prompt is trained on."""
 
     shape: Shape
     tokens: int
+    responses: int
 
 
 def sizes(
@@ -48,7 +50,8 @@ def sizes(
     multiple = config.data.multiple
     wanted = longest + TEXT if prefix is None else prefix
     wanted, answer = (-(-n // multiple) * multiple for n in (wanted, response or 256))
-    return Sizes(Shape(wanted, answer, tiles), _sampling(config).max_tokens)
+    responses = config.objective.responses if isinstance(config, Config) else 0
+    return Sizes(Shape(wanted, answer, tiles), _sampling(config).max_tokens, responses)
 
 
 def _sampling_mesh(config: Config | BDHSConfig, mesh: Mesh, program: str) -> Mesh:
@@ -98,7 +101,7 @@ def lower(
     if program == "train":
         assert isinstance(config, Config)
         made = train_program(config, model, mesh, steps=1000)
-        batch = batch_structs(config, model, mesh, planned.shape, config.objective.responses)
+        batch = batch_structs(config, model, mesh, planned.shape, planned.responses)
         return made.step.lower(made.state, made.base, batch)
     dtype, mesh = compute_dtype(config.dtype, mesh), _sampling_mesh(config, mesh, program)
     base, count = abstract_base(model, mesh, dtype), rows(config, mesh, program)
@@ -125,7 +128,7 @@ def _group(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, config: C
     """A batch without an axis of micro-batches."""
     config = config or Config()
     whole = replace(config, batch_size=count, micro_batches=1, reference="live")
-    group = batch_structs(whole, model, mesh, planned.shape, config.objective.responses)
+    group = batch_structs(whole, model, mesh, planned.shape, planned.responses)
     where = batch_sharding(mesh, micro=False)
     return jax.tree.map(lambda x: struct(x.shape[1:], x.dtype, where), group)
 

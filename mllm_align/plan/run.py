@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from math import prod
@@ -11,7 +10,7 @@ from typing import Any
 
 from mllm_align.config import BDHSConfig, Config, MeshConfig
 from mllm_align.errors import InputError, one_line
-from mllm_align.files import new_file
+from mllm_align.files import json_text, new_file
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.presets import resolve
 from mllm_align.plan import programs as planned_programs
@@ -89,9 +88,8 @@ def _plan(name: str, place: Topology | None, facts: dict, size: Sizes, parts: li
 def _made(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
     """What one run of each program makes."""
     s = size.shape
-    responses = config.objective.responses if isinstance(config, Config) else 1
-    tokens, made = rows * (s.prefix + responses * s.response), rows * planned_programs.samples(config)
-    group = "pairs" if responses == 2 else "prompts"
+    tokens, made = rows * (s.prefix + size.responses * s.response), rows * planned_programs.samples(config)
+    group = "pairs" if size.responses == 2 else "prompts"
     return {
         "train": {group: rows, "tokens": tokens},
         "reference": {group: rows, "tokens": tokens},
@@ -111,7 +109,7 @@ def _model_flops(program: str, config: Any, model: LlavaConfig, size: Sizes) -> 
     if program == "decode":
         seen = size.tokens * (s.prefix + size.tokens / 2)
         return planned_programs.samples(config) * decoder_flops(model, 0, size.tokens, seen, size.tokens)
-    forward = group_flops(model, s.tiles, s.prefix, [s.response] * config.objective.responses)
+    forward = group_flops(model, s.tiles, s.prefix, [s.response] * size.responses)
     if program == "reference":
         return sum(forward)
     live = config.objective.needs_reference and config.reference == "live"
@@ -174,4 +172,4 @@ def save(plans: Plan | Sequence[Plan], out: str | Path) -> None:
     """Write a plan, or several, as JSON."""
     content = plans.to_json() if isinstance(plans, Plan) else [p.to_json() for p in plans]
     with new_file(out) as file:
-        file.write(json.dumps(content, indent=1) + "\n")
+        file.write(json_text(content, indent=1) + "\n")

@@ -19,7 +19,7 @@ from mllm_align.data.demo import make_model
 from mllm_align.data.scenes import builder, draw, world
 from mllm_align.data.scenes.language import yes_or_no
 from mllm_align.evaluate.hallucination import count, pope_questions
-from mllm_align.files import new_file, new_folder
+from mllm_align.files import json_text, new_file, new_folder
 from mllm_align.generate.pairs import bdhs
 from mllm_align.generate.respond import generate
 from mllm_align.models.bundle import Bundle, load
@@ -202,7 +202,7 @@ class Seed(_Phases):
         measured = self._phase("evaluate", self._evaluate)
         measured |= {"pairs": summary}
         with new_file(done) as file:
-            file.write(json.dumps(measured) + "\n")
+            file.write(json_text(measured) + "\n")
         return measured
 
     def _sft(self, base: Path) -> None:

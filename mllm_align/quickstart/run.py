@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_align.errors import refusal
-from mllm_align.files import new_file
+from mllm_align.files import json_text, new_file
 from mllm_align.quickstart.phases import Base, Clock, Pictures, Recipe, Seed
 from mllm_align.quickstart.reporting import report
 from mllm_align.quickstart.results import summary, verdict
@@ -42,7 +42,7 @@ def run(out: Path, seeds: int = 1, recipe: Recipe | None = None) -> dict[str, An
     measured = [each(base) for each in runs]
     results = summary(measured, recipe.mask_rate) | {"seconds": clock.seconds}
     with new_file(out / "results.json") as file:
-        file.write(json.dumps(results, indent=2) + "\n")
+        file.write(json_text(results, indent=2) + "\n")
     write(report(runs[0], measured, results), out / "report.html")
     for sentence in verdict(results):
         print(sentence)

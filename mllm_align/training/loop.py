@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,11 +19,11 @@ import numpy as np
 
 from mllm_align import processes
 from mllm_align.batch import PromptGroup
-from mllm_align.config import Config, OnlinePairs, to_json
+from mllm_align.config import Config, Distorted, OnlinePairs, to_json
 from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.table import counted
-from mllm_align.errors import InputError, NotFinite, Preempted
+from mllm_align.errors import SHOWN, InputError, NotFinite, Preempted, first_few, not_finite
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
@@ -35,8 +35,10 @@ from mllm_align.training.online.common import Trainable
 from mllm_align.training.online.feed import Feed, Maker, make_maker
 from mllm_align.training.optim import init_trained, schedule, trained_parts
 from mllm_align.training.programs import check_fits, train_program
-from mllm_align.training.score import StoredReference
+from mllm_align.training.score import StoredReference, not_finite_among
 from mllm_align.training.step import Health, TrainState
+
+SKIP = "see what they hold, or leave such steps out: --nonfinite skip"
 
 
 def train(
@@ -54,7 +56,8 @@ def train(
     out: the run folder (see training/run.py). on_step: called with the figures of every logged step.
     profile: so many steps, after the first of this process, are traced to `out`/profile.
     Raises InputError, before anything is written, for a config, model or data that can't be used;
-    Preempted after SIGTERM, with all saved; NotFinite where config.nonfinite says to stop.
+    Preempted after SIGTERM, with all saved; NotFinite where config.nonfinite says to stop, and where no
+    held-out loss is finite.
     """
     out = Path(out)
     processes.on_first(lambda: run.check_folder(out, config))
@@ -63,7 +66,9 @@ def train(
     writer = event_writer() if config.tensorboard else None
     bundle = replace(bundle, lora=config.lora, trained={})
     room = config.online.sampling.max_tokens if isinstance(config.online, OnlinePairs) else 0
-    encoder, records, left_out = prepare(bundle, data, config.data, config.data_responses, room)
+    # what the policy writes stands beside what the data have: both must go on from one prompt
+    opening = config.online is not None and not isinstance(config.online, Distorted)
+    encoder, records, left_out = prepare(bundle, data, config.data, config.data_responses, room, opening)
     held_out, held_left_out = [], []
     if eval_data is not None:
         wanted = config.held_out_objective.responses
@@ -136,6 +141,7 @@ class _Run:
         self.held = local_rows(bundle.mesh, self.rows)
         self.batches = self._batches(encoder, records, references[0], shuffle=config.data.shuffle)
         self.held_out = self._batches(encoder, held_out, references[1]) if held_out else None
+        self.held_records = held_out
         self.steps = config.steps or math.ceil(config.epochs * self.batches.per_epoch)
         self.program = train_program(config, bundle.config, bundle.mesh, self.steps)
         self.base = {name: bundle.params[name] for name in self.program.base}
@@ -165,9 +171,13 @@ class _Run:
             return None, None
 
         def stored(name: str, records: list[Encoded]):
-            return StoredReference(out / name).load_or_make(
+            logps = StoredReference(out / name).load_or_make(
                 self.bundle, encoder, records, c.data, c.batch_size // c.micro_batches
             )
+            broken = not_finite_among(records, logps) if c.nonfinite == "stop" else []
+            if broken:
+                raise not_finite("reference log-probs are", broken, len(records), SKIP)
+            return logps
 
         held = stored("reference_eval.npz", held_out) if held_out else None
         return stored("reference.npz", self.records), held
@@ -262,13 +272,22 @@ class _Run:
             self.on_step(values)
 
     def _evaluate(self, state: TrainState, number: int) -> float:
-        """The held-out loss."""
+        """The held-out loss, without the batches that config.nonfinite lets go. Raises NotFinite where it
+        lets none go, or none is left."""
         assert self.held_out is not None
-        data, total = self.config.data, None
+        data, total, seen = self.config.data, None, []
         for batch in self.held_out.iterate(0, self.held_out.per_epoch, data.threads, data.prefetch):
-            more = self.program.evaluate(state.trained, self.base, self.put(batch))
+            more, health = self.program.evaluate(state.trained, self.base, self.put(batch))
             total = more if total is None else add(total, more)
-        values = divide(jax.device_get(total))
+            seen.append((batch.records, health))
+        total, seen = jax.device_get((total, seen))
+        broken = [found for batch, health in seen if not health.finite for found in culprits(batch, health)]
+        values = divide(total)
+        if broken:
+            what = f"evaluation at step {number}: figures are"
+            self.nonfinite(number, what, [self.held_records[i].record.id for i in broken], "evaluation")
+        if values["loss"] is None:
+            raise NotFinite(f"evaluation at step {number}: no held-out batch has finite figures")
         self.log("eval", step=number, **values)
         shown = [f"loss {values['loss']:.4f}"]
         if "rewards/accuracy" in values:
@@ -276,6 +295,16 @@ class _Run:
         if processes.first():
             print(f"eval {number}  {'  '.join(shown)}", flush=True)
         return values["loss"]
+
+    def nonfinite(self, step: int, what: str, ids: list[str], event: str) -> None:
+        """Write down the records; stop if the config says so. event: of which kind, train or evaluation."""
+        policy = self.config.nonfinite
+        self.log("nonfinite", step=step, records=ids, policy=policy, during=event)
+        count = f" ({len(ids)})" * (len(ids) > SHOWN)
+        told = f"{what} not finite, with records {first_few(ids)}{count}"
+        if policy == "stop":
+            raise NotFinite(f"{told}; {SKIP}")
+        warn(f"{told}; the {'step' if event == 'train' else 'batch'} is left out")
 
 
 class _Window:
@@ -323,15 +352,9 @@ class _Window:
         bad = [each for each, good in zip(self.steps, finite, strict=True) if not good]  # type: ignore[arg-type]
         self.steps = []
         for batch, health in bad:
-            step, policy, records = batch.step + 1, self.owner.config.nonfinite, self.owner.records
-            rows = np.asarray(health.rows).reshape(-1)[: len(batch.records)]
-            found = [i for i, wrong in zip(batch.records, rows, strict=True) if wrong]
-            ids = [records[i].record.id for i in found or batch.records]
-            self.owner.log("nonfinite", step=step, records=ids, rows=len(found), policy=policy)
-            told = f"step {step}: loss or gradient is not finite, with records {', '.join(ids)}"
-            if policy == "stop":
-                raise NotFinite(f"{told}; see what they hold, or leave such steps out: --nonfinite skip")
-            warn(f"{told}; the step is left out")
+            ids = [self.owner.records[i].record.id for i in culprits(batch.records, health)]
+            step = batch.step + 1
+            self.owner.nonfinite(step, f"step {step}: loss or gradient is", ids, "train")
 
     def close(self, step: int) -> dict[str, Any]:
         total, finite = jax.device_get((self.total, [health.finite for _, health in self.steps]))
@@ -352,6 +375,12 @@ class _Window:
             "seconds_per_step": seconds / self.count,
             "seconds_left": (self.owner.steps - step) * seconds / self.count,
         }
+
+
+def culprits(records: Sequence[int], health: Health) -> list[int]:
+    """Those of a batch whose log-probs are not finite; all of them where that can't be told."""
+    rows = np.asarray(health.rows).reshape(-1)[: len(records)]
+    return [i for i, wrong in zip(records, rows, strict=True) if wrong] or list(records)
 
 
 class Profile:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import time
 from contextlib import suppress
@@ -14,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mllm_align.errors import InputError
+from mllm_align.files import json_text
 
 
 @jax.jit
@@ -22,9 +21,9 @@ def add(total: Any, more: Any) -> Any:
     return jax.tree.map(jnp.add, total, more)
 
 
-def divide(total: Any) -> dict[str, float]:
-    """(sum, weight) pairs on the host, divided; NaN where nothing weighs."""
-    return {name: float(s) / float(w) if float(w) else float("nan") for name, (s, w) in total.items()}
+def divide(total: Any) -> dict[str, float | None]:
+    """(sum, weight) pairs on the host, divided; None where nothing weighs."""
+    return {name: float(s) / float(w) if float(w) else None for name, (s, w) in total.items()}
 
 
 def event_writer() -> Any:
@@ -39,7 +38,8 @@ def event_writer() -> Any:
 class Log:
     """Appends one JSON object a line to `log.jsonl` in the run folder, and TensorBoard events if asked.
 
-    Every line has `event` and `time` (seconds since 1970); train and eval lines have `step`.
+    Every line has `event` and `time` (seconds since 1970); train and eval lines have `step`. A figure that
+    nothing weighs in is null; one that is not finite raises NotFinite, and its line is not written.
     """
 
     def __init__(self, folder: Path | None, writer: Any = None):
@@ -49,8 +49,7 @@ class Log:
         self._writer = None if writer is None or folder is None else writer(str(folder / "tensorboard"))
 
     def __call__(self, event: str, **fields: Any) -> None:
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in fields.items()}
-        line = json.dumps({"event": event, "time": round(time.time(), 3), **clean}, default=str)
+        line = json_text({"event": event, "time": round(time.time(), 3), **fields})
         try:
             self._file.write(line + "\n")
             self._file.flush()
@@ -58,7 +57,7 @@ class Log:
             raise InputError(f"can't write {self._file.name}: {error.strerror}; make room") from error
         if self._writer is not None and "step" in fields:
             for name, value in fields.items():
-                if isinstance(value, float) and math.isfinite(value):
+                if isinstance(value, float):
                     self._writer.add_scalar(f"{event}/{name}", value, fields["step"])
             self._writer.flush()
 
@@ -71,8 +70,11 @@ class Log:
 
 def line(step: int, steps: int, values: dict[str, Any], left: float) -> str:
     """One tidy line for the terminal."""
-    shown = [f"step {step:>{len(str(steps))}}/{steps}", f"loss {values['loss']:.4f}"]
+    shown = [f"step {step:>{len(str(steps))}}/{steps}"]
+    if values["loss"] is None:
+        shown.append("no loss")
     for name, label, form in (
+        ("loss", "loss", ".4f"),
         ("rewards/margin", "margin", ".4f"),
         ("rewards/accuracy", "acc", ".2f"),
         ("grad_norm", "grad", ".3g"),

@@ -26,8 +26,8 @@ from mllm_align.training.step import TrainState, make_evaluation, make_step
 
 @dataclass(frozen=True)
 class Program:
-    """step(state, base, batch) -> (state, metrics, health), evaluate(trained, base, batch) -> metrics:
-    jitted, shardings pinned, the step's state donated.
+    """step(state, base, batch) -> (state, metrics, health), evaluate(trained, base, batch) -> (metrics,
+    health): jitted, shardings pinned, the step's state donated.
 
     state, base: what they take, as shapes with shardings.
     """

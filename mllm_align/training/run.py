@@ -36,7 +36,7 @@ from mllm_align.config import (
 )
 from mllm_align.data.encode import Encoded
 from mllm_align.errors import InputError, one_line
-from mllm_align.files import new_file
+from mllm_align.files import json_text, new_file
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import Folder, open_folder
@@ -210,7 +210,7 @@ def start(out: Path, config: Config, described: dict[str, Any]) -> None:
     with new_file(out / "config.json") as file:
         file.write(save_json(config))
     with new_file(out / "run.json") as file:
-        file.write(json.dumps(described, indent=2) + "\n")
+        file.write(json_text(described, indent=2) + "\n")
 
 
 def open_run(out: str | Path, step: Which = "last") -> tuple[Config, Folder, Checkpoints, int]:

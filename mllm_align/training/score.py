@@ -15,7 +15,7 @@ from mllm_align.batch import PromptGroup
 from mllm_align.config import DataConfig
 from mllm_align.data.batches import Batches
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, not_finite
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.policy import policy_variables
@@ -76,6 +76,15 @@ def response_logps(
     return out
 
 
+def not_finite_among(records: Sequence[Encoded], logps: Sequence[tuple[np.ndarray, ...]]) -> list[str]:
+    """Ids of the records with a log-prob that is not a finite number."""
+    return [
+        record.record.id
+        for record, answers in zip(records, logps, strict=True)
+        if not all(np.isfinite(values).all() for values in answers)
+    ]
+
+
 SCORES = ("chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens")
 
 
@@ -88,13 +97,15 @@ def score(
     data), `chosen_logp` and `rejected_logp` (nats, summed over response tokens, end of sequence
     included), `chosen_tokens` and `rejected_tokens`. A record left out (only with data.over_long or
     data.identical "skip") has its index, None for the rest, and `left_out`: why. Raises InputError for
-    unusable data.
+    unusable data, NotFinite where log-probs are not finite.
     """
     config = config or DataConfig()
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
     encoder, records, left_out = prepare(bundle, data, config, responses=2)
     logps = response_logps(bundle, encoder, records, config, batch_size)
+    if broken := not_finite_among(records, logps):
+        raise not_finite("log-probs are", broken, len(records))
     lines: list[dict[str, Any]] = [
         {"index": i, **dict.fromkeys(SCORES)} for i in range(len(records) + len(left_out))
     ]
@@ -120,7 +131,8 @@ class StoredReference:
         config: DataConfig,
         batch_size: int,
     ) -> list[tuple[np.ndarray, ...]]:
-        """Read them; compute and store them where there is no file yet.
+        """Read them; compute and store them where there is no file yet. Those that are not finite are not
+        stored: what is done about them is the caller's to say.
 
         Raises InputError if the file belongs to another model, data or dtype.
         """
@@ -135,7 +147,8 @@ class StoredReference:
             bundle, encoder, records, config, batch_size, reference=True, what="reference"
         )
         flat = np.concatenate([values for answers in logps for values in answers])
-        processes.on_first(lambda: self._write(stamp, flat))
+        if np.isfinite(flat).all():
+            processes.on_first(lambda: self._write(stamp, flat))
         return logps
 
     def _write(self, stamp: str, flat: np.ndarray) -> None:

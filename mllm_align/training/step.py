@@ -34,7 +34,8 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Health:
-    """Whether a step could be taken: loss and gradient are finite. rows: whose log-probs are not."""
+    """Whether a step could be taken: gradient, loss and the other figures are finite (in evaluation: the
+    figures). rows: whose log-probs are not."""
 
     finite: Bool[Array, ""]
     rows: Bool[Array, "micro B"]
@@ -115,7 +116,7 @@ def make_step(
         some = weight > 0  # else no group has a usable pair; the gradient is 0 and stays so
         grads = jax.tree.map(lambda g: g / jnp.where(some, weight, 1), grads)
         norm = optax.global_norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"][0])
+        finite = jnp.isfinite(norm) & _all_finite(metrics)
         if jax.config.values["jax_debug_nans"]:  # JAX looks for NaN in what a step returns
             finite = jnp.ones_like(finite)
         updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)
@@ -134,14 +135,24 @@ def make_step(
     return traced_within(mesh, step)
 
 
+def _all_finite(metrics: Metrics) -> Bool[Array, ""]:
+    return jnp.stack([jnp.isfinite(x) for x in jax.tree.leaves(metrics)]).all()
+
+
 def make_evaluation(
     model: Llava, objective: Objective, lora_scale: float, dtype: Any, mesh: Mesh | None = None
-) -> Callable[[Tree, Tree, PromptGroup], Metrics]:
-    """evaluate(trained, base, batch) -> metrics as (sum, weight), of a batch with micro-batches."""
+) -> Callable[[Tree, Tree, PromptGroup], tuple[Metrics, Health]]:
+    """evaluate(trained, base, batch) -> (metrics as (sum, weight), health), of a batch with micro-batches.
+
+    Where a figure is not finite, the metrics weigh 0.
+    """
     loss = make_loss(model, objective, lora_scale, dtype)
 
-    def evaluate(trained: Tree, base: Tree, batch: PromptGroup) -> Metrics:
-        each = jax.lax.map(lambda group: loss(trained, base, group)[1][1], batch)
-        return jax.tree.map(lambda x: x.sum(0), each)
+    def evaluate(trained: Tree, base: Tree, batch: PromptGroup) -> tuple[Metrics, Health]:
+        each, rows = jax.lax.map(lambda group: loss(trained, base, group)[1][1:], batch)
+        metrics = jax.tree.map(lambda x: x.sum(0), each)
+        finite = _all_finite(metrics)
+        metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
+        return metrics, Health(finite, rows)  # type: ignore[arg-type]
 
     return traced_within(mesh, evaluate)

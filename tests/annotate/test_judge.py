@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import numpy as np
 import pytest
 from goldens import FIXTURES
@@ -21,7 +22,7 @@ from mllm_align.config import (
     SceneOracle,
     SceneQuestions,
 )
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, NotFinite
 from mllm_align.generate import respond as generation
 from mllm_align.prepare import make_encoder
 
@@ -49,7 +50,8 @@ def test_both_orders_are_asked_with_the_records_images(base, answering):
     assert [shown_first(each) for each in asked] == ["A cat.", "A dog.", "A hat.", "A cat."]
     assert [len(each.images) for each in asked] == [1, 1, 2, 2]
     assert all(len(each.messages) == 1 and each.messages[0].role == "user" for each in asked)
-    assert len({each.id for each in asked}) == 4 and asked[0].images == two[0].record.images
+    assert [each.id for each in asked] == ["r0", "r0", "r1", "r1"], "what an error names"
+    assert asked[0].images == two[0].record.images
     assert (call["sampling"].temperature, call["sampling"].max_tokens) == (0, 8)
     assert call["decoder"].size == 2
     rank(asks, two)
@@ -218,3 +220,11 @@ def test_another_folder_is_read(monkeypatch):
     assert outcomes(judge(config, None), short) in (["unparsable"], ["failed"])
     with pytest.raises(InputError, match="absent"):
         rank(judge(replace(config, model="absent"), None), [short])
+
+
+def test_a_judge_whose_logits_are_not_finite_is_told_with_the_records(base):
+    """It is not a comparison that failed: nothing that it says could be believed."""
+    broken = replace(base, params=jax.tree.map(lambda x: x * np.float32("nan"), base.params))
+    asks = judge(SMALL, broken)
+    with pytest.raises(NotFinite, match="logits are not finite for 2 of 2 records: r0, r1; "):
+        rank(asks, [question(), question(name="r1")])

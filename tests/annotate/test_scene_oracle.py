@@ -155,7 +155,7 @@ def test_mentions_that_the_base_denies_count(base, answering):
     texts = [each.record.messages[0].text for each in call["records"]]
     wanted = [f"Is there {a} in the picture?" for a in ("an arrow", "a cup", "a hat", "a moon")]
     assert texts == wanted
-    assert len({each.record.id for each in call["records"]}) == 4
+    assert {each.record.id for each in call["records"]} == {"r0"}, "what an error names"
     assert all(len(each.record.images) == 1 for each in call["records"])
     assert (call["sampling"].temperature, call["decoder"].size, call["what"]) == (0, 2, None)
 

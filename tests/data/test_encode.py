@@ -507,7 +507,7 @@ def test_control_tokens_in_every_turn_are_text(name):
         assert decoded(coder, encoded.prefix).count(SAID) == 4
         assert [[i for i in ids if i < 5] for ids in encoded.responses] == [[EOS]] * count
     alone = coder.encode(record(PAIRS[0], prompt=turns, responses=0), 0)
-    assert np.array_equal(alone.prefix, coder.prompt(alone.record))
+    assert np.array_equal(alone.prefix, coder.tokens(alone.record, 0)[0])
 
 
 def test_a_text_at_the_very_start_that_reads_like_the_beginning_of_sequence():
@@ -561,7 +561,7 @@ def test_a_prompt_to_go_on_from_has_no_end_of_sequence(behind):
         plain = encoder(template=template(end=end))
         for pair in (record(), record(PAIRS[0]), record(chosen="tuku </s> der.")):
             theirs = plain.encode(pair, 2)
-            assert np.array_equal(coder.prompt(pair), plain.prompt(pair))
+            assert np.array_equal(coder.tokens(pair, 0)[0], plain.tokens(pair, 0)[0])
             assert np.array_equal(coder.encode(pair, 0).prefix, theirs.prefix)
             assert whole(coder.encode(pair, 2)) == whole(theirs)
             for answer in pair.responses:

@@ -53,7 +53,7 @@ def counted(monkeypatch):
     """Everything counts as large; how many parts were encoded, here and not in other processes."""
     parts = []
 
-    def here(records, encoder, responses, tell):
+    def here(records, encoder, responses, opening, tell):
         for start in range(0, len(records), 3):
             part = records[start : start + 3]
             parts.append(len(part))

@@ -229,7 +229,7 @@ def counted(given, limit, stops=()):
         places[: len(each)] = each
     start, keys = np.zeros((1, 4), np.int32), np.zeros((1, 4, 2), np.uint32)
     forks, before = Forks(start, tokens, forced, np.array([limit], np.int32), keys), COUNTING.steps
-    out, lengths, _ = jax.block_until_ready(count_on(forks, np.isin(np.arange(COUNTING.vocab), stops)))
+    out, lengths, *_ = jax.block_until_ready(count_on(forks, np.isin(np.arange(COUNTING.vocab), stops)))
     jax.effects_barrier()
     told = [row[:n].tolist() for row, n in zip(out[0], lengths[0], strict=True)]
     return told, COUNTING.steps - before
@@ -244,6 +244,39 @@ def test_limits_and_stops_are_those_of_each_fork():
 def test_a_given_stop_ends_nothing_and_the_first_token_may():
     out, steps = counted([[5], [6], [7], [8]], [3, 3, 3, 0], stops=[5, 6, 7, 8])
     assert (out, steps) == ([[5, 6], [6, 7], [7, 8], [8]], 1)
+
+
+class Breaking(Counting):
+    """The logits after 8 are not all finite."""
+
+    def __init__(self, value, places):
+        self.value, self.places = value, places
+
+    def apply(self, variables, now, *rest, **how):
+        logits, own = super().apply(variables, now, *rest, **how)
+        broken = (now == 8)[:, :, None] & jnp.asarray(self.places)[None, None]
+        return jnp.where(broken, self.value, logits), own
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_a_fork_ends_at_logits_that_are_not_finite(value, everywhere):
+    """It alone; logits after a given token that nothing is drawn from break nothing."""
+    places = (np.arange(Counting.vocab) == 40) | everywhere
+    forks = Forks(
+        np.zeros((1, 4), np.int32),
+        np.array([[[5] + [0] * 9, [7, 8, 20] + [0] * 7, [20] + [0] * 9, [8] + [0] * 9]], np.int32),
+        np.array([[1, 3, 1, 1]], np.int32),
+        np.array([[6, 4, 6, 0]], np.int32),
+        np.zeros((1, 4, 2), np.uint32),
+    )
+    cache = Cache(None, (jnp.zeros((1, 1, 1, 1)),) * 2, jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
+    never = jnp.zeros(Counting.vocab, bool)
+    out, lengths, logps, finite = run(Breaking(value, places), {}, cache, forks, never, GREEDY)
+    assert finite.tolist() == [[False, True, True, True]]
+    assert out[0, 0, :4].tolist() == [5, 6, 7, 8] and lengths.tolist() == [[5, 7, 7, 1]]
+    assert out[0, 1, :7].tolist() == [7, 8, 20, 21, 22, 23, 24]
+    assert np.isfinite(logps[0, 1:]).all()
 
 
 def test_nothing_is_run_for_forks_that_fill_the_batch():

@@ -19,10 +19,11 @@ from runs import MODEL, bundle, rows, write_pairs
 from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig, to_json
 from mllm_align.data.images import load_rgb
 from mllm_align.data.readers import records_from
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, NotFinite
 from mllm_align.generate import pairs as module
 from mllm_align.generate.pairs import Shard, bdhs
 from mllm_align.generate.sampling import random_key
+from mllm_align.generate.similarity import Lexical
 from mllm_align.prepare import prepare
 
 CONFIG = BDHSConfig(
@@ -178,6 +179,44 @@ def test_empty_and_equal_responses_are_left_out_and_counted(data, out, decoders)
     with pytest.raises(InputError, match="no rejected response of 4 is usable"):
         run(data, out.with_name("none.jsonl"), guided=False, iterations=1)
     assert not out.with_name("none.jsonl").exists()
+
+
+def without_seconds(summary):
+    return {**summary, "seconds": 0}
+
+
+def test_records_whose_logits_are_not_finite_are_told_and_tried_again(data, out, decoders, monkeypatch):
+    """All others are kept; nothing appears at `out`."""
+    whole = run(data, out.with_name("whole.jsonl"))
+    keys = {random_key(0, "a/b", i, n, 1).tobytes() for i in range(2) for n in range(4)}
+    keys.add(random_key(0, "a/b", 1, 0).tobytes())
+
+    def tokens(self, fork, stops):
+        return None if fork.key.tobytes() in keys else plain(self, fork, stops)
+
+    plain = Scripted._tokens
+    monkeypatch.setattr(Scripted, "_tokens", tokens)
+    said = "logits are not finite for 1 of 4 records: a/b; 3 pairs are kept, and the same command tries"
+    with pytest.raises(NotFinite, match=said):
+        run(data, out)
+    assert not out.exists() and len(lines(part(out))) == 1 + 3
+    with pytest.raises(NotFinite, match=said):
+        run(data, out)
+    monkeypatch.setattr(Scripted, "_tokens", plain)
+    assert without_seconds(run(data, out)) == without_seconds(whole)
+    assert lines(out) == lines(out.with_name("whole.jsonl")) and not part(out).exists()
+
+
+def test_similarities_that_are_not_finite_are_told(data, out, monkeypatch):
+    class Blank(Lexical):
+        def __call__(self, first, second):
+            return np.full(len(first), np.nan, np.float32)
+
+    monkeypatch.setattr(module, "open_similarity", lambda name: Blank())
+    said = "similarities are not finite for 4 of 4 records: first, a/b, é, 3; 0 pairs are kept"
+    with pytest.raises(NotFinite, match=said):
+        run(data, out)
+    assert not out.exists() and not part(out).exists()
 
 
 # ---- images ------------------------------------------------------------------------------------------

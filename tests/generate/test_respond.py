@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from decoding import Scripted
 from goldens import goldens
-from runs import MODEL, bundle, compiling, rows
+from runs import MODEL, PAIRS, bundle, compiling, nan_for_one, rows
 
 from mllm_align.config import DataConfig, SamplingConfig
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, NotFinite
 from mllm_align.generate import respond as module
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.respond import generate, prompt_row, respond
@@ -97,3 +97,11 @@ def test_what_is_refused(scripted, given, settings, said):
     with pytest.raises(InputError) as error:
         generate(bundle(), given, SAMPLED, **settings)
     assert said in str(error.value) and not scripted
+
+
+def test_logits_that_are_not_finite_are_told_with_their_record():
+    """All others are answered before; nothing of it comes out."""
+    broken, culprit = nan_for_one(0)
+    greedy = SamplingConfig(temperature=0.0, max_tokens=2)
+    with pytest.raises(NotFinite, match=f"^logits are not finite for 1 of 8 records: {culprit}; "):
+        generate(broken, PAIRS, greedy, samples=2, batch_size=4)

@@ -105,7 +105,9 @@ def test_distorted_tokens_follow_the_chosen_response(encoder, records, monkeypat
     distorted_program.cache_clear()
     program = distorted_program(b.config, b.mesh, 1.0, b.dtype, 500)
     keys = keys_of(records)[:, :, 0]
-    drawn = np.asarray(program(b.params, {}, batch_of(encoder, records), keys))[0]
+    drawn, finite = program(b.params, {}, batch_of(encoder, records), keys)
+    drawn, finite = np.asarray(drawn)[0], np.asarray(finite)[0]
+    assert finite.shape == (len(records),) and finite.all()
     distorted_program.cache_clear()
     record = records[1]
     chosen = record.responses[0]

@@ -5,13 +5,16 @@ import pickle
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from mllm_align import BDHSConfig, Config, DataConfig, LoraConfig
+from mllm_align import DPO, SFT, Averaged, BDHSConfig, Config, DataConfig, Distorted, LoraConfig
 from mllm_align.config import MeshConfig, OnlinePairs, SceneOracle
 from mllm_align.errors import InputError
 from mllm_align.models.presets import PRESETS
+from mllm_align.ops.splash import _blocks
 from mllm_align.plan import compiled as compiling
+from mllm_align.plan import hlo
 from mllm_align.plan.chips import GIB, topology
 from mllm_align.plan.compiled import Compiled, buffers, splash_flops, total
 from mllm_align.plan.counts import Collective, Counts
@@ -161,6 +164,54 @@ def test_a_splash_kernel_counts_the_blocks_that_it_visits():
         assert splash_flops(kernel, planned, "prefill") == expected
 
 
+def who_sees_whom(prefix, responses, length, asking):
+    """[queries, keys] by the definition: a prompt group's rows see what stands before them, but not what
+    other responses say."""
+    own = np.repeat(np.arange(responses + 1), [prefix] + [length] * responses)
+    at = np.arange(len(own))
+    sees = (at[None] <= at[:, None]) & ((own[None] == 0) | (own[None] == own[:, None]))
+    return sees[prefix - asking :]
+
+
+def visited(prefix, responses, length, asking, queries, keys):
+    """Share of the blocks, after padding, in which some query sees some key. Padded queries stand at the
+    last place."""
+    sees = who_sees_whom(prefix, responses, length, asking)
+    sees = np.pad(sees, ((0, queries - len(sees)), (0, 0)), mode="edge")
+    sees = np.pad(sees, ((0, 0), (0, keys - sees.shape[1])))
+    of_q, of_k = _blocks(queries)[0], _blocks(keys)[0]
+    return float(sees.reshape(queries // of_q, of_q, keys // of_k, of_k).any((1, 3)).mean())
+
+
+OF_RESPONSES = {1: SFT(), 2: DPO(), 3: Averaged()}
+
+
+def planned_for(responses):
+    online = Distorted() if responses == 3 else None
+    return Config(objective=OF_RESPONSES[responses], online=online)
+
+
+@pytest.mark.parametrize("program", ["train", "reference"])
+@pytest.mark.parametrize("responses", [1, 2, 3])
+@pytest.mark.parametrize("prefix, response", [(3072, 256), (600, 512), (256, 128)])
+def test_a_splash_kernel_counts_the_responses_that_a_config_has(responses, program, prefix, response):
+    """In the blocks of all rows, and in the last one, where the prefix asks with its last row alone."""
+    planned = sizes(planned_for(responses), PRESETS["llava-1.6-7b"], prefix, response)
+    prefix, response = planned.shape.prefix, planned.shape.response
+    assert planned.responses == responses
+    _, keys = _blocks(prefix + responses * response)
+    for asking in (prefix, 1):
+        _, queries = _blocks(asking + responses * response)
+        if asking == 1 and queries == keys:
+            continue  # shapes can't tell the two then
+        shapes = ", ".join(f"bf16[2,32,{n},128]{{3,2,1,0}}" for n in (queries, keys, keys))
+        given = f", operand_layout_constraints={{s8[1,4,4]{{2,1,0}}, {shapes}}}"
+        kernel = Instruction("splash_mha_fwd_segmented.1", "custom-call", "()", (), given)
+        share = visited(prefix, responses, response, asking, queries, keys)
+        wanted = 2 * 2 * 2 * 32 * queries * keys * 128 * share
+        assert splash_flops(kernel, planned, program) == pytest.approx(wanted)
+
+
 # ---- compiles --------------------------------------------------------------------------------------
 
 
@@ -218,3 +269,37 @@ def test_weak_scaling():
     assert many.flops == pytest.approx(few.flops, rel=0.02)
     sent = [sum(c["sent"] for c in p.collectives) for p in (few, many)]
     assert sent[1] == pytest.approx(sent[0], rel=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("responses", [1, 2, 3])
+def test_kernels_of_a_slice_visit_what_the_responses_leave_to_be_seen(responses, monkeypatch):
+    """Every splash kernel of a compiled step is counted by the definition."""
+    pytest.importorskip("libtpu")
+    seen, count = [], compiling.splash_flops
+
+    def counted(call, planned, program):
+        seen.append((call, planned, count(call, planned, program)))
+        return seen[-1][-1]
+
+    monkeypatch.setattr(compiling, "splash_flops", counted)
+    config = dataclasses.replace(planned_for(responses), batch_size=4, mesh=MeshConfig(data=1, fsdp=-1))
+    made = plan(config, small(), "v5e:2x2", programs=["train"])
+    assert made.fits and not made.programs[0].notes
+    shape, shares = seen[0][1].shape, set()
+    for call, _, flops in seen:
+        name = call.name.split("_")
+        shapes = call.rest.partition("operand_layout_constraints={")[2].partition("frontend_attributes")[0]
+        (*batch, queries, size), (*_, keys, _), *_ = [
+            a.dims for a in hlo.arrays(shapes) if a.dtype != "s8" and len(a.dims) > 2
+        ]
+        products = next(n for kind, n in compiling.PRODUCTS.items() if kind in name)
+        share = flops / (2 * products * np.prod(batch) * queries * keys * size)
+        if keys != _blocks(shape.prefix + responses * shape.response)[1]:
+            assert share == 1.0  # the vision tower's
+            continue
+        asking = shape.prefix if queries == keys else 1
+        wanted = visited(shape.prefix, responses, shape.response, asking, queries, keys)
+        assert share == pytest.approx(wanted)
+        shares.add((asking, share))
+    assert len(shares) == 2, "all rows, and the last block's"

@@ -20,6 +20,7 @@ from runs import (
     events,
     flat,
     losses,
+    nan_for_one,
     one_device,
     rows,
     same,
@@ -43,9 +44,9 @@ from mllm_align import (
 from mllm_align.batch import PromptGroup
 from mllm_align.data import encode
 from mllm_align.errors import NotFinite, Preempted
-from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
 from mllm_align.training import loop, metrics
+from mllm_align.training.metrics import Log, divide
 from mllm_align.training.run import open_run
 
 assert compiling  # a fixture
@@ -352,23 +353,8 @@ def test_other_records_at_the_same_steps_are_refused(begun, monkeypatch):
         train(TINY, bundle(), PAIRS, begun)
 
 
-def with_rare_nan():
-    """The model, with NaN as the embedding of a token that one record alone has; that record's id."""
-    _, records, _ = prepare(bundle(), PAIRS, TINY.data, responses=2)
-    held = [set(np.concatenate([r.prefix, *r.responses]).tolist()) for r in records]
-    index, rare = next(
-        (i, min(rest))
-        for i, own in enumerate(held)
-        if (rest := own - set().union(*held[:i], *held[i + 1 :]))
-    )
-    decoder = dict(bundle().params["decoder"])
-    decoder["embedding"] = decoder["embedding"].at[rare].set(np.nan)
-    broken = replace(bundle(), params={**bundle().params, "decoder": decoder})
-    return broken, records[index].record.id
-
-
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_record(tmp_path):
-    broken, culprit = with_rare_nan()
+    broken, culprit = nan_for_one(2)
     config = replace(TINY, save_every=1)
     with pytest.raises(NotFinite, match=f"not finite, with records {culprit};.*--nonfinite skip"):
         train(config, broken, PAIRS, tmp_path / "run")
@@ -379,7 +365,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_record(tmp_path):
 
 
 def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, capsys):
-    broken, culprit = with_rare_nan()
+    broken, culprit = nan_for_one(2)
     config = replace(TINY, nonfinite="skip", log_every=2)
     model = train(config, broken, PAIRS, tmp_path / "run")
     assert all(np.isfinite(x).all() for x in flat(model.trained).values())
@@ -391,9 +377,65 @@ def test_steps_that_are_not_finite_are_left_out_and_counted(tmp_path, capsys):
     assert any(e["loss"] is not None for e in logged)
 
 
+@pytest.fixture
+def unfit(tmp_path):
+    """(a model, data on which its numbers are finite, the id of a record in PAIRS where they are not)."""
+    broken, culprit = nan_for_one(2)
+    good = [row for i, row in enumerate(rows()) if str(i) != culprit]
+    return broken, write_pairs(tmp_path, good), culprit
+
+
+def test_held_out_figures_that_are_not_finite_end_the_run(tmp_path, unfit):
+    broken, data, culprit = unfit
+    with pytest.raises(NotFinite, match=f"evaluation at step 1: figures are not finite, .* {culprit};"):
+        train(replace(TINY, steps=1), broken, data, tmp_path / "run", PAIRS)
+    assert not events(tmp_path / "run", "eval") and not events(tmp_path / "run", "done")
+    (event,) = events(tmp_path / "run", "nonfinite")
+    assert (event["records"], event["during"]) == ([culprit], "evaluation")
+
+
+@pytest.mark.slow
+def test_held_out_batches_that_are_not_finite_are_left_out_on_demand(tmp_path, unfit, capsys):
+    broken, data, culprit = unfit
+    config = replace(TINY, steps=1, nonfinite="skip")
+    train(config, broken, data, tmp_path / "run", PAIRS)
+    (line,) = events(tmp_path / "run", "eval")
+    assert np.isfinite(line["loss"]) and "the batch is left out" in capsys.readouterr().err
+    alone = write_pairs(tmp_path, [rows()[int(culprit)]], "alone.jsonl")
+    with pytest.raises(NotFinite, match="no held-out batch has finite figures"):
+        train(config, broken, data, tmp_path / "none", alone)
+
+
+def test_stored_references_that_are_not_finite_are_not_stored(tmp_path):
+    broken, culprit = nan_for_one(2)
+    config = replace(TINY, reference="stored", steps=2)
+    said = f"reference log-probs are not finite for 1 of 8 records: {culprit};"
+    with pytest.raises(NotFinite, match=said):
+        train(config, broken, PAIRS, tmp_path / "run")
+    assert not (tmp_path / "run" / "reference.npz").exists()
+
+
+@pytest.mark.slow
+def test_steps_with_references_that_are_not_finite_are_left_out_on_demand(tmp_path):
+    broken, culprit = nan_for_one(2)
+    config = replace(TINY, reference="stored", steps=2, nonfinite="skip")
+    train(config, broken, PAIRS, tmp_path / "run")
+    assert events(tmp_path / "run", "nonfinite")[0]["records"] == [culprit]
+    assert not (tmp_path / "run" / "reference.npz").exists()
+
+
+def test_the_log_takes_no_number_that_is_not_finite(tmp_path):
+    log = Log(tmp_path)
+    log("train", step=1, loss=divide({"loss": (0.0, 0.0)})["loss"])
+    with pytest.raises(NotFinite, match="rewards is not finite"):
+        log("train", step=2, rewards=float("inf"))
+    log.close()
+    assert [line["loss"] for line in events(tmp_path)] == [None]
+
+
 @pytest.mark.slow
 def test_debug_nans_names_the_operation(tmp_path):
-    broken, _ = with_rare_nan()
+    broken, _ = nan_for_one(2)
     with jax.debug_nans(True), pytest.raises(FloatingPointError, match="nan") as caught:
         train(TINY, broken, PAIRS, tmp_path / "run")
     files = {str(entry.path) for entry in caught.traceback}

@@ -7,11 +7,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from runs import MODEL, PAIRS, TINY, bundle, compiling, one_device, rows, write_pairs
+from runs import MODEL, PAIRS, TINY, bundle, compiling, nan_for_one, one_device, rows, write_pairs
 
 from mllm_align import DataConfig, InputError, export, load, load_run, score, train
 from mllm_align.batch import pad
 from mllm_align.data.encode import Encoder
+from mllm_align.errors import NotFinite
 from mllm_align.models.bundle import make_model
 from mllm_align.prepare import prepare
 
@@ -78,6 +79,13 @@ def test_over_long_records_are_refused_or_left_out(scores):
             assert np.abs(sums([line]) - sums([before])).max() < 1e-4
     with pytest.raises(InputError, match="all 8 records are left out, 8 over-long"):
         score(bundle(), PAIRS, config=replace(config, max_length=10, over_long="skip"))
+
+
+def test_log_probs_that_are_not_finite_are_told_with_their_record():
+    broken, culprit = nan_for_one(2)
+    said = f"log-probs are not finite for 1 of 8 records: {culprit}; look for NaN"
+    with pytest.raises(NotFinite, match=said):
+        score(broken, PAIRS, config=ONE_SHAPE)
 
 
 def test_batch_size_0_is_refused():

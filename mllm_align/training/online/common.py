@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ import numpy as np
 
 from mllm_align import batch as batches
 from mllm_align.batch import PromptGroup
-from mllm_align.config import Config, Distorted, OnlinePairs
+from mllm_align.config import Config, OnlinePairs
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Encoded, Encoder
-from mllm_align.errors import refusal
+from mllm_align.errors import not_finite
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.bundle import Bundle
 from mllm_align.sharding import assemble, batch_sharding, local_rows
@@ -75,10 +75,6 @@ class Common:
         self.where = batch_sharding(bundle.mesh)
         self.limit = config.data.max_length or bundle.config.decoder.max_length
         self.sampler = Sampler(config, bundle, getattr(config.online, "mesh", None))
-        # what the policy writes stands beside what the data have: both must go on from one prompt
-        if config.data_responses and not isinstance(config.online, Distorted):
-            for record in records:
-                check_opening(record, encoder)
 
     def epoch(self, step: int) -> int:
         return step // math.ceil(len(self.records) / self.config.batch_size)
@@ -103,11 +99,14 @@ class Common:
         batch: HostBatch,
         group: PromptGroup,
         made: Sequence[tuple[Response, ...] | None],
-        most: int,
+        sizes: Iterable[int],
         facts: Facts,
         example: dict[str, Any] | None = None,
     ) -> Trainable:
-        """The batch with these responses in place, K for each record, padded to `most` tokens."""
+        """The batch with these responses in place, K for each record, padded to the first of `sizes`, which
+        rise, that holds them: few sizes, few programs."""
+        longest = max((len(r.ids) for each in made for r in each or ()), default=1)
+        most = next(size for size in sizes if size >= longest)
         size, count = self.config.batch_size, self.config.objective.responses
         tokens, mask = np.zeros((size, count, most), np.int32), np.zeros((size, count, most), bool)
         logps, weight = np.zeros((size, count, most), np.float32), np.zeros(size, np.float32)
@@ -137,9 +136,12 @@ class Common:
         facts = {"groups_used": (float(weight.sum()), len(batch.records)), **facts}
         return Trainable(group, host, records, facts, example)
 
-
-def check_opening(encoded: Encoded, encoder: Encoder) -> None:
-    """The policy goes on where the prompt ends; so must the responses of the data."""
-    if not np.array_equal(encoder.prompt(encoded.record), encoded.prefix):
-        problem = "the chat template opens an answer that is asked for otherwise than one that is there"
-        raise refusal(encoded.record.where, problem, "use one that does not (--data.chat-template)")
+    def broken(self, batch: HostBatch, rows: Sequence[int]) -> Facts:
+        """What is told of rows for which the policy's logits were not finite; they are to weigh 0. Raises
+        NotFinite where the config says to stop there."""
+        if rows and self.config.nonfinite == "stop":
+            ids = [self.records[batch.records[row]].record.id for row in rows]
+            what = f"step {batch.step + 1}: logits of the policy's own responses are"
+            remedy = "look at the model, or leave such groups out: --nonfinite skip"
+            raise not_finite(what, ids, len(batch.records), remedy)
+        return {"rollout/nonfinite": (float(len(rows)), float(len(batch.records)))}

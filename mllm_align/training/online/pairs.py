@@ -85,16 +85,21 @@ class Pairs:
     def _annotated(
         self, batch: HostBatch, rows: list[int], rollout: Rollout | None, began: float
     ) -> dict[str, Any]:
-        """Samples on the host, and the verdicts on those that this process asks about."""
+        """Samples on the host, and the verdicts on those that this process asks about. broken: rows where
+        logits of some sample are not finite; nothing is asked about them."""
         if rollout is None:
-            return {"rows": [], "samples": [], "verdicts": {}, "seconds": (0.0, 0.0)}
-        tokens, lengths, logps = (np.asarray(x) for x in rollout)
+            return {"rows": [], "broken": [], "samples": [], "verdicts": {}, "seconds": (0.0, 0.0)}
+        arrays = [np.asarray(x) for x in rollout]
         taken = time.perf_counter()
-        tokens, lengths, logps = (x.reshape(-1, *x.shape[2:]) for x in (tokens, lengths, logps))
+        tokens, lengths, logps, finite = (x.reshape(-1, *x.shape[2:]) for x in arrays)
+        good = [bool(each.all()) for each in finite]
         samples = [
             [Response(tokens[i, k, :n], logps[i, k, :n]) for k, n in enumerate(lengths[i])]
             for i in range(len(rows))
+            if good[i]
         ]
+        broken = [row for i, row in enumerate(rows) if not good[i]]
+        rows = [row for i, row in enumerate(rows) if good[i]]
         mine = range(len(rows))
         if not self.annotator.everywhere:
             mine = mine[jax.process_index() :: jax.process_count()]
@@ -109,7 +114,8 @@ class Pairs:
         verdicts = rank(self.annotator, questions)
         seconds = taken - began, time.perf_counter() - taken
         said = {i: dataclasses.asdict(v) for i, v in zip(mine, verdicts, strict=True)}
-        return {"rows": rows, "samples": samples, "verdicts": said, "seconds": seconds}
+        made = {"rows": rows, "broken": broken, "samples": samples}
+        return {**made, "verdicts": said, "seconds": seconds}
 
     def _gathered(self, pending: Pending) -> dict[str, Any]:
         """The result of `_annotated` with the verdicts of all processes; waits for it."""
@@ -139,10 +145,11 @@ class Pairs:
         for row, each, verdict in zip(result["rows"], samples, verdicts, strict=True):
             pair = verdict.pair
             made[row] = None if pair is None else (each[pair[0]], each[pair[1]])
-        longest = max((len(r.ids) for each in made for r in each or ()), default=1)
-        facts = self._facts(pending, samples, verdicts)
+        for row in result["broken"]:
+            made[row] = None
+        facts = self._facts(pending, samples, verdicts) | common.broken(batch, result["broken"])
         example = self._example(batch, result["rows"], samples, verdicts)
-        return common.filled(batch, pending.group, made, self._padded(batch, longest), facts, example)
+        return common.filled(batch, pending.group, made, self._sizes(batch), facts, example)
 
     def _example(
         self, batch: HostBatch, rows: list[int], samples: list[list[Response]], verdicts: list[Verdict]
@@ -158,11 +165,10 @@ class Pairs:
             "reason": verdict.reason,
         }
 
-    def _padded(self, batch: HostBatch, longest: int) -> int:
-        """Response tokens of the batch: one of few sizes, so that few programs are compiled."""
+    def _sizes(self, batch: HostBatch) -> list[int]:
+        """Response tokens that the batch may be padded to."""
         most = max(self.online.sampling.max_tokens, batch.shape.response)
-        sizes = [-(-most * part // 32) * 8 for part in (1, 2, 4)]
-        return next(size for size in sizes if size >= longest)
+        return [-(-most * part // 32) * 8 for part in (1, 2, 4)]
 
     def _facts(
         self, pending: Pending, samples: Sequence[Sequence[Response]], verdicts: Sequence[Verdict]
@@ -174,7 +180,7 @@ class Pairs:
         outcomes = counted(verdicts)
         first, parsed = (float(sum(getattr(v, n) for v in verdicts)) for n in ("first", "parsed"))
         return {
-            "online_share": (asked, len(pending.batch.records)),
+            "online_share": (asked + len(pending.ready["broken"]), len(pending.batch.records)),
             "staleness": (pending.step - pending.made_at, 1.0),
             "rollout/tokens": (tokens, len(flat)),
             "rollout/unfinished": (open_ended, len(flat)),
@@ -194,6 +200,7 @@ class Pairs:
             "step": pending.step,
             "made_at": pending.made_at,
             "rows": result["rows"],
+            "broken": result["broken"],
             "samples": samples,
             "verdicts": verdicts,
             "seconds": list(result["seconds"]),
@@ -206,6 +213,7 @@ class Pairs:
         ]
         ready = {
             "rows": saved["rows"],
+            "broken": saved.get("broken", []),
             "samples": samples,
             "verdicts": dict(enumerate(saved["verdicts"])),
             "seconds": saved["seconds"],

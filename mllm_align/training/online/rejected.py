@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from mllm_align.generate.decode import Decoder
 from mllm_align.generate.rollout import distorted_program, features_program
 from mllm_align.generate.sampling import random_key
 from mllm_align.generate.similarity import open_similarity
-from mllm_align.models.bundle import Bundle
 from mllm_align.training.online.common import Common, Facts, Pending, Response, Trainable
 
 
@@ -29,11 +29,12 @@ class Rejected:
 
     def __init__(self, common: Common, online: OnlineBDHS | Distorted):
         self.common, self.online = common, online
-        ends = common.encoder.end_mask(common.bundle.config.decoder.vocab)
-        self.ends = ends
+        self.ends = common.encoder.end_mask(common.bundle.config.decoder.vocab)
         if isinstance(online, OnlineBDHS):
             bdhs.check(common.records, common.encoder, online)
-            self.similarity = open_similarity(online.similarity)
+            similarity = open_similarity(online.similarity)
+            self.decoder = Decoder(common.sampler.bundle, online.sampling, common.rows)
+            self.maker = bdhs.BDHS(self.decoder, common.encoder, online, similarity, seed=0)
             self.seen = features_program(*common.sampler.settings)
         else:
             self.program = distorted_program(*common.sampler.settings, online.noise_steps)
@@ -44,41 +45,46 @@ class Rejected:
 
     def _distorted(self, batch: HostBatch, group: PromptGroup, trained: Any) -> tuple[list[Any], Facts]:
         keys = self.common.put(self.common.keys(batch, -2))
-        tokens = np.asarray(self.program(self.common.bundle.params, trained, group, keys))
-        tokens = tokens.reshape(-1, tokens.shape[-1])
+        arrays = [np.asarray(x) for x in self.program(self.common.bundle.params, trained, group, keys)]
+        tokens, finite = (x.reshape(-1, *x.shape[2:]) for x in arrays)
         made = []
         for row, index in enumerate(batch.records):
+            if not finite[row]:
+                made.append(None)
+                continue
             ids = tokens[row, : len(self.common.records[index].responses[0])]
             stop = np.flatnonzero(self.ends[ids])  # a response ends at its first end of sequence
             made.append(ids[: stop[0] + 1] if len(stop) else ids)
-        return made, {}
+        broken = [row for row in range(len(made)) if not finite[row]]
+        return made, self.common.broken(batch, broken)
 
     def _bdhs(self, batch: HostBatch, group: PromptGroup, trained: Any) -> tuple[list[Any], Facts]:
         common, online = self.common, self.online
         assert isinstance(online, OnlineBDHS)
-        policy = common.sampler.policy(trained)
-        seed = int(random_key(common.config.seed, "bdhs", common.epoch(batch.step))[0])
-        decoder = Decoder(policy, online.sampling, common.rows)
-        maker = bdhs.BDHS(decoder, common.encoder, online, self.similarity, seed)
+        self.maker.seed = int(random_key(common.config.seed, "bdhs", common.epoch(batch.step))[0])
+        self.decoder.trained = common.sampler.trained(trained)
         seen = None
         if online.distortion == "attention":  # noise is put on the pixels themselves, in every try
-            seen = self._features(batch, group, policy)
-        made = {each.index: each for each in maker([common.records[i] for i in batch.records], seen)}
+            seen = self._features(batch, group)
+        made = {each.index: each for each in self.maker([common.records[i] for i in batch.records], seen)}
         tries = [made[common.records[i].index] for i in batch.records]
+        good, broken = [m for m in tries if not m.broken], [row for row, m in enumerate(tries) if m.broken]
         facts = {
-            "bdhs/iterations": (float(sum(m.iterations for m in tries)), float(len(tries))),
-            "bdhs/similarity": (float(sum(m.similarity[-1] for m in tries)), float(len(tries))),
-            "bdhs/unfinished": (float(sum(m.unfinished > 0 for m in tries)), float(len(tries))),
+            "bdhs/iterations": (float(sum(m.iterations for m in good)), float(len(good))),
+            "bdhs/similarity": (float(sum(m.similarity[-1] for m in good)), float(len(good))),
+            "bdhs/unfinished": (float(sum(m.unfinished > 0 for m in good)), float(len(good))),
+            **common.broken(batch, broken),
         }
         return [self._encoded(i, m.rejected) for i, m in zip(batch.records, tries, strict=True)], facts
 
-    def _features(self, batch: HostBatch, group: PromptGroup, policy: Bundle) -> dict[int, np.ndarray]:
+    def _features(self, batch: HostBatch, group: PromptGroup) -> dict[int, np.ndarray]:
         """What the tower says of the batch's images, by record: their pixels are on the devices already."""
         common, per_tile = self.common, self.common.bundle.config.vision.tokens
         tiles, seen = common.sampler.batch(group).tiles, {}
         for micro in range(-(-len(batch.records) // common.rows)):
             part = batch.records[micro * common.rows : (micro + 1) * common.rows]
-            found = np.asarray(self.seen(policy.params, policy.trained, tiles, np.int32(micro)))
+            params = common.sampler.bundle.params
+            found = np.asarray(self.seen(params, self.decoder.trained, tiles, np.int32(micro)))
             for record, row in zip((common.records[i] for i in part), found, strict=False):
                 seen[record.index] = row[: record.shape.tiles * per_tile]
         return seen
@@ -91,11 +97,12 @@ class Rejected:
             return None
         both = replace(encoded.record, responses=(encoded.record.responses[0], text))
         try:
-            again = self.common.encoder.encode(both, 2)
+            prefix, (_, ids) = self.common.encoder.tokens(both, 2)
         except Identical:
             return None
-        good = np.array_equal(again.prefix, encoded.prefix) and again.length <= self.common.limit
-        return again.responses[1] if good else None
+        length = encoded.shape.prefix + max(len(encoded.responses[0]), len(ids))
+        good = np.array_equal(prefix, encoded.prefix) and length <= self.common.limit
+        return ids if good else None
 
     def finish(self, pending: Pending) -> Trainable:
         common, batch = self.common, pending.batch
@@ -112,15 +119,12 @@ class Rejected:
                 made.append((*responses, Response(ids)))
             else:  # the averaged loss goes on with the pair of the data
                 made.append(responses if len(responses) > 1 else None)
-        most = batch.shape.response
-        longest = max((len(r.ids) for each in made for r in each or ()), default=1)
-        while most < longest:  # few sizes: few programs
-            most += -(-batch.shape.response // 16) * 8
+        sizes = count(batch.shape.response, -(-batch.shape.response // 16) * 8)
         facts |= {"rejected_usable": (usable, len(rejected)), "rollout/seconds": (seconds, 1.0)}
         record, text = common.records[batch.records[0]].record, common.encoder.text
         written = None if rejected[0] is None else text(rejected[0]).strip()
         example = {"id": record.id, "responses": [record.responses[0], written]}
-        return common.filled(batch, pending.group, made, most, facts, example)
+        return common.filled(batch, pending.group, made, sizes, facts, example)
 
     def close(self) -> None:
         pass

@@ -33,11 +33,14 @@ from mllm_align import (
     train,
 )
 from mllm_align.annotate.verdict import OUTCOMES
-from mllm_align.generate import bdhs as guided
+from mllm_align.errors import NotFinite
+from mllm_align.generate import bdhs as generation
+from mllm_align.generate import decode
 from mllm_align.generate.sampling import random_key
+from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
 from mllm_align.training import run
-from mllm_align.training.online import common
+from mllm_align.training.online import common, pairs, rejected
 
 assert compiling and MODEL
 SAMPLING = SamplingConfig(max_tokens=12)
@@ -233,6 +236,110 @@ def test_micro_batches_and_devices_change_nothing_but_rounding(tmp_path):
     assert one.trained
 
 
+@pytest.mark.slow
+def test_what_bdhs_needs_is_made_once(tmp_path, monkeypatch):
+    """Over two epochs; what each step makes is what a decoder of its own makes with the policy as it is."""
+    made, decoded, steps = [], [], []
+    keep, stops, make = decode.Decoder.__init__, generation.full_stops, rejected.Rejected._bdhs
+
+    def init(self, *given):
+        made.append(self)
+        keep(self, *given)
+
+    def full_stops(*given):
+        decoded.append(given)
+        return stops(*given)
+
+    def bdhs_of(self, batch, group, trained):
+        out = make(self, batch, group, trained)
+        steps.append(
+            (self.maker, jax.tree.map(np.asarray, trained), batch.records, self.maker.seed, out[0])
+        )
+        return out
+
+    monkeypatch.setattr(decode.Decoder, "__init__", init)
+    monkeypatch.setattr(generation, "full_stops", full_stops)
+    monkeypatch.setattr(rejected.Rejected, "_bdhs", bdhs_of)
+    train(replace(TINY, online=SOURCES["bdhs"], steps=3), bundle(), PAIRS, tmp_path / "run")
+    assert (len(made), len(decoded), len(steps)) == (1, 1, 3)
+    assert len({seed for *_, seed, _ in steps}) == 2
+    maker, trained, records, seed, told = steps[-1]
+    policy = replace(bundle(), lora=TINY.lora, trained=trained)
+    own = decode.Decoder(policy, SAMPLING, maker.decoder.size)
+    fresh = generation.BDHS(own, maker.encoder, maker.config, maker.similarity, seed)
+    _, encoded, _ = prepare(bundle(), PAIRS, TINY.data, 1)
+    again = {each.index: each.rejected for each in fresh([encoded[i] for i in records])}
+    for index, ids in zip(records, told, strict=True):
+        assert ids is None or maker.encoder.text(ids).strip() == again[index].strip()
+
+
+# ---- logits that are not finite ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def unfit(monkeypatch):
+    """unfit(kind): the first row of every batch gets logits that are not finite, of a model whose figures
+    are finite everywhere else."""
+
+    def spoil(kind):
+        if kind == "distorted":
+            program = rejected.distorted_program
+
+            def distorted(*settings):
+                def call(*given):
+                    tokens, finite = program(*settings)(*given)
+                    return tokens, finite.at[0, 0].set(False)
+
+                return call
+
+            monkeypatch.setattr(rejected, "distorted_program", distorted)
+        elif kind == "bdhs":
+            keep = decode.Decoder.decode
+
+            def decoded(self, rows, *rest):
+                return [
+                    [None] * len(out) if i == 0 else out for i, out in enumerate(keep(self, rows, *rest))
+                ]
+
+            monkeypatch.setattr(decode.Decoder, "decode", decoded)
+        else:
+            roll = pairs.Pairs._roll
+
+            def rolled(self, *given):
+                out = roll(self, *given)
+                return out._replace(
+                    finite=out.finite.at[0, 0, 0].set(False), logps=out.logps.at[0, 0, 0, 0].set(np.nan)
+                )
+
+            monkeypatch.setattr(pairs.Pairs, "_roll", rolled)
+
+    return spoil
+
+
+KINDS = [pytest.param(kind, marks=[] if kind == "pairs" else pytest.mark.slow) for kind in SOURCES]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_responses_from_logits_that_are_not_finite_stop_the_run(tmp_path, unfit, kind):
+    unfit(kind)
+    with pytest.raises(NotFinite, match=r"step 1: logits of the policy's own .* 1 of 4 records: \d; "):
+        train(replace(TINY, online=SOURCES[kind], steps=1), bundle(), PAIRS, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", SOURCES)
+def test_groups_of_them_are_left_out_and_counted_on_demand(tmp_path, unfit, kind):
+    unfit(kind)
+    config = replace(TINY, online=SOURCES[kind], steps=3, save_every=1, nonfinite="skip")
+    whole = train(config, bundle(), PAIRS, tmp_path / "run")
+    lines = events(tmp_path / "run", "train")
+    assert [line["rollout/nonfinite"] for line in lines] == [0.25] * 3
+    assert all(line["groups_used"] <= 0.75 and np.isfinite(line["loss"]) for line in lines)
+    with pytest.raises(Stop):
+        train(config, bundle(), PAIRS, tmp_path / "again", on_step=stop_after(2))
+    assert same(whole.trained, train(config, bundle(), PAIRS, tmp_path / "again").trained)
+
+
 # ---- what is refused -------------------------------------------------------------------------------
 
 
@@ -331,9 +438,9 @@ def test_a_made_response_of_the_chosen_ones_tokens_is_no_pair(tmp_path, monkeypa
     def made(self, records, seen=None):
         for each in records:
             text = next(said).format(each.record.responses[0])
-            yield guided.Made(each.index, text, 1, True, (0.0,), 0.0, (), 0)
+            yield generation.Made(each.index, text, 1, True, (0.0,), 0.0, (), 0)
 
-    monkeypatch.setattr(guided.BDHS, "__call__", made)
+    monkeypatch.setattr(generation.BDHS, "__call__", made)
     template = tmp_path / "trims.jinja"
     parts = "{% for p in m.content %}{{ '<image>' if p.type == 'image' else p.text | trim }}{% endfor %}"
     ask = "{% if add_generation_prompt %}assistant:{% endif %}"
