@@ -10,8 +10,8 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,14 @@ from safetensors import SafetensorError, safe_open
 
 from mllm_align.errors import InputError
 from mllm_align.models.config import DecoderConfig, LlavaConfig, VisionConfig
-from mllm_align.models.names import Entry, canonical, entries
+from mllm_align.models.names import EMBEDDING, HEAD, Entry, canonical, entries
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 INDEX = "model.safetensors.index.json"
+ROWS = 1024  # of a matrix, read at once where all of it is not needed
 CONVERT = (
     "convert it with transformers' convert_llava_next_weights_to_hf.py (or convert_llava_weights_to_hf.py"
     " for 1.5), or take the same model from a llava-hf folder"
@@ -79,8 +80,10 @@ def open_folder(path: str | Path) -> Folder:
     uses a feature this project does not compute, or whose tensors are missing or misshapen.
     """
     folder = Folder(Path(path), read_config(path))
-    _check_tensors(folder)
-    return folder
+    apart = _untied(folder) if HEAD in folder.stored else folder
+    _check_tensors(apart)
+    # What is stored wins over the flag, as in transformers: a tied head may be there all the same.
+    return folder if folder.config.decoder.tied and _same_head(folder) else apart
 
 
 def read_config(path: str | Path) -> LlavaConfig:
@@ -143,6 +146,15 @@ class Reader:
         stored = self.folder.stored[name]
         with safe_open(self.folder.path / self.folder.files[stored], "numpy") as file:
             return file.get_tensor(stored)
+
+    def rows(self, name: str) -> Iterator[np.ndarray]:
+        """A matrix in blocks of rows, each a few MB."""
+        stored = self.folder.stored[name]
+        with safe_open(self.folder.path / self.folder.files[stored], "numpy") as file:
+            part = file.get_slice(stored)
+            count = part.get_shape()[0]
+            for start in range(0, count, ROWS):
+                yield part[start : min(start + ROWS, count)]
 
 
 def _leaf(reader: Reader, parts: list[Entry], dtype: np.dtype, where) -> jax.Array:
@@ -338,6 +350,21 @@ def _check_tensors(folder: Folder) -> None:
         raise InputError(
             f"{folder.path}: tensor {missing[0]!r}{more} missing from the weights; copy the folder again"
         )
+
+
+def _same_head(folder: Folder) -> bool:
+    """Whether no head is stored beside the embedding, or one that equals it."""
+    if HEAD not in folder.stored:
+        return True
+    read = Reader(folder)
+    blocks = zip(read.rows(EMBEDDING), read.rows(HEAD), strict=True)
+    return all(np.array_equal(one.astype(np.float32), other.astype(np.float32)) for one, other in blocks)
+
+
+def _untied(folder: Folder) -> Folder:
+    """The folder read with a head of its own."""
+    decoder = replace(folder.config.decoder, tied=False)
+    return replace(folder, config=replace(folder.config, decoder=decoder))
 
 
 def _read_json(file: Path, otherwise: str, remedy: str) -> dict[str, Any]:

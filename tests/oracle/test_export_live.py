@@ -5,6 +5,7 @@ The interpreter that has torch and PEFT is named in MLLM_ALIGN_ORACLE_PYTHON (de
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -109,4 +110,18 @@ def test_adapter_without_projector_leaves_it_alone(golden, trained, tmp_path):
     theirs, saved = peer(name, golden.folder.path, tmp_path / "out.npz", tmp_path / "adapter")
     ours = jax_logps(golden, policy_variables(golden.base, lora, ALPHA / RANK, np.float32))
     assert not saved
+    assert furthest(theirs, ours) < 2e-5
+
+
+@pytest.mark.parametrize("whole, text", [(True, None), (None, True), (True, True)])
+def test_flags_of_a_tied_head_leave_the_stored_one(golden, whole, text, tmp_path):
+    name, folder = golden.folder.path.name, tmp_path / "flagged"
+    shutil.copytree(golden.folder.path, folder)
+    raw = json.loads((folder / "config.json").read_text())
+    for part, flag in ((raw, whole), (raw["text_config"], text)):
+        part.pop("tie_word_embeddings", None)
+        part.update({} if flag is None else {"tie_word_embeddings": flag})
+    (folder / "config.json").write_text(json.dumps(raw))
+    theirs, _ = peer(name, folder, tmp_path / "out.npz")
+    ours = jax_logps(golden, {"params": load_params(open_folder(folder), np.float32)})
     assert furthest(theirs, ours) < 2e-5
