@@ -501,7 +501,8 @@ def inspect(options: Inspect) -> None:
     from mllm_align.data import inspect as show
     from mllm_align.data.readers import records_from
     from mllm_align.models.bundle import Bundle
-    from mllm_align.models.huggingface import load_processor, open_folder
+    from mllm_align.models.huggingface import open_folder
+    from mllm_align.models.processor import load_processor
     from mllm_align.prepare import make_encoder
 
     if options.responses < 1:

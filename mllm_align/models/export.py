@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mllm_align.errors import InputError, refusal
-from mllm_align.files import new_folder
+from mllm_align.files import new_folder, read_json
 from mllm_align.models.huggingface import INDEX, Folder, Reader
 from mllm_align.models.names import Entry, canonical, decoder_linears, entries
 
@@ -322,7 +322,7 @@ def _save(tensors: dict[str, np.ndarray], file: Path, metadata: dict[str, str] |
 
 def _rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
     if file.exists():
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, "copy the folder again")
         change(content)
         _write_json(file, content)
 

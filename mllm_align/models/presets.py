@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mllm_align.errors import InputError
 from mllm_align.models.config import DecoderConfig, LlavaConfig, VisionConfig
-from mllm_align.models.huggingface import read_config
+from mllm_align.models.configuration import read_config
 
 # CLIP ViT-L/14 at 336 pixels; features are read one layer before its last (24th).
 TOWER = VisionConfig(hidden=1024, mlp=4096, layers=23, heads=16, image_size=336, patch_size=14)

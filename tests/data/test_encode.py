@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from mllm_align.data.encode import Encoder, encode_all, fingerprint
 from mllm_align.data.records import parse_record
 from mllm_align.errors import InputError
-from mllm_align.models.huggingface import load_processor
+from mllm_align.models.processor import load_processor
 
 BOS, EOS, IMAGE = 1, 2, 4
 PAIRS = [json.loads(line) for line in (FIXTURES / "pairs.jsonl").read_text().splitlines()]
