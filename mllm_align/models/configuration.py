@@ -12,7 +12,11 @@ from mllm_align.errors import InputError
 from mllm_align.files import read_json
 from mllm_align.models.config import DecoderConfig, LlavaConfig, VisionConfig
 from mllm_align.models.ranges import (
+    DEPTH,
+    EPS,
     FLAG,
+    HEADS,
+    WIDTH,
     Between,
     Listed,
     Maybe,
@@ -30,8 +34,6 @@ CONVERT = (
 )
 COPY = "take a LLaVA 1.5 or 1.6 folder, or copy the file again from where it came from"
 
-WIDTH, DEPTH, HEADS = Whole(1, 1 << 24), Whole(1, 1024), Whole(1, 1 << 14)
-EPS = Between(0, 1)
 PIXELS = Whole(1, 4096)
 GELU = OneOf(("gelu", "quick_gelu"))
 TILES = 64  # most of them along one side of an AnyRes canvas

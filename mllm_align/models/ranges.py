@@ -93,7 +93,20 @@ class Maybe:
         return f"null or {self.some}"
 
 
+@dataclass(frozen=True)
+class Text:
+    longest: int = 1000
+
+    def __contains__(self, value: Any) -> bool:
+        return isinstance(value, str) and len(value) <= self.longest
+
+    def __str__(self) -> str:
+        return "a text"
+
+
 FLAG = OneOf((True, False))
+WIDTH, DEPTH, HEADS = Whole(1, 1 << 24), Whole(1, 1024), Whole(1, 1 << 14)
+EPS = Between(0, 1)
 
 
 def check(at: str, name: str, value: Any, allowed: Range, remedy: str) -> Any:
