@@ -46,11 +46,9 @@ class Bundle:
 
 
 def compute_dtype(name: Dtype, mesh: Mesh) -> Any:
-    """auto is float32 on CPU and bfloat16 on accelerators. float32 asks for full-precision products."""
+    """auto is float32 on CPU and bfloat16 on accelerators."""
     if name == "auto":
         name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    if name == "float32":
-        jax.config.update("jax_default_matmul_precision", "highest")
     return jnp.dtype(name)
 
 

@@ -131,7 +131,7 @@ def make_step(
         metrics["skipped"] = (1 - (finite & some).astype(jnp.float32), one)
         return TrainState(state.step + 1, trained, opt_state), metrics, Health(finite, rows)  # type: ignore[arg-type]
 
-    return traced_within(mesh, step)
+    return traced_within(mesh, step, dtype)
 
 
 def make_evaluation(
@@ -144,4 +144,4 @@ def make_evaluation(
         each = jax.lax.map(lambda group: loss(trained, base, group)[1][1], batch)
         return jax.tree.map(lambda x: x.sum(0), each)
 
-    return traced_within(mesh, evaluate)
+    return traced_within(mesh, evaluate, dtype)
