@@ -16,9 +16,10 @@ from mllm_align.batch import PromptGroup
 from mllm_align.config import Dtype, LoraConfig, MeshConfig, Remat
 from mllm_align.errors import InputError
 from mllm_align.models.config import LlavaConfig
-from mllm_align.models.huggingface import Folder, load_params, open_folder
+from mllm_align.models.huggingface import Folder, load_params
 from mllm_align.models.llava import Llava
 from mllm_align.models.processor import end_tokens, load_processor
+from mllm_align.models.sources import open_model
 from mllm_align.sharding import make_mesh, parameter_shardings, tensor_shards, tree_lookup
 
 
@@ -74,12 +75,16 @@ def abstract_params(config: LlavaConfig) -> Any:
     return jax.eval_shape(init)["params"]
 
 
-def load(path: str | Path, dtype: Dtype = "auto", mesh: Mesh | MeshConfig | None = None) -> Bundle:
-    """Read a Hugging Face LLaVA folder: weights sharded over the mesh, processor, configuration.
+def load(
+    model: str | Path | Folder, dtype: Dtype = "auto", mesh: Mesh | MeshConfig | None = None
+) -> Bundle:
+    """Read a model: weights sharded over the mesh, processor, configuration.
 
-    mesh: default, all devices on one data axis. Raises InputError for a folder that can't be used.
+    model: a Hugging Face LLaVA folder, a PEFT adapter folder, the name of either in the local Hub cache, or
+    a folder that was opened before. mesh: default, all devices on one data axis. Raises InputError for a
+    model that can't be used.
     """
-    folder = open_folder(path)
+    folder = model if isinstance(model, Folder) else open_model(model)
     processor = load_processor(folder.path)
     end_tokens(folder.path, folder.config.decoder.vocab)  # refused now, and not after the weights
     if not isinstance(mesh, Mesh):

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 
 from mllm_align.errors import InputError, one_line
 from mllm_align.files import read_json
+from mllm_align.models.changes import Changes, laid_over
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.configuration import CONVERT, read_config
 from mllm_align.models.names import EMBEDDING, HEAD, Entry, canonical, entries
@@ -31,10 +32,17 @@ ROWS = 1024  # of a matrix, read at once where all of it is not needed
 
 @dataclass(frozen=True)
 class Folder:
-    """A checked Hugging Face LLaVA folder. Nothing but its configuration is read until it is asked for."""
+    """A checked Hugging Face LLaVA folder. Nothing but its configuration is read until it is asked for.
+
+    changes: what was trained over its weights, in order; the model is the folder with those laid over it.
+    named, step: the run or adapter that they come from, and which checkpoint of the run.
+    """
 
     path: Path
     config: LlavaConfig
+    changes: tuple[Changes, ...] = ()
+    named: Path | None = None
+    step: int | None = None
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -54,6 +62,8 @@ class Folder:
             digest.update(name.encode())
             with open(self.path / name, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        for each in self.changes:
+            digest.update(each.digest)
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -106,8 +116,9 @@ def load_params(
 
 
 class Reader:
-    """Reads tensors of a folder by canonical name. A file is mapped only while one of them is read: what
-    is mapped counts as memory of the process."""
+    """Reads tensors of a folder by canonical name: as stored, or in float64 where something was trained
+    over them. A file is mapped only while one of them is read: what is mapped counts as memory of the
+    process."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
@@ -115,10 +126,15 @@ class Reader:
     def __call__(self, name: str) -> np.ndarray:
         stored = self.folder.stored[name]
         with safe_open(self.folder.path / self.folder.files[stored], "numpy") as file:
-            return file.get_tensor(stored)
+            return laid_over(file.get_tensor(stored), name, self.folder.changes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        stored = self.folder.stored[name]
+        with safe_open(self.folder.path / self.folder.files[stored], "numpy") as file:
+            return tuple(file.get_slice(stored).get_shape())
 
     def rows(self, name: str) -> Iterator[np.ndarray]:
-        """A matrix in blocks of rows, each a few MB."""
+        """A matrix as stored, in blocks of rows."""
         stored = self.folder.stored[name]
         with safe_open(self.folder.path / self.folder.files[stored], "numpy") as file:
             part = file.get_slice(stored)
