@@ -46,6 +46,7 @@ FIELDS = {
     "arrow_config": (None, NONE),
     "monteclora_config": (None, NONE),
 }
+UNUSED = [name for name, (_, allowed) in FIELDS.items() if None in allowed]
 WHOLE_MODULES = ("multi_modal_projector.", "image_newline")
 
 
@@ -149,7 +150,8 @@ def base_name(path: Path) -> str:
 
 def _settings(path: Path) -> dict[str, Any]:
     raw = read_json(path / CONFIG, COPY)
-    given = {name: value for name, value in raw.items() if value not in ([], {})}  # empty: not used
+    # An empty list or object, too, says that a setting is not used.
+    given = {name: None if value in ([], {}) and name in UNUSED else value for name, value in raw.items()}
     return fields(str(path / CONFIG), given, FIELDS, MERGE)
 
 

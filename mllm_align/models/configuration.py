@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, refusal
 from mllm_align.files import read_json
 from mllm_align.models.config import DecoderConfig, LlavaConfig, VisionConfig
 from mllm_align.models.ranges import (
@@ -115,10 +115,8 @@ def read_config(path: str | Path) -> LlavaConfig:
     """
     path = Path(path)
     if not (path / "config.json").is_file():
-        raise InputError(
-            f"{path} is no Hugging Face model folder: it has no config.json; give the path of a llava-hf "
-            "folder with all its files"
-        )
+        problem = "this is no Hugging Face model folder: it has no config.json"
+        raise refusal(str(path), problem, "give the path of a llava-hf folder with all its files")
     return parse_config(path, read_json(path / "config.json", "give the path of a llava-hf folder"))
 
 

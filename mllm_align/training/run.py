@@ -250,10 +250,16 @@ def is_run(path: Path) -> bool:
 def base_folder(model: str | Path) -> str | Path:
     """The model that a run, or the run that it began from, started from; what is no run as it is."""
     seen: list[Path] = []
-    while is_run(Path(model)) and len(seen) < 100:
-        seen.append(Path(model))
+    while is_run(Path(model)):
+        _refuse_circle(Path(model), seen)
+        seen.append(Path(model).resolve())
         model = str(_read(seen[-1] / "run.json", "model")["model"])
     return model
+
+
+def _refuse_circle(run: Path, seen: Sequence[Path]) -> None:
+    if run.resolve() in seen:
+        raise InputError(f"{run} began from itself, as its run.json has it; put the original run.json back")
 
 
 def open_run(
@@ -261,8 +267,7 @@ def open_run(
 ) -> tuple[Config, Folder, Checkpoints, int]:
     """(config, base folder, checkpoints, the step asked for). Only whole checkpoints count."""
     out = Path(out)
-    if out.resolve() in within:
-        raise InputError(f"{out} began from itself, as its run.json has it; put the original run.json back")
+    _refuse_circle(out, within)
     config, described = read_config(out), _read(out / "run.json", "model", "model_fingerprint")
     began = described["model"], described.get("model_step", "last"), (*within, out.resolve())
     folder = open_base(*began)

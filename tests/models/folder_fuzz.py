@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 from safetensors import safe_open
@@ -24,8 +25,11 @@ from mllm_align.data.demo import make_model
 from mllm_align.data.readers import records_from
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle
+from mllm_align.models.export import export_adapter
 from mllm_align.models.huggingface import INDEX, load_params, open_folder
+from mllm_align.models.lora import init_lora
 from mllm_align.models.processor import load_processor
+from mllm_align.models.sources import open_model
 from mllm_align.prepare import make_encoder
 
 SECONDS = 10  # in which a folder is opened or refused
@@ -33,12 +37,16 @@ KINDS = ("llava", "llava_next")
 
 
 def make_folders(out: Path) -> list[Path]:
-    """LLaVA 1.5 and 1.6, each with the side files of newer and of older versions of transformers."""
+    """LLaVA 1.5 and 1.6, each with the side files of newer and of older versions of transformers, and an
+    adapter of the first."""
     folders = []
     for kind in KINDS:
         make_model(out / kind, kind)
         folders += [out / kind, older(out / kind, out / f"{kind}-older")]
-    return folders
+    base, targets = open_folder(folders[0]), ("q", "down")
+    terms = jax.tree.map(np.asarray, init_lora(base.config, 2, targets, jax.random.key(0)))
+    export_adapter(base, out / "adapter", {"lora": terms}, 2, 4.0, targets)
+    return [*folders, out / "adapter"]
 
 
 def older(folder: Path, out: Path) -> Path:
@@ -94,7 +102,7 @@ VALUES: list[Callable[[Any], Any]] = [
     lambda value: {"value": value},
     lambda value: [value] * 3,
     lambda value: -value if isinstance(value, int | float) else [],
-    lambda value: value * 1000 if isinstance(value, int | float | str) else value,
+    lambda value: value * 1000 if isinstance(value, int | float) else str(value)[:20] * 1000,
     lambda value: value[:-1] if isinstance(value, list | str) else 1,
     lambda value: dict(list(value.items())[1:]) if isinstance(value, dict) else "1",
 ]
@@ -191,8 +199,8 @@ class Hang(BaseException):
 
 def open_and_use(folder: Path, records: list[Any]) -> None:
     """What a verb does with a folder before it computes: weights, a record's tokens, tiles and text."""
-    opened = open_folder(folder)
-    bundle = Bundle(opened, load_processor(folder), None, np.float32, {})  # type: ignore[arg-type]
+    opened = open_model(folder)
+    bundle = Bundle(opened, load_processor(opened.path), None, np.float32, {})  # type: ignore[arg-type]
     encoder = make_encoder(bundle, DataConfig())
     for record in records:
         encoded = encoder.encode(record, 2)
