@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mllm_align.errors import InputError, refusal
+from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import read_json
 from mllm_align.models.config import DecoderConfig, LlavaConfig, VisionConfig
 from mllm_align.models.ranges import (
@@ -126,7 +126,9 @@ def parse_config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
     if "mm_vision_tower" in raw or "mm_projector_type" in raw:
         raise InputError(f"{path} is in the original LLaVA (liuhaotian) layout; {CONVERT}")
     at = f"{path}/config.json"
-    check(at, "model_type", kind, OneOf(("llava", "llava_next")), "give a LLaVA 1.5 or 1.6 folder")
+    if kind not in OneOf(("llava", "llava_next")):
+        problem = f"is no LLaVA 1.5 or 1.6 folder: config.json has model_type {one_line(repr(kind))}"
+        raise InputError(one_line(f"{path} {problem}, wanted 'llava' or 'llava_next'", 2000))
     whole = fields(at, raw, WHOLE, COPY)
     anyres = kind == "llava_next"
     if anyres and whole["vision_feature_select_strategy"] != "default":

@@ -269,7 +269,7 @@ def open_run(
     out = Path(out)
     _refuse_circle(out, within)
     config, described = read_config(out), _read(out / "run.json", "model", "model_fingerprint")
-    began = described["model"], described.get("model_step", "last"), (*within, out.resolve())
+    began = str(described["model"]), described.get("model_step", "last"), (*within, out.resolve())
     folder = open_base(*began)
     if folder.fingerprint != described["model_fingerprint"]:
         raise InputError(
