@@ -60,7 +60,9 @@ class Train:
     config_file: Positional[Path]
     """Python file with get_config()."""
     model: Path
-    """Hugging Face LLaVA folder (1.5 or 1.6) to start from; also the reference policy."""
+    """What to start from; also the reference policy. A Hugging Face LLaVA folder (1.5 or 1.6), a PEFT
+    adapter's folder, the name of either in the local Hub cache, or another run's folder (its newest
+    checkpoint)."""
     data_file: Data
     """Preference pairs: .jsonl, .json or .parquet."""
     out: Path
@@ -86,7 +88,8 @@ class Score:
     """
 
     model: Path
-    """Hugging Face LLaVA folder, or a run folder (its newest checkpoint)."""
+    """Hugging Face LLaVA folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
+    folder (its newest checkpoint)."""
     data_file: Data
     """Preference pairs: .jsonl, .json or .parquet."""
     out: Path
@@ -108,7 +111,8 @@ class Generate:
     """
 
     model: Path
-    """Hugging Face LLaVA folder, or a run folder (its newest checkpoint)."""
+    """Hugging Face LLaVA folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
+    folder (its newest checkpoint)."""
     image: tuple[Path, ...] = ()
     """Image files, in the order in which the prompt speaks of them."""
     prompt: str | None = None
@@ -144,7 +148,8 @@ class Bdhs:
     config_file: Positional[Path]
     """Python file with get_config() -> BDHSConfig."""
     model: Path
-    """Hugging Face LLaVA folder, or a run folder (its newest checkpoint)."""
+    """Hugging Face LLaVA folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
+    folder (its newest checkpoint)."""
     data_file: Data
     """SFT records, a prompt, images and one response each: .jsonl, .json or .parquet."""
     out: Path
@@ -172,7 +177,7 @@ class Judge:
     out: Path
     """File to write, JSON."""
     model: Path | None = None
-    """The policy's base, a Hugging Face LLaVA folder or a run folder; needed where the annotator is it."""
+    """The policy's base, as `train` takes it; needed where the annotator is it."""
     print_config: bool = False
     """Print the resolved config as JSON and stop; needs no model, data or out."""
     config: Annotated[JudgeConfig, arg(name="")] = field(default_factory=JudgeConfig)
@@ -183,7 +188,7 @@ class Inspect:
     """One record as the model gets it: tokens, loss mask, positions, image tiles. Writes nothing."""
 
     model: Path
-    """Hugging Face LLaVA folder."""
+    """As `train` takes it; its tokenizer and image processor are read."""
     data_file: Data
     """Preference pairs (or, with --responses 1, SFT records)."""
     index: int = 0
@@ -228,7 +233,7 @@ class Plan:
     topology: str | None = None
     """v5e:4x4, v5p:2x2x4, v6e:16x16, ...; 2xv5e:16x16 for two slices; vendors' names too (v5p-32)."""
     model: str = "llava-1.6-7b"
-    """llava-1.5-7b, -13b, llava-1.6-7b, -mistral-7b, -13b, -34b, or a folder (config.json is read)."""
+    """llava-1.5-7b, -13b, llava-1.6-7b, -mistral-7b, -13b, -34b, or as for train (config.json is read)."""
     prefix: int | None = None
     """Padded tokens of a prompt; default: the model's longest, with 128 of text."""
     response: int | None = None
@@ -460,12 +465,16 @@ def judge(options: Judge) -> None:
     _begin(config.distributed)
     from mllm_align.annotate.accuracy import accuracy, table
     from mllm_align.annotate.opened import asks_base
+    from mllm_align.models.bundle import load
+    from mllm_align.training.run import open_base
 
     asked = asks_base(config.annotator)
     if asked and options.model is None:
         raise InputError("judge needs --model: the annotator is the policy's own base")
     with _result(beside, options.data_file) as lines_file, _result(out, options.data_file) as file:
-        base = _open(options.model, config.dtype, config.mesh) if asked and options.model else None
+        base = None
+        if asked and options.model:  # a run's policy, as it would be the base of another
+            base = load(open_base(options.model), config.dtype, config.mesh)
         summary, lines = accuracy(config, options.data_file, base, out.with_suffix(".answers"))
         about = {"data": str(options.data_file), "model": str(options.model) if asked else None}
         file.write(json_text(about | summary, indent=2) + "\n")
@@ -495,23 +504,25 @@ def _quiet() -> None:
 
 
 def _open(model: Path, dtype: Dtype, mesh: MeshConfig) -> Any:
-    """A Hugging Face folder, or a run folder's newest checkpoint."""
+    """A model, or a run folder's newest checkpoint."""
     from mllm_align.models.bundle import load
-    from mllm_align.training.run import load_run
+    from mllm_align.training.run import is_run, load_run
 
-    return (load_run if (model / "run.json").exists() else load)(model, dtype, mesh)
+    return (load_run if is_run(model) else load)(model, dtype, mesh)
 
 
 def inspect(options: Inspect) -> None:
     from mllm_align.data import inspect as show
     from mllm_align.data.readers import records_from
     from mllm_align.models.bundle import Bundle
-    from mllm_align.models.huggingface import load_processor, open_folder
+    from mllm_align.models.processor import load_processor
+    from mllm_align.models.sources import open_model
     from mllm_align.prepare import make_encoder
+    from mllm_align.training.run import base_folder
 
     if options.responses < 1:
         raise InputError(f"--responses is {options.responses}; it must be 1 or more")
-    folder = open_folder(options.model)
+    folder = open_model(base_folder(options.model))
     bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
     encoder = make_encoder(bundle, options.data)
     records = records_from(

@@ -18,7 +18,8 @@ from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.readers import records_from
 from mllm_align.data.table import LeftOut, encode_all
 from mllm_align.errors import InputError
-from mllm_align.models.bundle import Bundle, end_tokens
+from mllm_align.models.bundle import Bundle
+from mllm_align.models.processor import end_tokens
 from mllm_align.progress import progress_bar
 
 
@@ -31,7 +32,8 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"chat template {data.chat_template} can't be read: {error}") from error
     layout = ImageLayout(c.vision.image_size, c.vision.side, c.vision.tokens, c.pinpoints)
-    return Encoder(bundle.processor, layout, c.image_token, end_tokens(bundle.folder), template)
+    ends = end_tokens(bundle.folder.path, c.decoder.vocab)
+    return Encoder(bundle.processor, layout, c.image_token, ends, template)
 
 
 def prepare(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -125,14 +126,19 @@ def tree_lookup(tree: Any) -> Callable[[tuple[str, ...]], NamedSharding]:
 # ---- while a step is traced --------------------------------------------------------------------------
 
 
-def traced_within(mesh: Mesh | None, step: F) -> F:
-    """The step, for whose tracing `constrain` and `per_shard` mean this mesh."""
+def traced_within(mesh: Mesh | None, step: F, dtype: Any = None) -> F:
+    """The step, for whose tracing `constrain` and `per_shard` mean this mesh.
+
+    dtype: of the computation. float32 asks for full-precision matrix products, in this program alone.
+    """
+    full = dtype is not None and np.dtype(dtype) == np.float32
 
     @functools.wraps(step)
     def run(*args: Any) -> Any:
         token = _MESH.set(mesh)
         try:
-            return step(*args)
+            with jax.default_matmul_precision("highest") if full else nullcontext():
+                return step(*args)
         finally:
             _MESH.reset(token)
 

@@ -16,8 +16,9 @@ from safetensors.numpy import load_file, save_file
 
 from mllm_align.batch import Group, PromptGroup, Shape, pad
 from mllm_align.data.anyres import ImageLayout
-from mllm_align.models.huggingface import Folder, load_params, load_processor, open_folder
+from mllm_align.models.huggingface import Folder, load_params, open_folder
 from mllm_align.models.llava import Llava
+from mllm_align.models.processor import load_processor
 
 FIXTURES = Path(__file__).parent / "fixtures" / "goldens"
 NAMES = ("llava15", "llavanext")

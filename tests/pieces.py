@@ -10,7 +10,7 @@ from goldens import FIXTURES
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from mllm_align.models.huggingface import load_processor
+from mllm_align.models.processor import load_processor
 
 
 @cache

@@ -206,16 +206,23 @@ def _shared_out(
         cores = len(os.sched_getaffinity(0))
         try:
             tables: Any = Parallel(n_jobs=cores, return_as="generator")(parts)
-            for table in tables:
+            for table in tables:  # in order: the first fault is that of the first record
+                if isinstance(table, InputError):
+                    raise table
                 tell(len(table.lengths))
                 yield table
         finally:
             get_reusable_executor().shutdown(kill_workers=True)
 
 
-def _part(file: Path, records: Sequence[Record], first: int, responses: int, opening: bool) -> Table:
+def _part(
+    file: Path, records: Sequence[Record], first: int, responses: int, opening: bool
+) -> Table | InputError:
     encoder = _opened(file)
-    made = [_encoded(each, encoder, responses, first + i, opening) for i, each in enumerate(records)]
+    try:
+        made = [_encoded(each, encoder, responses, first + i, opening) for i, each in enumerate(records)]
+    except InputError as fault:
+        return fault
     return Table.of(made, responses)
 
 

@@ -120,7 +120,7 @@ def programs(
 
     def jitted(f, args: tuple, out: Any, static: tuple[int, ...] = ()) -> Any:
         places = {"in_shardings": (*weights, *args), "out_shardings": out}
-        return jax.jit(traced_within(mesh, f), **places, static_argnums=static)
+        return jax.jit(traced_within(mesh, f, dtype), **places, static_argnums=static)
 
     return (
         jitted(features, (rows,), whole),

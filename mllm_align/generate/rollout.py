@@ -59,7 +59,7 @@ def rollout_program(
 
     rows, whole = batch_sharding(mesh), replicated(mesh)
     places = base_shardings(config, mesh), None, rows, rows, whole
-    return jax.jit(traced_within(mesh, rollout), in_shardings=places, out_shardings=whole)
+    return jax.jit(traced_within(mesh, rollout, dtype), in_shardings=places, out_shardings=whole)
 
 
 def each_part(part: Any, micro: Any) -> Any:
@@ -123,7 +123,7 @@ def features_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: 
 
     rows, whole = batch_sharding(mesh), replicated(mesh)
     places = base_shardings(config, mesh), None, rows, whole
-    return jax.jit(traced_within(mesh, features), in_shardings=places, out_shardings=whole)
+    return jax.jit(traced_within(mesh, features, dtype), in_shardings=places, out_shardings=whole)
 
 
 @lru_cache(maxsize=8)
@@ -178,7 +178,7 @@ def distorted_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype:
 
     rows, whole = batch_sharding(mesh), replicated(mesh)
     places = base_shardings(config, mesh), None, rows, rows
-    return jax.jit(traced_within(mesh, distorted), in_shardings=places, out_shardings=whole)
+    return jax.jit(traced_within(mesh, distorted, dtype), in_shardings=places, out_shardings=whole)
 
 
 def noisy(pixels: Float[Array, "T h w 3"], steps: int, key: UInt32[Array, " 2"]) -> Float[Array, "T h w 3"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,10 +14,12 @@ from jax.sharding import Mesh
 
 from mllm_align.batch import PromptGroup
 from mllm_align.config import Dtype, LoraConfig, MeshConfig, Remat
-from mllm_align.errors import InputError, one_line
+from mllm_align.errors import InputError
 from mllm_align.models.config import LlavaConfig
-from mllm_align.models.huggingface import Folder, load_params, load_processor, open_folder
+from mllm_align.models.huggingface import Folder, load_params
 from mllm_align.models.llava import Llava
+from mllm_align.models.processor import end_tokens, load_processor
+from mllm_align.models.sources import open_model
 from mllm_align.sharding import make_mesh, parameter_shardings, tensor_shards, tree_lookup
 
 
@@ -46,11 +47,9 @@ class Bundle:
 
 
 def compute_dtype(name: Dtype, mesh: Mesh) -> Any:
-    """auto is float32 on CPU and bfloat16 on accelerators. float32 asks for full-precision products."""
+    """auto is float32 on CPU and bfloat16 on accelerators."""
     if name == "auto":
         name = "float32" if mesh.devices.flat[0].platform == "cpu" else "bfloat16"
-    if name == "float32":
-        jax.config.update("jax_default_matmul_precision", "highest")
     return jnp.dtype(name)
 
 
@@ -58,27 +57,36 @@ def compute_dtype(name: Dtype, mesh: Mesh) -> Any:
 def abstract_params(config: LlavaConfig) -> Any:
     """The parameter tree as shapes boxed with their logical axes; allocates nothing."""
     size = config.vision.image_size
-    tiny = PromptGroup(
-        tiles=jnp.zeros((1, 1, size, size, 3)),
-        prefix_tokens=jnp.zeros((1, 1), jnp.int32),
-        prefix_image=jnp.zeros((1, 1), jnp.int32),
-        prefix_positions=jnp.zeros((1, 1), jnp.int32),
-        prefix_visible=jnp.ones((1, 1), bool),
-        prefix_length=jnp.ones((1,), jnp.int32),
-        response_tokens=jnp.zeros((1, 1, 2), jnp.int32),
-        response_mask=jnp.ones((1, 1, 2), bool),
-        weight=jnp.ones((1,)),
-    )
-    return jax.eval_shape(lambda: Llava(config).init(jax.random.key(0), tiny))["params"]
+
+    def init() -> Any:
+        tiny = PromptGroup(
+            tiles=jnp.zeros((1, 1, size, size, 3)),
+            prefix_tokens=jnp.zeros((1, 1), jnp.int32),
+            prefix_image=jnp.zeros((1, 1), jnp.int32),
+            prefix_positions=jnp.zeros((1, 1), jnp.int32),
+            prefix_visible=jnp.ones((1, 1), bool),
+            prefix_length=jnp.ones((1,), jnp.int32),
+            response_tokens=jnp.zeros((1, 1, 2), jnp.int32),
+            response_mask=jnp.ones((1, 1, 2), bool),
+            weight=jnp.ones((1,)),
+        )
+        return Llava(config).init(jax.random.key(0), tiny)
+
+    return jax.eval_shape(init)["params"]
 
 
-def load(path: str | Path, dtype: Dtype = "auto", mesh: Mesh | MeshConfig | None = None) -> Bundle:
-    """Read a Hugging Face LLaVA folder: weights sharded over the mesh, processor, configuration.
+def load(
+    model: str | Path | Folder, dtype: Dtype = "auto", mesh: Mesh | MeshConfig | None = None
+) -> Bundle:
+    """Read a model: weights sharded over the mesh, processor, configuration.
 
-    mesh: default, all devices on one data axis. Raises InputError for a folder that can't be used.
+    model: a Hugging Face LLaVA folder, a PEFT adapter folder, the name of either in the local Hub cache, or
+    a folder that was opened before. mesh: default, all devices on one data axis. Raises InputError for a
+    model that can't be used.
     """
-    folder = open_folder(path)
+    folder = model if isinstance(model, Folder) else open_model(model)
     processor = load_processor(folder.path)
+    end_tokens(folder.path, folder.config.decoder.vocab)  # refused now, and not after the weights
     if not isinstance(mesh, Mesh):
         mesh = make_mesh(mesh or MeshConfig())
     check_mesh(folder.config, mesh)
@@ -117,19 +125,6 @@ def check_mesh(config: LlavaConfig, mesh: Mesh) -> list[str]:
 def base_shardings(config: LlavaConfig, mesh: Mesh) -> Any:
     """Where each parameter of the checkpoint lives."""
     return parameter_shardings(abstract_params(config), mesh, _units(config))
-
-
-def end_tokens(folder: Folder) -> frozenset[int]:
-    """Ids that end a sequence by the folder's generation configuration, beside the tokenizer's own."""
-    file = folder.path / "generation_config.json"
-    if not file.is_file():
-        return frozenset()
-    try:
-        ends = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise InputError(f"{file} is not usable: {one_line(error)}") from error
-    ends = ends if isinstance(ends, list) else [ends]
-    return frozenset(int(e) for e in ends if e is not None)
 
 
 def lora_shardings(config: LlavaConfig, lora: Any, mesh: Mesh) -> Any:

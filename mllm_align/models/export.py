@@ -12,12 +12,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mllm_align.errors import InputError, NotFinite, refusal
-from mllm_align.files import new_folder
+from mllm_align.errors import NotFinite, refusal
+from mllm_align.files import new_folder, read_json
+from mllm_align.models.changes import Changes, LowRank, Trained, laid_over
 from mllm_align.models.huggingface import INDEX, Folder, Reader
 from mllm_align.models.names import Entry, canonical, decoder_linears, entries
 
@@ -27,6 +27,7 @@ DTYPES = {
     "float16": np.dtype(np.float16),
 }
 FLOATS = (*DTYPES.values(), np.dtype(np.float64))
+A, B = ".lora_A.weight", ".lora_B.weight"
 # Weights beside those that were read: untrained, and a loader may prefer them to the trained ones.
 OTHER_WEIGHTS = (".bin", ".bin.index.json", ".pth", ".pt", ".safetensors")
 
@@ -52,7 +53,8 @@ def export_merged(
     is not finite. Nothing is left at `out` then.
     """
     _refuse_inside(folder, out)
-    changes, target, report = _Changes(folder, trained, lora_scale), _dtype(dtype), _Report()
+    changes = *folder.changes, Trained(folder.config, trained, lora_scale)
+    target, report = _dtype(dtype), _Report()
     with new_folder(out) as partial:
         for file in sorted(set(folder.files.values())):
             with safe_open(folder.path / file, "numpy") as handle:
@@ -85,79 +87,21 @@ def export_adapter(
     targets are not those of the terms.
     """
     _refuse_inside(folder, out)
-    changes, target = _Changes(folder, trained, alpha / rank), _dtype(dtype or "float32")
-    _refuse_beyond_adapter(changes)
-    _check_terms(changes, rank, targets)
-    config = _adapter_config(folder, rank, alpha, targets, bool(changes.params))
+    last, target = Trained(folder.config, trained, alpha / rank), _dtype(dtype or "float32")
+    _check_terms(last, rank, targets)
+    tensors = dict(_adapter_tensors(folder, (*folder.changes, last)))
+    if folder.changes:  # the terms of all of them side by side, their scales within
+        rank = next(len(tensor) for name, tensor in tensors.items() if name.endswith(A))
+        alpha, linears = float(rank), decoder_linears(folder.config).items()
+        targets = tuple(ours for ours, (theirs, *_) in linears if any(theirs in name for name in tensors))
+    projector = any(name.startswith("multi_modal_projector.") for name in tensors)
+    config = _adapter_config(folder, rank, alpha, targets, projector)
     with new_folder(out) as partial:
-        tensors = {
-            f"base_model.model.model.{name}": _cast(name, exact, target)
-            for name, exact in _adapter_tensors(folder, changes)
-        }
-        _save(tensors, partial / "adapter_model.safetensors")
+        named = {f"base_model.model.model.{name}": _cast(name, x, target) for name, x in tensors.items()}
+        _save(named, partial / "adapter_model.safetensors")
         _write_json(partial / "adapter_config.json", config)
     told = {key: config[key] for key in ("target_modules", "modules_to_save")}
     return {"tensors": len(tensors), "dtype": dtype or "float32", **told}
-
-
-# ---- what was trained ------------------------------------------------------------------------------
-
-
-Leaves = dict[tuple[str, ...], Any]
-
-
-class _Changes:
-    """What a run trained, tensor by tensor: in float64, shaped as the folder stores it."""
-
-    def __init__(self, folder: Folder, trained: dict, scale: float):
-        self.scale = scale
-        self.params: Leaves = flatten_dict(trained.get("params") or {})  # type: ignore[assignment]
-        self.lora: Leaves = flatten_dict(trained.get("lora") or {})  # type: ignore[assignment]
-        self.entries = {entry.name: entry for entry in entries(folder.config)}
-        if folder.config.decoder.tied:
-            # A folder may store the tied head all the same; transformers unties it if the two differ.
-            self.entries["lm_head.weight"] = self.entries["language_model.embed_tokens.weight"]
-        known = {entry.path for entry in self.entries.values()}
-        unknown = {*self.params, *((*path[:-1], "kernel") for path in self.lora)} - known
-        if unknown:
-            raise _misfit(min(unknown))
-
-    def replacement(self, entry: Entry) -> np.ndarray | None:
-        """The trained leaf."""
-        leaf = self.params.get(entry.path)
-        return None if leaf is None else _turned(entry, _exact(leaf, entry.layer))
-
-    def update(self, entry: Entry) -> np.ndarray | None:
-        """scale * (a @ b)."""
-        terms = self.terms(entry)
-        if terms is None:
-            return None
-        a, b = terms
-        return _turned(entry, ((self.scale * b).T @ a.T).T)  # laid out in memory as stored: faster
-
-    def terms(self, entry: Entry) -> tuple[np.ndarray, np.ndarray] | None:
-        """The low-rank terms of a linear map, in our orientation: a [in, rank], b [rank, out]."""
-        *block, kind = entry.path
-        if kind != "kernel" or (*block, "a") not in self.lora:
-            return None
-        a, b = self.lora[*block, "a"], self.lora[*block, "b"]
-        return _exact(a, entry.layer), _exact(b, entry.layer)
-
-
-def _exact(leaf: Any, layer: int | None) -> np.ndarray:
-    """A copy: what is merged is added in place."""
-    return np.array(leaf if layer is None else leaf[layer], np.float64)
-
-
-def _turned(entry: Entry, ours: np.ndarray) -> np.ndarray:
-    if ours.shape != entry.to_ours(np.empty(entry.shape, bool)).shape:
-        raise _misfit(entry.path)
-    return entry.to_theirs(ours)
-
-
-def _misfit(path: tuple[str, ...]) -> InputError:
-    at = f"trained parameter {'.'.join(path)}"
-    return refusal(at, "the model folder has no such tensor", "name the folder the run started from")
 
 
 # ---- merged folder ---------------------------------------------------------------------------------
@@ -190,28 +134,24 @@ class _Report:
 
 
 def _exported(
-    name: str, old: np.ndarray, changes: _Changes, target: np.dtype | None, report: _Report
+    stored: str, old: np.ndarray, changes: tuple[Changes, ...], target: np.dtype | None, report: _Report
 ) -> np.ndarray:
     """The tensor as it goes out; what happened to it goes into the report."""
     dtype = target if target is not None and old.dtype in FLOATS else old.dtype
-    entry = changes.entries.get(canonical(name))
-    replacement = None if entry is None else changes.replacement(entry)
-    update = None if entry is None else changes.update(entry)
-    if replacement is None and update is None:
-        new = _cast(name, old, dtype)
+    name = canonical(stored)
+    exact = laid_over(old, name, changes)
+    if exact is not old and not np.isfinite(exact).all():
+        raise NotFinite(
+            f"tensor {stored} is not finite with what was trained; look at the run's base folder"
+        )
+    new = _cast(stored, exact, dtype)
+    if exact is old:
         report.copied += 1
     else:
-        exact = old.astype(np.float64) if replacement is None else replacement
-        if update is not None:
-            exact += update
-        if not np.isfinite(exact).all():
-            raise NotFinite(
-                f"tensor {name} is not finite with what was trained; look at the run's base folder"
-            )
-        new = _cast(name, exact, dtype)
+        merged = any(each.low_rank(name) is not None for each in changes)
         report.rounded(new - exact, exact - old)
-        report.replaced += update is None
-        report.merged += update is not None
+        report.replaced += not merged
+        report.merged += merged
     report.size += new.nbytes
     if new.dtype in FLOATS:
         report.dtypes.add(new.dtype.name)
@@ -240,35 +180,60 @@ def _name_size(index: dict[str, Any], size: int) -> None:
 # ---- adapter ---------------------------------------------------------------------------------------
 
 
-def _refuse_beyond_adapter(changes: _Changes) -> None:
+def _check_terms(changes: Trained, rank: int, targets: tuple[str, ...]) -> None:
+    """PEFT loads an adapter whose configuration names other modules without a word."""
     if not changes.lora:
         raise refusal("adapter", "the run trained no LoRA", "export the merged folder instead")
-    beyond = sorted({path[0] for path in changes.params} - {"projector"})
-    if beyond:
-        problem = f"it can't carry the {', '.join(beyond)} that the run trained"
-        raise refusal("adapter", problem, "export the merged folder instead")
-
-
-def _check_terms(changes: _Changes, rank: int, targets: tuple[str, ...]) -> None:
-    """PEFT loads an adapter whose configuration names other modules without a word."""
     found = {path[-2] for path in changes.lora}
     ranks = {leaf.shape[-1] for path, leaf in changes.lora.items() if path[-1] == "a"}
     if found != set(targets) or ranks != {rank}:
         raise ValueError(f"trained: {sorted(found)} of rank {ranks}; told: {sorted(targets)} of {rank}")
 
 
-def _adapter_tensors(folder: Folder, changes: _Changes) -> Iterator[tuple[str, np.ndarray]]:
+def _adapter_tensors(folder: Folder, changes: tuple[Changes, ...]) -> Iterator[tuple[str, np.ndarray]]:
     """Names of transformers' modules, as PEFT itself stores them (torch keeps [out, in])."""
-    read = Reader(folder)
+    projector, read = False, Reader(folder)
+    for name in map(canonical, folder.files):
+        if any(each.replacement(name) is not None for each in changes):
+            if not name.startswith("multi_modal_projector."):
+                problem = f"it can't carry the {name} that was trained"
+                raise refusal("adapter", problem, "export the merged folder instead")
+            projector = True
+        elif not name.startswith("language_model.layers.") and any(each.low_rank(name) for each in changes):
+            problem = f"it can't carry the low-rank terms of {name}"
+            raise refusal("adapter", problem, "export the merged folder instead")
+    parts = [_ranks(folder, each) for each in changes] if len(changes) > 1 else []
     for entry in entries(folder.config):
-        terms = changes.terms(entry)
-        if terms is not None:
-            module = entry.name.removesuffix(".weight")
-            yield f"{module}.lora_A.weight", terms[0].T
-            yield f"{module}.lora_B.weight", terms[1].T
-        elif changes.params and entry.path[0] == "projector":  # PEFT wants the module whole
-            new = changes.replacement(entry)
-            yield entry.name, read(entry.name) if new is None else new
+        terms = [each.low_rank(entry.name) for each in changes]
+        if any(each is not None for each in terms):
+            yield from _side_by_side(entry, terms, parts)
+        elif projector and entry.path[0] == "projector":  # PEFT wants the module whole
+            yield entry.name, laid_over(read(entry.name), entry.name, changes)
+
+
+def _ranks(folder: Folder, changes: Changes) -> int:
+    """The largest rank of its terms."""
+    found = (changes.low_rank(entry.name) for entry in entries(folder.config))
+    return max((len(terms[0]) for terms in found if terms is not None), default=0)
+
+
+def _side_by_side(
+    entry: Entry, terms: list[LowRank | None], ranks: list[int]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """One pair of matrices whose product is the sum of all terms; one alone stays as it is."""
+    module, (out, inner) = entry.name.removesuffix(".weight"), entry.shape
+    if len(terms) == 1 and terms[0] is not None:
+        a, b, _ = terms[0]
+        yield module + A, a
+        yield module + B, b
+        return
+    a, b = np.zeros((sum(ranks), inner)), np.zeros((out, sum(ranks)))
+    for start, each in zip(np.cumsum([0, *ranks]), terms, strict=False):
+        if each is not None:
+            rows = slice(start, start + len(each[0]))
+            a[rows], b[:, rows] = each[0], each[2] * each[1]
+    yield module + A, a
+    yield module + B, b
 
 
 def _adapter_config(
@@ -327,7 +292,7 @@ def _save(tensors: dict[str, np.ndarray], file: Path, metadata: dict[str, str] |
 
 def _rewrite(file: Path, change: Callable[[dict[str, Any]], None]) -> None:
     if file.exists():
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file, "copy the folder again")
         change(content)
         _write_json(file, content)
 

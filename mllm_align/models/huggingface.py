@@ -7,11 +7,10 @@ from safetensors only and no code from a folder is ever run.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,27 +19,30 @@ import jax
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from mllm_align.errors import InputError
-from mllm_align.models.config import DecoderConfig, LlavaConfig, VisionConfig
-from mllm_align.models.names import Entry, canonical, entries
-
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+from mllm_align.errors import InputError, one_line
+from mllm_align.files import read_json
+from mllm_align.models.changes import Changes, laid_over
+from mllm_align.models.config import LlavaConfig
+from mllm_align.models.configuration import CONVERT, read_config
+from mllm_align.models.names import EMBEDDING, HEAD, Entry, canonical, entries
 
 INDEX = "model.safetensors.index.json"
-CONVERT = (
-    "convert it with transformers' convert_llava_next_weights_to_hf.py (or convert_llava_weights_to_hf.py"
-    " for 1.5), or take the same model from a llava-hf folder"
-)
+ROWS = 1024  # of a matrix, read at once where all of it is not needed
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A checked Hugging Face LLaVA folder. Nothing but its configuration is read until it is asked for."""
+    """A checked Hugging Face LLaVA folder. Nothing but its configuration is read until it is asked for.
+
+    changes: what was trained over its weights, in order; the model is the folder with those laid over it.
+    named, step: the run or adapter that they come from, and which checkpoint of the run.
+    """
 
     path: Path
     config: LlavaConfig
+    changes: tuple[Changes, ...] = ()
+    named: Path | None = None
+    step: int | None = None
 
     @cached_property
     def files(self) -> dict[str, str]:
@@ -60,6 +62,8 @@ class Folder:
             digest.update(name.encode())
             with open(self.path / name, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
+        for each in self.changes:
+            digest.update(each.digest)
         return digest.hexdigest()[:16]
 
     @cached_property
@@ -79,31 +83,10 @@ def open_folder(path: str | Path) -> Folder:
     uses a feature this project does not compute, or whose tensors are missing or misshapen.
     """
     folder = Folder(Path(path), read_config(path))
-    _check_tensors(folder)
-    return folder
-
-
-def read_config(path: str | Path) -> LlavaConfig:
-    """What a folder's config.json says; weights need not be there."""
-    path = Path(path)
-    missing, remedy = f"{path} is no Hugging Face model folder", "give the path of a llava-hf folder"
-    return _config(path, _read_json(path / "config.json", missing, f"{remedy} with all its files"))
-
-
-def load_processor(path: Path) -> Any:
-    """The folder's tokenizer, image processor and chat template, from transformers (Pillow backend)."""
-    from transformers import LlavaNextProcessor, LlavaProcessor
-
-    anyres = json.loads((path / "config.json").read_text())["model_type"] == "llava_next"
-    try:
-        return (LlavaNextProcessor if anyres else LlavaProcessor).from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise InputError(
-            f"{path}: tokenizer or image processor can't be read ({_first_line(error)}); "
-            "copy the processor files of the model it came from into the folder"
-        ) from error
+    apart = _untied(folder) if HEAD in folder.stored else folder
+    _check_tensors(apart)
+    # What is stored wins over the flag, as in transformers: a tied head may be there all the same.
+    return folder if folder.config.decoder.tied and _same_head(folder) else apart
 
 
 def load_params(
@@ -133,8 +116,9 @@ def load_params(
 
 
 class Reader:
-    """Reads tensors of a folder by canonical name. A file is mapped only while one of them is read: what
-    is mapped counts as memory of the process."""
+    """Reads tensors of a folder by canonical name: as stored, or in float64 where something was trained
+    over them. A file is mapped only while one of them is read: what is mapped counts as memory of the
+    process."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
@@ -142,7 +126,21 @@ class Reader:
     def __call__(self, name: str) -> np.ndarray:
         stored = self.folder.stored[name]
         with safe_open(self.folder.path / self.folder.files[stored], "numpy") as file:
-            return file.get_tensor(stored)
+            return laid_over(file.get_tensor(stored), name, self.folder.changes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        stored = self.folder.stored[name]
+        with safe_open(self.folder.path / self.folder.files[stored], "numpy") as file:
+            return tuple(file.get_slice(stored).get_shape())
+
+    def rows(self, name: str) -> Iterator[np.ndarray]:
+        """A matrix as stored, in blocks of rows."""
+        stored = self.folder.stored[name]
+        with safe_open(self.folder.path / self.folder.files[stored], "numpy") as file:
+            part = file.get_slice(stored)
+            count = part.get_shape()[0]
+            for start in range(0, count, ROWS):
+                yield part[start : min(start + ROWS, count)]
 
 
 def _leaf(reader: Reader, parts: list[Entry], dtype: np.dtype, where) -> jax.Array:
@@ -170,111 +168,20 @@ def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
     return room[start : start + size].view(dtype).reshape(shape)
 
 
-# ---- configuration ---------------------------------------------------------------------------------
-
-
-def _config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
-    kind = raw.get("model_type")
-    if "mm_vision_tower" in raw or "mm_projector_type" in raw:
-        raise InputError(f"{path} is in the original LLaVA (liuhaotian) layout; {CONVERT}")
-    if kind not in ("llava", "llava_next"):
-        raise InputError(
-            f"{path} is no LLaVA 1.5 or 1.6 folder: config.json has model_type {kind!r}, "
-            "wanted 'llava' or 'llava_next'"
-        )
-    from transformers import LlavaConfig as HFLlava
-    from transformers import LlavaNextConfig as HFLlavaNext
-
-    try:
-        # The classes complete partial sub-configurations by their own defaults.
-        whole: Any = (HFLlavaNext if kind == "llava_next" else HFLlava).from_dict(raw)
-    except Exception as error:  # the library raises many kinds; each means an unusable config.json
-        raise InputError(
-            f"{path}/config.json is not usable ({_first_line(error)}); "
-            "copy it again from where the model came from"
-        ) from error
-
-    def refuse(what: str, value: Any, wanted: str):
-        raise InputError(f"{path}/config.json: {what} is {value!r}; this program computes {wanted}")
-
-    vision, text = whole.vision_config, whole.text_config
-    if vision.model_type != "clip_vision_model":
-        refuse("vision_config.model_type", vision.model_type, "'clip_vision_model'")
-    if text.model_type not in ("llama", "mistral"):
-        refuse("text_config.model_type", text.model_type, "'llama' and 'mistral'")
-    if text.hidden_act != "silu":
-        refuse("text_config.hidden_act", text.hidden_act, "'silu'")
-    for where, act in (
-        ("vision_config.hidden_act", vision.hidden_act),
-        ("projector_hidden_act", whole.projector_hidden_act),
-    ):
-        if act not in ("gelu", "quick_gelu"):
-            refuse(where, act, "'gelu' and 'quick_gelu'")
-    rope = text.rope_parameters
-    if rope.get("rope_type", "default") != "default":
-        refuse("text_config rope_type", rope["rope_type"], "'default'")
-    layer = whole.vision_feature_layer
-    blocks = vision.num_hidden_layers
-    if not isinstance(layer, int):
-        refuse("vision_feature_layer", layer, "one layer")
-    # hidden_states[0] is the input of the first block
-    run = layer if layer >= 0 else blocks + 1 + layer
-    if not 1 <= run <= blocks:
-        refuse("vision_feature_layer", layer, f"the outputs of the {blocks} vision layers")
-    strategy = whole.vision_feature_select_strategy
-    if strategy != "default" and kind == "llava_next":
-        refuse("vision_feature_select_strategy", strategy, "'default' for LLaVA 1.6")
-    heads = text.num_attention_heads
-    window = getattr(text, "sliding_window", None) or text.max_position_embeddings
-    return LlavaConfig(
-        vision=VisionConfig(
-            hidden=vision.hidden_size,
-            mlp=vision.intermediate_size,
-            layers=run,
-            heads=vision.num_attention_heads,
-            image_size=vision.image_size,
-            patch_size=vision.patch_size,
-            activation=vision.hidden_act,
-            norm_eps=vision.layer_norm_eps,
-            keep_class_token=strategy == "full",
-        ),
-        decoder=DecoderConfig(
-            vocab=text.vocab_size,
-            hidden=text.hidden_size,
-            mlp=text.intermediate_size,
-            layers=text.num_hidden_layers,
-            heads=heads,
-            kv_heads=text.num_key_value_heads or heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            rope_theta=float(rope["rope_theta"]),
-            norm_eps=text.rms_norm_eps,
-            attention_bias=bool(getattr(text, "attention_bias", False)),
-            mlp_bias=bool(getattr(text, "mlp_bias", False)),
-            tied=bool(whole.tie_word_embeddings),
-            # within the window a sliding mask is the full one; longer records are refused
-            max_length=min(window, text.max_position_embeddings),
-        ),
-        image_token=whole.image_token_index,
-        projector_activation=whole.projector_hidden_act,
-        projector_bias=whole.multimodal_projector_bias,
-        pinpoints=tuple(tuple(p) for p in whole.image_grid_pinpoints) if kind == "llava_next" else (),
-    )
-
-
 # ---- weights ---------------------------------------------------------------------------------------
 
 
 def _weight_files(path: Path) -> dict[str, str]:
     index = path / INDEX
     if index.exists():
-        broken, remedy = f"{path} has a broken weight index", "copy the folder again"
-        files = _read_json(index, broken, remedy).get("weight_map")
+        remedy = "copy the folder again"
+        files = read_json(index, remedy).get("weight_map")
         if not isinstance(files, dict) or not files:
             raise InputError(f"{index}: no 'weight_map'; {remedy}")
         if not all(isinstance(name, str) for name in files.values()):
             raise InputError(f"{index}: 'weight_map' holds something other than file names; {remedy}")
         for name in sorted(set(files.values())):
-            if Path(name).name != name or not (path / name).is_file():
+            if Path(name).name != name or not os.path.isfile(path / name):
                 raise InputError(f"{index} names {name!r}, which is not in the folder; {remedy}")
     elif (path / "model.safetensors").exists():
         files = dict.fromkeys(_tensor_names(path / "model.safetensors"), "model.safetensors")
@@ -298,7 +205,7 @@ def _tensor_names(file: Path) -> list[str]:
             return list(handle.keys())
     except (SafetensorError, OSError) as error:
         raise InputError(
-            f"{file} is not a whole safetensors file ({_first_line(error)}); copy it again"
+            f"{file} is not a whole safetensors file ({one_line(error, 160)}); copy it again"
         ) from error
 
 
@@ -340,16 +247,16 @@ def _check_tensors(folder: Folder) -> None:
         )
 
 
-def _read_json(file: Path, otherwise: str, remedy: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{otherwise}: {file.name}: {_first_line(error)}; {remedy}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{otherwise}: {file.name} holds no object; {remedy}")
-    return content
+def _same_head(folder: Folder) -> bool:
+    """Whether no head is stored beside the embedding, or one that equals it."""
+    if HEAD not in folder.stored:
+        return True
+    read = Reader(folder)
+    blocks = zip(read.rows(EMBEDDING), read.rows(HEAD), strict=True)
+    return all(np.array_equal(one.astype(np.float32), other.astype(np.float32)) for one, other in blocks)
 
 
-def _first_line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+def _untied(folder: Folder) -> Folder:
+    """The folder read with a head of its own."""
+    decoder = replace(folder.config.decoder, tied=False)
+    return replace(folder, config=replace(folder.config, decoder=decoder))

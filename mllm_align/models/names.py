@@ -11,6 +11,9 @@ import numpy as np
 
 from mllm_align.models.config import LlavaConfig
 
+EMBEDDING = "language_model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+
 
 def canonical(name: str) -> str:
     """One name for a tensor, whichever layout of transformers wrote it.
@@ -139,7 +142,7 @@ def decoder_linears(config: LlavaConfig) -> dict[str, tuple[str, tuple[int, int]
 def _decoder(config: LlavaConfig) -> Iterator[Entry]:
     c, root, name = config.decoder, ("decoder",), "language_model"
     shape = (c.vocab, c.hidden)
-    yield Entry(f"{name}.embed_tokens.weight", (*root, "embedding"), None, shape, "same")
+    yield Entry(EMBEDDING, (*root, "embedding"), None, shape, "same")
     for i in range(c.layers):
         last = i == c.layers - 1  # runs on fewer rows than the others: a block of its own
         block, here = (*root, "last" if last else "layers"), f"{name}.layers.{i}"
@@ -150,4 +153,4 @@ def _decoder(config: LlavaConfig) -> Iterator[Entry]:
         yield from _norm((*block, "norm_2"), f"{here}.post_attention_layernorm", c.hidden, False, layer)
     yield from _norm((*root, "norm"), f"{name}.norm", c.hidden, False)
     if not c.tied:
-        yield Entry("lm_head.weight", (*root, "head"), None, shape, "transpose")
+        yield Entry(HEAD, (*root, "head"), None, shape, "transpose")

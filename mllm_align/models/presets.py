@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mllm_align.errors import InputError
 from mllm_align.models.config import DecoderConfig, LlavaConfig, VisionConfig
-from mllm_align.models.huggingface import read_config
+from mllm_align.models.sources import config_of
 
 # CLIP ViT-L/14 at 336 pixels; features are read one layer before its last (24th).
 TOWER = VisionConfig(hidden=1024, mlp=4096, layers=23, heads=16, image_size=336, patch_size=14)
@@ -53,13 +53,13 @@ PRESETS = {
 
 
 def resolve(model: str | Path) -> LlavaConfig:
-    """A preset's name, or a Hugging Face folder of which only config.json is read.
+    """A preset's name, or a model as `sources.open_model` takes it; only its configuration is read.
 
     Raises InputError where it is neither.
     """
     name = str(model)
     if name in PRESETS:
         return PRESETS[name]
-    if not Path(model).is_dir():
+    if not Path(model).is_dir() and "/" not in name:
         raise InputError(f"model {name!r} is no folder and none of {', '.join(PRESETS)}")
-    return read_config(model)
+    return config_of(model)

@@ -6,8 +6,7 @@ code from a folder is ever run.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,24 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from mllm_align.errors import one_line, quoted, refusal
+from mllm_align.files import read_json
+from mllm_align.models.processor import check_tokenizer, explained
+from mllm_align.models.ranges import (
+    DEPTH,
+    EPS,
+    FLAG,
+    HEADS,
+    WIDTH,
+    Maybe,
+    Object,
+    OneOf,
+    Range,
+    Text,
+    Whole,
+    check,
+    fields,
+    wrong,
+)
 
 ROWS = 16  # texts in one call of the program
 SHORTEST = 32  # tokens; padded lengths double from here, so that few programs are compiled
@@ -47,6 +64,32 @@ _NAMES = {
         **_FEED_FORWARD,
     },
 }
+WHOLE = "give a sentence-transformers folder, with modules.json and the folders that it names"
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+# What is read of each file: name -> (what an absent one means, range).
+MODULE = {"type": (None, Text()), "path": (None, Text())}
+CONFIG = {
+    "model_type": (None, OneOf(tuple(_NAMES))),
+    "hidden_act": (None, OneOf(("gelu",))),
+    "position_embedding_type": ("absolute", OneOf(("absolute",))),
+    "relative_attention_num_buckets": (32, OneOf((32,))),
+    "hidden_size": (None, WIDTH),
+    "intermediate_size": (None, WIDTH),
+    "num_hidden_layers": (None, DEPTH),
+    "num_attention_heads": (None, HEADS),
+    "max_position_embeddings": (None, Whole(5, 1 << 24)),
+    "vocab_size": (None, WIDTH),
+    "type_vocab_size": (2, WIDTH),
+    "layer_norm_eps": (None, EPS),
+}
+SETTINGS = {"max_seq_length": (None, Maybe(Whole(3, 1 << 31))), "do_lower_case": (False, Maybe(FLAG))}
+PROMPTS = {"default_prompt_name": (None, OneOf((None,)))}
+
 _FIRST_POSITION = {"bert": 0, "mpnet": 2}  # MPNet counts positions from its padding token's id on
 
 _einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
@@ -150,51 +193,50 @@ def open_encoder(path: str | Path) -> SentenceEncoder:
     Raises InputError for a folder that is missing or incomplete, or asks for what is not computed here.
     """
     path = Path(path)
-    try:
-        return _open(path)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        problem = f"a configuration file has no or a wrong field ({type(error).__name__}: {error})"
-        raise refusal(str(path), problem, COPY) from error
-
-
-def _open(path: Path) -> SentenceEncoder:
-    modules = _read_json(path / "modules.json")
+    modules = read_json(path / "modules.json", WHOLE, list)
+    for number, module in enumerate(modules):
+        check(str(path / "modules.json"), f"module {number}", module, Object(), COPY)
+        fields(str(path / "modules.json"), module, MODULE, COPY, f"module {number}: ")
     kinds = [module["type"].split(".")[-1] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise refusal(str(path / "modules.json"), f"modules {kinds} are not computed here", OTHERS)
-    folder = path / modules[0]["path"]
-    config = _read_json(folder / "config.json")
-    settings = _read_json(folder / "sentence_bert_config.json", optional=True)
-    prompt = _read_json(path / "config_sentence_transformers.json", optional=True).get(
-        "default_prompt_name"
-    )
-    kind = config["model_type"]
-    for field, value, computed in (
-        ("model_type", kind, tuple(_NAMES)),
-        ("hidden_act", config["hidden_act"], ("gelu",)),
-        ("position_embedding_type", config.get("position_embedding_type", "absolute"), ("absolute",)),
-        ("relative_attention_num_buckets", config.get("relative_attention_num_buckets", 32), (32,)),
-        ("default_prompt_name", prompt, (None,)),
-    ):
-        if value not in computed:
-            raise refusal(str(folder), f"{field} {quoted(value)} is not computed here", OTHERS)
-    pooling = _pooling(path / modules[1]["path"] / "config.json")
-    tokenizer = _tokenizer(folder)
+    folder, pooling = (_inside(path, module["path"]) for module in modules[:2])
+    config = fields(f"{folder}/config.json", read_json(folder / "config.json", COPY), CONFIG, OTHERS)
+    mode = _pooling(pooling / "config.json")
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    if hidden % heads:
+        wanted = f"a divisor of the width {hidden}"
+        raise wrong(f"{folder}/config.json", "num_attention_heads", heads, wanted, COPY)
+    settings = _optional(folder / "sentence_bert_config.json", SETTINGS)
+    _optional(path / "config_sentence_transformers.json", PROMPTS)
     params = _params(folder / "model.safetensors", config)
+    tokenizer = _tokenizer(folder, config["vocab_size"])
+    longest = settings["max_seq_length"] or tokenizer.model_max_length
     return SentenceEncoder(
         tokenizer=tokenizer,
         params=jax.device_put(params, jax.local_devices()[0]),
-        heads=config["num_attention_heads"],
-        eps=config["layer_norm_eps"],
-        pooling=pooling,
-        limit=min(settings.get("max_seq_length") or tokenizer.model_max_length, len(params["position"])),
-        lower=bool(settings.get("do_lower_case")),
+        heads=heads,
+        eps=float(config["layer_norm_eps"]),
+        pooling=mode,
+        limit=min(longest, len(params["position"])),
+        lower=bool(settings["do_lower_case"]),
     )
+
+
+def _inside(path: Path, name: str) -> Path:
+    """The folder of a module, which stands in the folder of its model."""
+    if name not in ("", Path(name).name) or name == ".." or "\0" in name:
+        raise wrong(str(path / "modules.json"), "path", name, "a folder beside modules.json", COPY)
+    return path / name
+
+
+def _optional(file: Path, table: Mapping[str, tuple[Any, Range]]) -> dict[str, Any]:
+    return fields(str(file), read_json(file, COPY) if file.exists() else {}, table, OTHERS)
 
 
 def _pooling(file: Path) -> str:
     """The mode, mean or cls; the library writes it as one field, older versions as a flag for each mode."""
-    config = _read_json(file)
+    config = read_json(file, COPY)
     flags = {"mean_tokens": "mean", "cls_token": "cls"}
     flagged = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
     modes = [flags.get(name.removeprefix("pooling_mode_"), name) for name in flagged]
@@ -204,13 +246,20 @@ def _pooling(file: Path) -> str:
     return mode
 
 
-def _tokenizer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
+def _tokenizer(folder: Path, vocab: int) -> Any:
+    for name in TOKENIZER_FILES:
+        if (folder / name).exists():
+            read_json(folder / name, COPY)
+    with explained(f"{folder}: the tokenizer can't be read", COPY):
+        from transformers import AutoTokenizer
 
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise refusal(str(folder), f"the tokenizer can't be read ({one_line(error, 160)})", COPY) from error
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
+    check_tokenizer(folder, tokenizer, vocab)
+    # transformers' own stand-in for no limit is 10**30
+    check(str(folder), "model_max_length", tokenizer.model_max_length, Whole(3, 10**31), COPY)
+    return tokenizer
 
 
 def _params(file: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -258,14 +307,3 @@ def _params(file: Path, config: dict[str, Any]) -> dict[str, Any]:
             "encoder.relative_attention_bias.weight", 32, config["num_attention_heads"]
         )
     return {**params, "position": position}
-
-
-def _read_json(file: Path, optional: bool = False) -> Any:
-    if optional and not file.exists():
-        return {}
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        problem = f"no sentence-transformers folder: {file.name} can't be read ({one_line(error, 160)})"
-        remedy = "give a folder that has modules.json and the folders it names"
-        raise refusal(str(file.parent), problem, remedy) from error

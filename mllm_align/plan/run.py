@@ -20,6 +20,7 @@ from mllm_align.plan.programs import Sizes, sizes
 from mllm_align.plan.report import Plan, ProgramPlan, heading, program_plan, program_text, verdict
 from mllm_align.plan.worker import Job
 from mllm_align.training.flops import decoder_flops, group_flops, train_flops, vision_flops
+from mllm_align.training.run import base_folder
 
 LARGEST_TENSOR = 8
 """Of a sweep: more devices wait for each other longer than they compute."""
@@ -44,7 +45,9 @@ def plan(
     prompt's and 256. whole: make machine code too. say: gets the lines of the report as they come.
     Nothing is allocated. Raises InputError for names that are not known and meshes that can't be.
     """
-    name, shape_of = (str(model), resolve(model)) if not isinstance(model, LlavaConfig) else ("", model)
+    name, shape_of = (
+        (str(model), resolve(base_folder(model))) if not isinstance(model, LlavaConfig) else ("", model)
+    )
     place = topology(where) if where else None
     wanted = tuple(programs or planned_programs.names(config))
     known = ("train", "reference", "features", "prefill", "decode")
@@ -144,7 +147,7 @@ def sweep(
 ) -> list[Plan]:
     """Plans of the config's first program for the meshes of a slice: those that fit, the fastest bound
     first."""
-    shape_of = model if isinstance(model, LlavaConfig) else resolve(model)
+    shape_of = model if isinstance(model, LlavaConfig) else resolve(base_folder(model))
     first = planned_programs.names(config)[0] if isinstance(config, Config) else "decode"
     options = {"programs": (first,), **options}
     found = meshes(config, shape_of, topology(where))

@@ -52,7 +52,7 @@ def train(
 ) -> Bundle:
     """Train and return the model; continue by itself where `out` holds a checkpoint of the same run.
 
-    model: a Hugging Face LLaVA folder, or one loaded before. data, eval_data: a file or rows.
+    model: what `run.open_base` takes, or one loaded before. data, eval_data: a file or rows.
     out: the run folder (see training/run.py). on_step: called with the figures of every logged step.
     profile: so many steps, after the first of this process, are traced to `out`/profile.
     Raises InputError, before anything is written, for a config, model or data that can't be used;
@@ -61,7 +61,9 @@ def train(
     """
     out = Path(out)
     processes.on_first(lambda: run.check_folder(out, config))
-    bundle = model if isinstance(model, Bundle) else load(model, config.dtype, make_mesh(config.mesh))
+    if not isinstance(model, Bundle):
+        model = load(run.base_again(model, out), config.dtype, make_mesh(config.mesh))
+    bundle = model
     _check(config, bundle)
     writer = event_writer() if config.tensorboard else None
     bundle = replace(bundle, lora=config.lora, trained={})

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -38,8 +39,10 @@ from mllm_align.data.encode import Encoded
 from mllm_align.errors import InputError, one_line
 from mllm_align.files import json_text, new_file
 from mllm_align.models.bundle import Bundle, load
+from mllm_align.models.changes import Trained
 from mllm_align.models.export import export_adapter, export_merged
-from mllm_align.models.huggingface import Folder, open_folder
+from mllm_align.models.huggingface import Folder
+from mllm_align.models.sources import open_model
 from mllm_align.training.checkpoint import Checkpoints, whole_steps
 from mllm_align.training.optim import abstract_trained
 
@@ -63,7 +66,7 @@ def facts(
         for ids in (record.prefix, *record.responses):
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
     return {
-        "model": str(bundle.folder.path.resolve()),
+        **_model(bundle.folder),
         "model_fingerprint": bundle.folder.fingerprint,
         "projector_fingerprint": bundle.folder.projector_fingerprint,
         "data": _name(data),
@@ -86,6 +89,12 @@ def _version(name: str) -> str:
         return "not installed"
 
 
+def _model(folder: Folder) -> dict[str, Any]:
+    """What `open_base` opens the same model from."""
+    named = str((folder.named or folder.path).resolve())
+    return {"model": named} if folder.step is None else {"model": named, "model_step": folder.step}
+
+
 def _judge(config: Config) -> dict[str, str]:
     """The folder of a judge that is not the policy's base."""
     online = config.online
@@ -93,8 +102,8 @@ def _judge(config: Config) -> dict[str, str]:
         return {}
     if online.annotator.model is None:
         return {}
-    folder = open_folder(online.annotator.model)
-    return {"judge": str(folder.path.resolve()), "judge_fingerprint": folder.fingerprint}
+    folder = open_model(online.annotator.model)
+    return {"judge": _model(folder)["model"], "judge_fingerprint": folder.fingerprint}
 
 
 def _name(data: Any) -> str | None:
@@ -213,15 +222,66 @@ def start(out: Path, config: Config, described: dict[str, Any]) -> None:
         file.write(json_text(described, indent=2) + "\n")
 
 
-def open_run(out: str | Path, step: Which = "last") -> tuple[Config, Folder, Checkpoints, int]:
+def open_base(model: str | Path, step: Which = "last", within: tuple[Path, ...] = ()) -> Folder:
+    """What a run starts from: a model as `sources.open_model` takes it, or another run, whose policy at
+    that step is then the base.
+
+    within: the runs that are being opened on the way.
+    """
+    path = Path(model)
+    if not is_run(path):
+        return open_model(model)
+    config, folder, checkpoints, number = open_run(path, step, within)
+    with closing(checkpoints):
+        trained = checkpoints.restore_trained(number)
+    scale = 1.0 if config.lora is None else config.lora.scale
+    changes = *folder.changes, Trained(folder.config, trained, scale)
+    return replace(folder, changes=changes, named=path, step=number)
+
+
+def base_again(model: str | Path, out: Path) -> Folder:
+    """The base of a run in `out`: where it began from another run, of the step that it began from, however
+    far that one has come since."""
+    step: Any = "last"
+    if is_run(Path(model)) and is_run(out):
+        described = _read(out / "run.json", "model")
+        same = described["model"] == str(Path(model).resolve())
+        step = described.get("model_step", step) if same else step
+    return open_base(model, step)
+
+
+def is_run(path: Path) -> bool:
+    return os.path.isfile(path / "run.json")
+
+
+def base_folder(model: str | Path) -> str | Path:
+    """The model that a run, or the run that it began from, started from; what is no run as it is."""
+    seen: list[Path] = []
+    while is_run(Path(model)):
+        _refuse_circle(Path(model), seen)
+        seen.append(Path(model).resolve())
+        model = str(_read(seen[-1] / "run.json", "model")["model"])
+    return model
+
+
+def _refuse_circle(run: Path, seen: Sequence[Path]) -> None:
+    if run.resolve() in seen:
+        raise InputError(f"{run} began from itself, as its run.json has it; put the original run.json back")
+
+
+def open_run(
+    out: str | Path, step: Which = "last", within: tuple[Path, ...] = ()
+) -> tuple[Config, Folder, Checkpoints, int]:
     """(config, base folder, checkpoints, the step asked for). Only whole checkpoints count."""
     out = Path(out)
+    _refuse_circle(out, within)
     config, described = read_config(out), _read(out / "run.json", "model", "model_fingerprint")
-    folder = open_folder(described["model"])
+    began = str(described["model"]), described.get("model_step", "last"), (*within, out.resolve())
+    folder = open_base(*began)
     if folder.fingerprint != described["model_fingerprint"]:
         raise InputError(
-            f"{folder.path} has changed since {out} was trained from it (fingerprint {folder.fingerprint}, "
-            f"was {described['model_fingerprint']}); put the original back"
+            f"{folder.named or folder.path} has changed since {out} was trained from it (fingerprint "
+            f"{folder.fingerprint}, was {described['model_fingerprint']}); put the original back"
         )
     place = checkpoints_folder(out, config)
     steps, wrong = whole_steps(place) if place.is_dir() else ([], [])
@@ -241,7 +301,7 @@ def load_run(out: str | Path, dtype: Any = "auto", mesh: Any = None, step: Which
     """The model of a run's checkpoint (the newest, the best evaluated, or a step), ready to score."""
     config, folder, checkpoints, number = open_run(out, step)
     with closing(checkpoints):
-        bundle = load(folder.path, dtype, mesh)
+        bundle = load(folder, dtype, mesh)
         trained = checkpoints.restore_trained(number, abstract_trained(config, bundle.config, bundle.mesh))
     return replace(bundle, trained=trained, lora=config.lora)
 

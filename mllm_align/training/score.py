@@ -34,7 +34,7 @@ def logps_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any
         return model.apply(policy, features, group, method="response_logps")
 
     places = base_shardings(config, mesh), None, batch_sharding(mesh, micro=False)
-    return jax.jit(traced_within(mesh, logps), in_shardings=places, out_shardings=replicated(mesh))
+    return jax.jit(traced_within(mesh, logps, dtype), in_shardings=places, out_shardings=replicated(mesh))
 
 
 def response_logps(

@@ -132,7 +132,7 @@ def make_step(
         metrics["skipped"] = (1 - (finite & some).astype(jnp.float32), one)
         return TrainState(state.step + 1, trained, opt_state), metrics, Health(finite, rows)  # type: ignore[arg-type]
 
-    return traced_within(mesh, step)
+    return traced_within(mesh, step, dtype)
 
 
 def _all_finite(metrics: Metrics) -> Bool[Array, ""]:
@@ -155,4 +155,4 @@ def make_evaluation(
         metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
         return metrics, Health(finite, rows)  # type: ignore[arg-type]
 
-    return traced_within(mesh, evaluate)
+    return traced_within(mesh, evaluate, dtype)

@@ -98,7 +98,7 @@ def test_a_kept_class_token_is_one_more_embedding_of_a_tile():
 
 
 def test_as_many_tokens_as_transformers_counts():
-    from mllm_align.models.huggingface import load_processor
+    from mllm_align.models.processor import load_processor
 
     golden = goldens("llavanext")
     processor, vision = load_processor(golden.folder.path), golden.config.vision

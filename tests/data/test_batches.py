@@ -15,7 +15,7 @@ from mllm_align.data.batches import Batches, ladder, round_up
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.records import parse_record
 from mllm_align.errors import InputError
-from mllm_align.models.huggingface import load_processor
+from mllm_align.models.processor import load_processor
 
 
 class Stub:

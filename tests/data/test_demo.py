@@ -12,7 +12,8 @@ from mllm_align.data import demo
 from mllm_align.data.images import load_rgb
 from mllm_align.data.readers import read_records
 from mllm_align.errors import InputError
-from mllm_align.models.huggingface import Reader, load_params, load_processor, open_folder
+from mllm_align.models.huggingface import Reader, load_params, open_folder
+from mllm_align.models.processor import load_processor
 
 
 @pytest.fixture(scope="module", params=["llava_next", "llava"])

@@ -17,7 +17,7 @@ from mllm_align.data.encode import Encoder, fingerprint
 from mllm_align.data.records import Part, parse_record
 from mllm_align.data.table import encode_all
 from mllm_align.errors import InputError
-from mllm_align.models.huggingface import load_processor
+from mllm_align.models.processor import load_processor
 
 BOS, EOS, IMAGE = 1, 2, 4
 PAIRS = [json.loads(line) for line in (FIXTURES / "pairs.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ from mllm_align.data.encode import Encoder
 from mllm_align.data.inspect import describe, text
 from mllm_align.data.records import parse_record
 from mllm_align.errors import InputError
-from mllm_align.models.huggingface import load_processor
+from mllm_align.models.processor import load_processor
 
 PAIRS = [json.loads(line) for line in (FIXTURES / "pairs.jsonl").read_text().splitlines()]
 TWO = {**PAIRS[0], "images": ["images/3_RGB.png", "images/1_P.png"], "prompt": "<image>gi <image> ku?"}

@@ -17,7 +17,7 @@ from mllm_align.data.images import ImageSource
 from mllm_align.data.records import parse_record
 from mllm_align.data.table import FOLDER, encode_all, encode_each
 from mllm_align.errors import InputError
-from mllm_align.models.huggingface import load_processor
+from mllm_align.models.processor import load_processor
 
 PAIRS = [json.loads(line) for line in (FIXTURES / "pairs.jsonl").read_text().splitlines()]
 
@@ -120,6 +120,7 @@ def test_all_records_over_long():
 # ---- other processes ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_other_processes_encode_the_same(monkeypatch):
     coder, records = encoder(), [record(row) for row in PAIRS]
     alone = [coder.encode(each, 2, i) for i, each in enumerate(records)]

@@ -10,7 +10,7 @@ from goldens import FIXTURES, NAMES
 
 from mllm_align.data import template
 from mllm_align.data.template import ChatTemplate
-from mllm_align.models.huggingface import load_processor
+from mllm_align.models.processor import load_processor
 
 CHAT = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "gi?"}]},

@@ -242,14 +242,14 @@ def without(file: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (lambda f: (f / "modules.json").unlink(), "modules.json can't be read"),
-        (lambda f: (f / "modules.json").write_text("{"), "modules.json can't be read"),
+        (lambda f: (f / "modules.json").unlink(), "modules.json: can't be read"),
+        (lambda f: (f / "modules.json").write_text("{"), "modules.json: is not JSON"),
         (lambda f: write(f / "modules.json", [{"type": "a.Transformer", "path": ""}]), "['Transformer']"),
-        (lambda f: write(f / "modules.json", {"a": 1}), "wrong field"),
+        (lambda f: write(f / "modules.json", {"a": 1}), "where a list belongs"),
         (lambda f: edit(f / "1_Pooling/config.json", pooling_mode_max_tokens=True), "pooling"),
         (lambda f: edit(f / "1_Pooling/config.json", pooling_mode="lasttoken"), "pooling 'lasttoken'"),
-        (lambda f: edit(f / "config.json", model_type="roberta"), "model_type 'roberta'"),
-        (lambda f: edit(f / "config.json", hidden_act="relu"), "hidden_act 'relu'"),
+        (lambda f: edit(f / "config.json", model_type="roberta"), "model_type is 'roberta'"),
+        (lambda f: edit(f / "config.json", hidden_act="relu"), "hidden_act is 'relu'"),
         (lambda f: edit(f / "config.json", vocab_size=7), "embeddings.word_embeddings.weight is [24, 12]"),
         (lambda f: (f / "config.json").write_text("{}"), "model_type"),
         (
@@ -269,6 +269,33 @@ def test_refusals(folder, harm, words):
     assert words in str(caught.value)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_side_files_of_other_types_are_refused_in_one_line(folder):
+    """Every field of every JSON, with values of other types and numbers out of range."""
+    values = (None, True, "x", "", -4, 0, 10**9, 10**400, math.nan, 0.5, [], [[1]], {}, {"a": [None]})
+    refused = taken = 0
+    for file in sorted(folder.rglob("*.json")):
+        before = file.read_text()
+        content = json.loads(before)
+        for value in values:
+            changed = [content | {name: value} for name in content] if isinstance(content, dict) else []
+            changed += [[value, *content[1:]], [{**content[0], "path": value}]] if not changed else []
+            for new in [*changed, value]:
+                write(file, new)
+                try:
+                    open_encoder(folder).embed(["the cat"])
+                    taken += 1
+                except InputError as error:
+                    refused += 1
+                    assert str(error).isprintable() and str(folder) in str(error)
+        for text in ("[" * 5000, '{"a": ' * 300 + "1" + "}" * 300):
+            file.write_text(text)
+            with pytest.raises(InputError, match="nested"):
+                open_encoder(folder)
+        file.write_text(before)
+    assert refused > taken > 0
+    assert open_encoder(folder)
 
 
 @pytest.mark.parametrize("name", ["nobody/has-this", "/no/such/folder", "", "x" * 300])

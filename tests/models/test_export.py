@@ -35,12 +35,17 @@ def renamed(name, layout):
     return name.removeprefix("language_model.") if "lm_head" in name else f"model.{name}"
 
 
-def derive(path, dtype="float32", layout="fixture", shards=1, name="llava15", change=lambda tensors: None):
+def derive(
+    path, dtype="float32", layout="fixture", shards=1, name="llava15", change=lambda tensors: None, **config
+):
     """A fixture's folder in another dtype, layout and number of files, with tensors that nothing reads."""
     path.mkdir()
     for file in (FIXTURES / name).iterdir():
         if file.suffix != ".safetensors":
             (path / file.name).write_bytes(file.read_bytes())
+    if config:
+        raw = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps(raw | config))
     tensors = {
         renamed(key, layout): value.astype(DTYPES[dtype])
         for key, value in load_file(FIXTURES / name / "model.safetensors").items()
@@ -261,16 +266,39 @@ def test_overflow_names_the_tensor_and_the_remedy(tmp_path):
 
 
 def test_tied_head_that_is_stored_all_the_same_follows_the_embedding(tmp_path):
-    derive(tmp_path / "in")
-    config = json.loads((tmp_path / "in" / "config.json").read_text()) | {"tie_word_embeddings": True}
-    (tmp_path / "in" / "config.json").write_text(json.dumps(config))
-    folder = open_folder(tmp_path / "in")
+    def same(tensors):
+        tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"]
+
+    folder = derive(tmp_path / "in", change=same, tie_word_embeddings=True)
     embedding = np.random.default_rng(0).standard_normal((384, 32)).astype(np.float32)
     trained = {"params": {"decoder": {"embedding": embedding}}}
     assert export_merged(folder, tmp_path / "out", trained, 1.0)["replaced"] == 2
     after = weights(tmp_path / "out")
     assert np.array_equal(after["lm_head.weight"], embedding)
     assert np.array_equal(after["language_model.embed_tokens.weight"], embedding)
+
+
+def test_head_of_its_own_stays_its_own_whatever_the_flag_says(tmp_path):
+    folder = derive(tmp_path / "in", tie_word_embeddings=True)
+    rng = np.random.default_rng(0)
+    embedding, head = (rng.standard_normal(shape).astype(np.float32) for shape in ((384, 32), (32, 384)))
+    trained = {"params": {"decoder": {"embedding": embedding, "head": head}}}
+    export_merged(folder, tmp_path / "out", trained, 1.0)
+    after = weights(tmp_path / "out")
+    assert np.array_equal(after["language_model.embed_tokens.weight"], embedding)
+    assert np.array_equal(after["lm_head.weight"], head.T)
+    params = load_params(open_folder(tmp_path / "out"), np.float32)["decoder"]
+    assert np.array_equal(params["embedding"], embedding) and np.array_equal(params["head"], head)
+
+
+def test_tied_head_that_is_not_stored_stays_absent(tmp_path):
+    def drop(tensors):
+        del tensors["language_model.lm_head.weight"]
+
+    folder = derive(tmp_path / "in", change=drop, tie_word_embeddings=True)
+    trained = {"params": {"decoder": {"embedding": np.ones((384, 32), np.float32)}}}
+    assert export_merged(folder, tmp_path / "out", trained, 1.0)["replaced"] == 1
+    assert "lm_head.weight" not in weights(tmp_path / "out")
 
 
 def test_other_files_come_along_but_for_stale_weights(tmp_path):

@@ -1,5 +1,6 @@
 """Folders as they are published, and every refusal of one that can't be used."""
 
+import itertools
 import json
 import re
 import shutil
@@ -14,7 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from mllm_align.errors import InputError
 from mllm_align.models.config import DecoderConfig, VisionConfig
-from mllm_align.models.huggingface import INDEX, _config, load_params, load_processor, open_folder
+from mllm_align.models.configuration import parse_config
+from mllm_align.models.huggingface import INDEX, load_params, open_folder
+from mllm_align.models.processor import load_processor
 
 # As llava-hf published them: text_config and vision_config hold little, the classes fill in the rest.
 VISION = {
@@ -87,7 +90,7 @@ def published(text, kind="llava", **changes):
 
 
 def read(config, tmp_path):
-    return _config(tmp_path, config)
+    return parse_config(tmp_path, config)
 
 
 def derive(path, name="llavanext", config=None, weights=None, rename=None):
@@ -237,14 +240,14 @@ def test_class_token_is_kept_where_the_strategy_says_so(tmp_path):
         ),
         (
             published(VICUNA | {"rope_scaling": {"type": "linear", "factor": 2.0}}),
-            ["rope_type", "linear"],
+            ["rope_scaling.type", "linear"],
         ),
         (
             published(MISTRAL, "llava_next", vision_feature_select_strategy="full"),
             ["vision_feature_select_strategy", "full"],
         ),
         (published(VICUNA, vision_feature_select_strategy="middle"), ["middle"]),
-        (published(VICUNA | {"vocab_size": "many"}), ["not usable", "vocab_size"]),
+        (published(VICUNA | {"vocab_size": "many"}), ["vocab_size", "'many'"]),
         (published(VICUNA, "paligemma"), ["paligemma", "'llava'"]),
     ],
     ids=lambda x: x[-1] if isinstance(x, list) else "",
@@ -348,6 +351,58 @@ def test_tied_embeddings_need_no_head(tmp_path):
     folder = open_folder(derive(tmp_path, config=tie, weights=drop))
     assert folder.config.decoder.tied
     assert "head" not in load_params(folder, np.float32)["decoder"]
+
+
+FLAGS = (True, False, None)
+
+
+@pytest.mark.parametrize("head", ["own", "equal", "absent"])
+@pytest.mark.parametrize("name", ["llava15", "llavanext"])
+def test_stored_head_wins_over_the_flags(name, head, tmp_path):
+    """As transformers 5 decides (tests/oracle/test_heads_live.py): a flag ties what is equal or absent."""
+    stored = goldens(name).base["decoder"]
+
+    def change(tensors):
+        if head == "equal":
+            tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"]
+        if head == "absent":
+            del tensors["language_model.lm_head.weight"]
+
+    derive(tmp_path, name, weights=change)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    for whole, text in itertools.product(FLAGS, FLAGS):
+        for part, flag in ((raw, whole), (raw["text_config"], text)):
+            part.pop("tie_word_embeddings", None)
+            part.update({} if flag is None else {"tie_word_embeddings": flag})
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        flagged = whole is True or (text is True and name == "llava15")
+        if head == "absent" and not flagged:
+            assert_refused(tmp_path, "lm_head.weight", "missing")
+            continue
+        folder = open_folder(tmp_path)
+        assert folder.config.decoder.tied == (flagged and head != "own"), (whole, text)
+        params = load_params(folder, np.float32)["decoder"]
+        unembedding = params["embedding"].T if folder.config.decoder.tied else params["head"]
+        expected = stored["head"] if head == "own" else stored["embedding"].T
+        assert np.array_equal(unembedding, expected), (whole, text)
+
+
+def test_head_that_differs_in_its_last_row_alone(tmp_path):
+    def change(tensors):
+        head = tensors["language_model.model.embed_tokens.weight"].copy()
+        head[-1, -1] += 1
+        tensors["language_model.lm_head.weight"] = head
+
+    folder = derive(tmp_path, config=lambda raw: raw.update(tie_word_embeddings=True), weights=change)
+    assert not open_folder(folder).config.decoder.tied
+
+
+def test_tied_head_of_another_shape(tmp_path):
+    def change(tensors):
+        tensors["language_model.lm_head.weight"] = np.zeros((7, 32), np.float32)
+
+    derive(tmp_path, config=lambda raw: raw.update(tie_word_embeddings=True), weights=change)
+    assert_refused(tmp_path, "lm_head.weight", "[7, 32]", "[384, 32]")
 
 
 def test_unused_tensors_do_no_harm(tmp_path):

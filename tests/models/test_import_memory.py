@@ -17,7 +17,8 @@ processes.start(30, 60)
 import jax
 from mllm_align.config import MeshConfig
 from mllm_align.models import bundle
-from mllm_align.models.huggingface import load_processor, open_folder
+from mllm_align.models.huggingface import open_folder
+from mllm_align.models.processor import load_processor
 from mllm_align.sharding import make_mesh
 
 def memory(key):

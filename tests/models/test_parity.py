@@ -1,5 +1,6 @@
 """The numbers of torch, transformers and TRL on tiny LLaVA 1.5 and 1.6 models."""
 
+import json
 from types import SimpleNamespace
 
 import jax
@@ -11,6 +12,7 @@ from goldens import NAMES, goldens, packed_images, responses, union
 
 from mllm_align.align.objectives import DPO, IPO, SFT, LogProbs, RobustDPO, SLiC
 from mllm_align.batch import pad, replace, stack
+from mllm_align.models.huggingface import load_params, open_folder
 from mllm_align.models.names import canonical, entries
 from mllm_align.training.step import TrainState, make_step
 
@@ -84,6 +86,20 @@ def test_log_probs_of_every_token(golden, ours, tag, alone):
     expected = golden.rows(stored, alone)
     assert [len(x) for x in found] == golden.numbers["completion_tokens"]
     np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), rtol=0, atol=1e-5)
+
+
+def test_a_flag_that_ties_the_head_does_not_hide_the_stored_one(golden, ours, tmp_path):
+    """transformers takes the stored head too: the folder scores as it did without the flag."""
+    raw = json.loads((golden.folder.path / "config.json").read_text())
+    raw["tie_word_embeddings"] = raw["text_config"]["tie_word_embeddings"] = True
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    (tmp_path / "model.safetensors").symlink_to(golden.folder.path / "model.safetensors")
+    folder = open_folder(tmp_path)
+    assert folder.config == golden.config
+    logps = ours.logps(load_params(folder, np.float32), ours.batch.tiles)
+    found = np.concatenate(responses(np.asarray(logps), ours.batch.response_mask))
+    expected = np.concatenate(golden.rows(golden.arrays["base/per_token_logps"]))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("tag", ["base", "policy"])

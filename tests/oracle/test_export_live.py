@@ -5,6 +5,7 @@ The interpreter that has torch and PEFT is named in MLLM_ALIGN_ORACLE_PYTHON (de
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import load_params, open_folder
 from mllm_align.models.lora import init_lora
 from mllm_align.models.policy import policy_variables
+from mllm_align.models.sources import open_model
 
 PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
 RANK, ALPHA = 4, 8
@@ -109,4 +111,43 @@ def test_adapter_without_projector_leaves_it_alone(golden, trained, tmp_path):
     theirs, saved = peer(name, golden.folder.path, tmp_path / "out.npz", tmp_path / "adapter")
     ours = jax_logps(golden, policy_variables(golden.base, lora, ALPHA / RANK, np.float32))
     assert not saved
+    assert furthest(theirs, ours) < 2e-5
+
+
+@pytest.mark.parametrize("whole, text", [(True, None), (None, True), (True, True)])
+def test_flags_of_a_tied_head_leave_the_stored_one(golden, whole, text, tmp_path):
+    name, folder = golden.folder.path.name, tmp_path / "flagged"
+    shutil.copytree(golden.folder.path, folder)
+    raw = json.loads((folder / "config.json").read_text())
+    for part, flag in ((raw, whole), (raw["text_config"], text)):
+        part.pop("tie_word_embeddings", None)
+        part.update({} if flag is None else {"tie_word_embeddings": flag})
+    (folder / "config.json").write_text(json.dumps(raw))
+    theirs, _ = peer(name, folder, tmp_path / "out.npz")
+    ours = jax_logps(golden, {"params": load_params(open_folder(folder), np.float32)})
+    assert furthest(theirs, ours) < 2e-5
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"use_rslora": True},
+        {"rank_pattern": {"v_proj": 2}, "alpha_pattern": {r"layers\.1\.self_attn\.q_proj": 9}},
+        {"target_modules": "all-linear", "modules_to_save": None},
+    ],
+    ids=["plain", "rank-stabilised", "patterns", "all linear maps"],
+)
+def test_an_adapter_that_peft_wrote(golden, settings, tmp_path):
+    name, adapter = golden.folder.path.name, tmp_path / "adapter"
+    script = Path(__file__).with_name("make_adapter.py")
+    command = [PYTHON, script, "--folder", golden.folder.path, "--out", adapter]
+    command += ["--settings", json.dumps(settings)]
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    theirs, _ = peer(name, golden.folder.path, tmp_path / "out.npz", adapter)
+    ours = jax_logps(golden, {"params": load_params(open_model(adapter), np.float32)})
+    base = jax_logps(golden, {"params": golden.base})
+    print(name, settings, furthest(theirs, ours), furthest(base, ours))
+    assert furthest(base, ours) > 0.1
     assert furthest(theirs, ours) < 2e-5

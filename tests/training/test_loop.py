@@ -621,6 +621,17 @@ def test_bfloat16_trains_float32_parameters(tmp_path, config):
 
 
 @pytest.mark.slow
+def test_full_fine_tuning_trains_a_head_of_its_own_under_a_flag_that_ties_it(tmp_path):
+    folder = shutil.copytree(MODEL, tmp_path / "model")
+    raw = json.loads((folder / "config.json").read_text())
+    raw["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(raw))
+    flagged = train(FULL, load(folder, "float32", one_device()), PAIRS, tmp_path / "flagged").trained
+    plain = train(FULL, bundle(), PAIRS, tmp_path / "plain").trained
+    assert "head" in flagged["params"]["decoder"] and same(flagged, plain)
+
+
+@pytest.mark.slow
 def test_a_trained_tower_runs_apart_from_the_reference(tmp_path):
     train(replace(FULL, freeze=(), batch_size=8), bundle(), PAIRS, tmp_path / "run")
     seen = losses(tmp_path / "run")

@@ -1,0 +1,185 @@
+"""A folder's tokenizer, image processor and generation settings: read by transformers, tried once.
+
+What a side file has wrong often shows only when it is used, so that each is used here, on a word and on a
+small picture, before anything is built on it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_align.errors import InputError, one_line, quoted, refusal
+from mllm_align.files import read_json
+from mllm_align.models.config import LlavaConfig
+from mllm_align.models.configuration import PIXELS, read_config
+from mllm_align.models.ranges import FLAG, Between, Listed, Maybe, OneOf, Range, Whole, check
+
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "chat_template.json",
+    "generation_config.json",
+)
+COPY = "copy the processor files of the model it came from into the folder"
+IDS = Whole(0, (1 << 31) - 1)
+GENERATION = "generation_config.json"
+
+SAMPLE = "A picture of 2 dogs."
+COLOURS = Whole(3, 3)
+PIXELS_OR_NONE = Maybe(PIXELS)
+IMAGE: dict[str, Range] = {
+    **dict.fromkeys(
+        ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"),
+        Maybe(FLAG),
+    ),
+    "resample": Maybe(Whole(0, 5)),
+    "rescale_factor": Maybe(Between(0, 2)),
+    "image_mean": Maybe(Listed(COLOURS, Between(-256, 256))),
+    "image_std": Maybe(Listed(COLOURS, Between(0, 256))),
+    "data_format": Maybe(OneOf(("channels_first",))),
+    "input_data_format": OneOf((None,)),
+}
+SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
+
+
+def load_processor(path: Path) -> Any:
+    """The folder's tokenizer, image processor and chat template, from transformers (Pillow backend).
+
+    Raises InputError where one of them can't be read, or can't be used with the folder's model.
+    """
+    config = read_config(path)
+    for name in SIDE_FILES:
+        if (path / name).exists():
+            read_json(path / name, COPY)
+    with explained(f"{path}: tokenizer or image processor can't be read", COPY):
+        from transformers import LlavaNextProcessor, LlavaProcessor
+
+        processor = (LlavaNextProcessor if config.anyres else LlavaProcessor).from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    _check_images(path, processor.image_processor, config)
+    check_tokenizer(path, processor.tokenizer, config.decoder.vocab)
+    return processor
+
+
+@contextmanager
+def explained(problem: str, remedy: str) -> Iterator[None]:
+    """Whatever a library raises on a folder's files is an InputError, in one line."""
+    try:
+        with _silent():
+            yield
+    except InputError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise  # a panic of the tokenizers library is no Exception; an interrupt is none of ours
+        said = one_line(error, 160) or type(error).__name__
+        raise InputError(one_line(f"{problem} ({said}); {remedy}", 2000)) from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing reaches stderr: a panic of the tokenizers library writes there before it is raised."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # a process may have none
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def check_tokenizer(at: Path, tokenizer: Any, vocab: int) -> None:
+    """Raises InputError for a tokenizer that can't be used, or writes ids that the embedding table of
+    `vocab` rows has not."""
+    with explained(f"{at}: the tokenizer can't be used", COPY):
+        ids = list(tokenizer(SAMPLE, return_offsets_mapping=True)["input_ids"])
+        tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        known = tokenizer.get_vocab()
+        special = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token")}
+        token, last = max(known.items(), key=lambda item: item[1], default=("", -1))
+        last = max([last, *ids])
+    if not ids:
+        raise refusal(str(at), "the tokenizer makes no token of a text", COPY)
+    for name, token_of_it in special.items():  # for one that it does not know, a tokenizer writes another
+        if token_of_it is not None and token_of_it not in known:
+            raise refusal(
+                str(at), f"{name} {quoted(token_of_it)} is not in the tokenizer's vocabulary", COPY
+            )
+    if last >= vocab:
+        name = token if known.get(token) == last else f"of {SAMPLE!r}"
+        problem = f"the tokenizer's token {quoted(name)} is id {last}, the embedding table has {vocab} rows"
+        remedy = "resize the table (resize_token_embeddings), or take the tokenizer of this model"
+        raise refusal(str(at), problem, remedy)
+
+
+def end_tokens(path: Path, vocab: int) -> frozenset[int]:
+    """Ids that end a sequence by the folder's generation settings, beside the tokenizer's own.
+
+    Raises InputError for settings that are no ids of a vocabulary of `vocab`.
+    """
+    file = path / GENERATION
+    if not file.exists():
+        return frozenset()
+    settings = read_json(file, COPY)
+    an_id = Whole(0, vocab - 1)
+    check(str(file), "bos_token_id", settings.get("bos_token_id"), Maybe(an_id), COPY)
+    check(str(file), "pad_token_id", settings.get("pad_token_id"), Maybe(Whole(-1, vocab - 1)), COPY)
+    ends = settings.get("eos_token_id")
+    if isinstance(ends, list):
+        check(str(file), "eos_token_id", ends, Listed(Whole(0, 1024), an_id), COPY)
+        return frozenset(ends)
+    check(str(file), "eos_token_id", ends, Maybe(an_id), COPY)
+    return frozenset() if ends is None else frozenset((ends,))
+
+
+def _check_images(path: Path, images: Any, config: LlavaConfig) -> None:
+    """The image processor's numbers, and that it makes tiles of the model's size."""
+    at = f"{path}: image processor"
+    with explained(f"{at} can't be used", COPY):
+        values = {name: getattr(images, name, None) for name in IMAGE}
+        for name in ("size", "crop_size"):
+            sides = getattr(images, name, None) or {}
+            values |= {f"{name}.{side}": dict(sides).get(side) for side in SIDES}
+        pinpoints = getattr(images, "image_grid_pinpoints", None)
+        canvases = tuple((height, width) for height, width in pinpoints or ())
+    for name, value in values.items():
+        check(at, name, value, IMAGE.get(name, PIXELS_OR_NONE), COPY)
+    if values["do_normalize"] and values["do_rescale"] and values["rescale_factor"]:
+        white = 255 * values["rescale_factor"]
+        for name, low in (("image_mean", -white), ("image_std", 0)):
+            check(at, name, values[name], Maybe(Listed(COLOURS, Between(low, 1.001 * white))), COPY)
+    if config.anyres and canvases != config.pinpoints:
+        problem = f"image_grid_pinpoints are {quoted(canvases)}, in config.json {quoted(config.pinpoints)}"
+        raise refusal(at, problem, "take both files from one folder")
+    from PIL import Image
+
+    side = config.vision.image_size
+    with explained(f"{at} can't be used", COPY):
+        made = images([Image.new("RGB", (24, 16), "gray")], return_tensors="np")["pixel_values"][0]
+        made = np.asarray(made, np.float32)
+        finite = bool(np.isfinite(made).all())
+    if made.shape[-3:] != (3, side, side) or not finite:
+        found = list(made.shape[-3:]) if finite else "numbers that are not finite"
+        problem = f"it gives pixels {found}, config.json asks for {[3, side, side]}"
+        raise refusal(at, problem, "take both files from one folder")
