@@ -499,23 +499,16 @@ def _open(model: Path, dtype: Dtype, mesh: MeshConfig) -> Any:
 
 def inspect(options: Inspect) -> None:
     from mllm_align.data import inspect as show
-    from mllm_align.data.readers import records_from
     from mllm_align.models.bundle import Bundle
     from mllm_align.models.huggingface import load_processor, open_folder
-    from mllm_align.prepare import make_encoder
+    from mllm_align.prepare import make_encoder, read_data
 
     if options.responses < 1:
         raise InputError(f"--responses is {options.responses}; it must be 1 or more")
     folder = open_folder(options.model)
     bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
     encoder = make_encoder(bundle, options.data)
-    records = records_from(
-        options.data_file,
-        format=options.data.format,
-        image_root=options.data.image_root,
-        allow_outside=options.data.allow_outside,
-        responses=options.responses,
-    )
+    records = read_data(options.data_file, options.data, options.responses)
     if not 0 <= options.index < len(records):
         held = f"{options.data_file} has records 0 to {len(records) - 1}"
         raise InputError(f"--index is {options.index}; {held}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
+import os
+import sys
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -10,10 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from mllm_align import processes
 from mllm_align.config import DataConfig
 from mllm_align.data.anyres import ImageLayout
 from mllm_align.data.encode import Encoded, Encoder, encode_all
-from mllm_align.data.readers import records_from
+from mllm_align.data.readers import records_from, told
+from mllm_align.data.records import Record
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, end_tokens
 from mllm_align.progress import progress
@@ -31,6 +35,17 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
     return Encoder(bundle.processor, layout, c.image_token, end_tokens(bundle.folder), template)
 
 
+def read_data(data: Any, config: DataConfig, responses: int) -> list[Record]:
+    """Read and check a data set or rows. What the rules of a published set leave out is told on stderr."""
+    dropped: Counter[str] = Counter()
+    records = records_from(data, **config.reading(), responses=responses, dropped=dropped)
+    left_out = told(dropped)
+    if left_out and processes.first():
+        named = f" of {data}" if isinstance(data, str | os.PathLike) else ""
+        print(f"left out{named}: {left_out}", file=sys.stderr, flush=True)
+    return records
+
+
 def prepare(
     bundle: Bundle, data: Any, config: DataConfig, responses: int, room: int = 0
 ) -> tuple[Encoder, list[Encoded], list[str]]:
@@ -39,13 +54,7 @@ def prepare(
     room: tokens that a response still to be made may take.
     """
     encoder = make_encoder(bundle, config)
-    records = records_from(
-        data,
-        format=config.format,
-        image_root=config.image_root,
-        allow_outside=config.allow_outside,
-        responses=responses,
-    )
+    records = read_data(data, config, responses)
     encoded, skipped = encode_all(
         records,
         encoder,

@@ -66,7 +66,8 @@ def train(
     held_out, held_skipped = [], []
     if eval_data is not None:
         wanted = config.held_out_objective.responses
-        _, held_out, held_skipped = prepare(bundle, eval_data, config.data, wanted)
+        held = replace(config.data, split=config.data.eval_split)
+        _, held_out, held_skipped = prepare(bundle, eval_data, held, wanted)
     for what, ids in (("training", skipped), ("held-out", held_skipped)):
         if ids:
             warn(f"{len(ids)} over-long {what} records left out")

@@ -1,0 +1,168 @@
+"""Rows of Parquet and Arrow files, whose bytes (images) stay in the file until they are asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mllm_align.data.images import StoredBytes
+
+KEPT_BYTES = 1 << 27  # of the row groups read last, over all files
+
+
+class Table:
+    """A file of row groups. `path` names it: tables of one path are equal."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and self.path == other.path
+
+    def __hash__(self) -> int:
+        return hash(self.path)
+
+    @property
+    def schema(self) -> pa.Schema:
+        raise NotImplementedError
+
+    def batches(self, size: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        """Yield all rows in order, `size` at once at most: (row group, first row in it, rows)."""
+        raise NotImplementedError
+
+    def column(self, group: int, name: str) -> Any:
+        """Return one column of a row group, to be indexed by the row."""
+        raise NotImplementedError
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield each row as plain values, with `Cell`s in place of bytes."""
+        held = [field for field in self.schema if _holds_bytes(field.type)]
+        for group, first, batch in self.batches(32 if held else 1024):
+            for number, row in enumerate(batch.to_pylist(), first):
+                for field in held:
+                    cell = Cell(self, group, number, (field.name,))
+                    row[field.name] = _without_bytes(row[field.name], field.type, cell)
+                yield row
+
+
+@dataclass(frozen=True, slots=True)
+class Cell(StoredBytes):
+    """Bytes in a row of a table; `steps` lead to them: the column, then fields and places in lists."""
+
+    table: Table
+    group: int
+    row: int
+    steps: tuple[str | int, ...]
+
+    def read(self) -> bytes:
+        value = self.table.column(self.group, str(self.steps[0]))[self.row].as_py()
+        for step in self.steps[1:]:
+            value = value[step]
+        return value
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return True
+    return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+
+
+def _without_bytes(value: Any, kind: pa.DataType, cell: Cell) -> Any:
+    """Replace the bytes in a value by where they lie; `cell` says where the value lies."""
+
+    def inside(inner: Any, step: str | int, kind: pa.DataType) -> Any:
+        return _without_bytes(inner, kind, Cell(cell.table, cell.group, cell.row, (*cell.steps, step)))
+
+    if isinstance(value, bytes):
+        return cell
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        return {name: inside(each, name, kind.field(name).type) for name, each in value.items()}
+    if isinstance(value, list) and kind.num_fields == 1:
+        return [inside(each, i, kind.field(0).type) for i, each in enumerate(value)]
+    return value
+
+
+class _Recent:
+    """The columns read last, as many as fit: records that stand together are mostly read together."""
+
+    def __init__(self, room: int):
+        self.room = room
+        self._columns: OrderedDict[tuple[Table, int, str], pa.ChunkedArray] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[Table, int, str], read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
+        with self._lock:
+            if key in self._columns:
+                self._columns.move_to_end(key)
+                return self._columns[key]
+        column = read()  # without the lock: others read meanwhile
+        with self._lock:
+            self._columns[key] = column
+            while len(self._columns) > 1 and sum(c.nbytes for c in self._columns.values()) > self.room:
+                self._columns.popitem(last=False)
+        return column
+
+
+_recent = _Recent(KEPT_BYTES)
+
+
+class ParquetTable(Table):
+    """A Parquet file. A row's bytes cost the reading of its row group, unless that was read just before."""
+
+    @cached_property
+    def _footer(self) -> pq.FileMetaData:
+        return pq.read_metadata(self.path)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._footer.schema.to_arrow_schema()
+
+    def batches(self, size: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        with pq.ParquetFile(self.path, metadata=self._footer) as file:
+            for group in range(file.num_row_groups):
+                first = 0
+                for batch in file.iter_batches(size, row_groups=[group]):
+                    yield group, first, batch
+                    first += len(batch)
+
+    def column(self, group: int, name: str) -> Any:
+        def read() -> pa.ChunkedArray:
+            with pq.ParquetFile(self.path, metadata=self._footer) as file:  # of its own: threads share none
+                return file.read_row_group(group, columns=[name]).column(name)
+
+        return _recent.get((self, group, name), read)
+
+
+class ArrowTable(Table):
+    """An Arrow file or stream, as `datasets` saves them: mapped into memory, so nothing is held."""
+
+    @cached_property
+    def _opened(self) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+        mapped = pa.memory_map(str(self.path))
+        if mapped.read(6) == b"ARROW1":
+            file = pa.ipc.open_file(mapped)
+            return file.schema, [file.get_batch(i) for i in range(file.num_record_batches)]
+        mapped.seek(0)
+        stream = pa.ipc.open_stream(mapped)
+        return stream.schema, list(stream)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._opened[0]
+
+    def batches(self, size: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        for group, batch in enumerate(self._opened[1]):
+            batch.validate(full=True)  # a damaged offset leads anywhere in memory
+            for first in range(0, len(batch), size):
+                yield group, first, batch.slice(first, size)
+
+    def column(self, group: int, name: str) -> Any:
+        return self._opened[1][group].column(name)
