@@ -264,7 +264,9 @@ def _number(rating: Any) -> Fraction | None:
         value = float(rating)
     except (ValueError, OverflowError):
         return None
-    return Fraction(str(rating).strip()) if math.isfinite(value) and abs(value) <= _HIGHEST else None
+    if not math.isfinite(value) or abs(value) > _HIGHEST:
+        return None
+    return Fraction(value).limit_denominator(1000)  # 4.2 is 21/5
 
 
 # --- what they share ----------------------------------------------------------------------------

@@ -99,7 +99,7 @@ def _parsed(
 
 def told(dropped: Counter[str]) -> str:
     """What is left out, in words: `12 ties, 1 identical pair`; empty for nothing."""
-    return ", ".join(f"{n} {_plural(what, n)}" for what, n in dropped.items() if n)
+    return ", ".join(f"{n} {_plural(what, n)}" for what, n in dropped.most_common() if n)
 
 
 def _plural(what: str, count: int) -> str:

@@ -1,4 +1,4 @@
-"""Which files a data set is made of: splits, shards, patterns, saved and cached data sets; every refusal."""
+"""Which files a data set is made of: splits, shards, patterns, saved and cached data sets."""
 
 import json
 import re
