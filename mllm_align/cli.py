@@ -61,11 +61,11 @@ class Train:
     model: Path
     """Hugging Face LLaVA folder (1.5 or 1.6) to start from; also the reference policy."""
     data_file: Data
-    """Preference pairs: .jsonl, .json or .parquet."""
+    """Preference pairs: a file, a folder or quoted pattern of shards, or the name of a cached data set."""
     out: Path
     """Run folder."""
     eval_data: Path | None = None
-    """Held-out pairs to evaluate on."""
+    """Held-out pairs to evaluate on; of several splits, --data.eval-split is read."""
     profile: int = 0
     """Trace this many steps, after the first, to OUT/profile for XProf, TensorBoard and Perfetto."""
     debug_nans: bool = False
@@ -87,7 +87,7 @@ class Score:
     model: Path
     """Hugging Face LLaVA folder, or a run folder (its newest checkpoint)."""
     data_file: Data
-    """Preference pairs: .jsonl, .json or .parquet."""
+    """Preference pairs: a file, a folder or quoted pattern of shards, or the name of a cached data set."""
     out: Path
     """File to write, JSONL."""
     batch_size: int = 8
@@ -113,7 +113,7 @@ class Generate:
     prompt: str | None = None
     """What to ask."""
     data_file: Annotated[Path | None, arg(name="data", metavar="FILE")] = None
-    """In place of --image and --prompt: records with prompts and images (.jsonl, .json or .parquet)."""
+    """In place of --image and --prompt: records with prompts and images, a file or as train takes them."""
     out: Path | None = None
     """File to write, JSONL; needed with --data."""
     samples: int = 1
@@ -145,7 +145,7 @@ class Bdhs:
     model: Path
     """Hugging Face LLaVA folder, or a run folder (its newest checkpoint)."""
     data_file: Data
-    """SFT records, a prompt, images and one response each: .jsonl, .json or .parquet."""
+    """SFT records, a prompt, images and one response each: a file, or as train takes them."""
     out: Path
     """File to write, JSONL."""
     shard: str = "0/1"
@@ -167,7 +167,7 @@ class Judge:
     config_file: Positional[Path]
     """Python file with get_config() -> JudgeConfig, or the Config of a run that has an annotator."""
     data_file: Data
-    """Preference pairs: .jsonl, .json or .parquet."""
+    """Preference pairs: a file, a folder or quoted pattern of shards, or the name of a cached data set."""
     out: Path
     """File to write, JSON."""
     model: Path | None = None

@@ -35,9 +35,12 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
     return Encoder(bundle.processor, layout, c.image_token, end_tokens(bundle.folder), template)
 
 
-def read_data(data: Any, config: DataConfig, responses: int) -> list[Record]:
-    """Read and check a data set or rows. What the rules of a published set leave out is told on stderr."""
-    dropped: Counter[str] = Counter()
+def read_data(
+    data: Any, config: DataConfig, responses: int, dropped: Counter[str] | None = None
+) -> list[Record]:
+    """Read and check a data set or rows. What the rules of a published set leave out is told on stderr, and
+    counted in `dropped`, by the reason."""
+    dropped = Counter() if dropped is None else dropped
     records = records_from(data, **config.reading(), responses=responses, dropped=dropped)
     left_out = told(dropped)
     if left_out and processes.first():
@@ -47,14 +50,20 @@ def read_data(data: Any, config: DataConfig, responses: int) -> list[Record]:
 
 
 def prepare(
-    bundle: Bundle, data: Any, config: DataConfig, responses: int, room: int = 0
+    bundle: Bundle,
+    data: Any,
+    config: DataConfig,
+    responses: int,
+    room: int = 0,
+    dropped: Counter[str] | None = None,
 ) -> tuple[Encoder, list[Encoded], list[str]]:
-    """Read, check and encode a data file or rows: (encoder, records, ids left out as over-long).
+    """Read, check and encode a data set or rows: (encoder, records, ids left out as over-long).
 
-    room: tokens that a response still to be made may take.
+    room: tokens that a response still to be made may take. dropped: counts what a published set's own
+    rules leave out.
     """
     encoder = make_encoder(bundle, config)
-    records = read_data(data, config, responses)
+    records = read_data(data, config, responses, dropped)
     encoded, skipped = encode_all(
         records,
         encoder,

@@ -109,10 +109,11 @@ def _llavarlhf(row: Row, number: int, taking: Taking) -> list[dict]:
     """LLaVA-RLHF: a conversation, two further answers, and which is preferred."""
     outputs = [_value(row.value.get(name), f"{row.at}, {name}") for name in ("output_1", "output_2")]
     preference = row.value.get("preference")
-    if preference in (None, 0, "0"):
+    known = isinstance(preference, int | float | str | None) and not isinstance(preference, bool)
+    if known and preference in (None, 0, "0"):
         taking.dropped["tie"] += 1
         return []
-    if isinstance(preference, bool) or preference not in (1, 2, "1", "2"):
+    if not known or preference not in (1, 2, "1", "2"):
         raise refusal(f"{row.at}, preference", f"found {quoted(preference)}", "give 1 or 2")
     history = _messages(row.value.get("conversations"), f"{row.at}, conversations")
     chosen, rejected = outputs if int(preference) == 1 else reversed(outputs)

@@ -258,7 +258,7 @@ def _message(value: object, at: str) -> Message:
     if not isinstance(value, Mapping):
         raise _wrong_type(at, value, "a message with role and content")
     role = value.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise refusal(f"{at}.role", f"found {quoted(role)}", f"give one of {', '.join(_ROLES)}")
     at = f"{at}.content"
     content = value.get("content")
@@ -273,7 +273,7 @@ def _message(value: object, at: str) -> Message:
 def _listed_part(part: object, role: str, at: str) -> Iterable[Part]:
     if not isinstance(part, Mapping):
         raise _wrong_type(at, part, "a part such as {'type': 'text', 'text': ...}")
-    kind = part.get("type")
+    kind = part.get("type") if isinstance(part.get("type"), str) else None
     # Arrow fills the keys that other parts have with null.
     inline = {key: part[key] for key in _INLINE_KEYS if part.get(key) is not None and _given(part[key])}
     if kind == "text":
@@ -281,7 +281,7 @@ def _listed_part(part: object, role: str, at: str) -> Iterable[Part]:
             raise refusal(at, f"a text part with {quoted(next(iter(inline)))}", "make it {'type': 'image'}")
         return _parts(check_text(part.get("text"), f"{at}.text"), role, f"{at}.text")
     if kind not in ("image", "image_url"):
-        raise refusal(f"{at}.type", f"found {quoted(kind)}", "give 'image' or 'text'")
+        raise refusal(f"{at}.type", f"found {quoted(part.get('type'))}", "give 'image' or 'text'")
     if role != "user":
         raise refusal(at, f"an image in a {role} turn", "put it in a user turn")
     if kind == "image_url" and "image_url" not in inline:

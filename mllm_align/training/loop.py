@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -62,7 +63,8 @@ def train(
     writer = event_writer() if config.tensorboard else None
     bundle = replace(bundle, lora=config.lora, trained={})
     room = config.online.sampling.max_tokens if isinstance(config.online, OnlinePairs) else 0
-    encoder, records, skipped = prepare(bundle, data, config.data, config.data_responses, room)
+    left_out: Counter[str] = Counter()
+    encoder, records, skipped = prepare(bundle, data, config.data, config.data_responses, room, left_out)
     held_out, held_skipped = [], []
     if eval_data is not None:
         wanted = config.held_out_objective.responses
@@ -83,7 +85,7 @@ def train(
         run.check_checkpoint(place, checkpoints, step, config, described)
         trainer = _Run(config, bundle, encoder, records, held_out, maker, out, log, checkpoints, on_step)
         state = trainer.begin(step)
-        counts = {"records": len(records), "skipped": skipped}
+        counts = {"records": len(records), "skipped": skipped, "left_out": dict(+left_out)}
         counts |= {"eval_records": len(held_out), "eval_skipped": held_skipped}
         log("start", step=step, steps=trainer.steps, **described, **counts, **trainer.facts(state))
         state = trainer.loop(state, step, described, profile)
