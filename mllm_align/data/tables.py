@@ -19,16 +19,18 @@ KEPT_BYTES = 1 << 27  # of the row groups read last, over all files
 
 
 class Table:
-    """A file of row groups. `path` names it: tables of one path are equal."""
+    """A file of row groups. Tables are equal while nobody has written their file anew."""
 
     def __init__(self, path: Path):
         self.path = path
+        found = path.stat()
+        self._state = str(path), found.st_ino, found.st_size, found.st_mtime_ns
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and self.path == other.path
+        return isinstance(other, Table) and self._state == other._state
 
     def __hash__(self) -> int:
-        return hash(self.path)
+        return hash(self._state)
 
     @property
     def schema(self) -> pa.Schema:
@@ -75,16 +77,23 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
 
 
+class _Unread:
+    """Stands for bytes that were not read, as there is no null among them."""
+
+
+_UNREAD = _Unread()
+
+
 def _without_bytes(value: Any, kind: pa.DataType, cell: Cell) -> Any:
     """Replace the bytes in a value by where they lie; `cell` says where the value lies."""
 
     def inside(inner: Any, step: str | int, kind: pa.DataType) -> Any:
         return _without_bytes(inner, kind, Cell(cell.table, cell.group, cell.row, (*cell.steps, step)))
 
-    if isinstance(value, bytes):
+    if isinstance(value, bytes | _Unread):
         return cell
     if isinstance(value, dict) and pa.types.is_struct(kind):
-        return {name: inside(each, name, kind.field(name).type) for name, each in value.items()}
+        return {f.name: inside(value.get(f.name, _UNREAD), f.name, f.type) for f in kind}
     if isinstance(value, list) and kind.num_fields == 1:
         return [inside(each, i, kind.field(0).type) for i, each in enumerate(value)]
     return value
@@ -96,18 +105,20 @@ class _Recent:
     def __init__(self, room: int):
         self.room = room
         self._columns: OrderedDict[tuple[Table, int, str], pa.ChunkedArray] = OrderedDict()
+        self._reading: dict[tuple[Table, int, str], threading.Lock] = {}
         self._lock = threading.Lock()
 
     def get(self, key: tuple[Table, int, str], read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
         with self._lock:
-            if key in self._columns:
-                self._columns.move_to_end(key)
-                return self._columns[key]
-        column = read()  # without the lock: others read meanwhile
-        with self._lock:
-            self._columns[key] = column
-            while len(self._columns) > 1 and sum(c.nbytes for c in self._columns.values()) > self.room:
-                self._columns.popitem(last=False)
+            one_reads = self._reading.setdefault(key, threading.Lock())
+        with one_reads:  # threads that want the same wait, the others read meanwhile
+            with self._lock:
+                column = self._columns.pop(key, None)
+            column = read() if column is None else column
+            with self._lock:
+                self._columns[key] = column
+                while len(self._columns) > 1 and sum(c.nbytes for c in self._columns.values()) > self.room:
+                    self._columns.popitem(last=False)
         return column
 
 
@@ -129,9 +140,18 @@ class ParquetTable(Table):
         with pq.ParquetFile(self.path, metadata=self._footer) as file:
             for group in range(file.num_row_groups):
                 first = 0
-                for batch in file.iter_batches(size, row_groups=[group]):
+                for batch in file.iter_batches(size, row_groups=[group], columns=self._leaves(group)):
                     yield group, first, batch
                     first += len(batch)
+
+    def _leaves(self, group: int) -> list[str]:
+        """The columns to read for rows: not the bytes of structs, where none is null and other fields
+        tell how many there are."""
+        kinds, columns = self._footer.schema, self._footer.row_group(group)
+        bytes_alone = {i: _are_all_bytes(columns.column(i), kinds.column(i)) for i in range(len(kinds))}
+        names = [columns.column(i).path_in_schema for i in bytes_alone]
+        others = {_struct(names[i]) for i, alone in bytes_alone.items() if not alone}
+        return [name for i, name in enumerate(names) if not (bytes_alone[i] and _struct(name) in others)]
 
     def column(self, group: int, name: str) -> Any:
         def read() -> pa.ChunkedArray:
@@ -139,6 +159,20 @@ class ParquetTable(Table):
                 return file.read_row_group(group, columns=[name]).column(name)
 
         return _recent.get((self, group, name), read)
+
+
+def _struct(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _are_all_bytes(column: pq.ColumnChunkMetaData, kind: pq.ColumnSchema) -> bool:
+    if (
+        not _struct(column.path_in_schema)
+        or column.physical_type != "BYTE_ARRAY"
+        or kind.logical_type.type != "NONE"
+    ):
+        return False
+    return column.is_stats_set and column.statistics.has_null_count and column.statistics.null_count == 0
 
 
 class ArrowTable(Table):

@@ -105,6 +105,40 @@ def test_images_are_not_held(write):
     assert records[150].images[0].read() == pictures[150]
 
 
+def test_bytes_without_nulls_are_not_read_for_rows(tmp_path):
+    data = png(1)
+    both, null = {"bytes": data, "path": "p"}, {"bytes": None, "path": "p"}
+    row = {
+        "image": both,
+        "images": [both],
+        "a.b": both,
+        "deep": [{"content": [{"image": both, "text": "x"}]}],
+        "raw": data,
+        "some": null,
+        "only": {"bytes": data},
+        "two": {"bytes": data, "more": data},
+    }
+    table = tables.ParquetTable(parquet(tmp_path / "a.parquet", [row, row]))
+    read = set(table._leaves(0))
+    assert {"raw", "some.bytes", "only.bytes", "two.bytes", "two.more", "image.path"} <= read
+    skipped = {"image.bytes", "images.list.element.bytes", "a.b.bytes"}
+    skipped.add("deep.list.element.content.list.element.image.bytes")
+    assert not read & skipped
+    for number, found in enumerate(table.rows()):
+        deep = found["deep"][0]["content"][0]["image"]["bytes"]
+        cells = [found["image"]["bytes"], found["images"][0]["bytes"], found["a.b"]["bytes"], deep]
+        cells += [found["raw"], found["only"]["bytes"], *found["two"].values()]
+        assert all(cell.row == number and cell.read() == data for cell in cells)
+        assert found["some"] == null and found["image"]["path"] == "p"
+
+
+def test_a_file_that_is_written_anew(write):
+    first = records_from(write([shapes(1)["image"]]))[0].images[0]
+    assert first.read() == png(1)
+    second = records_from(write([shapes(2)["image"]]))[0].images[0]
+    assert second.read() == png(2) and first.key != second.key
+
+
 def test_what_was_read_is_kept_within_bounds(tmp_path):
     recent = tables._Recent(room=100)
     read = []
