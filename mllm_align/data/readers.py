@@ -46,7 +46,7 @@ def records_from(
     if isinstance(data, str | os.PathLike):
         files = data_files(data, split=split, image_root=folders, allow_outside=allow_outside)
         rows = (row for file in files for row in read_rows(file))
-        return _records(rows, one_line(Path(data).name), format, responses, taking)
+        return _records(rows, one_line(Path(data).name or data), format, responses, taking)
     if isinstance(data, Mapping | bytes) or not isinstance(data, Iterable):
         raise refusal("data", f"found {type(data).__name__}", "give a path or a list of records")
     roots = Roots(folders, allow_outside)

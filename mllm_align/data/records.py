@@ -20,7 +20,7 @@ from mllm_align.errors import InputError, one_line, quoted, refusal
 _ROLES = ("system", "user", "assistant")
 # An image's place in LLaVA's texts. Templates put their own newline there: one of the text's goes.
 _MARK = re.compile(r"<image>\r?\n|\r?\n<image>(?!\r?\n)|<image>")
-_INLINE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64", "data")
+_INLINE_KEYS = frozenset(("image", "image_url", "url", "path", "bytes", "base64", "data"))
 
 
 @dataclass(frozen=True)
@@ -275,7 +275,7 @@ def _listed_part(part: object, role: str, at: str) -> Iterable[Part]:
         raise _wrong_type(at, part, "a part such as {'type': 'text', 'text': ...}")
     kind = part.get("type") if isinstance(part.get("type"), str) else None
     # Arrow fills the keys that other parts have with null.
-    inline = {key: part[key] for key in _INLINE_KEYS if part.get(key) is not None and _given(part[key])}
+    inline = {key: value for key, value in part.items() if key in _INLINE_KEYS and _given(value)}
     if kind == "text":
         if inline:
             raise refusal(at, f"a text part with {quoted(next(iter(inline)))}", "make it {'type': 'image'}")
@@ -291,7 +291,9 @@ def _listed_part(part: object, role: str, at: str) -> Iterable[Part]:
 
 def _given(value: object) -> bool:
     """Arrow gives an absent {'bytes', 'path'} as two nulls."""
-    return not isinstance(value, Mapping) or any(each is not None for each in value.values())
+    if isinstance(value, Mapping):
+        return any(each is not None for each in value.values())
+    return value is not None
 
 
 def _inline(given: dict[str, Any], at: str) -> tuple[Any, str] | None:

@@ -67,7 +67,7 @@ def data_files(
         within = [folder.parent.parent]  # a snapshot's files are links into its repository's folder
         shards = _folder(folder)
     if not shards:
-        raise refusal(one_line(Path(name).name), "holds no records", "give at least one")
+        raise refusal(_short(name), "holds no records", "give at least one")
     shards = _one_split(shards, split, name)
     _check_one_kind(shards, name)
     if not os.path.isfile(name):
@@ -87,21 +87,21 @@ def data_files(
 def _folder(folder: Path) -> list[_Shard]:
     if (folder / "dataset_dict.json").is_file():
         return _saved_splits(folder)
-    if (folder / "state.json").is_file():
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return _saved(folder)
     try:
         names = sorted(_names(folder))
     except OSError as error:
         problem = f"the folder cannot be read ({one_line(error)})"
-        raise refusal(one_line(folder.name), problem, "check its permissions") from error
+        raise refusal(_short(folder), problem, "check its permissions") from error
     if not names:
         problem = f"the folder {quoted(folder)} holds no data files ({', '.join(SUFFIXES)})"
-        raise refusal(one_line(folder.name), problem, "give a data file or a folder with some")
+        raise refusal(_short(folder), problem, "give a data file or a folder with some")
     shards = [_Shard(folder / name, name, _split_of(name)) for name in names]
     sets = {_set_of(shard) for shard in shards}
     if len(sets) > 1:
         problem = f"{quoted(folder)} holds several data sets: {_listed(each or '.' for each in sets)}"
-        raise refusal(one_line(folder.name), problem, "name one of these folders, or files by a pattern")
+        raise refusal(_short(folder), problem, "name one of these folders, or files by a pattern")
     return shards
 
 
@@ -115,11 +115,12 @@ def _names(folder: Path) -> Iterable[str]:
         inside = os.path.relpath(place, folder)
         depth = 0 if inside == "." else inside.count(os.sep) + 1
         folders[:] = [name for name in folders if name[0] not in "._"] if depth < _DEEPEST else []
-        yield from (os.path.normpath(os.path.join(inside, name)) for name in files if _is_data(name))
+        names = (name for name in files if name[0] not in "._" and _is_data(name))
+        yield from (os.path.normpath(os.path.join(inside, name)) for name in names)
 
 
 def _is_data(name: str) -> bool:
-    return bool(suffix_of(name)) and name[0] not in "._" and name not in _SIDE_FILES
+    return bool(suffix_of(name)) and name not in _SIDE_FILES
 
 
 def _pattern(pattern: str) -> list[_Shard]:
@@ -137,7 +138,7 @@ def _cached(name: str) -> Path:
     """The folder of a data set in the local Hub cache."""
     from huggingface_hub import constants, snapshot_download
 
-    at, problem = one_line(Path(name).name), f"no such file: {quoted(name)}"
+    at, problem = _short(name), f"no such file: {quoted(name)}"
     if not _REPO.fullmatch(name) or suffix_of(name):
         raise refusal(at, problem, "check the path")
     try:
@@ -222,7 +223,7 @@ def _set_of(shard: _Shard) -> str:
 
 
 def _one_split(shards: list[_Shard], split: str | None, name: str) -> list[_Shard]:
-    at = one_line(Path(name).name)
+    at = _short(name)
     found = {shard.split for shard in shards}
     names = _listed(each for each in found if each is not None)
     if split is None:
@@ -246,7 +247,7 @@ def _check_one_kind(shards: list[_Shard], name: str) -> None:
     kinds = {suffix_of(shard.name): shard.name for shard in shards}
     if len(kinds) > 1:
         problem = f"holds files of several kinds: {_listed(kinds.values())}"
-        at = one_line(Path(name).name)
+        at = _short(name)
         raise refusal(at, problem, "name those to read by a pattern, like 'FOLDER/*.jsonl'")
 
 
@@ -258,7 +259,7 @@ def _check_all_there(shards: list[_Shard]) -> None:
         if numbered:
             sets[shard.path.parent, numbered["set"]].append(numbered)
     for (folder, name), found in sets.items():
-        at = one_line(folder.name)
+        at = _short(folder)
         counts = {int(each["count"]) for each in found}
         if len(counts) > 1:
             problem = f"has shards of {name} 'of {_listed(map(str, counts))}'"
@@ -274,6 +275,10 @@ def _check_all_there(shards: list[_Shard]) -> None:
         if missing:
             problem = f"of the shards {name}, {len(missing)} are missing: {_listed(missing)}"
             raise refusal(at, problem, "get them, or rename those that are to be read")
+
+
+def _short(path: str | Path) -> str:
+    return one_line(Path(path).name or path)
 
 
 def _listed(names: Iterable[str], most: int = 4) -> str:

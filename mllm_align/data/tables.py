@@ -47,7 +47,7 @@ class Table:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Yield each row as plain values, with `Cell`s in place of bytes."""
         held = [field for field in self.schema if _holds_bytes(field.type)]
-        for group, first, batch in self.batches(32 if held else 1024):
+        for group, first, batch in self.batches(128 if held else 1024):
             for number, row in enumerate(batch.to_pylist(), first):
                 for field in held:
                     cell = Cell(self, group, number, (field.name,))

@@ -84,10 +84,10 @@ def score(
 ) -> list[dict[str, Any]]:
     """Score preference records: one dict a record, in order.
 
-    data: a file (JSONL, JSON, Parquet) or an iterable of rows. Each result has `index` (place in the
-    data), `chosen_logp` and `rejected_logp` (nats, summed over response tokens, end of sequence
-    included), `chosen_tokens` and `rejected_tokens`. A record left out as over-long (only with
-    data.over_long "skip") has its index, and None for the rest. Raises InputError for unusable data.
+    data: a data set in files or an iterable of rows. Each result has `index` (place among the records
+    that are read, over all files), `chosen_logp` and `rejected_logp` (nats, summed over response tokens,
+    end of sequence included), `chosen_tokens` and `rejected_tokens`. A record left out as over-long (only
+    with data.over_long "skip") has its index, and None for the rest. Raises InputError for unusable data.
     """
     config = config or DataConfig()
     if batch_size < 1:

@@ -139,6 +139,17 @@ def test_kinds_are_not_mixed(tmp_path):
     assert_refused(tmp_path, "several kinds: a.parquet, b.jsonl", "pattern")
 
 
+def test_the_folder_that_one_is_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(make(tmp_path, "train.jsonl", "test.jsonl"))
+    assert assert_refused(".", "several splits").startswith(".: holds")
+    assert chosen(".", split="test") == ["test.jsonl"]
+
+
+def test_a_state_of_something_else(tmp_path):
+    (make(tmp_path, "a.jsonl") / "state.json").write_text("{}")
+    assert chosen(tmp_path) == ["a.jsonl"]
+
+
 def test_missing_shards(tmp_path):
     names = [f"train-{i:05d}-of-00008.parquet" for i in range(8)]
     make(tmp_path, *names)
@@ -181,7 +192,8 @@ def test_patterns(tmp_path, monkeypatch):
     assert [record.id for record in records] == ["0", "1", "2"]
     assert_refused("shards/*", "several kinds")
     assert_refused("shards/*.csv", "'shards/*.csv'", "check the pattern")
-    make(tmp_path, "odd[1].jsonl")
+    make(tmp_path, "odd[1].jsonl", "_x.jsonl")
+    assert chosen("_*.jsonl") == ["_x.jsonl"]
     assert chosen("odd[1].jsonl") == ["odd[1].jsonl"]
 
 
