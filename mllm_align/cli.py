@@ -64,11 +64,11 @@ class Train:
     adapter's folder, the name of either in the local Hub cache, or another run's folder (its newest
     checkpoint)."""
     data_file: Data
-    """Preference pairs: .jsonl, .json or .parquet."""
+    """Preference pairs: a file, a folder or quoted pattern of shards, or the name of a cached data set."""
     out: Path
     """Run folder."""
     eval_data: Path | None = None
-    """Held-out pairs to evaluate on."""
+    """Held-out pairs to evaluate on; of several splits, --data.eval-split is read."""
     profile: int = 0
     """Trace this many steps, after the first, to OUT/profile for XProf, TensorBoard and Perfetto."""
     debug_nans: bool = False
@@ -91,7 +91,7 @@ class Score:
     """Hugging Face LLaVA folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
     folder (its newest checkpoint)."""
     data_file: Data
-    """Preference pairs: .jsonl, .json or .parquet."""
+    """Preference pairs: a file, a folder or quoted pattern of shards, or the name of a cached data set."""
     out: Path
     """File to write, JSONL."""
     batch_size: int = 8
@@ -118,7 +118,7 @@ class Generate:
     prompt: str | None = None
     """What to ask."""
     data_file: Annotated[Path | None, arg(name="data", metavar="FILE")] = None
-    """In place of --image and --prompt: records with prompts and images (.jsonl, .json or .parquet)."""
+    """In place of --image and --prompt: records with prompts and images, a file or as train takes them."""
     out: Path | None = None
     """File to write, JSONL; needed with --data."""
     samples: int = 1
@@ -151,7 +151,7 @@ class Bdhs:
     """Hugging Face LLaVA folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
     folder (its newest checkpoint)."""
     data_file: Data
-    """SFT records, a prompt, images and one response each: .jsonl, .json or .parquet."""
+    """SFT records, a prompt, images and one response each: a file, or as train takes them."""
     out: Path
     """File to write, JSONL."""
     shard: str = "0/1"
@@ -173,7 +173,7 @@ class Judge:
     config_file: Positional[Path]
     """Python file with get_config() -> JudgeConfig, or the Config of a run that has an annotator."""
     data_file: Data
-    """Preference pairs: .jsonl, .json or .parquet."""
+    """Preference pairs: a file, a folder or quoted pattern of shards, or the name of a cached data set."""
     out: Path
     """File to write, JSON."""
     model: Path | None = None
@@ -513,11 +513,10 @@ def _open(model: Path, dtype: Dtype, mesh: MeshConfig) -> Any:
 
 def inspect(options: Inspect) -> None:
     from mllm_align.data import inspect as show
-    from mllm_align.data.readers import records_from
     from mllm_align.models.bundle import Bundle
     from mllm_align.models.processor import load_processor
     from mllm_align.models.sources import open_model
-    from mllm_align.prepare import make_encoder
+    from mllm_align.prepare import make_encoder, read_data
     from mllm_align.training.run import base_folder
 
     if options.responses < 1:
@@ -525,13 +524,7 @@ def inspect(options: Inspect) -> None:
     folder = open_model(base_folder(options.model))
     bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
     encoder = make_encoder(bundle, options.data)
-    records = records_from(
-        options.data_file,
-        format=options.data.format,
-        image_root=options.data.image_root,
-        allow_outside=options.data.allow_outside,
-        responses=options.responses,
-    )
+    records = read_data(options.data_file, options.data, options.responses)
     if not 0 <= options.index < len(records):
         held = f"{options.data_file} has records 0 to {len(records) - 1}"
         raise InputError(f"--index is {options.index}; {held}")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections import deque
+import sys
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from glob import has_magic
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mllm_align import processes
 from mllm_align.config import DataConfig
 from mllm_align.data.anyres import ImageLayout
 from mllm_align.data.encode import Encoded, Encoder
-from mllm_align.data.readers import records_from
+from mllm_align.data.readers import records_from, told
+from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut, encode_all
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle
@@ -36,21 +40,36 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
     return Encoder(bundle.processor, layout, c.image_token, ends, template)
 
 
-def prepare(
-    bundle: Bundle, data: Any, config: DataConfig, responses: int, room: int = 0, opening: bool = False
-) -> tuple[Encoder, list[Encoded], list[LeftOut]]:
-    """Read, check and encode a data file or rows: (encoder, records, those left out).
+def read_data(
+    data: Any, config: DataConfig, responses: int, dropped: Counter[str] | None = None
+) -> list[Record]:
+    """Read and check a data set or rows. What the rules of a published set leave out is told on stderr, and
+    counted in `dropped`, by the reason."""
+    dropped = Counter() if dropped is None else dropped
+    records = records_from(data, **config.reading(), responses=responses, dropped=dropped)
+    left_out = told(dropped)
+    if left_out and processes.first():
+        named = f" of {data}" if isinstance(data, str | os.PathLike) else ""
+        print(f"left out{named}: {left_out}", file=sys.stderr, flush=True)
+    return records
 
-    room: tokens that a response still to be made may take. opening: see `Encoder.encode`.
+
+def prepare(
+    bundle: Bundle,
+    data: Any,
+    config: DataConfig,
+    responses: int,
+    room: int = 0,
+    opening: bool = False,
+    dropped: Counter[str] | None = None,
+) -> tuple[Encoder, list[Encoded], list[LeftOut]]:
+    """Read, check and encode a data set or rows: (encoder, records, those left out).
+
+    room: tokens that a response still to be made may take. opening: see `Encoder.encode`. dropped: counts
+    what a published set's own rules leave out.
     """
     encoder = make_encoder(bundle, config)
-    records = records_from(
-        data,
-        format=config.format,
-        image_root=config.image_root,
-        allow_outside=config.allow_outside,
-        responses=responses,
-    )
+    records = read_data(data, config, responses, dropped)
     with progress_bar(len(records), "reading") as bar:
         encoded, left_out = encode_all(
             records,
@@ -68,10 +87,14 @@ def prepare(
 
 
 def _beside(data: Any) -> Path | None:
-    """The folder of a data file; rows in memory have none."""
+    """The folder of a data file, of a pattern's files; rows in memory and cached data sets have none."""
     if not isinstance(data, str | os.PathLike):
         return None
-    return Path(data) if os.path.isdir(data) else Path(data).parent
+    path = Path(data)
+    if path.is_dir():
+        return path
+    there = path.is_file() or (has_magic(str(path)) and path.parent.is_dir())
+    return path.parent if there else None
 
 
 def tiles_ahead(

@@ -17,9 +17,9 @@ from mllm_align.annotate.opened import open_annotator
 from mllm_align.annotate.pairwise import Asked, Pairwise, read
 from mllm_align.annotate.verdict import Question, Verdict, counted, rank
 from mllm_align.config import JudgeConfig, JudgeModel, SceneQuestions, to_json
-from mllm_align.data.readers import records_from
 from mllm_align.evaluate.intervals import Interval, bootstrap
 from mllm_align.models.bundle import Bundle
+from mllm_align.prepare import read_data
 
 CHOSEN, REJECTED = 0, 1  # places of the responses in a question
 LEVEL = 0.95
@@ -39,13 +39,7 @@ def accuracy(
     answers are not finite.
     """
     began = time.perf_counter()
-    records = records_from(
-        data,
-        format=config.data.format,
-        image_root=config.data.image_root,
-        allow_outside=config.data.allow_outside,
-        responses=2,
-    )
+    records = read_data(data, config.data, responses=2)
     questions = [Question(record, record.responses[:2]) for record in records]
     verdicts, heard = _asked(config, questions, base, folder)
     lines = [

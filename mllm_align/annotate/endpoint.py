@@ -411,9 +411,9 @@ def _picture(source: ImageSource) -> dict[str, Any]:
 
 def _encoded(source: ImageSource) -> tuple[str, bytes]:
     """Media type and file: as it is, where every reader sees the picture in it that `load_rgb` does."""
-    if source.image is None:
+    data = source.read()
+    if data is not None:
         size = image_size(source)  # explains a file that can't be used
-        data = source.path.read_bytes() if source.path is not None else source.data or b""
         with Image.open(BytesIO(data)) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1 or image.size != size
             moving, clear = getattr(image, "is_animated", False), "transparency" in image.info

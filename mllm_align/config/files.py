@@ -89,7 +89,8 @@ def _built(kind: Any, value: Any) -> Any:
         hints = get_type_hints(kind)
         return kind(**{name: _built(hints[name], each) for name, each in value.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
-        return tuple(_built(get_args(kind)[0], each) for each in value)
+        values = [value] if isinstance(value, str) else value  # what was one is several now
+        return tuple(_built(get_args(kind)[0], each) for each in values)
     return Path(str(value)) if kind is Path else value
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mllm_align.config.checks import check_types, require
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+Format = Literal["auto", "trl", "povid", "rlhfv", "rlaifv", "vlfeedback", "llavarlhf", "sharegpt"]
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -16,12 +17,18 @@ LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 class DataConfig:
     """How records become batches."""
 
-    format: Literal["auto", "trl", "povid", "rlhfv"] = "auto"
-    """Layout of the data file's rows; auto tells by their fields."""
-    image_root: Path | None = None
-    """Folder that image paths start from; default: the data file's."""
+    format: Format = "auto"
+    """Layout of the data's rows; auto tells by the fields of the first."""
+    split: str | None = None
+    """Which split of the data to read; needed where there are several."""
+    eval_split: str | None = None
+    """The same of held-out data."""
+    pairs: Literal["best-worst", "all"] = "best-worst"
+    """Of several rated responses: the best against the worst, or each against all that are worse."""
+    image_root: tuple[Path, ...] = ()
+    """Folders that image paths start from, the first that has the file; default: the data file's own."""
     allow_outside: bool = False
-    """Accept image paths that lead out of that folder."""
+    """Accept image paths that lead out of those folders."""
     chat_template: Path | None = None
     """A Jinja chat template in place of the checkpoint's own."""
     max_length: int | None = None
@@ -43,14 +50,23 @@ class DataConfig:
     """Batches held ready."""
 
     def __post_init__(self):
-        for name in ("image_root", "chat_template"):
-            if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, Path(getattr(self, name)))
+        if isinstance(self.chat_template, str):
+            object.__setattr__(self, "chat_template", Path(self.chat_template))
+        roots = () if self.image_root is None else self.image_root
+        roots = [roots] if isinstance(roots, str | Path) else roots
+        if isinstance(roots, list | tuple):
+            roots = tuple(Path(root) if isinstance(root, str) else root for root in roots)
+        object.__setattr__(self, "image_root", roots)
         check_types(self, "data.")
         for name in ("shapes", "multiple", "threads", "prefetch"):
             require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
         if self.max_length is not None:
             require(self.max_length >= 2, "data.max_length", self.max_length, "2 or more")
+
+    def reading(self) -> dict[str, Any]:
+        """What `records_from` needs to know."""
+        names = ("format", "split", "pairs", "image_root", "allow_outside")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ class Encoder:
     def _pixels(self, encoded: Encoded, index: int) -> np.ndarray:
         """Tiles [t, h, w, 3] float32 of one image, from the checkpoint's own image processor."""
         source, (width, height) = encoded.record.images[index], encoded.sizes[index]
-        key = source.path or source.data
+        key = source.key
         if key in self._kept:
             return self._kept[key]
         image = load_rgb(source)
@@ -341,11 +341,9 @@ def fingerprint(records: Sequence[Encoded], settings: str = "") -> str:
         for ids in (encoded.prefix, *encoded.responses):
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
         for source in encoded.record.images:
-            if source.path is not None:
-                with open(source.path, "rb") as file:
-                    digest.update(hashlib.file_digest(file, "sha256").digest())
-            elif source.data is not None:
-                digest.update(hashlib.sha256(source.data).digest())
+            data = source.read()
+            if data is not None:
+                digest.update(hashlib.sha256(data).digest())
             else:  # decoded: its bytes mean nothing without size and palette
                 pixels = load_rgb(source)
                 digest.update(repr(pixels.size).encode() + pixels.tobytes())

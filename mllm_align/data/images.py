@@ -7,7 +7,7 @@ import io
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,22 +34,44 @@ def url_refusal(at: str, path: str | Path) -> InputError:
     return refusal(at, f"{quoted(path)} is a URL", "download it first and give the file's path")
 
 
+class StoredBytes:
+    """Bytes that lie inside a file and are read when they are asked for. Equal ones lie in one place."""
+
+    def read(self) -> bytes:
+        """Return the bytes; any thread may ask. Raises whatever reading of the file raises."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
 class ImageSource:
-    """Where one image comes from: exactly one of `path`, `data` (an encoded file) and `image`.
+    """Where one image comes from: exactly one of `path`, `data` (an encoded file), `stored` and `image`.
 
     `where` says in error messages whose image it is, like `pairs.jsonl record 3, images[0]`.
-    Raises `InputError` when none or several of the three are given.
+    Raises `InputError` when none or several of the four are given.
     """
 
     path: Path | None = None
     data: bytes | None = field(default=None, repr=False)
     image: Image.Image | None = None
     where: str = "image"
+    stored: StoredBytes | None = None
 
     def __post_init__(self) -> None:
-        if sum(given is not None for given in (self.path, self.data, self.image)) != 1:
-            raise refusal(self.where, "needs one of path, data and image", "give exactly one")
+        if (self.path, self.data, self.image, self.stored).count(None) != 3:
+            raise refusal(self.where, "needs one of path, data, stored and image", "give exactly one")
+
+    @property
+    def key(self) -> Hashable:
+        """What equal images of one run have in common; None for a decoded image, which has no name."""
+        return self.path or self.data or self.stored
+
+    def read(self) -> bytes | None:
+        """Return the encoded file; None for a decoded image. Raises `InputError` for one that is missing,
+        empty or unreadable."""
+        if self.image is not None:
+            return None
+        with _explained(self, MAX_PIXELS), _stream(self) as file:
+            return file.read()
 
     @classmethod
     def from_memory(cls, image: Image.Image | np.ndarray, where: str = "image") -> "ImageSource":
@@ -138,7 +160,7 @@ def _opened(source: ImageSource, max_pixels: int) -> Iterator[tuple[Image.Image,
 
 def _stream(source: ImageSource) -> IO[bytes]:
     if source.path is None:
-        data = source.data or b""
+        data = _stored(source) if source.stored is not None else source.data
         if not data:
             raise refusal(source.label, "the image has 0 bytes", "replace it or drop the record")
         return io.BytesIO(data)
@@ -155,6 +177,17 @@ def _stream(source: ImageSource) -> IO[bytes]:
     except OSError as error:
         problem = f"cannot be opened ({one_line(error.strerror)})"
         raise refusal(source.label, problem, "check the path and its permissions") from error
+
+
+def _stored(source: ImageSource) -> bytes:
+    assert source.stored is not None
+    try:
+        return source.stored.read()
+    except InputError:
+        raise
+    except Exception as error:  # damaged tables make pyarrow raise errors of several types
+        problem = f"its bytes cannot be read ({type(error).__name__}: {one_line(error)})"
+        raise refusal(source.label, problem, "check that the data file is whole") from error
 
 
 @contextmanager

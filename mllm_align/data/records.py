@@ -3,7 +3,8 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,26 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mllm_align.data.images import ImageSource, is_url, url_refusal
+from mllm_align.data.images import ImageSource, StoredBytes
+from mllm_align.data.inline import image_bytes, is_data_uri, is_image_text
+from mllm_align.data.roots import Roots
 from mllm_align.errors import InputError, one_line, quoted, refusal
 
 _ROLES = ("system", "user", "assistant")
 # An image's place in LLaVA's texts. Templates put their own newline there: one of the text's goes.
 _MARK = re.compile(r"<image>\r?\n|\r?\n<image>(?!\r?\n)|<image>")
-_INLINE_KEYS = ("image", "image_url", "url", "path", "bytes", "base64", "data")
+_INLINE_KEYS = frozenset(("image", "image_url", "url", "path", "bytes", "base64", "data"))
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a message: a text, or the place of an image (`text` is None)."""
+    """One part of a message: a text, or the place of an image (`text` is None).
+
+    `inline`, while a record is parsed: an image that was given at its place, and where it stands.
+    """
 
     text: str | None = None
+    inline: tuple[Any, str] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -73,7 +80,7 @@ def parse_record(
     *,
     index: int,
     where: str,
-    root: Path | None,
+    root: Path | Roots | None,
     allow_outside: bool = False,
     responses: int = 2,
 ) -> Record:
@@ -83,16 +90,17 @@ def parse_record(
     hold the whole conversation); `chosen`, `rejected`, `responses`, `id`. Other keys are ignored.
     `where` and `index` name the row in errors, like `pairs.jsonl record` and 3. Image paths are
     relative to `root` and may leave it only with `allow_outside`; with `root` None they are
-    relative to the current folder and free. `responses`: how many are needed at least; with 1,
-    `completion` stands for `chosen`, and so does the assistant turn that ends `messages`.
-    Raises `InputError` for anything missing, of a wrong type or contradictory.
+    relative to the current folder and free; `Roots` say both for many records. `responses`: how many
+    are needed at least; with 1, `completion` stands for `chosen`, and so does the assistant turn that
+    ends `messages`. Raises `InputError` for anything missing, of a wrong type or contradictory.
     """
-    at = f"{one_line(where, 200)} {index}"
+    at = f"{_short(where)} {index}"
     check_object(row, at)
     messages, prompt_at, answers = _conversation(row, at, responses)
     answers += _further(row.get("responses"), f"{at}, responses")
     _check_answers(answers, at, responses)
-    images = _images(row, at, root, allow_outside)
+    roots = root if isinstance(root, Roots) else Roots(() if root is None else (root,), allow_outside)
+    images = _with_inline(messages, _images(row, at, roots), at, roots)
     return Record(
         id=record_id(row.get("id"), index, f"{at}, id"),
         messages=_with_places(messages, len(images), at, prompt_at),
@@ -100,6 +108,11 @@ def parse_record(
         images=images,
         where=at,
     )
+
+
+@lru_cache(64)
+def _short(where: str) -> str:
+    return one_line(where, 200)
 
 
 def check_object(row: object, at: str) -> None:
@@ -184,7 +197,7 @@ def _implicit_prompt(row: Mapping, fields: list[str], at: str) -> tuple[list[Mes
             raise refusal(here, problem, "end it with the assistant's response")
         if not messages:
             raise refusal(f"{at}, prompt", "is missing", "give the user's text or a message list")
-        if prompt is not None and messages != prompt:
+        if prompt is not None and (messages != prompt or not _same_inline(messages, prompt)):
             problem = f"differs from {fields[0]} before the last message"
             raise refusal(here, problem, "let only the last assistant turn differ")
         prompt = messages
@@ -240,7 +253,7 @@ def _message(value: object, at: str) -> Message:
     if not isinstance(value, Mapping):
         raise _wrong_type(at, value, "a message with role and content")
     role = value.get("role")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise refusal(f"{at}.role", f"found {quoted(role)}", f"give one of {', '.join(_ROLES)}")
     at = f"{at}.content"
     content = value.get("content")
@@ -255,19 +268,55 @@ def _message(value: object, at: str) -> Message:
 def _listed_part(part: object, role: str, at: str) -> Iterable[Part]:
     if not isinstance(part, Mapping):
         raise _wrong_type(at, part, "a part such as {'type': 'text', 'text': ...}")
-    kind = part.get("type")
+    kind = part.get("type") if isinstance(part.get("type"), str) else None
     # Arrow fills the keys that other parts have with null.
-    inline = [key for key in _INLINE_KEYS if part.get(key) is not None]
-    if kind == "image_url" or (kind in ("image", "text") and inline):
-        problem = f"carries an image inline ({quoted(inline[0] if inline else kind)})"
-        raise refusal(at, problem, "put it in 'images' and leave {'type': 'image'} here")
+    inline = {key: value for key, value in part.items() if key in _INLINE_KEYS and _given(value)}
     if kind == "text":
+        if inline:
+            raise refusal(at, f"a text part with {quoted(next(iter(inline)))}", "make it {'type': 'image'}")
         return _parts(check_text(part.get("text"), f"{at}.text"), role, f"{at}.text")
-    if kind != "image":
-        raise refusal(f"{at}.type", f"found {quoted(kind)}", "give 'image' or 'text'")
+    if kind not in ("image", "image_url"):
+        raise refusal(f"{at}.type", f"found {quoted(part.get('type'))}", "give 'image' or 'text'")
     if role != "user":
         raise refusal(at, f"an image in a {role} turn", "put it in a user turn")
-    return [Part()]
+    if kind == "image_url" and "image_url" not in inline:
+        raise refusal(f"{at}.image_url", "is missing", "give {'url': ...} or a plain {'type': 'image'}")
+    return [Part(inline=_inline(inline, at))]
+
+
+def _given(value: object) -> bool:
+    """Arrow gives an absent {'bytes', 'path'} as two nulls."""
+    if isinstance(value, Mapping):
+        return any(each is not None for each in value.values())
+    return value is not None
+
+
+def _inline(given: dict[str, Any], at: str) -> tuple[Any, str] | None:
+    """Return the image that a message part carries, and where; None for a place alone."""
+    if not given:
+        return None
+    if given.keys() <= {"bytes", "path"}:
+        return given, at
+    if len(given) > 1:
+        raise refusal(at, f"has both {' and '.join(given)}", "keep one of them")
+    ((name, value),) = given.items()
+    at = f"{at}.{name}"
+    if isinstance(value, Mapping) and "url" in value:
+        value, at = value["url"], f"{at}.url"
+    if isinstance(value, str) and name in ("base64", "data"):
+        value = {"bytes": value}
+    return value, at
+
+
+def _same_inline(left: list[Message], right: list[Message]) -> bool:
+    pairs = zip(*([part.inline for m in side for part in m.content] for side in (left, right)), strict=True)
+    return all((a is None) == (b is None) and (a is None or _equal(a[0], b[0])) for a, b in pairs)
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+        return np.array_equal(left, right)
+    return type(left) is type(right) and left == right
 
 
 def _parts(text: str, role: str, at: str) -> list[Part]:
@@ -320,52 +369,60 @@ def _with_places(messages: list[Message], images: int, at: str, prompt_at: str) 
 # --- images and id ------------------------------------------------------------------------------
 
 
-def _images(row: Mapping, at: str, root: Path | None, allow_outside: bool) -> tuple[ImageSource, ...]:
+def _images(row: Mapping, at: str, roots: Roots) -> tuple[ImageSource, ...]:
     # Arrays forbid the plain truth test, so every look at a value is an `is None`.
     many, one = row.get("images"), row.get("image")
     if many is not None and one is not None:
         raise refusal(at, "has both images and image", "keep one of them")
-    if one is not None:
-        return (_image(one, f"{at}, image", root, allow_outside),)
+    name = "images" if one is None else "image"
+    if one is not None and not isinstance(one, list | tuple):
+        return (_image(one, f"{at}, image", roots),)
+    many = many if one is None else one
     if many is None:
         return ()
     if not isinstance(many, list | tuple):
         raise _wrong_type(f"{at}, images", many, "a list of images")
-    return tuple(_image(value, f"{at}, images[{i}]", root, allow_outside) for i, value in enumerate(many))
+    return tuple(_image(value, f"{at}, {name}[{i}]", roots) for i, value in enumerate(many))
 
 
-def _image(value: object, at: str, root: Path | None, allow_outside: bool) -> ImageSource:
+def _with_inline(
+    messages: list[Message], images: tuple[ImageSource, ...], at: str, roots: Roots
+) -> tuple[ImageSource, ...]:
+    """Put the images that the messages carry themselves between the others, by their places."""
+    places = [part.inline for message in messages for part in message.content if part.text is None]
+    if not any(places):
+        return images
+    if places.count(None) != len(images):
+        problem = f"the prompt has {places.count(None)} places without an image of their own"
+        remedy = f"the record's images are {len(images)}: make the two numbers equal"
+        raise refusal(f"{at}, images", problem, remedy)
+    for i, message in enumerate(messages):
+        messages[i] = Message(message.role, tuple(Part(part.text) for part in message.content))
+    others = iter(images)
+    return tuple(next(others) if place is None else _image(*place, roots) for place in places)
+
+
+def _image(value: object, at: str, roots: Roots) -> ImageSource:
     if isinstance(value, Mapping):
         data, path = value.get("bytes"), value.get("path")
         if data is None and path is None:
             raise refusal(at, "has neither bytes nor path", "give one of them")
-        if data is not None and not isinstance(data, bytes | bytearray):
+        if isinstance(data, str):
+            return ImageSource(data=image_bytes(data, f"{at}.bytes"), where=at)
+        if data is not None and not isinstance(data, bytes | bytearray | StoredBytes):
             raise _wrong_type(f"{at}.bytes", data, "the bytes of an image file, or a path")
         value = path if data is None else data
+    if isinstance(value, StoredBytes):
+        return ImageSource(stored=value, where=at)
+    if isinstance(value, str) and (is_data_uri(value) or is_image_text(value)):
+        return ImageSource(data=image_bytes(value, at), where=at)
     if isinstance(value, Image.Image | np.ndarray):
         return ImageSource.from_memory(value, at)
     if isinstance(value, bytes | bytearray):
         return ImageSource(data=bytes(value), where=at)
     if isinstance(value, str | os.PathLike):
-        return ImageSource(path=_file(os.fsdecode(value), at, root, allow_outside), where=at)
+        return ImageSource(path=roots.find(os.fsdecode(value), at), where=at)
     raise _wrong_type(at, value, "a path, {'bytes': ..., 'path': ...}, a PIL image or an array")
-
-
-def _file(name: str, at: str, root: Path | None, allow_outside: bool) -> Path:
-    """Return the path with its symlinks and `..` resolved, so that it stays what was checked."""
-    if is_url(name):
-        raise url_refusal(at, name)
-    if not name.strip():
-        raise refusal(at, "the path is empty", "give the path of an image file")
-    try:
-        path = (Path(root or "") / name).resolve()
-        inside = root is None or path.is_relative_to(Path(root).resolve())
-    except (OSError, ValueError, RuntimeError) as error:  # a NUL, a loop of symlinks
-        raise refusal(at, f"{quoted(name)} is no path ({one_line(error)})", "mend it") from error
-    if not inside and not allow_outside:
-        problem = f"the path {quoted(name)} leaves the image folder {quoted(root)}"
-        raise refusal(at, problem, "move the file there or set --data.allow-outside")
-    return path
 
 
 def record_id(value: object, index: int, at: str) -> str:

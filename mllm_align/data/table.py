@@ -244,6 +244,8 @@ def digest(records: Sequence[Record], encoder: Encoder, responses: int, opening:
 
 
 def _image(source: Any) -> tuple[Any, ...]:
+    if source.stored is not None:  # its key tells of the file that it lies in
+        return (source.key,)
     if source.path is None:
         data = source.data if source.data is not None else source.image.tobytes()
         return (hashlib.sha256(data).hexdigest(),)

@@ -7,6 +7,7 @@ The log comes before OUT and OUT.part goes last, so a job may be stopped at any 
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -104,7 +105,7 @@ def bdhs(
     job.finished = {row["index"]: row for row in begun["finished"]}
     todo = [record for record in encoded if record.index not in job.finished]
     by_index = {record.index: record.record for record in encoded}
-    root = _image_root(config, data, out)
+    roots = _image_roots(config, data, out)
     with progress_bar(len(encoded), "bdhs") as bar, job:
         bar.update(len(encoded) - len(todo))
         decoder = Decoder(bundle, config.sampling, config.batch_size)
@@ -115,7 +116,7 @@ def bdhs(
                 broken.append(made)
                 continue
             about = _about(made, config, similarity, maker.threshold, stamp)
-            job.add(made.index, _row(by_index[made.index], made, about, out, root))
+            job.add(made.index, _row(by_index[made.index], made, about, out, roots))
             bar.update()
     if broken:
         what = " and ".join(sorted({str(each.broken) for each in broken}))
@@ -284,19 +285,22 @@ def _about(
     }
 
 
-def _image_root(config: BDHSConfig, data: Any, out: Path) -> Path:
-    """The folder that image paths start from; of rows in memory, that of `out`."""
-    if config.data.image_root is not None:
-        return config.data.image_root.resolve()
+def _image_roots(config: BDHSConfig, data: Any, out: Path) -> list[Path]:
+    """The folders that image paths start from; of rows in memory, that of `out`."""
+    if config.data.image_root:
+        return [root.resolve() for root in config.data.image_root]
     if not isinstance(data, str | os.PathLike):
-        return out.parent.resolve()
-    return (Path(data) if os.path.isdir(data) else Path(data).parent).resolve()
+        return [out.parent.resolve()]
+    folder = Path(data) if os.path.isdir(data) else Path(data).parent
+    while glob.has_magic(str(folder)) and not folder.exists():  # of a pattern, what all its files share
+        folder = folder.parent
+    return [folder.resolve()]
 
 
-def _row(record: Record, made: Made, about: dict[str, Any], out: Path, root: Path) -> dict[str, Any]:
+def _row(record: Record, made: Made, about: dict[str, Any], out: Path, roots: list[Path]) -> dict[str, Any]:
     return {
         "id": record.id,
-        "images": [_image(source, out, root) for source in record.images],
+        "images": [_image(source, out, roots) for source in record.images],
         "prompt": [message.chat() for message in record.messages],
         "chosen": record.responses[0],
         "rejected": made.rejected,
@@ -304,13 +308,17 @@ def _row(record: Record, made: Made, about: dict[str, Any], out: Path, root: Pat
     }
 
 
-def _image(source: ImageSource, out: Path, root: Path) -> str:
-    """The image's path, from the image folder of the data where it lies in there. What came as bytes or
+def _image(source: ImageSource, out: Path, roots: list[Path]) -> str:
+    """The image's path, from the image folder of the data where it lies in one. What came as bytes or
     decoded is written beside `out`."""
     if source.path is not None:
-        inside = source.path.is_relative_to(root)
-        return source.path.relative_to(root).as_posix() if inside else str(source.path)
-    data = source.data
+        for i, root in enumerate(roots):
+            if source.path.is_relative_to(root):
+                name = source.path.relative_to(root)
+                if not any((before / name).exists() for before in roots[:i]):
+                    return name.as_posix()
+        return str(source.path)
+    data = source.read()
     if data is None:  # as the model gets it: PNG holds neither every mode nor the orientation
         buffer = io.BytesIO()
         load_rgb(source).save(buffer, "PNG")

@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -70,11 +71,14 @@ def train(
     room = config.online.sampling.max_tokens if isinstance(config.online, OnlinePairs) else 0
     # what the policy writes stands beside what the data have: both must go on from one prompt
     opening = config.online is not None and not isinstance(config.online, Distorted)
-    encoder, records, left_out = prepare(bundle, data, config.data, config.data_responses, room, opening)
+    dropped: Counter[str] = Counter()
+    wanted = config.data_responses
+    encoder, records, left_out = prepare(bundle, data, config.data, wanted, room, opening, dropped)
     held_out, held_left_out = [], []
     if eval_data is not None:
         wanted = config.held_out_objective.responses
-        _, held_out, held_left_out = prepare(bundle, eval_data, config.data, wanted)
+        held = replace(config.data, split=config.data.eval_split)
+        _, held_out, held_left_out = prepare(bundle, eval_data, held, wanted)
     for what, these in (("training", left_out), ("held-out", held_left_out)):
         if these:
             warn(f"{counted(these)} {what} records left out")
@@ -91,6 +95,7 @@ def train(
         trainer = _Run(config, bundle, encoder, records, held_out, maker, out, log, checkpoints, on_step)
         state = trainer.begin(step)
         counts = {"records": len(records), "skipped": [each.id for each in left_out]}
+        counts |= {"left_out": dict(+dropped)}
         counts |= {"eval_records": len(held_out), "eval_skipped": [each.id for each in held_left_out]}
         log("start", step=step, steps=trainer.steps, **described, **counts, **trainer.facts(state))
         state = trainer.loop(state, step, described, profile)

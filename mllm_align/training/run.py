@@ -109,7 +109,9 @@ def _judge(config: Config) -> dict[str, str]:
 def _name(data: Any) -> str | None:
     if data is None:
         return None
-    return str(Path(data).resolve()) if isinstance(data, str | Path) else "rows given in memory"
+    if not isinstance(data, str | Path):
+        return "rows given in memory"
+    return str(Path(data).resolve() if os.path.exists(data) else data)
 
 
 def check_folder(out: Path, config: Config) -> None:

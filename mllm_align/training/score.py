@@ -93,11 +93,11 @@ def score(
 ) -> list[dict[str, Any]]:
     """Score preference records: one dict a record, in order.
 
-    data: a file (JSONL, JSON, Parquet) or an iterable of rows. Each result has `index` (place in the
-    data), `chosen_logp` and `rejected_logp` (nats, summed over response tokens, end of sequence
-    included), `chosen_tokens` and `rejected_tokens`. A record left out (only with data.over_long or
-    data.identical "skip") has its index, None for the rest, and `left_out`: why. Raises InputError for
-    unusable data, NotFinite where log-probs are not finite.
+    data: a data set in files or an iterable of rows. Each result has `index` (place among the records
+    that are read, over all files), `chosen_logp` and `rejected_logp` (nats, summed over response tokens,
+    end of sequence included), `chosen_tokens` and `rejected_tokens`. A record left out (only with
+    data.over_long or data.identical "skip") has its index, None for the rest, and `left_out`: why. Raises
+    InputError for unusable data, NotFinite where log-probs are not finite.
     """
     config = config or DataConfig()
     if batch_size < 1:

@@ -1,12 +1,16 @@
 """Records encoded by all cores and kept for the next start: the same as one by one."""
 
+import io
 import json
 import os
+import pickle
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from goldens import FIXTURES, goldens
 from PIL import Image
@@ -14,6 +18,7 @@ from PIL import Image
 from mllm_align.data import table
 from mllm_align.data.encode import Encoder
 from mllm_align.data.images import ImageSource
+from mllm_align.data.readers import records_from
 from mllm_align.data.records import parse_record
 from mllm_align.data.table import FOLDER, encode_all, encode_each
 from mllm_align.errors import InputError
@@ -224,6 +229,31 @@ def test_images_in_memory_are_told_apart(tmp_path, counted):
     for colour in ("red", "red", "blue"):
         list(encode_each(shown(colour), coder, 2, tmp_path))
     assert counted == [1, 1]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_images_inside_a_table_file_are_known_again_until_it_is_written_anew(tmp_path, counted, suffix):
+    coder, file = encoder(), tmp_path / f"pairs.{suffix}"
+    for colour in ("red", "red", "blue"):
+        if colour == "blue" or not file.exists():
+            write_table(file, colour)
+        records = records_from(file)
+        alone = [coder.encode(each, 2, i) for i, each in enumerate(records)]
+        assert pickle.loads(pickle.dumps(records))[1].images[0].read() == records[1].images[0].read()
+        equal(list(encode_each(records, coder, 2, tmp_path)), alone)
+    assert counted == [2, 2]
+
+
+def write_table(file, colour):
+    picture = io.BytesIO()
+    Image.new("RGB", (40, 30), colour).save(picture, "PNG")
+    row = {**PAIRS[0], "images": [{"bytes": picture.getvalue(), "path": None}], "id": None}
+    rows = pa.Table.from_pylist([{**row, "id": str(i)} for i in range(2)])
+    if file.suffix == ".parquet":
+        pq.write_table(rows, file)
+        return
+    with pa.ipc.new_stream(file, rows.schema) as writer:
+        writer.write_table(rows)
 
 
 @pytest.mark.parametrize("harm", ["cut", "empty", "of another", "no archive"])

@@ -1,0 +1,287 @@
+"""From what `--data` names to the files to read: a file, a folder or a pattern of shards, a folder that
+`datasets` saved, a data set in the local Hub cache.
+
+What is read together is one data set: one split of it, in files of one kind, all there.
+"""
+
+import glob
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mllm_align.data.files import SUFFIXES, DataFile, suffix_of
+from mllm_align.data.roots import Roots
+from mllm_align.errors import one_line, quoted, refusal
+from mllm_align.files import read_json
+
+# Words for splits in the names of files and folders -> the split that is meant.
+_SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+_SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "held"), "validation")
+_NUMBERED = re.compile(r"(?P<set>.+?)[-_.](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?!\d)")
+_SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_DEEPEST = 3  # folders between the one that is named and its shards: a data set, "data", a split
+_SAVE_AGAIN = "save the data set again"
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A data file: `name` from the folder that was given on, and the split that its name tells."""
+
+    path: Path
+    name: str
+    split: str | None = None
+
+
+def data_files(
+    data: str | os.PathLike,
+    *,
+    split: str | None = None,
+    image_root: Sequence[str | os.PathLike] = (),
+    allow_outside: bool = False,
+) -> list[DataFile]:
+    """Return the files of one data set, in the order of their names.
+
+    data: a file, a folder, a pattern such as `shards/*.jsonl`, or the name of a data set in the local Hub
+    cache. split: which one to read, where there are several. image_root: the folders that image paths
+    start from (default: the folder of the file that has them). Raises `InputError` where files are
+    missing, of several splits, sets or kinds. Nothing is ever downloaded.
+    """
+    name, within = os.fspath(data), []
+    if os.path.isdir(name):  # unlike Path's, it takes every odd name
+        shards = _folder(Path(name))
+    elif os.path.exists(name):
+        shards = [_Shard(Path(name), Path(name).name)]
+        if split is not None:
+            problem = f"--data.split {split} is asked of a single file"
+            raise refusal(shards[0].name, problem, "name its folder, or leave the split away")
+    elif glob.has_magic(name):
+        shards = _pattern(name)
+    else:
+        folder = _cached(name)
+        within = [folder.parent.parent]  # a snapshot's files are links into its repository's folder
+        shards = _folder(folder)
+    if not shards:
+        raise refusal(_short(name), "holds no records", "give at least one")
+    shards = _one_split(shards, split, name)
+    _check_one_kind(shards, name)
+    if not os.path.isfile(name):
+        _check_all_there(shards)
+
+    @cache
+    def roots(folder: Path) -> Roots:
+        return Roots(image_root or [folder], allow_outside, within)
+
+    shared = roots(Path()) if image_root else None
+    return [DataFile(s.path, one_line(s.name, 200), shared or roots(s.path.parent)) for s in shards]
+
+
+# --- which files there are ----------------------------------------------------------------------
+
+
+def _folder(folder: Path) -> list[_Shard]:
+    if (folder / "dataset_dict.json").is_file():
+        return _saved_splits(folder)
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        return _saved(folder)
+    try:
+        names = sorted(_names(folder))
+    except OSError as error:
+        problem = f"the folder cannot be read ({one_line(error)})"
+        raise refusal(_short(folder), problem, "check its permissions") from error
+    if not names:
+        problem = f"the folder {quoted(folder)} holds no data files ({', '.join(SUFFIXES)})"
+        raise refusal(_short(folder), problem, "give a data file or a folder with some")
+    shards = [_Shard(folder / name, name, _split_of(name)) for name in names]
+    sets = {_set_of(shard) for shard in shards}
+    if len(sets) > 1:
+        problem = f"{quoted(folder)} holds several data sets: {_listed(each or '.' for each in sets)}"
+        raise refusal(_short(folder), problem, "name one of these folders, or files by a pattern")
+    return shards
+
+
+def _names(folder: Path) -> Iterable[str]:
+    """Data files in a folder and those in it; what is hidden and what only describes is no data."""
+
+    def fail(error: OSError) -> NoReturn:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        inside = os.path.relpath(place, folder)
+        depth = 0 if inside == "." else inside.count(os.sep) + 1
+        folders[:] = [name for name in folders if name[0] not in "._"] if depth < _DEEPEST else []
+        names = (name for name in files if name[0] not in "._" and _is_data(name))
+        yield from (os.path.normpath(os.path.join(inside, name)) for name in names)
+
+
+def _is_data(name: str) -> bool:
+    return bool(suffix_of(name)) and name not in _SIDE_FILES
+
+
+def _pattern(pattern: str) -> list[_Shard]:
+    matches = sorted(name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
+    matches = [name for name in matches if _is_data(os.path.basename(name))]
+    if not matches:
+        problem = f"no data file ({', '.join(SUFFIXES)}) has a name like {quoted(pattern)}"
+        raise refusal("data", problem, "check the pattern")
+    base = os.path.commonpath([os.path.dirname(name) for name in matches])
+    names = [os.path.relpath(name, base or ".") for name in matches]
+    return [_Shard(Path(path), name, _split_of(name)) for path, name in zip(matches, names, strict=True)]
+
+
+def _cached(name: str) -> Path:
+    """The folder of a data set in the local Hub cache."""
+    from huggingface_hub import constants, snapshot_download
+
+    at, problem = _short(name), f"no such file: {quoted(name)}"
+    if not _REPO.fullmatch(name) or suffix_of(name):
+        raise refusal(at, problem, "check the path")
+    try:
+        return Path(snapshot_download(name, repo_type="dataset", local_files_only=True))
+    except Exception as error:  # the Hub has several for what isn't there
+        problem += f", and no data set of that name in the Hub cache {quoted(constants.HF_HUB_CACHE)}"
+        command = f"hf download --repo-type dataset {name}"
+        raise refusal(at, problem, f"check the path, or download it first: {command}") from error
+
+
+# --- folders of `datasets` ----------------------------------------------------------------------
+
+
+def _saved_splits(folder: Path) -> list[_Shard]:
+    """The shards of a saved DatasetDict: one folder for each split."""
+    file = folder / "dataset_dict.json"
+    splits = read_json(file, _SAVE_AGAIN).get("splits")
+    if not isinstance(splits, list) or not all(map(_is_name, splits)) or not splits:
+        raise refusal(str(file), "names no splits", _SAVE_AGAIN)
+    return [
+        _Shard(shard.path, f"{split}/{shard.name}", split)
+        for split in splits
+        for shard in _saved(folder / split)
+    ]
+
+
+def _saved(folder: Path) -> list[_Shard]:
+    """The shards of a saved Dataset, as its state.json lists them."""
+    file = folder / "state.json"
+    state = read_json(file, _SAVE_AGAIN)
+    listed, split = state.get("_data_files"), state.get("_split")
+    if not isinstance(listed, list):
+        raise refusal(str(file), "lists no data files", _SAVE_AGAIN)
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise refusal(str(file), "picks rows by indices", "save the data set again after flatten_indices()")
+    names: list[Any] = [each.get("filename") if isinstance(each, dict) else None for each in listed]
+    for name in names:
+        if not _is_name(name):
+            raise refusal(str(file), f"{quoted(name)} is no file name", _SAVE_AGAIN)
+        if not (folder / name).is_file():
+            raise refusal(str(file), f"the file {quoted(name)} that it lists is missing", _SAVE_AGAIN)
+    return [_Shard(folder / name, name, split if isinstance(split, str) else None) for name in names]
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & set("/\\\0")
+
+
+# --- splits -------------------------------------------------------------------------------------
+
+
+def _stem(name: str) -> str:
+    name = os.path.basename(name)
+    return name[: len(name) - len(suffix_of(name))]
+
+
+def _word(name: str) -> str | None:
+    """The one word in a name that stands for a split."""
+    words = {word for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
+    return words.pop() if len(words) == 1 else None
+
+
+def _split_of(name: str) -> str | None:
+    """The split that the name of a file tells, or else one of its folders; None where nothing does.
+
+    `train-00000-of-00002` is a shard of the split train, whatever word stands there.
+    """
+    numbered = _NUMBERED.match(_stem(name))
+    stem = numbered["set"] if numbered else _stem(name)
+    word = _word(stem)
+    if word is not None:
+        return stem if numbered else word
+    folders = reversed(os.path.dirname(name).split(os.sep))
+    folder = next((folder for folder in folders if _word(folder) is not None), None)
+    return folder or (stem if numbered else None)
+
+
+def _set_of(shard: _Shard) -> str:
+    """The folder of a data set of several: without those that name the split, or only "data"."""
+    folders = os.path.dirname(shard.name).split(os.sep)
+    return "/".join(f for f in folders if f not in ("data", shard.split) and f.lower() not in _SPLITS)
+
+
+def _one_split(shards: list[_Shard], split: str | None, name: str) -> list[_Shard]:
+    at = _short(name)
+    found = {shard.split for shard in shards}
+    names = _listed(each for each in found if each is not None)
+    if split is None:
+        if len(found) == 1:
+            return shards
+        problem = f"holds several splits: {names}"
+        if None in found:
+            without = (shard.name for shard in shards if shard.split is None)
+            problem = f"holds the splits {names} and files that name none: {_listed(without)}"
+        raise refusal(at, problem, "name one with --data.split")
+    meant = _SPLITS.get(split.lower())
+    alike = {each for each in found if each and meant and _SPLITS.get(_word(each) or "") == meant}
+    wanted = split if split in found else alike.pop() if len(alike) == 1 else None
+    if wanted is None:
+        has = f"its splits are {names}" if names else "its files name no split"
+        raise refusal(at, f"has no split {quoted(split)}: {has}", "name one that it has with --data.split")
+    return [shard for shard in shards if shard.split == wanted]
+
+
+def _check_one_kind(shards: list[_Shard], name: str) -> None:
+    kinds = {suffix_of(shard.name): shard.name for shard in shards}
+    if len(kinds) > 1:
+        problem = f"holds files of several kinds: {_listed(kinds.values())}"
+        at = _short(name)
+        raise refusal(at, problem, "name those to read by a pattern, like 'FOLDER/*.jsonl'")
+
+
+def _check_all_there(shards: list[_Shard]) -> None:
+    """Refuse shards `-of-00005` of which some are not there, or there twice. A pattern may pick some."""
+    sets: dict[tuple[Path, str], list[re.Match[str]]] = defaultdict(list)
+    for shard in shards:
+        numbered = _NUMBERED.match(shard.path.name)
+        if numbered:
+            sets[shard.path.parent, numbered["set"]].append(numbered)
+    for (folder, name), found in sets.items():
+        at = _short(folder)
+        counts = {int(each["count"]) for each in found}
+        if len(counts) > 1:
+            problem = f"has shards of {name} 'of {_listed(map(str, counts))}'"
+            raise refusal(at, problem, "keep those of one set")
+        if len({int(each["number"]) for each in found}) < len(found):
+            twice = sorted(each.string for each in found)
+            raise refusal(at, f"has a shard of {name} twice: {_listed(twice)}", "keep one of each")
+        there = {each[0] for file in os.listdir(folder) if (each := _NUMBERED.match(file))}
+        first, width = found[0], len(found[0]["number"])
+        start, end = first.start("number"), first.end("number")
+        names = (f"{first[0][:start]}{n:0{width}d}{first[0][end:]}" for n in range(counts.pop()))
+        missing = [name for name in names if name not in there]
+        if missing:
+            problem = f"of the shards {name}, {len(missing)} are missing: {_listed(missing)}"
+            raise refusal(at, problem, "get them, or rename those that are to be read")
+
+
+def _short(path: str | Path) -> str:
+    return one_line(Path(path).name or path)
+
+
+def _listed(names: Iterable[str], most: int = 4) -> str:
+    names = sorted(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(one_line(name) for name in names[:most]) + more

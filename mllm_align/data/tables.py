@@ -1,0 +1,208 @@
+"""Rows of Parquet and Arrow files, whose bytes (images) stay in the file until they are asked for."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mllm_align.data.images import StoredBytes
+
+KEPT_BYTES = 1 << 27  # of the row groups read last, over all files
+
+
+class Table:
+    """A file of row groups. Tables are equal while nobody has written their file anew."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        found = path.stat()
+        self._state = str(path), found.st_ino, found.st_size, found.st_mtime_ns
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Table) and self._state == other._state
+
+    def __hash__(self) -> int:
+        return hash(self._state)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._state}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)  # another process opens the file for itself
+
+    @property
+    def schema(self) -> pa.Schema:
+        raise NotImplementedError
+
+    def batches(self, size: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        """Yield all rows in order, `size` at once at most: (row group, first row in it, rows)."""
+        raise NotImplementedError
+
+    def column(self, group: int, name: str) -> Any:
+        """Return one column of a row group, to be indexed by the row."""
+        raise NotImplementedError
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield each row as plain values, with `Cell`s in place of bytes."""
+        held = [field for field in self.schema if _holds_bytes(field.type)]
+        for group, first, batch in self.batches(128 if held else 1024):
+            for number, row in enumerate(batch.to_pylist(), first):
+                for field in held:
+                    cell = Cell(self, group, number, (field.name,))
+                    row[field.name] = _without_bytes(row[field.name], field.type, cell)
+                yield row
+
+
+@dataclass(frozen=True, slots=True)
+class Cell(StoredBytes):
+    """Bytes in a row of a table; `steps` lead to them: the column, then fields and places in lists."""
+
+    table: Table
+    group: int
+    row: int
+    steps: tuple[str | int, ...]
+
+    def read(self) -> bytes:
+        value = self.table.column(self.group, str(self.steps[0]))[self.row].as_py()
+        for step in self.steps[1:]:
+            value = value[step]
+        return value
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+        return True
+    return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+
+
+class _Unread:
+    """Stands for bytes that were not read, as there is no null among them."""
+
+
+_UNREAD = _Unread()
+
+
+def _without_bytes(value: Any, kind: pa.DataType, cell: Cell) -> Any:
+    """Replace the bytes in a value by where they lie; `cell` says where the value lies."""
+
+    def inside(inner: Any, step: str | int, kind: pa.DataType) -> Any:
+        return _without_bytes(inner, kind, Cell(cell.table, cell.group, cell.row, (*cell.steps, step)))
+
+    if isinstance(value, bytes | _Unread):
+        return cell
+    if isinstance(value, dict) and pa.types.is_struct(kind):
+        return {f.name: inside(value.get(f.name, _UNREAD), f.name, f.type) for f in kind}
+    if isinstance(value, list) and kind.num_fields == 1:
+        return [inside(each, i, kind.field(0).type) for i, each in enumerate(value)]
+    return value
+
+
+class _Recent:
+    """The columns read last, as many as fit: records that stand together are mostly read together."""
+
+    def __init__(self, room: int):
+        self.room = room
+        self._columns: OrderedDict[tuple[Table, int, str], pa.ChunkedArray] = OrderedDict()
+        self._reading: dict[tuple[Table, int, str], threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: tuple[Table, int, str], read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
+        with self._lock:
+            one_reads = self._reading.setdefault(key, threading.Lock())
+        with one_reads:  # threads that want the same wait, the others read meanwhile
+            with self._lock:
+                column = self._columns.pop(key, None)
+            column = read() if column is None else column
+            with self._lock:
+                self._columns[key] = column
+                while len(self._columns) > 1 and sum(c.nbytes for c in self._columns.values()) > self.room:
+                    self._columns.popitem(last=False)
+        return column
+
+
+_recent = _Recent(KEPT_BYTES)
+
+
+class ParquetTable(Table):
+    """A Parquet file. A row's bytes cost the reading of its row group, unless that was read just before."""
+
+    @cached_property
+    def _footer(self) -> pq.FileMetaData:
+        return pq.read_metadata(self.path)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._footer.schema.to_arrow_schema()
+
+    def batches(self, size: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        with pq.ParquetFile(self.path, metadata=self._footer) as file:
+            for group in range(file.num_row_groups):
+                first = 0
+                for batch in file.iter_batches(size, row_groups=[group], columns=self._leaves(group)):
+                    yield group, first, batch
+                    first += len(batch)
+
+    def _leaves(self, group: int) -> list[str]:
+        """The columns to read for rows: not the bytes of structs, where none is null and other fields
+        tell how many there are."""
+        kinds, columns = self._footer.schema, self._footer.row_group(group)
+        bytes_alone = {i: _are_all_bytes(columns.column(i), kinds.column(i)) for i in range(len(kinds))}
+        names = [columns.column(i).path_in_schema for i in bytes_alone]
+        others = {_struct(names[i]) for i, alone in bytes_alone.items() if not alone}
+        return [name for i, name in enumerate(names) if not (bytes_alone[i] and _struct(name) in others)]
+
+    def column(self, group: int, name: str) -> Any:
+        def read() -> pa.ChunkedArray:
+            with pq.ParquetFile(self.path, metadata=self._footer) as file:  # of its own: threads share none
+                return file.read_row_group(group, columns=[name]).column(name)
+
+        return _recent.get((self, group, name), read)
+
+
+def _struct(path: str) -> str:
+    return path.rpartition(".")[0]
+
+
+def _are_all_bytes(column: pq.ColumnChunkMetaData, kind: pq.ColumnSchema) -> bool:
+    if (
+        not _struct(column.path_in_schema)
+        or column.physical_type != "BYTE_ARRAY"
+        or kind.logical_type.type != "NONE"
+    ):
+        return False
+    return column.is_stats_set and column.statistics.has_null_count and column.statistics.null_count == 0
+
+
+class ArrowTable(Table):
+    """An Arrow file or stream, as `datasets` saves them: mapped into memory, so nothing is held."""
+
+    @cached_property
+    def _opened(self) -> tuple[pa.Schema, list[pa.RecordBatch]]:
+        mapped = pa.memory_map(str(self.path))
+        if mapped.read(6) == b"ARROW1":
+            file = pa.ipc.open_file(mapped)
+            return file.schema, [file.get_batch(i) for i in range(file.num_record_batches)]
+        mapped.seek(0)
+        stream = pa.ipc.open_stream(mapped)
+        return stream.schema, list(stream)
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self._opened[0]
+
+    def batches(self, size: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
+        for group, batch in enumerate(self._opened[1]):
+            batch.validate(full=True)  # a damaged offset leads anywhere in memory
+            for first in range(0, len(batch), size):
+                yield group, first, batch.slice(first, size)
+
+    def column(self, group: int, name: str) -> Any:
+        return self._opened[1][group].column(name)
