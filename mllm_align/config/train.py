@@ -58,7 +58,8 @@ class Config:
     """What a block keeps for its backward pass: none = all of it, dots = matrix products, full = input."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """At a loss or gradient that is not finite: stop, or leave the step out and count it. The records are
-    written to log.jsonl either way, and the parameters stay as they were."""
+    written to log.jsonl either way, and the parameters stay as they were. So with held-out batches, and
+    with groups for which the policy's logits are not finite while it responds (online)."""
     log_every: int = 10
     """Steps between lines on the terminal and in log.jsonl."""
     eval_every: int | None = None

@@ -116,9 +116,7 @@ def make_step(
         some = weight > 0  # else no group has a usable pair; the gradient is 0 and stays so
         grads = jax.tree.map(lambda g: g / jnp.where(some, weight, 1), grads)
         norm = optax.global_norm(grads)
-        finite = jnp.isfinite(norm) & _all_finite(metrics)
-        if jax.config.values["jax_debug_nans"]:  # JAX looks for NaN in what a step returns
-            finite = jnp.ones_like(finite)
+        finite = _all_finite((norm, metrics))
         updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         trained, opt_state = jax.tree.map(
@@ -135,8 +133,10 @@ def make_step(
     return traced_within(mesh, step, dtype)
 
 
-def _all_finite(metrics: Metrics) -> Bool[Array, ""]:
-    return jnp.stack([jnp.isfinite(x) for x in jax.tree.leaves(metrics)]).all()
+def _all_finite(figures: Any) -> Bool[Array, ""]:
+    if jax.config.values["jax_debug_nans"]:  # JAX looks for NaN in what a program returns
+        return jnp.ones((), bool)
+    return jnp.stack([jnp.isfinite(x) for x in jax.tree.leaves(figures)]).all()
 
 
 def make_evaluation(

@@ -11,7 +11,7 @@ from goldens import FIXTURES, NAMES
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, NotFinite
 from mllm_align.models import export
 from mllm_align.models.export import DTYPES, export_adapter, export_merged
 from mllm_align.models.huggingface import INDEX, load_params, open_folder
@@ -250,6 +250,15 @@ def test_dtype_recasts_every_floating_tensor_and_says_so(tmp_path, key, shards):
         assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in after.values())
         assert index["weight_map"] == json.loads((tmp_path / "in" / INDEX).read_text())["weight_map"]
     export_merged(open_folder(tmp_path / "out"), tmp_path / "again", {}, 1.0)
+
+
+def test_trained_tensors_that_are_not_finite_are_not_written(tmp_path):
+    """The report would else say that rounding costs nothing."""
+    folder = derive(tmp_path / "in")
+    lora = {"lora": random_lora(folder.config, ("q",), scale=np.float32("nan"))}
+    with pytest.raises(NotFinite, match=r"tensor \S*q_proj\S* is not finite with what was trained"):
+        export_merged(folder, tmp_path / "out", lora, SCALE)
+    assert names_in(tmp_path) == ["in"]
 
 
 def test_overflow_names_the_tensor_and_the_remedy(tmp_path):
