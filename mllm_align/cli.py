@@ -374,12 +374,14 @@ def train(options: Train) -> None:
 
 def score(options: Score) -> None:
     _begin()
+    from mllm_align.prepare import name_weights
     from mllm_align.training.score import score as run
 
     began = time.time()
     with _result(options.out, options.data_file) as file:  # refused before the work, not after
         bundle = _open(options.model, options.dtype, options.mesh)
         lines = run(bundle, options.data_file, config=options.data, batch_size=options.batch_size)
+        name_weights(bundle.folder)
         file.writelines(json.dumps(line) + "\n" for line in lines)
     skipped = [line["index"] for line in lines if line["chosen_logp"] is None]
     _log_beside(

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from mllm_align import processes
 from mllm_align.config import DataConfig
 from mllm_align.data.anyres import ImageLayout
 from mllm_align.data.encode import Encoded, Encoder, encode_all
 from mllm_align.data.readers import records_from
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, end_tokens
+from mllm_align.models.huggingface import Folder
 from mllm_align.progress import progress
 
 
@@ -29,6 +31,14 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
             raise InputError(f"chat template {data.chat_template} can't be read: {error}") from error
     layout = ImageLayout(c.vision.image_size, c.vision.side, c.vision.tokens, c.pinpoints)
     return Encoder(bundle.processor, layout, c.image_token, end_tokens(bundle.folder), template)
+
+
+def name_weights(folder: Folder) -> None:
+    """Know a folder's fingerprints on every process: its weights are read whole, by the first one alone.
+    Call it on all of them together."""
+    names = ("fingerprint", "projector_fingerprint")
+    found = processes.on_first(lambda: [getattr(folder, name) for name in names])
+    folder.__dict__.update(zip(names, found, strict=True))  # where cached_property keeps them
 
 
 def prepare(

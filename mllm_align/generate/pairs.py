@@ -34,7 +34,7 @@ from mllm_align.generate.bdhs import BDHS, Made, check
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.similarity import Similarity, open_similarity
 from mllm_align.models.bundle import Bundle
-from mllm_align.prepare import prepare
+from mllm_align.prepare import name_weights, prepare
 from mllm_align.progress import progress_bar
 
 
@@ -87,6 +87,7 @@ def bdhs(
         raise InputError(f"--shard {shard.number}/{shard.count} has none of the {total} records; use fewer")
     settings = bundle.processor.image_processor.to_json_string()
     names = [(each.record.id, each.record.responses[0]) for each in encoded]
+    name_weights(bundle.folder)
     stamp = {
         "config": to_json(config),
         "model": bundle.folder.fingerprint,

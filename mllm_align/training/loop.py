@@ -27,7 +27,7 @@ from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run
-from mllm_align.training.checkpoint import Checkpoints, set_aside, whole_steps
+from mllm_align.training.checkpoint import Checkpoints, choose, set_aside
 from mllm_align.training.flops import peak_flops, step_flops
 from mllm_align.training.metrics import Log, add, divide, event_writer, line
 from mllm_align.training.online.common import Trainable
@@ -78,7 +78,7 @@ def train(
     processes.on_first(lambda: run.start(out, config, described))
 
     log = Log(out if processes.first() else None, writer)
-    with closing(log), closing(Checkpoints(place, config.keep, write=True)) as checkpoints:
+    with closing(log), closing(Checkpoints(place, config.keep, True, step)) as checkpoints:
         run.check_checkpoint(place, checkpoints, step, config, described)
         trainer = _Run(config, bundle, encoder, records, held_out, maker, out, log, checkpoints, on_step)
         state = trainer.begin(step)
@@ -92,12 +92,12 @@ def train(
 
 def _newest(place: Any) -> int:
     """Step of the newest whole checkpoint, 0 if there is none. Newer ones that are damaged make way."""
-    steps, wrong = whole_steps(place) if place.is_dir() else ([], [])
-    for step, problem in wrong:
+    newest, damaged = choose(place)
+    for step, problem in damaged:
         warn(
             f"checkpoint {place / str(step)} is damaged ({problem}); it is kept as {set_aside(place, step)}"
         )
-    return max(steps, default=0)
+    return newest or 0
 
 
 def _check(config: Config, bundle: Bundle) -> None:

@@ -19,11 +19,12 @@ from contextlib import closing
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from etils import epath
 
+from mllm_align import processes
 from mllm_align.config import (
     Config,
     Endpoint,
@@ -35,15 +36,14 @@ from mllm_align.config import (
     to_json,
 )
 from mllm_align.data.encode import Encoded
-from mllm_align.errors import InputError, one_line
-from mllm_align.files import new_file
+from mllm_align.errors import InputError, one_line, refusal
+from mllm_align.files import new_file, read_json
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import Folder, open_folder
-from mllm_align.training.checkpoint import Checkpoints, whole_steps
+from mllm_align.prepare import name_weights
+from mllm_align.training.checkpoint import Checkpoints, Which, choose, kept
 from mllm_align.training.optim import abstract_trained
-
-Which = int | Literal["last", "best"]
 
 # What may change between a run and its continuation: nothing that moves a number.
 MAY_CHANGE = ("log_every", "eval_every", "save_every", "keep", "tensorboard", "checkpoints")
@@ -58,6 +58,7 @@ def facts(
     config: Config, bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]
 ) -> dict[str, Any]:
     """What run.json says of a run beside its config. Raises InputError for a judge that is no model."""
+    name_weights(bundle.folder)
     digest = hashlib.sha256()  # of the texts alone: a run's order of batches hangs on their lengths
     for record in records:
         for ids in (record.prefix, *record.responses):
@@ -69,7 +70,7 @@ def facts(
         "data": _name(data),
         "data_fingerprint": digest.hexdigest()[:16],
         "eval_data": _name(held_out),
-        **_judge(config),
+        **_judge(config, bundle),
         "dtype": str(bundle.dtype),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {
@@ -79,7 +80,7 @@ def facts(
     }
 
 
-def _judge(config: Config) -> dict[str, str]:
+def _judge(config: Config, bundle: Bundle) -> dict[str, str]:
     """The folder of a judge that is not the policy's base."""
     online = config.online
     if not isinstance(online, OnlinePairs) or not isinstance(online.annotator, JudgeModel):
@@ -87,6 +88,9 @@ def _judge(config: Config) -> dict[str, str]:
     if online.annotator.model is None:
         return {}
     folder = open_folder(online.annotator.model)
+    if folder.path.resolve() == bundle.folder.path.resolve():
+        folder = bundle.folder  # digested already
+    name_weights(folder)
     return {"judge": str(folder.path.resolve()), "judge_fingerprint": folder.fingerprint}
 
 
@@ -137,24 +141,26 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+NO_RUN = "give a run folder that is whole, or --out a new one"
+
+
 def read_config(out: Path) -> Config:
-    return from_json(_read(out / "config.json"))
+    return from_json(read_json(out / "config.json", f"{out} is no run folder: {NO_RUN}"))
 
 
-def _read(file: Path, *needed: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not set(needed) <= set(content):
-            raise ValueError(f"is no object with {', '.join(needed) or 'fields'}")
-        return content
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file.parent} is no run folder: {file.name}: {one_line(error)}") from error
+def read_facts(out: Path) -> dict[str, Any]:
+    """What run.json says. Raises InputError where it does not say what a run needs."""
+    facts = read_json(out / "run.json", f"{out} is no run folder: {NO_RUN}")
+    for name in ("model", "model_fingerprint"):
+        if not isinstance(facts.get(name), str):
+            raise refusal(str(out / "run.json"), f"{name} is {one_line(facts.get(name))}", NO_RUN)
+    return facts
 
 
 def check(out: Path, described: dict[str, Any]) -> None:
     """Refuse to continue a run of another model or other data."""
     if (out / "run.json").exists():
-        _check_same(out, _read(out / "run.json"), described)
+        _check_same(out, read_facts(out), described)
 
 
 def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> None:
@@ -207,34 +213,45 @@ def start(out: Path, config: Config, described: dict[str, Any]) -> None:
 
 
 def open_run(out: str | Path, step: Which = "last") -> tuple[Config, Folder, Checkpoints, int]:
-    """(config, base folder, checkpoints, the step asked for). Only whole checkpoints count."""
+    """(config, base folder, checkpoints, the step asked for). Only whole checkpoints count: of damaged ones
+    stderr tells, and the next one is taken, unless a step was asked for by its number."""
     out = Path(out)
-    config, described = read_config(out), _read(out / "run.json", "model", "model_fingerprint")
+    config, described = read_config(out), read_facts(out)
     folder = open_folder(described["model"])
+    name_weights(folder)
     if folder.fingerprint != described["model_fingerprint"]:
         raise InputError(
             f"{folder.path} has changed since {out} was trained from it (fingerprint {folder.fingerprint}, "
             f"was {described['model_fingerprint']}); put the original back"
         )
     place = checkpoints_folder(out, config)
-    steps, wrong = whole_steps(place) if place.is_dir() else ([], [])
-    for number, problem in wrong:
-        print(f"checkpoint {place / str(number)} is damaged ({problem}); it is left out", file=sys.stderr)
-    if not steps:
+    return config, folder, Checkpoints(place), processes.on_first(lambda: _chosen(out, place, step))
+
+
+def _chosen(out: Path, place: epath.Path, wanted: Which) -> int:
+    """The step to read. Raises InputError where there is none."""
+    step, damaged = choose(place, wanted)
+    asked = [problem for number, problem in damaged if number == wanted]
+    if asked:
+        remedy = "take another step, or `last`"
+        raise InputError(f"checkpoint {place / str(wanted)} is damaged ({asked[0]}); {remedy}")
+    for number, problem in damaged:
+        taken = "it is left out" if step is None else f"step {step} is taken"
+        print(f"checkpoint {place / str(number)} is damaged ({problem}); {taken}", file=sys.stderr)
+    if step is not None:
+        return step
+    left = sorted(set(kept(place)) - {number for number, _ in damaged})
+    if wanted == "last" or not left:
         raise InputError(f"{out} has no whole checkpoint yet; train it first")
-    checkpoints = Checkpoints(place)
-    wanted = {"last": steps[0], "best": checkpoints.best()}.get(str(step), step)
-    if wanted not in steps:
-        why = "no step was evaluated" if wanted is None else f"it has {', '.join(map(str, sorted(steps)))}"
-        raise InputError(f"{out} has no checkpoint {one_line(step)}: {why}; take another, or `last`")
-    return config, folder, checkpoints, wanted  # type: ignore[return-value]
+    why = "no step was evaluated" if wanted == "best" else f"it has {', '.join(map(str, left))}"
+    raise InputError(f"{out} has no checkpoint {one_line(wanted)}: {why}; take another, or `last`")
 
 
 def load_run(out: str | Path, dtype: Any = "auto", mesh: Any = None, step: Which = "last") -> Bundle:
     """The model of a run's checkpoint (the newest, the best evaluated, or a step), ready to score."""
     config, folder, checkpoints, number = open_run(out, step)
     with closing(checkpoints):
-        bundle = load(folder.path, dtype, mesh)
+        bundle = replace(load(folder.path, dtype, mesh), folder=folder)  # whose weights are digested
         trained = checkpoints.restore_trained(number, abstract_trained(config, bundle.config, bundle.mesh))
     return replace(bundle, trained=trained, lora=config.lora)
 

@@ -19,7 +19,7 @@ from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.policy import policy_variables
-from mllm_align.prepare import prepare
+from mllm_align.prepare import name_weights, prepare
 from mllm_align.progress import progress_bar
 from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
 
@@ -122,6 +122,7 @@ class StoredReference:
         Raises InputError if the file belongs to another model, data or dtype.
         """
         settings = bundle.processor.image_processor.to_json_string()
+        name_weights(bundle.folder)
         stamp = (
             f"model {bundle.folder.fingerprint} data {fingerprint(records, settings)} dtype {bundle.dtype}"
         )
