@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,6 +68,8 @@ class Train:
     """Held-out pairs to evaluate on."""
     profile: int = 0
     """Trace this many steps, after the first, to OUT/profile for XProf, TensorBoard and Perfetto."""
+    allow_schedule_change: bool = False
+    """Continue a run for another number of steps though the learning rates of its schedule change."""
     debug_nans: bool = False
     """Stop at the operation that makes a NaN first; slow."""
     print_config: bool = False
@@ -369,7 +371,8 @@ def train(options: Train) -> None:
 
     jax.config.update("jax_debug_nans", options.debug_nans)
     files = options.model, options.data_file, options.out, options.eval_data
-    run(options.config, *files, profile=options.profile)
+    allowed = options.allow_schedule_change
+    run(options.config, *files, profile=options.profile, allow_schedule_change=allowed)
 
 
 def score(options: Score) -> None:
@@ -571,17 +574,19 @@ def quickstart(options: Quickstart) -> None:
     run(options.out, options.seeds, Recipe(mask_rate=options.mask_rate))
 
 
-def _result(out: Path, data: Path) -> contextlib.AbstractContextManager[typing.IO[str]]:
-    """The file `out`, whole or not at all; nothing where another process of the job writes it. Raises
-    InputError if it would replace its own data."""
+@contextlib.contextmanager
+def _result(out: Path, data: Path) -> Iterator[typing.IO[str]]:
+    """The file `out`, whole or not at all, and no other run's meanwhile; nothing where another process of
+    the job writes it. Raises InputError if it would replace its own data."""
     from mllm_align import processes
     from mllm_align.files import new_file
+    from mllm_align.locks import alone
 
-    if not processes.first():
-        return open(os.devnull, "w")
-    if os.path.exists(out) and os.path.exists(data) and os.path.samefile(out, data):
-        raise refusal(str(out), "is the data file itself", "give another --out")
-    return new_file(out)
+    with alone(out):
+        if os.path.exists(out) and os.path.exists(data) and os.path.samefile(out, data):
+            raise refusal(str(out), "is the data file itself", "give another --out")
+        with new_file(out) if processes.first() else open(os.devnull, "w") as file:
+            yield file
 
 
 def _lines_beside(out: Path) -> Path:

@@ -33,6 +33,7 @@ from mllm_align.files import new_file
 from mllm_align.generate.bdhs import BDHS, Made, check
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.similarity import Similarity, open_similarity
+from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle
 from mllm_align.prepare import name_weights, prepare
 from mllm_align.progress import progress_bar
@@ -79,6 +80,13 @@ def bdhs(
     out = shard.name(Path(out))
     if out.suffix.lower() != ".jsonl":
         raise refusal(str(out), "is not named as JSON lines", "give --out a name that ends in .jsonl")
+    with alone(out):
+        return _bdhs(config, bundle, data, out, shard, began)
+
+
+def _bdhs(
+    config: BDHSConfig, bundle: Bundle, data: Any, out: Path, shard: Shard, began: float
+) -> dict[str, Any]:
     similarity = open_similarity(config.similarity)
     encoder, encoded, skipped = prepare(bundle, data, config.data, responses=1)
     check(encoded, encoder, config)

@@ -23,6 +23,7 @@ from typing import Any
 
 from mllm_align.errors import refusal
 from mllm_align.files import new_file
+from mllm_align.locks import INSIDE, alone
 from mllm_align.quickstart.phases import Base, Clock, Pictures, Recipe, Seed
 from mllm_align.quickstart.reporting import report
 from mllm_align.quickstart.results import summary, verdict
@@ -34,7 +35,11 @@ def run(out: Path, seeds: int = 1, recipe: Recipe | None = None) -> dict[str, An
 
     Returns what results.json holds. Raises InputError if `out` holds something else.
     """
-    recipe = recipe or Recipe()
+    with alone(out):
+        return _run(out, seeds, recipe or Recipe())
+
+
+def _run(out: Path, seeds: int, recipe: Recipe) -> dict[str, Any]:
     take(out, seeds, recipe)
     clock = Clock(out / "seconds.json")
     base = Base(out / "base", 0, recipe, Pictures(out / "scenes", recipe.scenes), clock)
@@ -55,7 +60,7 @@ def take(out: Path, seeds: int, recipe: Recipe) -> None:
     stamp, said = out / "recipe.json", json.dumps({"seeds": seeds, "recipe": asdict(recipe)}, indent=2)
     if out.exists() and not out.is_dir():
         raise refusal(str(out), "is a file", "name a new folder")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name != INSIDE for path in out.iterdir()):
         try:
             there = json.loads(stamp.read_text(encoding="utf-8"))["recipe"]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
+import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,21 +39,35 @@ from mllm_align.config import (
 )
 from mllm_align.data.encode import Encoded
 from mllm_align.errors import InputError, one_line, refusal
-from mllm_align.files import new_file, read_json
+from mllm_align.files import new_file, parse_json, read_json
+from mllm_align.locks import INSIDE, alone
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import Folder, open_folder
 from mllm_align.prepare import name_weights
 from mllm_align.training.checkpoint import Checkpoints, Which, choose, kept
-from mllm_align.training.optim import abstract_trained
+from mllm_align.training.optim import abstract_trained, schedule
 
 # What may change between a run and its continuation: nothing that moves a number.
 MAY_CHANGE = ("log_every", "eval_every", "save_every", "keep", "tensorboard", "checkpoints")
 # These move a number by rounding alone: another machine may need others.
 MAY_CHANGE += ("mesh", "distributed", "micro_batches", "remat", "nonfinite")
+# How long a run goes on is looked at by itself (see goes_on).
+MAY_CHANGE += ("steps", "epochs")
 DATA_MAY_CHANGE = ("threads", "prefetch")
 # How an endpoint is reached, not what it says.
 ENDPOINT_MAY_CHANGE = ("url", "key_variable", "concurrency", "timeout", "retries", "budget")
+# What a start that failed may leave without a run: it was dear, and says itself what it belongs to.
+LEFT = {"reference.npz", "reference_eval.npz", "answers"}
+MOST_STEPS = 10**9  # counters are of 32 bits
+
+
+@dataclass(frozen=True)
+class Length:
+    """steps: of the whole run. warmup: over how many of them the rate rises."""
+
+    steps: int
+    warmup: int
 
 
 def facts(
@@ -104,11 +120,60 @@ def check_folder(out: Path, config: Config) -> None:
     """Refuse a run folder that is something else, or a run of another configuration."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out names a folder")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not (out / "config.json").exists():
-        raise InputError(f"{out} holds other files; give --out a new folder, or one of an earlier run")
-    _check_config(out, read_config(out), config)
+    names = {path.name for path in out.iterdir()} - {INSIDE} if out.exists() else set()
+    if "config.json" not in names:
+        if names - LEFT:
+            raise InputError(f"{out} holds other files; give --out a new folder, or one of an earlier run")
+    elif has_begun(out, checkpoints_folder(out, config)):
+        _check_config(out, read_config(out), config)
+
+
+def has_begun(out: Path, place: epath.Path) -> bool:
+    """Whether a run has come so far that it must be continued: a step is in its log, or saved."""
+    try:
+        with open(out / "log.jsonl", "rb") as file:
+            if any(_event(line) not in (None, "start") for line in file):
+                return True
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"{out / 'log.jsonl'} can't be read ({one_line(error)}); mend it") from error
+    return bool(kept(place))
+
+
+def _event(line: bytes) -> Any:
+    with suppress(ValueError):
+        value = parse_json(line)
+        return value.get("event") if isinstance(value, dict) else None
+    return None
+
+
+@contextmanager
+def undone_unless_begun(out: Path, place: epath.Path) -> Iterator[None]:
+    """Take away what the block put into the run folder, if it fails before a step was taken: a mended
+    command shall find nothing of another run there."""
+    there = {path.name for path in out.iterdir()} if out.exists() else None
+    place_there = place.exists()
+    try:
+        yield
+    except BaseException:
+        if processes.first():
+            with suppress(OSError, InputError):
+                if not has_begun(out, place):
+                    _undo(out, there, place, place_there)
+        raise
+
+
+def _undo(out: Path, there: set[str] | None, place: epath.Path, place_there: bool) -> None:
+    if not place_there and place.exists():
+        place.rmtree()
+    stay = LEFT | (there or set()) - {"config.json", "run.json", "log.jsonl"}
+    for path in out.iterdir():
+        if path.name not in stay:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if there is None:
+        with suppress(OSError):  # what may be left stays
+            out.rmdir()
 
 
 def _check_config(out: Any, saved: Config, now: Config) -> None:
@@ -157,9 +222,9 @@ def read_facts(out: Path) -> dict[str, Any]:
     return facts
 
 
-def check(out: Path, described: dict[str, Any]) -> None:
+def check(out: Path, config: Config, described: dict[str, Any]) -> None:
     """Refuse to continue a run of another model or other data."""
-    if (out / "run.json").exists():
+    if (out / "run.json").exists() and has_begun(out, checkpoints_folder(out, config)):
         _check_same(out, read_facts(out), described)
 
 
@@ -179,14 +244,74 @@ def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> N
             )
 
 
-def check_checkpoint(
-    place: Any, checkpoints: Checkpoints, step: int, config: Config, described: dict[str, Any]
-) -> None:
+def check_checkpoint(place: Any, about: dict[str, Any], config: Config, described: dict[str, Any]) -> None:
     """The same of what a checkpoint says of itself: it may have come from elsewhere."""
-    if step:
-        about = checkpoints.about(step)
-        _check_config(place / str(step), from_json(about["config"]), config)
-        _check_same(place / str(step), about, described)
+    _check_config(place, _config_of(place, about), config)
+    _check_same(place, about, described)
+
+
+def _config_of(place: Any, about: dict[str, Any]) -> Config:
+    if not isinstance(about.get("config"), dict):
+        raise InputError(f"{place} does not say what it is of; remove it to go back to the one before")
+    return from_json(about["config"])
+
+
+# ---- how long --------------------------------------------------------------------------------------------
+
+
+def length(config: Config, records: int) -> Length:
+    """Of a run that begins. Raises InputError for more steps than can be counted."""
+    per_epoch = -(-records // config.batch_size)
+    steps = config.steps or math.ceil(config.epochs * per_epoch)
+    if steps > MOST_STEPS:
+        problem = f"epochs is {config.epochs:g}, which makes {steps} steps of {per_epoch} in each epoch"
+        raise InputError(f"{problem}; give fewer: at most {MOST_STEPS} steps")
+    return Length(steps, round(config.optim.warmup * steps))
+
+
+def goes_on(
+    out: Path, about: dict[str, Any], config: Config, records: int, step: int, allowed: bool
+) -> tuple[Length, Length]:
+    """How long a run was to be that has taken `step` steps, and how long it is to be now.
+
+    Its warm-up stays as it was. Raises InputError for fewer steps than are taken, and for another length
+    that changes the rates of the schedule, unless that is allowed.
+    """
+    begun = (out / "run.json").exists()
+    saved = read_config(out) if begun else _config_of(out, about)
+    before, now = (
+        _recorded(out, read_facts(out) if begun else about, saved, records),
+        length(config, records),
+    )
+    if now.steps == before.steps:
+        return before, before
+    now = Length(now.steps, before.warmup)
+    if now.steps < step:
+        raise InputError(
+            f"{out} has taken {step} steps, {now.steps} are asked for; give --steps {step} or more"
+        )
+    rates = [
+        schedule(config.optim, config.optim.learning_rate, it.steps, it.warmup) for it in (before, now)
+    ]
+    if config.optim.schedule != "constant" and not allowed:
+        old, new = (f"{float(rate(step)):.3g}" for rate in rates)  # type: ignore[arg-type]
+        rate = f"the learning rate of step {step + 1} would be {new}, not {old}"
+        raise InputError(
+            f"{out} was started for {before.steps} steps; with {now.steps} its {config.optim.schedule} "
+            f"schedule changes: {rate}; give --allow-schedule-change, or the number of before"
+        )
+    return before, now
+
+
+def _recorded(out: Path, about: dict[str, Any], saved: Config, records: int) -> Length:
+    """How long a run was to be, by what it says of itself."""
+    steps, warmup = (about.get(name) for name in ("steps", "warmup_steps"))
+    if steps is None and warmup is None:  # of an earlier version
+        return length(saved, records)
+    if type(steps) is not int or type(warmup) is not int or not 0 <= warmup <= steps <= MOST_STEPS:
+        problem = f"its steps and warmup_steps are {one_line(steps)} and {one_line(warmup)}"
+        raise refusal(str(out), problem, NO_RUN)
+    return Length(steps, warmup)
 
 
 def checkpoints_folder(out: Path, config: Config) -> epath.Path:
@@ -196,9 +321,9 @@ def checkpoints_folder(out: Path, config: Config) -> epath.Path:
     return place if "://" in config.checkpoints else place.resolve()
 
 
-def start(out: Path, config: Config, described: dict[str, Any]) -> None:
-    """Make the run folder, if it is not there."""
-    if (out / "run.json").exists():
+def start(out: Path, config: Config, described: dict[str, Any], step: int) -> None:
+    """Make the run folder, unless it is that of the run that goes on from `step`."""
+    if step and (out / "run.json").exists():
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -206,6 +331,21 @@ def start(out: Path, config: Config, described: dict[str, Any]) -> None:
         raise InputError(
             f"can't make the run folder {out}: {one_line(error)}; give another --out"
         ) from error
+    _write(out, config, described)
+
+
+def lengthen(out: Path, config: Config, now: Length) -> None:
+    """Put down that a run is to be longer, or shorter."""
+    saved = replace(read_config(out), steps=config.steps, epochs=config.epochs)
+    _write(out, saved, read_facts(out) | lengths(now))
+
+
+def lengths(length: Length) -> dict[str, int]:
+    """As run.json and checkpoints have it."""
+    return {"steps": length.steps, "warmup_steps": length.warmup}
+
+
+def _write(out: Path, config: Config, described: dict[str, Any]) -> None:
     with new_file(out / "config.json") as file:
         file.write(save_json(config))
     with new_file(out / "run.json") as file:
@@ -268,10 +408,16 @@ def export_run(
 
     Returns what was written: counts of tensors and, for a merge into 16 bits, what rounding cost.
     """
+    with alone(out):
+        return _export_run(run, Path(out), adapter, dtype, step)
+
+
+def _export_run(
+    run: str | Path, out: Path, adapter: bool, dtype: str | None, step: Which
+) -> dict[str, Any]:
     config, folder, checkpoints, number = open_run(run, step)
     with closing(checkpoints):
         trained = checkpoints.restore_trained(number)
-    out = Path(out)
     lora = config.lora
     if adapter:
         if lora is None:

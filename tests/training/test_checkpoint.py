@@ -155,7 +155,7 @@ def test_names_that_no_checkpoint_has_are_left_alone(copy):
     config = replace(TINY, steps=4, save_every=1, eval_every=1)
     train(config, bundle(), PAIRS, copy)
     assert events(copy, "start")[-1]["step"] == 2
-    assert {p.name for p in place.iterdir()} == {*STRAYS, "damaged-99", "3", "4"}
+    assert {p.name for p in place.iterdir()} == {*STRAYS, "damaged-99", "2", "3", "4"}, "2 evaluated best"
 
 
 def test_files_are_digested_once_and_only_what_is_restored(copy, monkeypatch, tmp_path):

@@ -200,7 +200,6 @@ def everything(folder):
         ({"lora": None}, "lora"),
         ({"optim": replace(TINY.optim, learning_rate=1e-3)}, "optim.learning_rate differ"),
         ({"data": replace(TINY.data, shuffle=False)}, "data.shuffle"),
-        ({"steps": 5}, "steps"),
     ],
     ids=str,
 )
@@ -397,8 +396,9 @@ def test_a_run_folder_below_a_file_is_refused(tmp_path):
         with pytest.raises(InputError, match="file"):
             train(TINY, bundle(), PAIRS, out)
     config = replace(TINY, checkpoints=str(tmp_path / "file" / "checkpoints"))
-    with pytest.raises(InputError, match=r"can't write a checkpoint to .*make room or mend the path"):
+    with pytest.raises(InputError, match=r"file/checkpoints: can't be locked"):
         train(config, bundle(), PAIRS, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.slow
