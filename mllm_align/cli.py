@@ -38,6 +38,7 @@ from mllm_align.config import (
     load_config,
 )
 from mllm_align.config import save_json as config_json
+from mllm_align.config.checks import STEPS, check_number
 from mllm_align.errors import InputError, NotFinite, Preempted, one_line, refusal
 
 Data = Annotated[Path, arg(name="data", metavar="FILE")]
@@ -363,6 +364,7 @@ def train(options: Train) -> None:
     if options.print_config:
         print(config_json(options.config), end="")
         return
+    check_number("--profile", options.profile, 0, STEPS)
     _begin(options.config.distributed)
     _quiet()
     import jax
@@ -509,8 +511,7 @@ def inspect(options: Inspect) -> None:
     from mllm_align.models.huggingface import load_processor, open_folder
     from mllm_align.prepare import make_encoder
 
-    if options.responses < 1:
-        raise InputError(f"--responses is {options.responses}; it must be 1 or more")
+    check_number("--responses", options.responses, 1, 1024)
     folder = open_folder(options.model)
     bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
     encoder = make_encoder(bundle, options.data)
@@ -550,6 +551,8 @@ def plan(options: Plan) -> None:
     def say(text: str) -> None:
         print(text, flush=True)
 
+    for name in ("prefix", "response"):
+        check_number(f"--{name}", getattr(options, name), 1, 2**20)
     sizes: dict[str, Any] = {"prefix": options.prefix, "response": options.response}
     if options.programs:
         sizes["programs"] = options.programs
@@ -567,8 +570,7 @@ def quickstart(options: Quickstart) -> None:
     from mllm_align.quickstart.phases import Recipe
     from mllm_align.quickstart.run import run
 
-    if options.seeds < 1:
-        raise InputError(f"--seeds is {options.seeds}; it must be 1 or more")
+    check_number("--seeds", options.seeds, 1, 1000)
     if not 0 <= options.mask_rate <= 1:
         raise InputError(f"--mask-rate is {options.mask_rate}; it must be from 0 to 1")
     run(options.out, options.seeds, Recipe(mask_rate=options.mask_rate))

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_align import processes
-from mllm_align.errors import one_line, refusal
+from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import parse_json
 
 BEAT, LAPSE = 5.0, 60.0  # seconds between renewals, and without one until a holder elsewhere counts as dead
@@ -80,8 +80,10 @@ class _Attempt:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.held, holder = _take(_lock_of(self.out))
         except OSError as error:
-            problem = f"can't be locked ({one_line(error, 200)})"
-            raise refusal(str(self.out), problem, "mend its folder, or give another --out") from error
+            reason = f"{error.strerror or error} ({error.filename})"
+            raise InputError(
+                one_line(f"can't write {self.out}: {reason}; mend its folder, or give another --out", 800)
+            ) from error
         if holder is None:
             return True
         self._judge(holder)

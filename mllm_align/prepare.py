@@ -12,6 +12,7 @@ import numpy as np
 
 from mllm_align import processes
 from mllm_align.config import DataConfig
+from mllm_align.config.checks import MANY, check_number
 from mllm_align.data.anyres import ImageLayout
 from mllm_align.data.encode import Encoded, Encoder, encode_all
 from mllm_align.data.readers import records_from
@@ -39,6 +40,19 @@ def name_weights(folder: Folder) -> None:
     names = ("fingerprint", "projector_fingerprint")
     found = processes.on_first(lambda: [getattr(folder, name) for name in names])
     folder.__dict__.update(zip(names, found, strict=True))  # where cached_property keeps them
+
+
+SMALL_BATCH = 256  # rows that are no trouble, however few the records
+
+
+def check_batch(size: int, records: int) -> None:
+    """Refuse a batch of mostly fillers: it takes memory and time for nothing."""
+    check_number("batch_size", size, 1, MANY)
+    if size > max(SMALL_BATCH, 8 * records):
+        raise InputError(
+            f"batch_size is {size}, and the data have {records} records: rows without a record would fill "
+            "the batch; give a smaller batch_size"
+        )
 
 
 def prepare(

@@ -35,7 +35,7 @@ from mllm_align.generate.decode import Decoder
 from mllm_align.generate.similarity import Similarity, open_similarity
 from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle
-from mllm_align.prepare import name_weights, prepare
+from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.progress import progress_bar
 
 
@@ -49,7 +49,7 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """From "0/4". Raises InputError for anything else."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        found = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
         if not found or not int(found[1]) < int(found[2]):
             raise InputError(
                 f"--shard is {one_line(text)!r}; give part/parts, as 0/4 to 3/4 for four hosts"
@@ -90,6 +90,7 @@ def _bdhs(
     similarity = open_similarity(config.similarity)
     encoder, encoded, skipped = prepare(bundle, data, config.data, responses=1)
     check(encoded, encoder, config)
+    check_batch(config.batch_size, len(encoded))
     total, encoded = len(encoded), encoded[shard.number :: shard.count]
     if not encoded:
         raise InputError(f"--shard {shard.number}/{shard.count} has none of the {total} records; use fewer")

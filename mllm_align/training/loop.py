@@ -24,7 +24,7 @@ from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.errors import InputError, NotFinite, Preempted
 from mllm_align.models.bundle import Bundle, load
-from mllm_align.prepare import prepare
+from mllm_align.prepare import check_batch, prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run
 from mllm_align.training.checkpoint import Checkpoints, choose, set_aside
@@ -36,8 +36,6 @@ from mllm_align.training.optim import init_trained, schedule, trained_parts
 from mllm_align.training.programs import check_fits, train_program
 from mllm_align.training.score import StoredReference
 from mllm_align.training.step import Health, TrainState
-
-SMALL_BATCH = 256  # rows that are no trouble, however few the records
 
 
 def train(
@@ -85,7 +83,7 @@ def _train(
     bundle = replace(bundle, lora=config.lora, trained={})
     room = config.online.sampling.max_tokens if isinstance(config.online, OnlinePairs) else 0
     encoder, records, skipped = prepare(bundle, data, config.data, config.data_responses, room)
-    _check_batch(config, len(records))
+    check_batch(config.batch_size, len(records))
     held_out, held_skipped = [], []
     if eval_data is not None:
         wanted = config.held_out_objective.responses
@@ -148,15 +146,6 @@ def _check(config: Config, bundle: Bundle) -> None:
         )
     for what in check_fits(config, bundle.config, bundle.mesh):
         warn(f"{what} do not divide by mesh.tensor: every device of that axis keeps all of them")
-
-
-def _check_batch(config: Config, records: int) -> None:
-    """A batch of mostly fillers takes memory and time for nothing."""
-    if config.batch_size > max(SMALL_BATCH, 8 * records):
-        raise InputError(
-            f"batch_size is {config.batch_size} and the data have {records} records: rows without a record "
-            "would fill the batch; give a smaller batch_size"
-        )
 
 
 class _Run:

@@ -13,13 +13,14 @@ from jax.sharding import Mesh
 from mllm_align import processes
 from mllm_align.batch import PromptGroup
 from mllm_align.config import DataConfig
+from mllm_align.config.checks import MANY, check_number
 from mllm_align.data.batches import Batches
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.policy import policy_variables
-from mllm_align.prepare import name_weights, prepare
+from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.progress import progress_bar
 from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
 
@@ -90,9 +91,9 @@ def score(
     data.over_long "skip") has its index, and None for the rest. Raises InputError for unusable data.
     """
     config = config or DataConfig()
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
+    check_number("batch_size", batch_size, 1, MANY)
     encoder, records, skipped = prepare(bundle, data, config, responses=2)
+    check_batch(batch_size, len(records))
     logps = response_logps(bundle, encoder, records, config, batch_size)
     lines: list[dict[str, Any]] = [
         {"index": i, **dict.fromkeys(SCORES)} for i in range(len(records) + len(skipped))
