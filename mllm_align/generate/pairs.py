@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ from mllm_align.data.encode import fingerprint
 from mllm_align.data.images import ImageSource, load_rgb
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError, one_line, refusal
-from mllm_align.files import new_file
+from mllm_align.files import new_file, parse_json
 from mllm_align.generate.bdhs import BDHS, Made, check
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.similarity import Similarity, open_similarity
@@ -105,7 +105,7 @@ def _bdhs(
         "dtype": str(bundle.dtype),
         "shard": f"{shard.number}/{shard.count}",
     }
-    job = _Job(out, stamp)
+    job = _Job(out, stamp, {each.index for each in encoded})
     begun = processes.on_first(lambda: {"done": job.start(), "finished": [*job.finished.values()]})
     if begun["done"] is not None:
         return begun["done"]
@@ -127,8 +127,9 @@ def _bdhs(
 class _Job:
     """OUT.part while it grows. Of several processes, which all make all rows, the first alone writes."""
 
-    def __init__(self, out: Path, stamp: dict[str, Any]):
-        self.out, self.stamp = out, stamp
+    def __init__(self, out: Path, stamp: dict[str, Any], indices: Collection[int]):
+        """indices: of the records that rows may be of."""
+        self.out, self.stamp, self.indices = out, stamp, indices
         self.part, self.log = (out.with_name(out.name + end) for end in (".part", ".log.jsonl"))
         self.finished: dict[int, dict[str, Any]] = {}
 
@@ -153,15 +154,16 @@ class _Job:
     def _summary(self) -> dict[str, Any] | None:
         """What the log says of this job as its last event."""
         with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
-            last = json.loads(self.log.read_text(encoding="utf-8").splitlines()[-1])
-            return last["summary"] if last["stamp"] == self.stamp else None
+            last = parse_json(self.log.read_bytes().splitlines()[-1])
+            if last["stamp"] == self.stamp and _is_summary(last["summary"]):
+                return last["summary"]
         return None
 
     def _resume(self) -> None:
         at = str(self.part)
         lines = self.part.read_bytes().split(b"\n")
         try:
-            head = json.loads(lines[0])["bdhs"]
+            head = parse_json(lines[0])["bdhs"]
             differ = [name for name, value in _flat(self.stamp).items() if _flat(head).get(name) != value]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise refusal(at, "is not a job that can go on", "remove it or give another --out") from error
@@ -172,12 +174,13 @@ class _Job:
         whole = len(lines[0]) + 1
         for number, line in enumerate(lines[1:-1], 2):  # what follows the last line break was cut short
             try:
-                row = json.loads(line)
-                self.finished[row["index"]] = row
-            except (ValueError, KeyError, TypeError) as error:
-                raise refusal(
-                    f"{at} line {number}", "is damaged", "remove the file or that line"
-                ) from error
+                row = parse_json(line)
+                good = _is_row(row) and row["index"] in self.indices
+            except (ValueError, KeyError, TypeError):
+                good = False
+            if not good:
+                raise refusal(f"{at} line {number}", "is damaged", "remove the file or that line")
+            self.finished[row["index"]] = row
             whole += len(line) + 1
         with open(self.part, "r+b") as file:
             file.truncate(whole)
@@ -253,6 +256,21 @@ def _told(path: Path) -> Iterator[None]:
 def _flat(stamp: dict[str, Any]) -> dict[str, Any]:
     """A stamp with the fields of its config one by one, so that what differs can be named."""
     return {**{f"config.{name}": value for name, value in stamp["config"].items()}, **stamp, "config": None}
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a finished row has what is asked of it later. Raises KeyError and TypeError if not, too."""
+    about = row["bdhs"]
+    texts = isinstance(row["chosen"], str) and isinstance(row["rejected"], str)
+    tries = isinstance(about["similarities"], list) and bool(about["similarities"])
+    tries = tries and all(type(each) in (int, float) for each in about["similarities"])
+    return texts and tries and type(row["index"]) is int and type(about["unfinished"]) in (int, bool)
+
+
+def _is_summary(summary: Any) -> bool:
+    """The same of a log's summary."""
+    shares = all(type(share) in (int, float) for share in summary["differ_after"])
+    return shares and type(summary["pairs"]) is int and isinstance(summary["left_out"], list)
 
 
 def _usable(row: dict[str, Any]) -> bool:

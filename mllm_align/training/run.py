@@ -365,7 +365,10 @@ def open_run(out: str | Path, step: Which = "last") -> tuple[Config, Folder, Che
             f"was {described['model_fingerprint']}); put the original back"
         )
     place = checkpoints_folder(out, config)
-    return config, folder, Checkpoints(place), processes.on_first(lambda: _chosen(out, place, step))
+    checkpoints, number = Checkpoints(place), processes.on_first(lambda: _chosen(out, place, step))
+    about = processes.on_first(lambda: checkpoints.about(number))
+    check_checkpoint(place / str(number), about, config, described)
+    return config, folder, checkpoints, number
 
 
 def _chosen(out: Path, place: epath.Path, wanted: Which) -> int:
