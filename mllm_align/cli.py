@@ -13,7 +13,7 @@ import sys
 import time
 import typing
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -38,6 +38,7 @@ from mllm_align.config import (
     load_config,
 )
 from mllm_align.config import save_json as config_json
+from mllm_align.config.checks import STEPS, check_number
 from mllm_align.errors import InputError, NotFinite, Preempted, one_line, refusal
 from mllm_align.files import json_text
 
@@ -71,6 +72,8 @@ class Train:
     """Held-out pairs to evaluate on; of several splits, --data.eval-split is read."""
     profile: int = 0
     """Trace this many steps, after the first, to OUT/profile for XProf, TensorBoard and Perfetto."""
+    allow_schedule_change: bool = False
+    """Continue a run for another number of steps though the learning rates of its schedule change."""
     debug_nans: bool = False
     """Stop at the operation that makes a NaN first; slow."""
     print_config: bool = False
@@ -368,6 +371,7 @@ def train(options: Train) -> None:
     if options.print_config:
         print(config_json(options.config), end="")
         return
+    check_number("--profile", options.profile, 0, STEPS)
     _begin(options.config.distributed)
     _quiet()
     import jax
@@ -376,17 +380,20 @@ def train(options: Train) -> None:
 
     jax.config.update("jax_debug_nans", options.debug_nans)
     files = options.model, options.data_file, options.out, options.eval_data
-    run(options.config, *files, profile=options.profile)
+    allowed = options.allow_schedule_change
+    run(options.config, *files, profile=options.profile, allow_schedule_change=allowed)
 
 
 def score(options: Score) -> None:
     _begin()
+    from mllm_align.prepare import name_weights
     from mllm_align.training.score import score as run
 
     began = time.time()
     with _result(options.out, options.data_file) as file:  # refused before the work, not after
         bundle = _open(options.model, options.dtype, options.mesh)
         lines = run(bundle, options.data_file, config=options.data, batch_size=options.batch_size)
+        name_weights(bundle.folder)
         file.writelines(json_text(line) + "\n" for line in lines)
     skipped = [line for line in lines if "left_out" in line]
     _log_beside(
@@ -519,8 +526,7 @@ def inspect(options: Inspect) -> None:
     from mllm_align.prepare import make_encoder, read_data
     from mllm_align.training.run import base_folder
 
-    if options.responses < 1:
-        raise InputError(f"--responses is {options.responses}; it must be 1 or more")
+    check_number("--responses", options.responses, 1, 1024)
     folder = open_model(base_folder(options.model))
     bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
     encoder = make_encoder(bundle, options.data)
@@ -554,6 +560,8 @@ def plan(options: Plan) -> None:
     def say(text: str) -> None:
         print(text, flush=True)
 
+    for name in ("prefix", "response"):
+        check_number(f"--{name}", getattr(options, name), 1, 2**20)
     sizes: dict[str, Any] = {"prefix": options.prefix, "response": options.response}
     if options.programs:
         sizes["programs"] = options.programs
@@ -571,24 +579,25 @@ def quickstart(options: Quickstart) -> None:
     from mllm_align.quickstart.phases import Recipe
     from mllm_align.quickstart.run import run
 
-    if options.seeds < 1:
-        raise InputError(f"--seeds is {options.seeds}; it must be 1 or more")
+    check_number("--seeds", options.seeds, 1, 1000)
     if not 0 <= options.mask_rate <= 1:
         raise InputError(f"--mask-rate is {options.mask_rate}; it must be from 0 to 1")
     run(options.out, options.seeds, Recipe(mask_rate=options.mask_rate))
 
 
-def _result(out: Path, data: Path) -> contextlib.AbstractContextManager[typing.IO[str]]:
-    """The file `out`, whole or not at all; nothing where another process of the job writes it. Raises
-    InputError if it would replace its own data."""
+@contextlib.contextmanager
+def _result(out: Path, data: Path) -> Iterator[typing.IO[str]]:
+    """The file `out`, whole or not at all, and no other run's meanwhile; nothing where another process of
+    the job writes it. Raises InputError if it would replace its own data."""
     from mllm_align import processes
     from mllm_align.files import new_file
+    from mllm_align.locks import alone
 
-    if not processes.first():
-        return open(os.devnull, "w")
-    if os.path.exists(out) and os.path.exists(data) and os.path.samefile(out, data):
-        raise refusal(str(out), "is the data file itself", "give another --out")
-    return new_file(out)
+    with alone(out):
+        if os.path.exists(out) and os.path.exists(data) and os.path.samefile(out, data):
+            raise refusal(str(out), "is the data file itself", "give another --out")
+        with new_file(out) if processes.first() else open(os.devnull, "w") as file:
+            yield file
 
 
 def _lines_beside(out: Path) -> Path:

@@ -16,6 +16,7 @@ import numpy as np
 
 from mllm_align import processes
 from mllm_align.config import DataConfig
+from mllm_align.config.checks import MANY, check_number
 from mllm_align.data.anyres import ImageLayout
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.readers import records_from, told
@@ -23,6 +24,7 @@ from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut, encode_all
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle
+from mllm_align.models.huggingface import Folder
 from mllm_align.models.processor import end_tokens
 from mllm_align.progress import progress_bar
 
@@ -52,6 +54,27 @@ def read_data(
         named = f" of {data}" if isinstance(data, str | os.PathLike) else ""
         print(f"left out{named}: {left_out}", file=sys.stderr, flush=True)
     return records
+
+
+def name_weights(folder: Folder) -> None:
+    """Know a folder's fingerprints on every process: its weights are read whole, by the first one alone.
+    Call it on all of them together."""
+    names = ("fingerprint", "projector_fingerprint")
+    found = processes.on_first(lambda: [getattr(folder, name) for name in names])
+    folder.__dict__.update(zip(names, found, strict=True))  # where cached_property keeps them
+
+
+SMALL_BATCH = 256  # rows that are no trouble, however few the records
+
+
+def check_batch(size: int, records: int) -> None:
+    """Refuse a batch of mostly fillers: it takes memory and time for nothing."""
+    check_number("batch_size", size, 1, MANY)
+    if size > max(SMALL_BATCH, 8 * records):
+        raise InputError(
+            f"batch_size is {size}, and the data have {records} records: rows without a record would fill "
+            "the batch; give a smaller batch_size"
+        )
 
 
 def prepare(

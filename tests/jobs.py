@@ -17,7 +17,7 @@ from etils import epath
 from xla_flags import FAST
 
 from mllm_align.data.demo import make_model, make_pairs
-from mllm_align.training.checkpoint import Checkpoints, whole_steps
+from mllm_align.training.checkpoint import Checkpoints, choose
 
 CONFIG = """
 from mllm_align import Config, DataConfig, LoraConfig, OptimConfig
@@ -139,7 +139,8 @@ def final(out: Path | str) -> tuple[int, str, dict[str, np.ndarray]]:
     import jax
 
     place = epath.Path(out) if isinstance(out, str) else epath.Path(out.resolve()) / "checkpoints"
-    step = whole_steps(place)[0][0]
+    step = choose(place)[0]
+    assert step is not None, f"no whole checkpoint in {place}"
     checkpoints = Checkpoints(place)
     about, trained = checkpoints.about(step), checkpoints.restore_trained(step)
     checkpoints.close()

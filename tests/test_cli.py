@@ -5,6 +5,7 @@ Every refusal is one line on stderr and status 2, and leaves no file behind.
 
 import io
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -23,7 +24,8 @@ from safetensors.numpy import load_file, save_file
 
 from mllm_align import cli
 from mllm_align.config import save_json
-from mllm_align.errors import NotFinite, Preempted
+from mllm_align.errors import InputError, NotFinite, Preempted
+from mllm_align.locks import alone
 
 assert compiling  # a fixture
 VERBS = ("train", "bdhs", "generate", "score", "judge", "inspect", "export", "plan", "quickstart")
@@ -481,7 +483,7 @@ def test_places_that_cannot_be_written(refused, tmp_path, config_file):
     assert "can't write" in refused(*scoring, file / "scores")
     assert "folder" in refused(*scoring, folder)
     training = ("train", config_file, "--model", MODEL, "--data", PAIRS, "--out")
-    assert "can't make the run folder" in refused(*training, file / "run")
+    assert "can't write" in refused(*training, file / "run")
     assert "is a file" in refused(*training, file)
     assert "holds other files" in refused(*training, folder)
     assert "something else" in refused("quickstart", "--out", folder)
@@ -801,3 +803,58 @@ def test_plan_for_the_devices_of_this_machine(run, config_file, tmp_path):
     (program,) = json.loads((tmp_path / "plan.json").read_text())["programs"]
     assert program["program"] == "train" and program["flops"] > program["model_flops"] / 2 > 0
     assert "train" in out
+
+
+# ---- outputs that others write, and starts that fail ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "verb, name, argv",
+    [
+        ("train", "run", ["CONFIG", "--model", MODEL, "--data", PAIRS]),
+        ("score", "scores.jsonl", ["--model", MODEL, "--data", PAIRS]),
+        ("generate", "said.jsonl", ["--model", MODEL, "--data", PAIRS]),
+        ("bdhs", "pairs.jsonl", ["BDHS", "--model", MODEL, "--data", PAIRS, "--similarity", "lexical"]),
+        ("judge", "judged.json", ["CONFIG", "--model", MODEL, "--data", PAIRS]),
+        ("export", "folder", ["--run", "nowhere"]),
+        ("quickstart", "quick", []),
+    ],
+)
+def test_an_output_has_one_writer(refused, tmp_path, config_file, verb, name, argv):
+    if verb == "judge":
+        config_file = Path(__file__).parents[1] / "configs" / "judge.py"
+    files = {"CONFIG": config_file, "BDHS": Path(__file__).parents[1] / "configs" / "bdhs.py"}
+    with alone(tmp_path / name):
+        line = refused(verb, *[files.get(word, word) for word in argv], "--out", tmp_path / name)
+    assert f"{name}: is in use by process {os.getpid()} on " in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("error, status", [(KeyboardInterrupt, 130), (InputError("no"), 2)])
+def test_a_start_that_fails_leaves_nothing(run, tmp_path, config_file, monkeypatch, error, status):
+    """And the mended command, with another config, goes its way."""
+
+    def fails(*_):
+        raise error
+
+    words = ["train", config_file, "--model", MODEL, "--data", PAIRS, "--out", tmp_path / "a" / "run"]
+    with monkeypatch.context() as patch:
+        patch.setattr("mllm_align.training.loop._Run.begin", fails)
+        assert run(*words)[0] == status
+    assert not list(tmp_path.iterdir())
+    assert run(*words, "--steps", 1, "--seed", 1)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "verb, options, said",
+    [
+        ("score", ["--batch-size", 10**9], "batch_size is 1000000000; it must be from 1 to 65536"),
+        ("score", ["--batch-size", 60000], "batch_size is 60000, and the data have 8 records"),
+        ("generate", ["--samples", 10**9], "samples is 1000000000; it must be from 1 to 1024"),
+        ("generate", ["--seed", 2**70], "seed is 1180591620717411303424"),
+        ("generate", ["--sampling.max-tokens", 10**12], "sampling.max_tokens is 1000000000000"),
+    ],
+)
+def test_huge_numbers_are_refused(refused, tmp_path, verb, options, said):
+    line = refused(verb, "--model", MODEL, "--data", PAIRS, "--out", tmp_path / "out.jsonl", *options)
+    assert said in line

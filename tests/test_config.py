@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mllm_align import config as module
@@ -25,6 +26,7 @@ from mllm_align.config import (
     to_json,
 )
 from mllm_align.errors import InputError
+from mllm_align.files import parse_json
 
 PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
 TINY = str(next(p for p in PRESETS if p.stem == "dpo_tiny"))
@@ -375,3 +377,77 @@ def test_branches_that_are_not_there_are_refused(capsys, options, said):
     with pytest.raises(SystemExit) as stop:
         main(["train", TINY, *options, "--print-config"])
     assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+# ---- numbers -----------------------------------------------------------------------------------------
+
+CONFIGS = [value for value in vars(module).values() if dataclasses.is_dataclass(value)]
+CONFIGS += [*OBJECTIVES.values()]
+HUGE = [2**31, 2**63, 2**70, 10**12, 10**18, 10**400, 10**5000, 1e18, 1e308, float("inf")]
+EXTREMES = [*HUGE, *(-value for value in HUGE), 0, 0.0, 5e-324, float("nan"), True, None, "1", 1 + 1j]
+EXTREMES += [
+    np.float64(1e300),
+    np.float64(0.5),
+    np.float32(0.5),
+    np.int64(3),
+    np.array(3),
+    np.array([1, 2]),
+]
+
+
+def numbers(config):
+    """(its name, its type) of each field that may be a number."""
+    for each in dataclasses.fields(config):
+        if (
+            isinstance(getattr(config(), each.name), int | float)
+            or "int" in each.type
+            or "float" in each.type
+        ):
+            yield each.name
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.__name__)
+def test_every_number_has_two_ends(config):
+    """Whatever is given: refused in one line, or a config that goes to JSON and back."""
+    for name in numbers(config):
+        taken = []
+        for value in EXTREMES:
+            try:
+                made = config(**{name: value})
+            except InputError as error:
+                assert "\n" not in str(error) and len(str(error)) < 400
+                continue
+            values = parse_json(json.dumps(to_json(made)))
+            values.pop("kind", None)
+            assert from_json(values, config) == made
+            taken.append(value)
+        assert not [v for v in taken if v is not None and abs(v) > 2**63 - 1], f"{name} takes {taken}"
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (
+            ("--seed", str(2**70)),
+            "seed is 1180591620717411303424; it must be from 0 to 9223372036854775807",
+        ),
+        (("--epochs", "1e18"), "epochs is 1e+18; it must be above 0, and at most 1000000000"),
+        (("--epochs", "1e999"), "epochs is inf"),
+        (("--steps", str(10**12)), "steps is 1000000000000; it must be from 1 to 1000000000"),
+        (("--batch-size", str(10**9)), "batch_size is 1000000000; it must be from 1 to 65536"),
+        (("--lora.rank", str(10**9)), "lora.rank is 1000000000; it must be from 1 to 65536"),
+        (("--optim.learning-rate", "1e30"), "optim.learning_rate is 1e+30; it must be from 0 to 1000"),
+        (("--data.multiple", "1000000"), "data.multiple is 1000000; it must be from 1 to 8192"),
+        (("--data.prefetch", "1000000"), "data.prefetch"),
+        (("--mesh.data", str(10**30)), "mesh"),
+        (("--seed", "9" * 5000), "seed"),
+    ],
+)
+def test_huge_options_are_refused(refused, options, said):
+    assert said in refused(*options)
+
+
+def test_huge_numbers_of_a_file_are_refused(refused, tmp_path):
+    for field in ("seed", "steps", "epochs", "batch_size", "keep", "micro_batches"):
+        line = refused(file=config_file(tmp_path, f"def get_config(): return Config({field}=10**5000)"))
+        assert f"{field} is a number of thousands of digits; it must be" in line

@@ -13,6 +13,7 @@ ORDER = (
     "errors",
     "processes",
     "files",
+    "locks",
     "progress",
     "batch",
     "ops",

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, quoted
 
 Scalar = Float[Array, ""]
 Metrics = dict[str, tuple[Scalar, Scalar]]
@@ -85,10 +85,17 @@ class _Pairwise:
         return (self.loss(self.difference(logps, ratios)) * weight).sum(), total, metrics
 
 
-def _check(name: str, value: float, low: float, high: float = float("inf")) -> None:
-    if not low <= value < high or value != value:
-        limit = f"at least {low:g}" + (f" and below {high:g}" if high < float("inf") else "")
-        raise InputError(f"objective.{name} is {value:g}; it must be {limit}")
+LARGE = 1e6  # no beta is meant to be larger
+
+
+def _check(name: str, value: float, low: float, high: float = LARGE) -> None:
+    """Refuse what is no number, or not in [low, high)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"objective.{name} is {quoted(value)}; it must be a number")
+    if not low <= value < high:
+        limit = f"at least {low:g} and below {high:g}"
+        shown = f"{value:g}" if isinstance(value, float) or abs(value) < 1e300 else "far too large"
+        raise InputError(f"objective.{name} is {shown}; it must be {limit}")
 
 
 @dataclass(frozen=True)
@@ -145,6 +152,8 @@ class IPO(_Pairwise):
 
     def __post_init__(self):
         _check("beta", self.beta, 1e-6)
+        if not isinstance(self.length_normalised, bool):
+            raise InputError("objective.length_normalised is no bool; it must be True or False")
 
     def difference(self, logps, ratios):
         if self.length_normalised:
@@ -184,8 +193,11 @@ class Averaged:
     gamma: float = 0.5
 
     def __post_init__(self):
-        if not 0 <= self.gamma <= 1:
+        _check("gamma", self.gamma, 0)
+        if self.gamma > 1:
             raise InputError(f"objective.gamma is {self.gamma:g}; it must be from 0 to 1")
+        if not isinstance(self.pair, _Pairwise):
+            raise InputError(f"objective.pair is {quoted(self.pair)}; it must be one on pairs")
 
     def __call__(self, logps: LogProbs) -> tuple[Scalar, Scalar, Metrics]:
         made = logps.mask[:, 2].any(-1).astype(logps.weight.dtype)

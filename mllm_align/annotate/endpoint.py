@@ -32,6 +32,7 @@ from mllm_align.annotate.pairwise import Asked, Pairwise
 from mllm_align.config.annotators import Endpoint
 from mllm_align.data.images import ImageSource, image_size, load_rgb
 from mllm_align.errors import InputError, one_line, quoted, refusal
+from mllm_align.files import parse_json
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; each pause is twice the one before
 LONGEST_WISH = 60.0  # of a Retry-After that is followed
@@ -319,9 +320,9 @@ class _Kept:
                 os.truncate(file, file.stat().st_size - len(half))
         for number, line in enumerate(lines, 1):
             try:
-                kept = json.loads(line)
+                kept = parse_json(line)
                 key, answer = kept["key"], kept["answer"]
-            except (ValueError, LookupError, TypeError, RecursionError):
+            except (ValueError, LookupError, TypeError):
                 key = answer = None
             if not isinstance(key, str) or not isinstance(answer, str):
                 remedy = "delete the line; its question is asked again"

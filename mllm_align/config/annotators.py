@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from mllm_align.config.checks import check_types, require
+from mllm_align.config.checks import DAY, MANY, STEPS, check_types, require, within
 from mllm_align.config.parts import DataConfig, DistributedConfig, Dtype, MeshConfig
 
 
@@ -27,8 +27,7 @@ class JudgeModel:
 
     def __post_init__(self):
         check_types(self, "annotator.")
-        for name in ("max_tokens", "batch_size"):
-            require(getattr(self, name) >= 1, f"annotator.{name}", getattr(self, name), "1 or more")
+        within(self, "annotator.", 1, MANY, "max_tokens", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,13 @@ class Endpoint:
         require(good, "annotator.url", self.url, "an http(s) address; a key belongs in the environment")
         require(self.model != "", "annotator.model", self.model, "a name")
         require(self.key_variable != "", "annotator.key_variable", self.key_variable, "a variable's name")
-        for name in ("concurrency", "max_tokens"):
-            require(getattr(self, name) >= 1, f"annotator.{name}", getattr(self, name), "1 or more")
-        require(0 < self.timeout < float("inf"), "annotator.timeout", self.timeout, "above 0")
-        require(self.retries >= 0, "annotator.retries", self.retries, "0 or more")
+        within(self, "annotator.", 1, 1024, "concurrency")
+        within(self, "annotator.", 1, 16 * MANY, "max_tokens")
+        require(0 < self.timeout <= DAY, "annotator.timeout", self.timeout, f"above 0, and at most {DAY}")
+        within(self, "annotator.", 0, 100, "retries")
         warm = self.temperature is None or 0 <= self.temperature <= 2
         require(warm, "annotator.temperature", self.temperature, "from 0 to 2, or none")
-        require(self.budget is None or self.budget >= 1, "annotator.budget", self.budget, "1 or more")
+        within(self, "annotator.", 1, STEPS, "budget")
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ class SceneQuestions:
 
     def __post_init__(self):
         check_types(self, "annotator.")
-        require(self.batch_size >= 1, "annotator.batch_size", self.batch_size, "1 or more")
+        within(self, "annotator.", 1, MANY, "batch_size")
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from mllm_align.config.checks import check_types, require
+from mllm_align.config.checks import MANY, SEED, check_types, require, within
 from mllm_align.config.parts import DataConfig, DistributedConfig, Dtype, MeshConfig, SamplingConfig
 
 
@@ -35,11 +35,11 @@ class BDHSMethod:
         check_types(self)
         require(0 <= self.mask_rate <= 1, "mask_rate", self.mask_rate, "from 0 to 1")
         require(1 <= self.noise_steps <= 1000, "noise_steps", self.noise_steps, "from 1 to 1000")
-        for name in ("iterations", "sentence_tokens"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
+        within(self, "", 1, 1000, "iterations")
+        within(self, "", 1, MANY, "sentence_tokens")
         require(self.similarity != "", "similarity", self.similarity, "a name or a folder")
-        good = self.threshold is None or abs(self.threshold) < float("inf")
-        require(good, "threshold", self.threshold, "a finite number, or None")
+        good = self.threshold is None or -1000 <= self.threshold <= 1000
+        require(good, "threshold", self.threshold, "a finite number from -1000 to 1000, or None")
 
 
 @dataclass(frozen=True)
@@ -58,5 +58,5 @@ class BDHSConfig(BDHSMethod):
 
     def __post_init__(self):
         super().__post_init__()
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        within(self, "", 1, MANY, "batch_size")
+        within(self, "", 0, SEED, "seed")

@@ -6,12 +6,36 @@ import dataclasses
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from mllm_align.errors import InputError
+from mllm_align.errors import InputError, one_line
+
+MANY = 2**16  # rows of a batch, tokens, threads: what no machine takes more of
+STEPS = 10**9  # counters are of 32 bits
+SEED = 2**63 - 1  # what random generators take
+DAY = 24 * 60 * 60  # seconds
 
 
 def require(condition: bool, name: str, value: Any, wanted: str) -> None:
     if not condition:
-        raise InputError(f"{name} is {value!r}; it must be {wanted}")
+        raise InputError(f"{name} is {_shown(value)}; it must be {wanted}")
+
+
+def within(config: Any, prefix: str, low: float, high: float, *names: str) -> None:
+    """Refuse a field, unless it is None, that is below `low` or above `high`, or no number."""
+    for name in names:
+        check_number(prefix + name, getattr(config, name), low, high)
+
+
+def check_number(name: str, value: float | None, low: float, high: float) -> None:
+    """Raises InputError for a number outside; None is none."""
+    wanted = f"{low} or more" if value is not None and value < low else f"from {low} to {high}"
+    require(value is None or low <= value <= high, name, value, wanted)
+
+
+def _shown(value: Any) -> str:
+    try:
+        return one_line(repr(value), 200)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def check_types(config: Any, prefix: str = "") -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from mllm_align.config.annotators import Annotator, JudgeModel
 from mllm_align.config.bdhs import BDHSMethod
-from mllm_align.config.checks import check_types, require
+from mllm_align.config.checks import check_types, require, within
 from mllm_align.config.parts import MeshConfig, SamplingConfig
 
 
@@ -31,7 +31,7 @@ class OnlinePairs:
 
     def __post_init__(self):
         check_types(self, "online.")
-        require(self.samples >= 2, "online.samples", self.samples, "2 or more")
+        within(self, "online.", 2, 1024, "samples")
         share = self.offline_share
         require(0 <= share < 1, "online.offline_share", share, "at least 0 and below 1")
         hot = self.sampling.temperature > 0

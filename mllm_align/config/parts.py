@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mllm_align.config.checks import check_types, require
+from mllm_align.config.checks import DAY, MANY, check_types, require, within
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Format = Literal["auto", "trl", "povid", "rlhfv", "rlaifv", "vlfeedback", "llavarlhf", "sharegpt"]
@@ -58,10 +58,9 @@ class DataConfig:
             roots = tuple(Path(root) if isinstance(root, str) else root for root in roots)
         object.__setattr__(self, "image_root", roots)
         check_types(self, "data.")
-        for name in ("shapes", "multiple", "threads", "prefetch"):
-            require(getattr(self, name) >= 1, f"data.{name}", getattr(self, name), "1 or more")
-        if self.max_length is not None:
-            require(self.max_length >= 2, "data.max_length", self.max_length, "2 or more")
+        within(self, "data.", 1, 1024, "shapes", "threads", "prefetch")
+        within(self, "data.", 1, 8192, "multiple")
+        within(self, "data.", 2, 16 * MANY, "max_length")
 
     def reading(self) -> dict[str, Any]:
         """What `records_from` needs to know."""
@@ -82,8 +81,8 @@ class LoraConfig:
 
     def __post_init__(self):
         check_types(self, "lora.")
-        require(self.rank >= 1, "lora.rank", self.rank, "1 or more")
-        require(0 < self.alpha < float("inf"), "lora.alpha", self.alpha, "above 0")
+        within(self, "lora.", 1, MANY, "rank")
+        require(0 < self.alpha <= 1e6, "lora.alpha", self.alpha, "above 0, and at most 1e6")
         good = bool(self.targets) and len(set(self.targets)) == len(self.targets)
         good = good and set(self.targets) <= set(LORA_TARGETS)
         require(good, "lora.targets", self.targets, f"some of {', '.join(LORA_TARGETS)}")
@@ -118,11 +117,9 @@ class OptimConfig:
 
     def __post_init__(self):
         check_types(self, "optim.")
-        for name in ("learning_rate", "projector_learning_rate", "weight_decay", "eps"):
-            value = getattr(self, name)
-            require(value is None or 0 <= value < float("inf"), f"optim.{name}", value, "0 or more")
+        within(self, "optim.", 0, 1000, "learning_rate", "projector_learning_rate", "weight_decay", "eps")
         require(0 <= self.warmup < 1, "optim.warmup", self.warmup, "at least 0 and below 1")
-        require(self.clip > 0, "optim.clip", self.clip, "above 0")
+        require(0 < self.clip <= 1e9, "optim.clip", self.clip, "above 0, and at most 1e9")
         for name in ("b1", "b2"):
             value = getattr(self, name)
             require(0 <= value < 1, f"optim.{name}", value, "at least 0 and below 1")
@@ -143,9 +140,9 @@ class MeshConfig:
 
     def __post_init__(self):
         check_types(self, "mesh.")
-        require(self.slices is None or self.slices >= 1, "mesh.slices", self.slices, "1 or more")
+        within(self, "mesh.", 1, 16 * MANY, "slices")
         sizes = (self.data, self.fsdp, self.tensor)
-        good = all(s == -1 or s >= 1 for s in sizes) and sizes.count(-1) <= 1
+        good = all(s == -1 or 1 <= s <= 16 * MANY for s in sizes) and sizes.count(-1) <= 1
         require(good, "mesh (data, fsdp, tensor)", sizes, "1 or more each, with one -1 at most")
 
 
@@ -160,8 +157,7 @@ class DistributedConfig:
 
     def __post_init__(self):
         check_types(self, "distributed.")
-        for name in ("heartbeat_seconds", "shutdown_seconds"):
-            require(getattr(self, name) >= 5, f"distributed.{name}", getattr(self, name), "5 or more")
+        within(self, "distributed.", 5, DAY, "heartbeat_seconds", "shutdown_seconds")
 
 
 @dataclass(frozen=True)
@@ -179,7 +175,7 @@ class SamplingConfig:
 
     def __post_init__(self):
         check_types(self, "sampling.")
-        require(0 <= self.temperature < float("inf"), "sampling.temperature", self.temperature, "0 or more")
-        require(self.top_k is None or self.top_k >= 1, "sampling.top_k", self.top_k, "1 or more")
+        within(self, "sampling.", 0, 1000, "temperature")
+        within(self, "sampling.", 1, 2**31 - 1, "top_k")
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "above 0 and at most 1")
-        require(self.max_tokens >= 1, "sampling.max_tokens", self.max_tokens, "1 or more")
+        within(self, "sampling.", 1, MANY, "max_tokens")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from mllm_align.align.objectives import DPO, Averaged, Objective
 from mllm_align.config.annotators import JudgeModel, SceneQuestions
-from mllm_align.config.checks import check_types, require
+from mllm_align.config.checks import MANY, SEED, STEPS, check_types, require, within
 from mllm_align.config.online import Online, OnlinePairs
 from mllm_align.config.parts import (
     DataConfig,
@@ -75,14 +75,10 @@ class Config:
 
     def __post_init__(self):
         check_types(self)
-        counts = ("batch_size", "micro_batches", "log_every", "save_every", "keep")
-        for name in counts:
-            require(getattr(self, name) >= 1, name, getattr(self, name), "1 or more")
-        for name in ("steps", "eval_every"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, name, value, "1 or more")
-        require(0 < self.epochs < float("inf"), "epochs", self.epochs, "above 0")
-        require(self.seed >= 0, "seed", self.seed, "0 or more")
+        within(self, "", 1, MANY, "batch_size", "micro_batches")
+        within(self, "", 1, STEPS, "steps", "log_every", "eval_every", "save_every", "keep")
+        require(0 < self.epochs <= STEPS, "epochs", self.epochs, f"above 0, and at most {STEPS}")
+        within(self, "", 0, SEED, "seed")
         require(
             self.batch_size % self.micro_batches == 0,
             "batch_size",

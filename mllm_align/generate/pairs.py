@@ -14,7 +14,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,12 +31,13 @@ from mllm_align.data.images import ImageSource, load_rgb
 from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut
 from mllm_align.errors import WEIGHTS, InputError, not_finite, one_line, refusal
-from mllm_align.files import json_text, new_file
+from mllm_align.files import json_text, new_file, parse_json
 from mllm_align.generate.bdhs import BDHS, Made, check
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.similarity import Similarity, open_similarity
+from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle
-from mllm_align.prepare import prepare
+from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.progress import progress_bar
 
 
@@ -50,7 +51,7 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> Shard:
         """From "0/4". Raises InputError for anything else."""
-        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        found = re.fullmatch(r"([0-9]{1,5})/([0-9]{1,5})", text)
         if not found or not int(found[1]) < int(found[2]):
             raise InputError(
                 f"--shard is {one_line(text)!r}; give part/parts, as 0/4 to 3/4 for four hosts"
@@ -82,14 +83,23 @@ def bdhs(
     out = shard.name(Path(out))
     if out.suffix.lower() != ".jsonl":
         raise refusal(str(out), "is not named as JSON lines", "give --out a name that ends in .jsonl")
+    with alone(out):
+        return _bdhs(config, bundle, data, out, shard, began)
+
+
+def _bdhs(
+    config: BDHSConfig, bundle: Bundle, data: Any, out: Path, shard: Shard, began: float
+) -> dict[str, Any]:
     similarity = open_similarity(config.similarity)
     encoder, encoded, left_out = prepare(bundle, data, config.data, responses=1)
     check(encoded, encoder, config)
+    check_batch(config.batch_size, len(encoded))
     total, encoded = len(encoded), encoded[shard.number :: shard.count]
     if not encoded:
         raise InputError(f"--shard {shard.number}/{shard.count} has none of the {total} records; use fewer")
     settings = bundle.processor.image_processor.to_json_string()
     names = [(each.record.id, each.record.responses[0]) for each in encoded]
+    name_weights(bundle.folder)
     stamp = {
         "config": to_json(config),
         "model": bundle.folder.fingerprint,
@@ -98,7 +108,7 @@ def bdhs(
         "dtype": str(bundle.dtype),
         "shard": f"{shard.number}/{shard.count}",
     }
-    job = _Job(out, stamp)
+    job = _Job(out, stamp, {each.index for each in encoded})
     begun = processes.on_first(lambda: {"done": job.start(), "finished": [*job.finished.values()]})
     if begun["done"] is not None:
         return begun["done"]
@@ -130,8 +140,9 @@ def bdhs(
 class _Job:
     """OUT.part while it grows. Of several processes, which all make all rows, the first alone writes."""
 
-    def __init__(self, out: Path, stamp: dict[str, Any]):
-        self.out, self.stamp = out, stamp
+    def __init__(self, out: Path, stamp: dict[str, Any], indices: Collection[int]):
+        """indices: of the records that rows may be of."""
+        self.out, self.stamp, self.indices = out, stamp, indices
         self.part, self.log = (out.with_name(out.name + end) for end in (".part", ".log.jsonl"))
         self.finished: dict[int, dict[str, Any]] = {}
 
@@ -156,15 +167,16 @@ class _Job:
     def _summary(self) -> dict[str, Any] | None:
         """What the log says of this job as its last event."""
         with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
-            last = json.loads(self.log.read_text(encoding="utf-8").splitlines()[-1])
-            return last["summary"] if last["stamp"] == self.stamp else None
+            last = parse_json(self.log.read_bytes().splitlines()[-1])
+            if last["stamp"] == self.stamp and _is_summary(last["summary"]):
+                return last["summary"]
         return None
 
     def _resume(self) -> None:
         at = str(self.part)
         lines = self.part.read_bytes().split(b"\n")
         try:
-            head = json.loads(lines[0])["bdhs"]
+            head = parse_json(lines[0])["bdhs"]
             differ = [name for name, value in _flat(self.stamp).items() if _flat(head).get(name) != value]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise refusal(at, "is not a job that can go on", "remove it or give another --out") from error
@@ -175,12 +187,13 @@ class _Job:
         whole = len(lines[0]) + 1
         for number, line in enumerate(lines[1:-1], 2):  # what follows the last line break was cut short
             try:
-                row = json.loads(line)
-                self.finished[row["index"]] = row
-            except (ValueError, KeyError, TypeError) as error:
-                raise refusal(
-                    f"{at} line {number}", "is damaged", "remove the file or that line"
-                ) from error
+                row = parse_json(line)
+                good = _is_row(row) and row["index"] in self.indices
+            except (ValueError, KeyError, TypeError):
+                good = False
+            if not good:
+                raise refusal(f"{at} line {number}", "is damaged", "remove the file or that line")
+            self.finished[row["index"]] = row
             whole += len(line) + 1
         with open(self.part, "r+b") as file:
             file.truncate(whole)
@@ -256,6 +269,21 @@ def _told(path: Path) -> Iterator[None]:
 def _flat(stamp: dict[str, Any]) -> dict[str, Any]:
     """A stamp with the fields of its config one by one, so that what differs can be named."""
     return {**{f"config.{name}": value for name, value in stamp["config"].items()}, **stamp, "config": None}
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a finished row has what is asked of it later. Raises KeyError and TypeError if not, too."""
+    about = row["bdhs"]
+    texts = isinstance(row["chosen"], str) and isinstance(row["rejected"], str)
+    tries = isinstance(about["similarities"], list) and bool(about["similarities"])
+    tries = tries and all(type(each) in (int, float) for each in about["similarities"])
+    return texts and tries and type(row["index"]) is int and type(about["unfinished"]) in (int, bool)
+
+
+def _is_summary(summary: Any) -> bool:
+    """The same of a log's summary."""
+    shares = all(type(share) in (int, float) for share in summary["differ_after"])
+    return shares and type(summary["pairs"]) is int and isinstance(summary["left_out"], list)
 
 
 def _usable(row: dict[str, Any]) -> bool:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from mllm_align.config import DataConfig, SamplingConfig
+from mllm_align.config.checks import MANY, SEED, check_number
 from mllm_align.data.encode import Encoded, Encoder, expand
-from mllm_align.errors import InputError, not_finite
+from mllm_align.errors import not_finite
 from mllm_align.generate.decode import Decoder, Fork, Row
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.bundle import Bundle
-from mllm_align.prepare import prepare, tiles_ahead
+from mllm_align.prepare import check_batch, prepare, tiles_ahead
 from mllm_align.progress import progress_bar
 
 
@@ -36,10 +37,14 @@ def generate(
     logits are not finite.
     """
     sampling, config = sampling or SamplingConfig(), config or DataConfig()
-    for name, value in (("samples", samples), ("batch_size", batch_size)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; it must be 1 or more")
+    for name, value, low, high in (
+        ("samples", samples, 1, 1024),
+        ("batch_size", batch_size, 1, MANY),
+        ("seed", seed, 0, SEED),
+    ):
+        check_number(name, value, low, high)
     encoder, records, left_out = prepare(bundle, data, config, responses=0)
+    check_batch(batch_size, len(records))
     out: list[list[str]] = [[] for _ in range(len(records) + len(left_out))]
     tokens = respond(Decoder(bundle, sampling, batch_size), encoder, records, sampling, samples, seed)
     for record, each in zip(records, tokens, strict=True):

@@ -18,8 +18,9 @@ from mllm_align.config import BDHSConfig, Config, DataConfig, OptimConfig, Sampl
 from mllm_align.data.demo import make_model
 from mllm_align.data.scenes import builder, draw, world
 from mllm_align.data.scenes.language import yes_or_no
+from mllm_align.errors import refusal
 from mllm_align.evaluate.hallucination import count, pope_questions
-from mllm_align.files import json_text, new_file, new_folder
+from mllm_align.files import json_text, new_file, new_folder, read_json
 from mllm_align.generate.pairs import bdhs
 from mllm_align.generate.respond import generate
 from mllm_align.models.bundle import Bundle, load
@@ -28,6 +29,7 @@ from mllm_align.training.run import export_run
 
 MODELS = {"sft": "sft", "sft_control": "control", "aligned": "aligned"}  # in results.json: their folder
 OTHERS = ("unbiased", "held_out")  # splits that are looked at beside `broken`
+REMOVE = "remove it, and it is made again"
 PROMPT = "Describe the picture."
 
 
@@ -55,7 +57,11 @@ class Clock:
 
     def __init__(self, file: Path):
         self.file = file
-        self.seconds: dict[str, float] = json.loads(file.read_text()) if file.exists() else {}
+        self.seconds: dict[str, float] = {}
+        if file.exists():
+            self.seconds = read_json(file, REMOVE)
+            if not all(type(seconds) in (int, float) for seconds in self.seconds.values()):
+                raise refusal(str(file), "holds no seconds", REMOVE)
 
     def __call__(self, name: str, work: Callable[[], Any]) -> Any:
         began = time.perf_counter()
@@ -193,7 +199,7 @@ class Seed(_Phases):
     def __call__(self, base: Base) -> dict[str, Any]:
         done = self.out / "measured.json"
         if done.exists():
-            return json.loads(done.read_text())
+            return read_json(done, REMOVE)
         base()
         self._phase("SFT", lambda: self._sft(base.model))
         summary = self._phase("BDHS", self._pairs)

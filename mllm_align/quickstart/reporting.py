@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mllm_align.config import to_json as config_json
 from mllm_align.evaluate.hallucination import hallucinated_spans
+from mllm_align.files import parse_json
 from mllm_align.quickstart.phases import MODELS, PROMPT, Seed
 from mllm_align.quickstart.results import verdict
 from mllm_align.report.page import Curve, Example, Marked, Report
@@ -55,7 +55,7 @@ def report(one: Seed, measured: Sequence[dict[str, Any]], results: dict[str, Any
 
 def _curves(runs: Path) -> list[Curve]:
     def series(name: str, value: str) -> list[tuple[float, float]]:
-        lines = [json.loads(line) for line in (runs / name / "log.jsonl").read_text().splitlines()]
+        lines = map(parse_json, (runs / name / "log.jsonl").read_bytes().splitlines())
         # A run that was stopped and begun again has logged some steps twice.
         points = {line["step"]: line[value] for line in lines if line["event"] == "train"}
         return sorted(points.items())
@@ -76,7 +76,7 @@ def _pair_examples(one: Seed, most: int = 6) -> list[Example]:
     scenes = {f"{e.id}-0": e for e in one.read("train")[:200]}
     lines = (one.out / "data" / "pairs.jsonl").read_text().splitlines()
     examples = []
-    for row in map(json.loads, lines):
+    for row in map(parse_json, lines):
         example = scenes.get(row["id"])
         if example is not None and row["bdhs"]["guided"] and len(examples) < most:
             text = row["rejected"]

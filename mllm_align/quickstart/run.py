@@ -21,8 +21,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mllm_align.errors import refusal
-from mllm_align.files import json_text, new_file
+from mllm_align.errors import one_line, refusal
+from mllm_align.files import json_text, new_file, parse_json
+from mllm_align.locks import INSIDE, alone
 from mllm_align.quickstart.phases import Base, Clock, Pictures, Recipe, Seed
 from mllm_align.quickstart.reporting import report
 from mllm_align.quickstart.results import summary, verdict
@@ -34,16 +35,25 @@ def run(out: Path, seeds: int = 1, recipe: Recipe | None = None) -> dict[str, An
 
     Returns what results.json holds. Raises InputError if `out` holds something else.
     """
-    recipe = recipe or Recipe()
+    with alone(out):
+        return _run(out, seeds, recipe or Recipe())
+
+
+def _run(out: Path, seeds: int, recipe: Recipe) -> dict[str, Any]:
     take(out, seeds, recipe)
     clock = Clock(out / "seconds.json")
     base = Base(out / "base", 0, recipe, Pictures(out / "scenes", recipe.scenes), clock)
     runs = [Seed(out / f"seed-{seed}", seed, recipe, base.read, clock) for seed in range(seeds)]
     measured = [each(base) for each in runs]
-    results = summary(measured, recipe.mask_rate) | {"seconds": clock.seconds}
+    try:
+        results = summary(measured, recipe.mask_rate) | {"seconds": clock.seconds}
+        page = report(runs[0], measured, results)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        at = f"{out}, seed-*/measured.json or what it was measured from"
+        raise refusal(at, f"is damaged ({one_line(error)})", "remove it, and it is made again") from error
     with new_file(out / "results.json") as file:
         file.write(json_text(results, indent=2) + "\n")
-    write(report(runs[0], measured, results), out / "report.html")
+    write(page, out / "report.html")
     for sentence in verdict(results):
         print(sentence)
     print(f"report: {out / 'report.html'}")
@@ -55,9 +65,9 @@ def take(out: Path, seeds: int, recipe: Recipe) -> None:
     stamp, said = out / "recipe.json", json.dumps({"seeds": seeds, "recipe": asdict(recipe)}, indent=2)
     if out.exists() and not out.is_dir():
         raise refusal(str(out), "is a file", "name a new folder")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name != INSIDE for path in out.iterdir()):
         try:
-            there = json.loads(stamp.read_text(encoding="utf-8"))["recipe"]
+            there = parse_json(stamp.read_bytes())["recipe"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise refusal(str(out), "holds something else", "name a new folder") from error
         if there != json.loads(said)["recipe"]:

@@ -9,52 +9,59 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.path import step as names
 
 from mllm_align import processes
 from mllm_align.errors import InputError, one_line
+from mllm_align.files import parse_json
 from mllm_align.training.step import TrainState
 
-DIGESTS = "digests.json"
+Which = int | Literal["last", "best"]
+
+DIGESTS, ABOUT, BEGUN = "digests.json", "run/metadata", "begun/metadata"
 LATER = ("_CHECKPOINT_METADATA", "commit_success.txt", DIGESTS)  # written after the digests
+STEP = re.compile(r"[1-9][0-9]{0,9}")  # what else stands beside checkpoints is not ours
 
 
 class Checkpoints:
     """The checkpoints of one run folder.
 
     keep: how many of the last ones stay; the one with the least held-out loss stays besides. Only a
-    run that trains may write: then what an interrupted save left is cleared away.
+    run that trains may write: then what an interrupted save left is cleared away. newest: the step that
+    the run goes on from, which `choose` found whole; no later one counts.
     """
 
-    def __init__(self, folder: Any, keep: int = 2, write: bool = False):
-        self.folder, self._write, self._saving = epath.Path(folder), write, 0
+    def __init__(self, folder: Any, keep: int = 2, write: bool = False, newest: int = 0):
+        self.folder, self._saving = epath.Path(folder), 0
         self._losses: dict[int, float] = {}
-        options = ocp.CheckpointManagerOptions(
-            create=write,
-            read_only=not write,
-            cleanup_tmp_directories=write,
-            preservation_policy=_LastAndBest(keep, self._losses),
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-        )
-        arrays: Any = {name: ocp.StandardCheckpointHandler() for name in ("trained", "optimizer")}
-        handlers = {**arrays, "run": ocp.JsonCheckpointHandler(), "begun": ocp.JsonCheckpointHandler()}
+        self._arrays, self._manager = ocp.StandardCheckpointHandler(), None
+        if not write:
+            return
         with self._written():
+            steps = processes.on_first(lambda: [step for step in kept(self.folder) if step <= newest][::-1])
+            self._losses.update(processes.on_first(lambda: list(_losses(self.folder, steps)[0].items())))
+            options = ocp.CheckpointManagerOptions(
+                create=True,
+                cleanup_tmp_directories=True,
+                step_name_format=_Known(steps),
+                lightweight_initialize=True,
+                preservation_policy=_LastAndBest(keep, self._losses),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            )
+            arrays: Any = {name: ocp.StandardCheckpointHandler() for name in ("trained", "optimizer")}
+            handlers = {**arrays, "run": ocp.JsonCheckpointHandler(), "begun": ocp.JsonCheckpointHandler()}
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
-        for step in self._manager.all_steps():
-            if (loss := self.about(step).get("held_out_loss")) is not None:
-                self._losses[step] = loss
-
-    def best(self) -> int | None:
-        """The step with the least held-out loss, of those that were evaluated."""
-        return _best(self._losses)
 
     def best_loss(self) -> float:
         return min(self._losses.values(), default=float("inf"))
@@ -79,6 +86,7 @@ class Checkpoints:
         if begun is not None:
             items["begun"] = ocp.args.JsonSave(begun)  # type: ignore[call-arg]
         args = ocp.args.Composite(**items)
+        assert self._manager is not None, "opened to read"
         with self._written():
             self._manager.wait_until_finished()
             self._saving = step
@@ -89,49 +97,50 @@ class Checkpoints:
     def about(self, step: int) -> dict[str, Any]:
         """What `save` was told of a step."""
         with self._explained(step):
-            return self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]  # type: ignore[call-arg]
+            return _about(self.folder / str(step))
 
     def begun(self, step: int) -> Any:
         """The batch that was made ahead when a step was saved, or None."""
-        if not self.about(step)["begun"]:
+        if not self.about(step).get("begun"):
             return None
         with self._explained(step):
-            args = ocp.args.Composite(begun=ocp.args.JsonRestore())  # type: ignore[call-arg]
-            return self._manager.restore(step, args=args)["begun"]
+            return parse_json((self.folder / str(step) / BEGUN).read_bytes())
 
     def restore(self, state: TrainState, step: int) -> TrainState:
         """The state of a step, placed like `state`, whose leaves may be shapes with shardings."""
-        args = ocp.args.Composite(
-            trained=ocp.args.StandardRestore(_shapes(state.trained)),  # type: ignore[call-arg]
-            optimizer=ocp.args.StandardRestore(_shapes({"step": state.step, "state": state.optimizer})),  # type: ignore[call-arg]
-        )
-        with self._explained(step):
-            saved = self._manager.restore(step, args=args)
-        optimizer = saved["optimizer"]
-        return TrainState(optimizer["step"], saved["trained"], optimizer["state"])
+        optimizer = self._array(step, "optimizer", {"step": state.step, "state": state.optimizer})
+        trained = self._array(step, "trained", state.trained)
+        return TrainState(optimizer["step"], trained, optimizer["state"])
 
     def restore_trained(self, step: int, like: Any = None) -> Any:
         """What a step had trained, placed like `like`; without it, numpy arrays on the host."""
+        if like is not None:
+            return self._array(step, "trained", like)
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         with self._explained(step):
-            tree = like
-            if like is None:
-                metadata = self._manager.item_metadata(step)["trained"]
-                tree = jax.tree.map(
-                    lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), metadata.tree
-                )
-            args = ocp.args.Composite(trained=ocp.args.StandardRestore(_shapes(tree)))  # type: ignore[call-arg]
-            out = self._manager.restore(step, args=args)["trained"]
-            return out if like is not None else jax.device_get(out)
+            found = self._arrays.metadata(self.folder / str(step) / "trained")
+            tree = jax.tree.map(
+                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device),
+                found.tree,  # type: ignore[attr-defined]
+            )
+        return jax.device_get(self._array(step, "trained", tree))
+
+    def _array(self, step: int, name: str, like: Any) -> Any:
+        with self._explained(step):
+            args: Any = ocp.args.StandardRestore(_shapes(like))  # type: ignore[call-arg]
+            return self._arrays.restore(self.folder / str(step) / name, args=args)
 
     def wait(self) -> None:
         """Until what is being saved is there."""
-        with self._written():
-            self._manager.wait_until_finished()
+        if self._manager is not None:
+            with self._written():
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
-        with self._written():
-            self._manager.close()
+        self._arrays.close()
+        if self._manager is not None:
+            with self._written():
+                self._manager.close()
 
     def _seal(self) -> None:
         """Called when all files of a save are there, but it does not count yet: it has another name, or on
@@ -148,8 +157,6 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # orbax and tensorstore raise many kinds, some from threads
-            if not self._write:
-                raise
             raise InputError(
                 f"can't write a checkpoint to {self.folder}: {one_line(error, 300)}; make room or mend the "
                 "path, then run the same command: it goes on from the last whole one"
@@ -159,7 +166,9 @@ class Checkpoints:
     def _explained(self, step: int) -> Iterator[None]:
         try:
             yield
-        except (ValueError, KeyError, OSError) as error:
+        except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # orbax and tensorstore raise many kinds
             raise InputError(
                 f"checkpoint {self.folder / str(step)} can't be read ({one_line(error, 300)}); "
                 "remove it to go back to the one before"
@@ -178,16 +187,73 @@ class _LastAndBest(policies.PreservationPolicy):
         return [step in steps[-self.keep :] or step == _best(self.losses) for step in steps]
 
 
-def _best(losses: dict[int, float]) -> int | None:
-    return min(losses, key=lambda step: losses[step]) if losses else None
+def _best(losses: Mapping[int, float]) -> int | None:
+    return min(losses, key=lambda step: (losses[step], step)) if losses else None
 
 
-def whole_steps(folder: Any) -> tuple[list[int], list[tuple[int, str]]]:
-    """Steps whose files are as they were written, and (step, what is wrong) of the others; newest first."""
+class _Known(names.NameFormat):
+    """Shows the manager these steps and no others: a stray folder shall not count as one, or be read."""
+
+    def __init__(self, steps: Iterable[int]):
+        self.steps = tuple(steps)
+
+    def build_name(self, step: int) -> str:
+        return str(step)
+
+    def find_all(self, base_path: Any) -> Iterator[names.Metadata]:
+        return (self.find_step(base_path, step) for step in self.steps)
+
+    def find_step(self, base_path: Any, step: int) -> names.Metadata:
+        return names.Metadata(step=step, path=epath.Path(base_path) / str(step))
+
+
+# ---- which one -----------------------------------------------------------------------------------------
+
+
+def choose(folder: Any, wanted: Which = "last") -> tuple[int | None, list[tuple[int, str]]]:
+    """The checkpoint that every verb takes, and (step, what is wrong) of damaged ones met on the way.
+
+    "last": the newest whole one; "best": the whole one with the least held-out loss; or a step. Files are
+    digested until a whole one is found: that one, as a rule. Call it on one process for all.
+    """
     folder = epath.Path(folder)
-    steps = sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
-    wrong = [(step, problem) for step in steps if (problem := _problem(folder / str(step)))]
-    return [step for step in steps if step not in dict(wrong)], wrong
+    steps, damaged = kept(folder), []
+    if wanted == "best":
+        losses, damaged = _losses(folder, steps)
+        steps = sorted(losses, key=lambda step: (losses[step], step))
+    elif wanted != "last":
+        steps = [step for step in steps if step == wanted]
+    for step in steps:
+        problem = _problem(folder / str(step))
+        if problem is None:
+            return step, damaged
+        damaged.append((step, problem))
+    return None, damaged
+
+
+def kept(folder: Any) -> list[int]:
+    """Steps by whose names something stands there, whole or not; newest first. Raises InputError for a
+    folder that can't be read."""
+    folder = epath.Path(folder)
+    try:
+        found = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    except OSError as error:
+        raise InputError(f"{folder} can't be read ({one_line(error)}); check its permissions") from error
+    return sorted((int(name) for name in found if STEP.fullmatch(name)), reverse=True)
+
+
+def _losses(folder: epath.Path, steps: Sequence[int]) -> tuple[dict[int, float], list[tuple[int, str]]]:
+    """Held-out loss of each step that was evaluated, and (step, what is wrong) of those that can't tell."""
+    losses, damaged = {}, []
+    for step in steps:
+        try:
+            loss = _about(folder / str(step)).get("held_out_loss")
+        except (OSError, ValueError) as error:
+            damaged.append((step, one_line(error)))
+            continue
+        if isinstance(loss, float) and math.isfinite(loss):
+            losses[step] = loss
+    return losses, damaged
 
 
 def set_aside(folder: Any, step: int) -> str:
@@ -195,21 +261,54 @@ def set_aside(folder: Any, step: int) -> str:
     folder = epath.Path(folder)
     names = (f"damaged-{step}", *(f"damaged-{step}-{n}" for n in range(2, 1000)))
     place = next(folder / name for name in names if not (folder / name).exists())
-    (folder / str(step)).rename(place)
+    try:
+        (folder / str(step)).rename(place)
+    except OSError as error:
+        raise InputError(
+            f"can't rename the damaged checkpoint {folder / str(step)} ({one_line(error)}); remove it"
+        ) from error
     return str(place)
 
 
 def _problem(place: epath.Path) -> str | None:
+    """What is wrong with a checkpoint, if its files are not as they were written."""
+    name = DIGESTS
     try:
-        wanted = json.loads((place / DIGESTS).read_text())
+        for name, digest in _sealed(place).items():
+            if _digest(place / name) != digest:
+                return f"{one_line(name)} is altered"
+        step = _about(place).get("step")
+        return None if str(step) == place.name else f"it is that of step {one_line(step)}"
+    except FileNotFoundError:
+        return f"{one_line(name)} is missing"
     except (OSError, ValueError) as error:
-        return f"{DIGESTS} can't be read ({one_line(error)})"
+        return one_line(error, 200)
+
+
+def _sealed(place: epath.Path) -> dict[str, str]:
+    """Path under `place` -> digest, as they were when all was written. Raises ValueError for a checkpoint
+    that can't tell."""
+    if not place.is_dir():
+        raise ValueError("it is no folder")
     try:
-        found = _digests(place)
-    except OSError as error:
-        return one_line(error)
-    bad = [name for name, digest in wanted.items() if found.get(name) != digest]
-    return f"{bad[0]} is {'missing' if bad[0] not in found else 'altered'}" if bad else None
+        digests = parse_json((place / DIGESTS).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{DIGESTS} can't be read ({one_line(error)})") from error
+    good = isinstance(digests, dict) and all(isinstance(digest, str) for digest in digests.values())
+    if not good or not all(any(name.startswith(part) for name in digests) for part in ("trained/", ABOUT)):
+        raise ValueError(f"{DIGESTS} holds no digests of a checkpoint")
+    return digests
+
+
+def _about(place: epath.Path) -> dict[str, Any]:
+    """What `save` was told. Raises OSError and ValueError where that can't be read, or is altered."""
+    data = (place / ABOUT).read_bytes()
+    if hashlib.sha256(data).hexdigest() != _sealed(place).get(ABOUT):
+        raise ValueError(f"{ABOUT} is altered")
+    value = parse_json(data)
+    if not isinstance(value, dict):
+        raise ValueError(f"{ABOUT} holds {type(value).__name__} where an object belongs")
+    return value
 
 
 def _digests(place: epath.Path) -> dict[str, str]:
@@ -220,9 +319,13 @@ def _digests(place: epath.Path) -> dict[str, str]:
             if path.is_dir():
                 folders.append(path)
             elif path.name not in LATER:
-                with path.open("rb") as file:
-                    out[str(path.relative_to(place))] = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+                out[str(path.relative_to(place))] = _digest(path)
     return out
+
+
+def _digest(path: epath.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _shapes(tree: Any) -> Any:

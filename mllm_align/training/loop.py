@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
-from mllm_align import processes
+from mllm_align import locks, processes
 from mllm_align.batch import PromptGroup
 from mllm_align.config import Config, Distorted, OnlinePairs, to_json
 from mllm_align.data.batches import Batches, HostBatch
@@ -26,10 +26,10 @@ from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.table import counted
 from mllm_align.errors import SHOWN, InputError, NotFinite, Preempted, first_few, not_finite
 from mllm_align.models.bundle import Bundle, load
-from mllm_align.prepare import prepare
+from mllm_align.prepare import check_batch, prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run
-from mllm_align.training.checkpoint import Checkpoints, set_aside, whole_steps
+from mllm_align.training.checkpoint import Checkpoints, choose, set_aside
 from mllm_align.training.flops import peak_flops, step_flops
 from mllm_align.training.metrics import Log, add, divide, event_writer, line
 from mllm_align.training.online.common import Trainable
@@ -50,17 +50,37 @@ def train(
     eval_data: Any = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     profile: int = 0,
+    allow_schedule_change: bool = False,
 ) -> Bundle:
     """Train and return the model; continue by itself where `out` holds a checkpoint of the same run.
 
     model: what `run.open_base` takes, or one loaded before. data, eval_data: a file or rows.
     out: the run folder (see training/run.py). on_step: called with the figures of every logged step.
     profile: so many steps, after the first of this process, are traced to `out`/profile.
+    allow_schedule_change: continue for another number of steps though rates of the schedule depend on it.
+    Nobody else can train into `out` meanwhile, and a start that fails before a step leaves nothing there.
     Raises InputError, before anything is written, for a config, model or data that can't be used;
     Preempted after SIGTERM, with all saved; NotFinite where config.nonfinite says to stop, and where no
     held-out loss is finite.
     """
     out = Path(out)
+    place = run.checkpoints_folder(out, config)
+    own = [] if "://" in str(place) or place.is_relative_to(out.resolve()) else [place]
+    with locks.alone(out, *own):
+        return _train(config, model, data, out, place, eval_data, on_step, profile, allow_schedule_change)
+
+
+def _train(
+    config: Config,
+    model: str | Path | Bundle,
+    data: Any,
+    out: Path,
+    place: epath.Path,
+    eval_data: Any,
+    on_step: Callable[[dict[str, Any]], None] | None,
+    profile: int,
+    allow_schedule_change: bool,
+) -> Bundle:
     processes.on_first(lambda: run.check_folder(out, config))
     if not isinstance(model, Bundle):
         model = load(run.base_again(model, out), config.dtype, make_mesh(config.mesh))
@@ -74,6 +94,7 @@ def train(
     dropped: Counter[str] = Counter()
     wanted = config.data_responses
     encoder, records, left_out = prepare(bundle, data, config.data, wanted, room, opening, dropped)
+    check_batch(config.batch_size, len(records))
     held_out, held_left_out = [], []
     if eval_data is not None:
         wanted = config.held_out_objective.responses
@@ -83,21 +104,31 @@ def train(
         if these:
             warn(f"{counted(these)} {what} records left out")
     described = run.facts(config, bundle, data, eval_data, records)
-    place = run.checkpoints_folder(out, config)
-    processes.on_first(lambda: run.check(out, described))
+    processes.on_first(lambda: run.check(out, config, described))
     maker = make_maker(config, bundle, encoder, records, out)
     step = processes.on_first(lambda: _newest(place))
-    processes.on_first(lambda: run.start(out, config, described))
+    before = now = run.length(config, len(records))
+    if step:
+        about = processes.on_first(lambda: Checkpoints(place).about(step))
+        run.check_checkpoint(place / str(step), about, config, described)
+        before, now = run.goes_on(out, about, config, len(records), step, allow_schedule_change)
+    described |= run.lengths(now)
 
-    log = Log(out if processes.first() else None, writer)
-    with closing(log), closing(Checkpoints(place, config.keep, write=True)) as checkpoints:
-        run.check_checkpoint(place, checkpoints, step, config, described)
-        trainer = _Run(config, bundle, encoder, records, held_out, maker, out, log, checkpoints, on_step)
+    with run.undone_unless_begun(out, place), ExitStack() as stack:
+        processes.on_first(lambda: run.start(out, config, described, step))
+        log = stack.enter_context(closing(Log(out if processes.first() else None, writer)))
+        checkpoints = stack.enter_context(closing(Checkpoints(place, config.keep, True, step)))
+        trainer = _Run(
+            config, bundle, encoder, records, held_out, maker, out, log, checkpoints, on_step, now
+        )
         state = trainer.begin(step)
+        if now != before:
+            processes.on_first(lambda: run.lengthen(out, config, now))
+            log("continued", step=step, steps_before=before.steps, **run.lengths(now))
         counts = {"records": len(records), "skipped": [each.id for each in left_out]}
         counts |= {"left_out": dict(+dropped)}
         counts |= {"eval_records": len(held_out), "eval_skipped": [each.id for each in held_left_out]}
-        log("start", step=step, steps=trainer.steps, **described, **counts, **trainer.facts(state))
+        log("start", step=step, **described, **counts, **trainer.facts(state))
         state = trainer.loop(state, step, described, profile)
         log("done", step=trainer.steps)
     return replace(bundle, trained=state.trained)
@@ -105,12 +136,12 @@ def train(
 
 def _newest(place: Any) -> int:
     """Step of the newest whole checkpoint, 0 if there is none. Newer ones that are damaged make way."""
-    steps, wrong = whole_steps(place) if place.is_dir() else ([], [])
-    for step, problem in wrong:
+    newest, damaged = choose(place)
+    for step, problem in damaged:
         warn(
             f"checkpoint {place / str(step)} is damaged ({problem}); it is kept as {set_aside(place, step)}"
         )
-    return max(steps, default=0)
+    return newest or 0
 
 
 def _check(config: Config, bundle: Bundle) -> None:
@@ -120,6 +151,11 @@ def _check(config: Config, bundle: Bundle) -> None:
         raise InputError(
             f"nothing is left to train: freeze is {', '.join(config.freeze)} and "
             f"optim.projector_learning_rate {rate}; freeze less"
+        )
+    width = bundle.config.decoder.hidden
+    if config.lora is not None and config.lora.rank > width:
+        raise InputError(
+            f"lora.rank is {config.lora.rank}, and the model's decoder {width} wide; give at most {width}"
         )
     for what in check_fits(config, bundle.config, bundle.mesh):
         warn(f"{what} do not divide by mesh.tensor: every device of that axis keeps all of them")
@@ -140,6 +176,7 @@ class _Run:
         log: Log,
         checkpoints: Checkpoints,
         on_step: Callable[[dict[str, Any]], None] | None,
+        length: run.Length,
     ):
         self.config, self.bundle, self.records, self.log = config, bundle, records, log
         self.maker, self.out, self.checkpoints, self.on_step = maker, out, checkpoints, on_step
@@ -149,17 +186,17 @@ class _Run:
         self.batches = self._batches(encoder, records, references[0], shuffle=config.data.shuffle)
         self.held_out = self._batches(encoder, held_out, references[1]) if held_out else None
         self.held_records = held_out
-        self.steps = config.steps or math.ceil(config.epochs * self.batches.per_epoch)
-        self.program = train_program(config, bundle.config, bundle.mesh, self.steps)
+        self.steps, warmup = length.steps, length.warmup
+        self.program = train_program(config, bundle.config, bundle.mesh, self.steps, warmup)
         self.base = {name: bundle.params[name] for name in self.program.base}
-        self.rate = schedule(config.optim, config.optim.learning_rate, self.steps)
+        self.rate = schedule(config.optim, config.optim.learning_rate, self.steps, warmup)
         self.parts = trained_parts(config, bundle.config.anyres)
 
     def begin(self, step: int) -> TrainState:
         """The state after `step` steps: of the checkpoint, or where the run starts."""
         program = self.program
         if step:
-            if self.checkpoints.about(step)["records"] != self.batches.digest(step):
+            if self.checkpoints.about(step).get("records") != self.batches.digest(step):
                 raise InputError(
                     f"{self.out}: the first {step} batches were of other records; continue it with the "
                     "versions that it was started with (see run.json), or give --out a new folder"
@@ -239,6 +276,8 @@ class _Run:
                     window.updated(time.perf_counter() - made)
                 trace.step(state)
                 last, stop = number == self.steps, noticed(number)
+                if stop:
+                    locks.ending()  # of several processes it is known only now
                 if number % config.log_every == 0 or last or stop or number == begun + 1:
                     self._report(window.close(number))
                     if given.example is not None:
@@ -421,7 +460,12 @@ def notice_of_preemption() -> Iterator[Callable[[int], bool]]:
     if processes.several() or threading.current_thread() is not threading.main_thread():
         yield processes.preempted
         return
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+
+    def notice(number: int, _: Any) -> None:
+        came.append(number)
+        locks.ending()
+
+    before = signal.signal(signal.SIGTERM, notice)
     try:
         yield lambda step: bool(came)
     finally:

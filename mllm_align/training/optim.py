@@ -73,9 +73,12 @@ def init_trained(bundle: Bundle, config: Config) -> Tree:
     return trained
 
 
-def schedule(optim: OptimConfig, peak: float, steps: int) -> optax.Schedule:
-    """Rate of step 0, 1, ...: linear warm-up to the peak, then constant, linear or cosine to 0."""
-    warmup = round(optim.warmup * steps)
+def schedule(optim: OptimConfig, peak: float, steps: int, warmup: int | None = None) -> optax.Schedule:
+    """Rate of step 0, 1, ...: linear warm-up to the peak, then constant, linear or cosine to 0.
+
+    warmup: steps of the warm-up, where they are not the config's share of all steps.
+    """
+    warmup = round(optim.warmup * steps) if warmup is None else warmup
     rest = max(steps - warmup, 1)
     after = {
         "constant": optax.constant_schedule(peak),
@@ -89,11 +92,13 @@ def schedule(optim: OptimConfig, peak: float, steps: int) -> optax.Schedule:
     return optax.join_schedules([rise, after], [warmup])
 
 
-def make_optimizer(optim: OptimConfig, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    optim: OptimConfig, steps: int, warmup: int | None = None
+) -> optax.GradientTransformation:
     """AdamW under one global clip; the projector has a learning rate of its own."""
-    main = schedule(optim, optim.learning_rate, steps)
+    main = schedule(optim, optim.learning_rate, steps, warmup)
     own = optim.projector_learning_rate
-    projector = main if own is None else schedule(optim, own, steps)
+    projector = main if own is None else schedule(optim, own, steps, warmup)
 
     def labels(trained: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(

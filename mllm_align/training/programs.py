@@ -69,11 +69,14 @@ def abstract_state(
     return TrainState(struct((), jnp.int32, whole), trained, moments)  # type: ignore[arg-type]
 
 
-def train_program(config: Config, model: LlavaConfig, mesh: Mesh, steps: int) -> Program:
-    """The programs of a run of `steps` steps."""
+def train_program(
+    config: Config, model: LlavaConfig, mesh: Mesh, steps: int, warmup: int | None = None
+) -> Program:
+    """The programs of a run of `steps` steps, of them `warmup` with rising rates (default: the config's
+    share)."""
     dtype = compute_dtype(config.dtype, mesh)
     trained = abstract_trained(config, model, mesh)
-    optimizer = make_optimizer(config.optim, steps)
+    optimizer = make_optimizer(config.optim, steps, warmup)
     state, base = abstract_state(trained, optimizer, replicated(mesh)), abstract_base(model, mesh, dtype)
     if config.reference == "stored" or not config.objective.needs_reference:
         # no reference is run: what is trained needs no frozen copy

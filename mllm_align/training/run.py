@@ -11,20 +11,22 @@ answers/       what an endpoint said of the policy's responses, if one is the an
 from __future__ import annotations
 
 import hashlib
-import json
+import math
 import os
 import platform
+import shutil
 import sys
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from etils import epath
 
+from mllm_align import processes
 from mllm_align.config import (
     Config,
     Endpoint,
@@ -36,31 +38,45 @@ from mllm_align.config import (
     to_json,
 )
 from mllm_align.data.encode import Encoded
-from mllm_align.errors import InputError, one_line
-from mllm_align.files import json_text, new_file
+from mllm_align.errors import InputError, one_line, refusal
+from mllm_align.files import json_text, new_file, parse_json, read_json
+from mllm_align.locks import INSIDE, alone
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.models.changes import Trained
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import Folder
 from mllm_align.models.sources import open_model
-from mllm_align.training.checkpoint import Checkpoints, whole_steps
-from mllm_align.training.optim import abstract_trained
-
-Which = int | Literal["last", "best"]
+from mllm_align.prepare import name_weights
+from mllm_align.training.checkpoint import Checkpoints, Which, choose, kept
+from mllm_align.training.optim import abstract_trained, schedule
 
 # What may change between a run and its continuation: nothing that moves a number.
 MAY_CHANGE = ("log_every", "eval_every", "save_every", "keep", "tensorboard", "checkpoints")
 # These move a number by rounding alone: another machine may need others.
 MAY_CHANGE += ("mesh", "distributed", "micro_batches", "remat", "nonfinite")
+# How long a run goes on is looked at by itself (see goes_on).
+MAY_CHANGE += ("steps", "epochs")
 DATA_MAY_CHANGE = ("threads", "prefetch")
 # How an endpoint is reached, not what it says.
 ENDPOINT_MAY_CHANGE = ("url", "key_variable", "concurrency", "timeout", "retries", "budget")
+# What a start that failed may leave without a run: it was dear, and says itself what it belongs to.
+LEFT = {"reference.npz", "reference_eval.npz", "answers"}
+MOST_STEPS = 10**9  # counters are of 32 bits
+
+
+@dataclass(frozen=True)
+class Length:
+    """steps: of the whole run. warmup: over how many of them the rate rises."""
+
+    steps: int
+    warmup: int
 
 
 def facts(
     config: Config, bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]
 ) -> dict[str, Any]:
     """What run.json says of a run beside its config. Raises InputError for a judge that is no model."""
+    name_weights(bundle.folder)
     digest = hashlib.sha256()  # of the texts alone: a run's order of batches hangs on their lengths
     for record in records:
         for ids in (record.prefix, *record.responses):
@@ -72,7 +88,7 @@ def facts(
         "data": _name(data),
         "data_fingerprint": digest.hexdigest()[:16],
         "eval_data": _name(held_out),
-        **_judge(config),
+        **_judge(config, bundle),
         "dtype": str(bundle.dtype),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {
@@ -95,7 +111,7 @@ def _model(folder: Folder) -> dict[str, Any]:
     return {"model": named} if folder.step is None else {"model": named, "model_step": folder.step}
 
 
-def _judge(config: Config) -> dict[str, str]:
+def _judge(config: Config, bundle: Bundle) -> dict[str, str]:
     """The folder of a judge that is not the policy's base."""
     online = config.online
     if not isinstance(online, OnlinePairs) or not isinstance(online.annotator, JudgeModel):
@@ -103,6 +119,13 @@ def _judge(config: Config) -> dict[str, str]:
     if online.annotator.model is None:
         return {}
     folder = open_model(online.annotator.model)
+    if (
+        not folder.changes
+        and folder.path.resolve() == bundle.folder.path.resolve()
+        and not bundle.folder.changes
+    ):
+        folder = bundle.folder  # digested already
+    name_weights(folder)
     return {"judge": _model(folder)["model"], "judge_fingerprint": folder.fingerprint}
 
 
@@ -118,11 +141,60 @@ def check_folder(out: Path, config: Config) -> None:
     """Refuse a run folder that is something else, or a run of another configuration."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file; --out names a folder")
-    if not out.exists() or not any(out.iterdir()):
-        return
-    if not (out / "config.json").exists():
-        raise InputError(f"{out} holds other files; give --out a new folder, or one of an earlier run")
-    _check_config(out, read_config(out), config)
+    names = {path.name for path in out.iterdir()} - {INSIDE} if out.exists() else set()
+    if "config.json" not in names:
+        if names - LEFT:
+            raise InputError(f"{out} holds other files; give --out a new folder, or one of an earlier run")
+    elif has_begun(out, checkpoints_folder(out, config)):
+        _check_config(out, read_config(out), config)
+
+
+def has_begun(out: Path, place: epath.Path) -> bool:
+    """Whether a run has come so far that it must be continued: a step is in its log, or saved."""
+    try:
+        with open(out / "log.jsonl", "rb") as file:
+            if any(_event(line) not in (None, "start") for line in file):
+                return True
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise InputError(f"{out / 'log.jsonl'} can't be read ({one_line(error)}); mend it") from error
+    return bool(kept(place))
+
+
+def _event(line: bytes) -> Any:
+    with suppress(ValueError):
+        value = parse_json(line)
+        return value.get("event") if isinstance(value, dict) else None
+    return None
+
+
+@contextmanager
+def undone_unless_begun(out: Path, place: epath.Path) -> Iterator[None]:
+    """Take away what the block put into the run folder, if it fails before a step was taken: a mended
+    command shall find nothing of another run there."""
+    there = {path.name for path in out.iterdir()} if out.exists() else None
+    place_there = place.exists()
+    try:
+        yield
+    except BaseException:
+        if processes.first():
+            with suppress(OSError, InputError):
+                if not has_begun(out, place):
+                    _undo(out, there, place, place_there)
+        raise
+
+
+def _undo(out: Path, there: set[str] | None, place: epath.Path, place_there: bool) -> None:
+    if not place_there and place.exists():
+        place.rmtree()
+    stay = LEFT | (there or set()) - {"config.json", "run.json", "log.jsonl"}
+    for path in out.iterdir():
+        if path.name not in stay:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if there is None:
+        with suppress(OSError):  # what may be left stays
+            out.rmdir()
 
 
 def _check_config(out: Any, saved: Config, now: Config) -> None:
@@ -155,24 +227,29 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
+NO_RUN = "give a run folder that is whole, or --out a new one"
+
+
 def read_config(out: Path) -> Config:
-    return from_json(_read(out / "config.json"))
+    return from_json(read_json(out / "config.json", f"{out} is no run folder: {NO_RUN}"))
 
 
-def _read(file: Path, *needed: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not set(needed) <= set(content):
-            raise ValueError(f"is no object with {', '.join(needed) or 'fields'}")
-        return content
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file.parent} is no run folder: {file.name}: {one_line(error)}") from error
+def read_facts(out: Path) -> dict[str, Any]:
+    """What run.json says. Raises InputError where it does not say what a run needs."""
+    facts = read_json(out / "run.json", f"{out} is no run folder: {NO_RUN}")
+    for name in ("model", "model_fingerprint"):
+        if not isinstance(facts.get(name), str):
+            raise refusal(str(out / "run.json"), f"{name} is {one_line(facts.get(name))}", NO_RUN)
+    step = facts.get("model_step", 1)  # of the run that this one began from
+    if not isinstance(step, int) or step < 1:
+        raise refusal(str(out / "run.json"), f"model_step is {one_line(step)}", NO_RUN)
+    return facts
 
 
-def check(out: Path, described: dict[str, Any]) -> None:
+def check(out: Path, config: Config, described: dict[str, Any]) -> None:
     """Refuse to continue a run of another model or other data."""
-    if (out / "run.json").exists():
-        _check_same(out, _read(out / "run.json"), described)
+    if (out / "run.json").exists() and has_begun(out, checkpoints_folder(out, config)):
+        _check_same(out, read_facts(out), described)
 
 
 def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> None:
@@ -191,14 +268,74 @@ def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> N
             )
 
 
-def check_checkpoint(
-    place: Any, checkpoints: Checkpoints, step: int, config: Config, described: dict[str, Any]
-) -> None:
+def check_checkpoint(place: Any, about: dict[str, Any], config: Config, described: dict[str, Any]) -> None:
     """The same of what a checkpoint says of itself: it may have come from elsewhere."""
-    if step:
-        about = checkpoints.about(step)
-        _check_config(place / str(step), from_json(about["config"]), config)
-        _check_same(place / str(step), about, described)
+    _check_config(place, _config_of(place, about), config)
+    _check_same(place, about, described)
+
+
+def _config_of(place: Any, about: dict[str, Any]) -> Config:
+    if not isinstance(about.get("config"), dict):
+        raise InputError(f"{place} does not say what it is of; remove it to go back to the one before")
+    return from_json(about["config"])
+
+
+# ---- how long --------------------------------------------------------------------------------------------
+
+
+def length(config: Config, records: int) -> Length:
+    """Of a run that begins. Raises InputError for more steps than can be counted."""
+    per_epoch = -(-records // config.batch_size)
+    steps = config.steps or math.ceil(config.epochs * per_epoch)
+    if steps > MOST_STEPS:
+        problem = f"epochs is {config.epochs:g}, which makes {steps} steps of {per_epoch} in each epoch"
+        raise InputError(f"{problem}; give fewer: at most {MOST_STEPS} steps")
+    return Length(steps, round(config.optim.warmup * steps))
+
+
+def goes_on(
+    out: Path, about: dict[str, Any], config: Config, records: int, step: int, allowed: bool
+) -> tuple[Length, Length]:
+    """How long a run was to be that has taken `step` steps, and how long it is to be now.
+
+    Its warm-up stays as it was. Raises InputError for fewer steps than are taken, and for another length
+    that changes the rates of the schedule, unless that is allowed.
+    """
+    begun = (out / "run.json").exists()
+    saved = read_config(out) if begun else _config_of(out, about)
+    before, now = (
+        _recorded(out, read_facts(out) if begun else about, saved, records),
+        length(config, records),
+    )
+    if now.steps == before.steps:
+        return before, before
+    now = Length(now.steps, before.warmup)
+    if now.steps < step:
+        raise InputError(
+            f"{out} has taken {step} steps, {now.steps} are asked for; give --steps {step} or more"
+        )
+    rates = [
+        schedule(config.optim, config.optim.learning_rate, it.steps, it.warmup) for it in (before, now)
+    ]
+    if config.optim.schedule != "constant" and not allowed:
+        old, new = (f"{float(rate(step)):.3g}" for rate in rates)  # type: ignore[arg-type]
+        rate = f"the learning rate of step {step + 1} would be {new}, not {old}"
+        raise InputError(
+            f"{out} was started for {before.steps} steps; with {now.steps} its {config.optim.schedule} "
+            f"schedule changes: {rate}; give --allow-schedule-change, or the number of before"
+        )
+    return before, now
+
+
+def _recorded(out: Path, about: dict[str, Any], saved: Config, records: int) -> Length:
+    """How long a run was to be, by what it says of itself."""
+    steps, warmup = (about.get(name) for name in ("steps", "warmup_steps"))
+    if steps is None and warmup is None:  # of an earlier version
+        return length(saved, records)
+    if type(steps) is not int or type(warmup) is not int or not 0 <= warmup <= steps <= MOST_STEPS:
+        problem = f"its steps and warmup_steps are {one_line(steps)} and {one_line(warmup)}"
+        raise refusal(str(out), problem, NO_RUN)
+    return Length(steps, warmup)
 
 
 def checkpoints_folder(out: Path, config: Config) -> epath.Path:
@@ -208,9 +345,9 @@ def checkpoints_folder(out: Path, config: Config) -> epath.Path:
     return place if "://" in config.checkpoints else place.resolve()
 
 
-def start(out: Path, config: Config, described: dict[str, Any]) -> None:
-    """Make the run folder, if it is not there."""
-    if (out / "run.json").exists():
+def start(out: Path, config: Config, described: dict[str, Any], step: int) -> None:
+    """Make the run folder, unless it is that of the run that goes on from `step`."""
+    if step and (out / "run.json").exists():
         return
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -218,6 +355,21 @@ def start(out: Path, config: Config, described: dict[str, Any]) -> None:
         raise InputError(
             f"can't make the run folder {out}: {one_line(error)}; give another --out"
         ) from error
+    _write(out, config, described)
+
+
+def lengthen(out: Path, config: Config, now: Length) -> None:
+    """Put down that a run is to be longer, or shorter."""
+    saved = replace(read_config(out), steps=config.steps, epochs=config.epochs)
+    _write(out, saved, read_facts(out) | lengths(now))
+
+
+def lengths(length: Length) -> dict[str, int]:
+    """As run.json and checkpoints have it."""
+    return {"steps": length.steps, "warmup_steps": length.warmup}
+
+
+def _write(out: Path, config: Config, described: dict[str, Any]) -> None:
     with new_file(out / "config.json") as file:
         file.write(save_json(config))
     with new_file(out / "run.json") as file:
@@ -246,7 +398,7 @@ def base_again(model: str | Path, out: Path) -> Folder:
     far that one has come since."""
     step: Any = "last"
     if is_run(Path(model)) and is_run(out):
-        described = _read(out / "run.json", "model")
+        described = read_facts(out)
         same = described["model"] == str(Path(model).resolve())
         step = described.get("model_step", step) if same else step
     return open_base(model, step)
@@ -262,7 +414,7 @@ def base_folder(model: str | Path) -> str | Path:
     while is_run(Path(model)):
         _refuse_circle(Path(model), seen)
         seen.append(Path(model).resolve())
-        model = str(_read(seen[-1] / "run.json", "model")["model"])
+        model = read_facts(seen[-1])["model"]
     return model
 
 
@@ -274,29 +426,43 @@ def _refuse_circle(run: Path, seen: Sequence[Path]) -> None:
 def open_run(
     out: str | Path, step: Which = "last", within: tuple[Path, ...] = ()
 ) -> tuple[Config, Folder, Checkpoints, int]:
-    """(config, base folder, checkpoints, the step asked for). Only whole checkpoints count."""
+    """(config, base folder, checkpoints, the step asked for). Only whole checkpoints count: of damaged ones
+    stderr tells, and the next one is taken, unless a step was asked for by its number."""
     out = Path(out)
     _refuse_circle(out, within)
-    config, described = read_config(out), _read(out / "run.json", "model", "model_fingerprint")
+    config, described = read_config(out), read_facts(out)
     began = str(described["model"]), described.get("model_step", "last"), (*within, out.resolve())
     folder = open_base(*began)
+    name_weights(folder)
     if folder.fingerprint != described["model_fingerprint"]:
         raise InputError(
             f"{folder.named or folder.path} has changed since {out} was trained from it (fingerprint "
             f"{folder.fingerprint}, was {described['model_fingerprint']}); put the original back"
         )
     place = checkpoints_folder(out, config)
-    steps, wrong = whole_steps(place) if place.is_dir() else ([], [])
-    for number, problem in wrong:
-        print(f"checkpoint {place / str(number)} is damaged ({problem}); it is left out", file=sys.stderr)
-    if not steps:
+    checkpoints, number = Checkpoints(place), processes.on_first(lambda: _chosen(out, place, step))
+    about = processes.on_first(lambda: checkpoints.about(number))
+    check_checkpoint(place / str(number), about, config, described)
+    return config, folder, checkpoints, number
+
+
+def _chosen(out: Path, place: epath.Path, wanted: Which) -> int:
+    """The step to read. Raises InputError where there is none."""
+    step, damaged = choose(place, wanted)
+    asked = [problem for number, problem in damaged if number == wanted]
+    if asked:
+        remedy = "take another step, or `last`"
+        raise InputError(f"checkpoint {place / str(wanted)} is damaged ({asked[0]}); {remedy}")
+    for number, problem in damaged:
+        taken = "it is left out" if step is None else f"step {step} is taken"
+        print(f"checkpoint {place / str(number)} is damaged ({problem}); {taken}", file=sys.stderr)
+    if step is not None:
+        return step
+    left = sorted(set(kept(place)) - {number for number, _ in damaged})
+    if wanted == "last" or not left:
         raise InputError(f"{out} has no whole checkpoint yet; train it first")
-    checkpoints = Checkpoints(place)
-    wanted = {"last": steps[0], "best": checkpoints.best()}.get(str(step), step)
-    if wanted not in steps:
-        why = "no step was evaluated" if wanted is None else f"it has {', '.join(map(str, sorted(steps)))}"
-        raise InputError(f"{out} has no checkpoint {one_line(step)}: {why}; take another, or `last`")
-    return config, folder, checkpoints, wanted  # type: ignore[return-value]
+    why = "no step was evaluated" if wanted == "best" else f"it has {', '.join(map(str, left))}"
+    raise InputError(f"{out} has no checkpoint {one_line(wanted)}: {why}; take another, or `last`")
 
 
 def load_run(out: str | Path, dtype: Any = "auto", mesh: Any = None, step: Which = "last") -> Bundle:
@@ -320,10 +486,16 @@ def export_run(
 
     Returns what was written: counts of tensors and, for a merge into 16 bits, what rounding cost.
     """
+    with alone(out):
+        return _export_run(run, Path(out), adapter, dtype, step)
+
+
+def _export_run(
+    run: str | Path, out: Path, adapter: bool, dtype: str | None, step: Which
+) -> dict[str, Any]:
     config, folder, checkpoints, number = open_run(run, step)
     with closing(checkpoints):
         trained = checkpoints.restore_trained(number)
-    out = Path(out)
     lora = config.lora
     if adapter:
         if lora is None:

@@ -13,13 +13,14 @@ from jax.sharding import Mesh
 from mllm_align import processes
 from mllm_align.batch import PromptGroup
 from mllm_align.config import DataConfig
+from mllm_align.config.checks import MANY, check_number
 from mllm_align.data.batches import Batches
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
 from mllm_align.errors import InputError, not_finite
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.policy import policy_variables
-from mllm_align.prepare import prepare
+from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.progress import progress_bar
 from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
 
@@ -100,9 +101,9 @@ def score(
     InputError for unusable data, NotFinite where log-probs are not finite.
     """
     config = config or DataConfig()
-    if batch_size < 1:
-        raise InputError(f"batch_size is {batch_size}; it must be 1 or more")
+    check_number("batch_size", batch_size, 1, MANY)
     encoder, records, left_out = prepare(bundle, data, config, responses=2)
+    check_batch(batch_size, len(records))
     logps = response_logps(bundle, encoder, records, config, batch_size)
     if broken := not_finite_among(records, logps):
         raise not_finite("log-probs are", broken, len(records))
@@ -137,6 +138,7 @@ class StoredReference:
         Raises InputError if the file belongs to another model, data or dtype.
         """
         settings = bundle.processor.image_processor.to_json_string()
+        name_weights(bundle.folder)
         stamp = (
             f"model {bundle.folder.fingerprint} data {fingerprint(records, settings)} dtype {bundle.dtype}"
         )

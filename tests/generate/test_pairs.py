@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 import resource
 from collections import Counter
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from decoding import Scripted
+from mutants import mutant
 from PIL import Image
 from runs import MODEL, bundle, rows, write_pairs
 
@@ -545,3 +547,40 @@ def test_a_disk_that_fills_up_at_the_end(data, out, monkeypatch):
             run(data, out)
     assert not out.exists() and len(part(out).read_bytes().splitlines()) == 5
     assert run(data, out)["pairs"] == 4 and len(lines(out)) == 4
+
+
+# ---- hostile files -----------------------------------------------------------------------------------
+
+
+def survives(data, out, said):
+    """Whether the job was done; it may only end with one line, or be stopped before it closes."""
+    try:
+        run(data, out)
+    except InputError as error:
+        assert "\n" not in str(error), said
+        return False
+    except Exception as error:
+        raise AssertionError(said) from error
+    return True
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+def test_hostile_files_of_a_job(data, out, count):
+    rng, outcomes = random.Random(count), []
+    with stopped_at("close"):
+        run(data, out)
+    growing = part(out).read_bytes().split(b"\n")
+    run(data, out)
+    finished, told = out.read_bytes(), log(out)[-1]
+    for number in range(count):
+        if number % 3:
+            out.unlink(missing_ok=True)
+            where = rng.randrange(len(growing) - 1)
+            hostile = mutant(growing[where].decode(), rng)
+            part(out).write_bytes(b"\n".join([*growing[:where], hostile, *growing[where + 1 :]]))
+        else:
+            out.write_bytes(finished)
+            hostile = mutant(json.dumps(told), rng)
+            out.with_name(out.name + ".log.jsonl").write_bytes(hostile + b"\n")
+        outcomes.append(survives(data, out, f"number {number}: {hostile[:2000]!r}"))
+    assert 0 < sum(outcomes) < count

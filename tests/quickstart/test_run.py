@@ -2,11 +2,13 @@
 
 import base64
 import json
+import random
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 
 import pytest
+from mutants import mutant
 from runs import compiling, events, one_device
 
 pytest.importorskip("tensorflow_datasets")
@@ -14,6 +16,7 @@ pytest.importorskip("tensorflow_datasets")
 from mllm_align.data.scenes.builder import read
 from mllm_align.data.scenes.world import Settings
 from mllm_align.errors import InputError
+from mllm_align.evaluate.hallucination import Counts
 from mllm_align.models.bundle import load
 from mllm_align.quickstart import phases
 from mllm_align.quickstart import run as module
@@ -161,3 +164,26 @@ def test_whole_run_stopped_twice(tmp_path, monkeypatch, capfd):
     assert run(out, recipe=MINIATURE) == results
     assert contents(out) == before
     assert str(out / "report.html") in capfd.readouterr().out
+
+
+def test_hostile_files_are_one_line(tmp_path, monkeypatch):
+    """What was measured, and how long it took, with types and fields of other kinds."""
+    rng, recipe = random.Random(0), Recipe()
+    names = ("draw pictures", "pretraining", "SFT", "BDHS", "DPO", "further SFT", "evaluate")
+    seconds = json.dumps(dict.fromkeys(names, 1.5))
+    counts = {"counts": [asdict(Counts())], "captions": ["x"]}
+    splits = {"broken": counts | {"pope": [["random", True]]}, "unbiased": counts, "held_out": counts}
+    measured = json.dumps(
+        {"models": dict.fromkeys(phases.MODELS, splits), "pairs": {"pairs": 1, "differ_after": [0.5]}}
+    )
+    module.take(tmp_path, 1, recipe)
+    (tmp_path / "seed-0").mkdir()
+    for number in range(150):
+        files = {"seconds.json": seconds.encode(), "seed-0/measured.json": measured.encode()}
+        name = rng.choice([*files])
+        files[name] = mutant(files[name].decode(), rng)
+        for file, data in files.items():
+            (tmp_path / file).write_bytes(data)
+        with pytest.raises(InputError) as refused:  # if for nothing else, as no curve is there
+            run(tmp_path, 1, recipe)
+        assert "\n" not in str(refused.value), (number, files[name])

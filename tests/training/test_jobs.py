@@ -142,6 +142,47 @@ def test_a_dead_process_ends_the_others_by_name(folder, whole, victim):
     assert_close(out, whole)
 
 
+def test_two_commands_into_one_folder(folder, whole):
+    """The second is refused while the first runs; killed, the first is no hindrance; told to go, it is
+    waited for."""
+    out = folder / "twice"
+    first = Job(folder, out, 1, "--steps", 400)
+    reach(out, 2, job=first)
+    (folder / "link").symlink_to(out)
+    second = Job(folder, folder / "link", 1, "--steps", 400)
+    assert second.wait() == [2]
+    said = second.said().splitlines()[-1]
+    assert re.search(rf"error: .*twice: is in use by process {first.processes[0].pid} on ", said)
+    assert first.processes[0].poll() is None
+    first.kill(0)
+    first.wait()
+    second = Job(folder, out, 1, "--steps", 400)
+    step = max(losses(out))
+    reach(out, step + 4, job=second)
+    second.kill(0, signal.SIGTERM)
+    third = Job(folder, out, 1, "--steps", 400)  # at once, as a scheduler may start it
+    assert second.wait() == [75]
+    reach(out, max(losses(out)) + 2, job=third)
+    third.kill(0, signal.SIGTERM)
+    assert third.wait() == [75]
+    files = {path.name for path in folder.iterdir()}
+    assert not [name for name in files if ".lock" in name]
+    steps = [event["step"] for event in log(out) if event["event"] == "train"]
+    assert losses(whole)[1] == losses(out)[1] and max(steps) == len(set(steps)), "none left out"
+
+
+def test_two_processes_of_a_job_are_refused_together(folder):
+    out = folder / "together"
+    first = Job(folder, out, 2, "--steps", 400)
+    reach(out, 2, job=first)
+    (folder / "too").symlink_to(out)
+    second = Job(folder, folder / "too", 2, "--steps", 400)
+    assert second.wait(120) == [2, 2], second.said()
+    assert all("is in use by process" in second.said(i) for i in range(2))
+    first.kill(1, signal.SIGTERM)
+    assert first.wait() == [75, 75]
+
+
 def test_two_processes_write_what_one_writes(folder, tmp_path):
     """score, generate and bdhs: all compute, the first writes."""
     data = folder / "data" / "pairs.jsonl"

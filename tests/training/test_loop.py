@@ -44,8 +44,9 @@ from mllm_align import (
 from mllm_align.batch import PromptGroup
 from mllm_align.data import encode
 from mllm_align.errors import NotFinite, Preempted
+from mllm_align.locks import alone
 from mllm_align.sharding import make_mesh
-from mllm_align.training import loop, metrics
+from mllm_align.training import loop, metrics, run
 from mllm_align.training.metrics import Log, divide
 from mllm_align.training.run import open_run
 
@@ -225,7 +226,6 @@ def everything(folder):
         ({"lora": None}, "lora"),
         ({"optim": replace(TINY.optim, learning_rate=1e-3)}, "optim.learning_rate differ"),
         ({"data": replace(TINY.data, shuffle=False)}, "data.shuffle"),
-        ({"steps": 5}, "steps"),
     ],
     ids=str,
 )
@@ -463,8 +463,9 @@ def test_a_run_folder_below_a_file_is_refused(tmp_path):
         with pytest.raises(InputError, match="file"):
             train(TINY, bundle(), PAIRS, out)
     config = replace(TINY, checkpoints=str(tmp_path / "file" / "checkpoints"))
-    with pytest.raises(InputError, match=r"can't write a checkpoint to .*make room or mend the path"):
+    with pytest.raises(InputError, match=r"can't write .*/file/checkpoints: "):
         train(config, bundle(), PAIRS, tmp_path / "run")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.slow
@@ -636,3 +637,79 @@ def test_a_trained_tower_runs_apart_from_the_reference(tmp_path):
     train(replace(FULL, freeze=(), batch_size=8), bundle(), PAIRS, tmp_path / "run")
     seen = losses(tmp_path / "run")
     assert seen[0] == pytest.approx(np.log(2), abs=1e-4) and seen[-1] < 0.5
+
+
+# ---- starts that fail, and two at once ---------------------------------------------------------------
+
+
+class OutOfMemory(RuntimeError):
+    """As the compiler or the allocator raises it."""
+
+
+FAILURES = {
+    "state": ("mllm_align.training.loop.init_trained", OutOfMemory),
+    "compiling": ("mllm_align.training.loop._Window.add", OutOfMemory),
+    "interrupt": ("mllm_align.training.loop._Window.add", KeyboardInterrupt),
+    "data": ("mllm_align.training.loop._Run.put", InputError),
+    "log": ("mllm_align.training.loop._Run.facts", OSError),
+}
+
+
+@pytest.mark.parametrize("where", FAILURES)
+def test_a_start_that_fails_leaves_nothing(tmp_path, monkeypatch, where):
+    place, error = FAILURES[where]
+
+    def fails(*_, **__):
+        raise error("no room")
+
+    out = tmp_path / "a" / "b" / "run"
+    with monkeypatch.context() as patch, pytest.raises(error):
+        patch.setattr(place, fails)
+        train(TINY, bundle(), PAIRS, out)
+    assert not list(tmp_path.iterdir()), "nor the parents that it made"
+
+
+def test_a_start_that_was_killed_is_no_run_yet(tmp_path):
+    """Nothing could be tidied up: the mended command finds a config that nobody has taken a step by."""
+    out = tmp_path / "run"
+    run.start(out, replace(TINY, batch_size=8, seed=3), {"model": "m", "model_fingerprint": "f"}, 0)
+    (out / "log.jsonl").write_text('{"event": "start", "step": 0}\n{"event": "st')
+    (out / "checkpoints").mkdir()
+    (out / "reference.npz").write_text("dear")
+    train(replace(TINY, steps=1), bundle(), PAIRS, out)
+    assert run.read_config(out) == replace(TINY, steps=1)
+    assert json.loads((out / "run.json").read_text())["model"] == str(MODEL)
+    assert (out / "reference.npz").read_text() == "dear"
+
+
+def test_a_step_that_was_taken_keeps_the_run(interrupted, tmp_path):
+    copy = shutil.copytree(interrupted, tmp_path / "run")
+    shutil.rmtree(copy / "checkpoints")
+    before = everything(copy)
+    with pytest.raises(InputError, match="seed differ"):
+        train(replace(TINY, seed=1), bundle(), PAIRS, copy)
+    assert everything(copy) == before
+
+
+def test_sizes_that_can_not_be_meant_are_refused(tmp_path):
+    width = bundle().config.decoder.hidden
+    lora = replace(TINY.lora, rank=width + 1)
+    for config, said in (
+        (replace(TINY, lora=lora), f"lora.rank is {width + 1}, and the model's decoder {width} wide"),
+        (replace(TINY, batch_size=65536), "batch_size is 65536, and the data have 8 records"),
+        (replace(TINY, steps=None, epochs=1e9), "epochs is 1e.09, which makes 2000000000 steps"),
+    ):
+        with pytest.raises(InputError, match=said):
+            train(config, bundle(), PAIRS, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_nobody_else_trains_into_a_folder_meanwhile(interrupted, tmp_path):
+    config = replace(TINY, checkpoints=str(tmp_path / "checkpoints"))
+    said = "is in use by process"
+    with alone(tmp_path / "checkpoints"), pytest.raises(InputError, match=f"checkpoints: {said}"):
+        train(config, bundle(), PAIRS, tmp_path / "run")
+    before = everything(interrupted)
+    with alone(interrupted), pytest.raises(InputError, match=said):
+        train(TINY, bundle(), PAIRS, interrupted)
+    assert everything(interrupted) == before and not list(tmp_path.iterdir())

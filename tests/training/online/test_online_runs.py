@@ -419,11 +419,12 @@ def test_a_judge_that_has_changed_is_refused(tmp_path):
 
     before = described()
     assert before["judge_fingerprint"] == before["model_fingerprint"]
-    run.start(out, config, before)
-    run.check(out, described())
+    run.start(out, config, before, 0)
+    (out / "log.jsonl").write_text('{"event": "train", "step": 1}\n')
+    run.check(out, config, described())
     (tmp_path / "judge" / "config.json").write_text((MODEL / "config.json").read_text() + "\n")
     with pytest.raises(InputError, match=r"was started with another judge .*; give its judge, or --out"):
-        run.check(out, described())
+        run.check(out, config, described())
     shutil.rmtree(tmp_path / "judge")
     with pytest.raises(InputError, match="judge"):
         train(config, bundle(), PAIRS, tmp_path / "new")
