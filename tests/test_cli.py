@@ -323,9 +323,9 @@ def test_identical_records_are_refused_or_left_out(refused, run, tmp_path):
     other = [turns[0], {"from": "gpt", "value": "der."}]
     povid = [{"conversations": turns, "rejected_conversations": each} for each in (turns, other)]
     data = write_pairs(tmp_path, povid)
-    assert "record 0, rejected: the response is identical" in refused("score", *argv)
-    status, told, _ = run("score", *argv, "--data.identical", "skip")
-    assert status == 0 and told.startswith("1 records scored to ") and ", 1 identical" in told
+    status, told, said = run("score", *argv)  # published sets have some: they are left out by rule
+    assert status == 0 and told.startswith("1 records scored to ")
+    assert said == f"left out of {data}: 1 identical pair\n"
 
 
 def test_control_tokens_in_responses_are_scored_as_text(run, tmp_path):

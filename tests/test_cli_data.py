@@ -142,7 +142,7 @@ def test_held_out_data_have_a_split_of_their_own(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "prepare", prepare)
     monkeypatch.setattr(loop, "load", lambda *_: bundle())
     config = tmp_path / "config.py"
-    config.write_text("from mllm_align import Config\ndef get_config():\n    return Config(steps=1)\n")
+    config.write_text("from mllm_align import Config\ndef get_config():\n    return Config(steps=1, lora=None)\n")
     options = [
         "--data.split",
         "train",
@@ -153,7 +153,8 @@ def test_held_out_data_have_a_split_of_their_own(run, tmp_path, monkeypatch):
         "--out",
         tmp_path / "run",
     ]
-    assert run("train", config, "--model", MODEL, "--data", "data", *options)[0] == 130
+    said = run("train", config, "--model", MODEL, "--data", "data", *options)
+    assert said[0] == 130, said
     assert read == [("data", "train"), ("data", "test")]
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,8 @@ def _train(
     if step:
         about = processes.on_first(lambda: Checkpoints(place).about(step))
         run.check_checkpoint(place / str(step), about, config, described)
-        before, now = run.goes_on(out, about, config, len(records), step, allow_schedule_change)
+        length = partial(run.goes_on, out, about, config, len(records), step, allow_schedule_change)
+        before, now = (run.Length(*each) for each in processes.on_first(length))
     described |= run.lengths(now)
 
     with run.undone_unless_begun(out, place), ExitStack() as stack:

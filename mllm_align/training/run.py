@@ -18,10 +18,10 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from etils import epath
@@ -64,8 +64,7 @@ LEFT = {"reference.npz", "reference_eval.npz", "answers"}
 MOST_STEPS = 10**9  # counters are of 32 bits
 
 
-@dataclass(frozen=True)
-class Length:
+class Length(NamedTuple):
     """steps: of the whole run. warmup: over how many of them the rate rises."""
 
     steps: int

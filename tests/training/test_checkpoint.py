@@ -185,8 +185,9 @@ def test_files_are_digested_once_and_only_what_is_restored(copy, monkeypatch, tm
 
 def test_other_processes_digest_nothing(copy, monkeypatch):
     """They are told by the first one."""
-    told = {"fingerprints": [bundle().folder.fingerprint, bundle().folder.projector_fingerprint], "step": 2}
-    answers = iter(told.values())
+    folder = bundle().folder
+    about = json.loads((copy / "checkpoints" / "2" / "run" / "metadata").read_text())
+    answers = iter([[folder.fingerprint, folder.projector_fingerprint], 2, about])
     monkeypatch.setattr(processes, "on_first", lambda f: next(answers))
     monkeypatch.setattr(hashlib, "file_digest", None)
     assert open_run(copy)[3] == 2
