@@ -142,7 +142,8 @@ def test_held_out_data_have_a_split_of_their_own(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "prepare", prepare)
     monkeypatch.setattr(loop, "load", lambda *_: bundle())
     config = tmp_path / "config.py"
-    config.write_text("from mllm_align import Config\ndef get_config():\n    return Config(steps=1, lora=None)\n")
+    text = "from mllm_align import Config\ndef get_config():\n    return Config(steps=1, lora=None)\n"
+    config.write_text(text)
     options = [
         "--data.split",
         "train",

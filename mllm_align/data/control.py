@@ -71,10 +71,9 @@ class ControlTokens:
         """
         ids, spans, front = _encoded(self._own, text, special)
         written, told, done = [], True, 0
-        for number, (start, stop) in zip(ids[front:], spans[front:], strict=True):
-            name = self._names.get(number)
-            if name is None:
-                continue
+        for place in [i for i, number in enumerate(ids) if number in self._names and i >= front]:
+            number, (start, stop) = ids[place], spans[place]
+            name = self._names[number]
             size = len(name)  # spans may leave out white space
             at = text.find(name, max(done, start - size), stop + size)
             if at >= 0:
