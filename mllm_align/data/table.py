@@ -29,6 +29,8 @@ from mllm_align.files import new_file
 
 LARGE = 4096
 """Records from which on a file and other processes, which take seconds to start, are worth it."""
+MOST = 16
+"""Processes at once: each takes some 250 MB."""
 PART = 1024
 """Records that a process takes at once."""
 KEPT = 4
@@ -193,7 +195,7 @@ def _shared_out(
     tell: Callable[[int], Any],
 ) -> Iterator[Table]:
     """Tables of PART records each, in order, made by as many processes as this one may use cores."""
-    from joblib import Parallel, delayed
+    from joblib import Parallel, cpu_count, delayed
     from joblib.externals.loky import get_reusable_executor
 
     with tempfile.TemporaryDirectory() as folder:
@@ -203,9 +205,8 @@ def _shared_out(
             delayed(_part)(file, records[start : start + PART], start, responses, opening)
             for start in range(0, len(records), PART)
         )
-        cores = len(os.sched_getaffinity(0))
         try:
-            tables: Any = Parallel(n_jobs=cores, return_as="generator")(parts)
+            tables: Any = Parallel(n_jobs=min(cpu_count(), MOST), return_as="generator")(parts)
             for table in tables:  # in order: the first fault is that of the first record
                 if isinstance(table, InputError):
                     raise table
