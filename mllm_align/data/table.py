@@ -11,6 +11,7 @@ import hashlib
 import os
 import pickle
 import tempfile
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -194,7 +195,7 @@ def _shared_out(
     opening: bool,
     tell: Callable[[int], Any],
 ) -> Iterator[Table]:
-    """Tables of PART records each, in order, made by as many processes as this one may use cores."""
+    """Tables of PART records each, in order, made by a process for each core, MOST of them."""
     from joblib import Parallel, cpu_count, delayed
     from joblib.externals.loky import get_reusable_executor
 
@@ -205,14 +206,17 @@ def _shared_out(
             delayed(_part)(file, records[start : start + PART], start, responses, opening)
             for start in range(0, len(records), PART)
         )
+        tables: Any = Parallel(n_jobs=min(cpu_count(), MOST), return_as="generator")(parts)
         try:
-            tables: Any = Parallel(n_jobs=min(cpu_count(), MOST), return_as="generator")(parts)
             for table in tables:  # in order: the first fault is that of the first record
                 if isinstance(table, InputError):
                     raise table
                 tell(len(table.lengths))
                 yield table
         finally:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of work that a fault made useless
+                tables.close()
             get_reusable_executor().shutdown(kill_workers=True)
 
 
