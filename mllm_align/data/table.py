@@ -29,7 +29,9 @@ from mllm_align.errors import InputError, refusal
 from mllm_align.files import new_file
 
 LARGE = 4096
-"""Records from which on a file and other processes, which take seconds to start, are worth it."""
+"""Records from which on a table is kept."""
+SHARED = 16384
+"""Records from which on other processes, which take seconds to start, are worth it."""
 MOST = 16
 """Processes at once: each takes some 250 MB."""
 PART = 1024
@@ -206,7 +208,8 @@ def _shared_out(
             delayed(_part)(file, records[start : start + PART], start, responses, opening)
             for start in range(0, len(records), PART)
         )
-        tables: Any = Parallel(n_jobs=min(cpu_count(), MOST), return_as="generator")(parts)
+        processes = min(cpu_count(), MOST) if len(records) >= SHARED else 1
+        tables: Any = Parallel(n_jobs=processes, return_as="generator")(parts)
         try:
             for table in tables:  # in order: the first fault is that of the first record
                 if isinstance(table, InputError):
@@ -217,7 +220,8 @@ def _shared_out(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of work that a fault made useless
                 tables.close()
-            get_reusable_executor().shutdown(kill_workers=True)
+            if processes > 1:
+                get_reusable_executor().shutdown(kill_workers=True)
 
 
 def _part(

@@ -125,12 +125,12 @@ def test_all_records_over_long():
 # ---- other processes ---------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_other_processes_encode_the_same(monkeypatch):
+@pytest.mark.parametrize("shared", [9, pytest.param(2, marks=pytest.mark.slow)])
+def test_parts_and_other_processes_encode_the_same(monkeypatch, shared):
     coder, records = encoder(), [record(row) for row in PAIRS]
     alone = [coder.encode(each, 2, i) for i, each in enumerate(records)]
-    monkeypatch.setattr(table, "LARGE", 2)
-    monkeypatch.setattr(table, "PART", 3)
+    for name, value in (("LARGE", 2), ("SHARED", shared), ("PART", 3)):
+        monkeypatch.setattr(table, name, value)
     told = []
     equal(list(encode_each(records, coder, 2, tell=told.append)), alone)
     assert told == [3, 3, 2]
