@@ -30,7 +30,7 @@ from mllm_align.data.encode import fingerprint
 from mllm_align.data.images import ImageSource, load_rgb
 from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut
-from mllm_align.errors import WEIGHTS, InputError, not_finite, one_line, refusal
+from mllm_align.errors import WEIGHTS, InputError, NotFinite, not_finite, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json
 from mllm_align.generate.bdhs import BDHS, Made, check
 from mllm_align.generate.decode import Decoder
@@ -188,8 +188,9 @@ class _Job:
         for number, line in enumerate(lines[1:-1], 2):  # what follows the last line break was cut short
             try:
                 row = parse_json(line)
+                json_text(row)  # it will be written again: no NaN may stand in it
                 good = _is_row(row) and row["index"] in self.indices
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, NotFinite):
                 good = False
             if not good:
                 raise refusal(f"{at} line {number}", "is damaged", "remove the file or that line")
