@@ -20,7 +20,10 @@ from typing import Any
 
 from tokenizers import Tokenizer, models
 
+from mllm_align.errors import quoted, refusal
+
 Spans = list[tuple[int, int]]
+LONGEST = 256  # characters of a control token; all of its beginnings are looked for
 LAST = 0x10FFFD  # private-use characters are taken from here downwards
 
 
@@ -37,6 +40,9 @@ class ControlTokens:
             if (token.special or number in listed) and not _is_text(own.model, token.content, number)
         }
         names = sorted(self._names.values(), key=len, reverse=True)
+        if names and len(names[0]) > LONGEST:
+            problem = f"the control token {quoted(names[0])} has {len(names[0])} characters"
+            raise refusal("tokenizer.json", problem, "copy the tokenizer's files from where they came from")
         letters = sorted({c for name in names for c in name + name.lower() + name.upper()})
         first = LAST + 1 - len(letters) - len(names)
         guards = [chr(first + i) for i in range(len(letters))]
@@ -49,8 +55,9 @@ class ControlTokens:
         begun = {name[:i] for name in names for i in range(1, len(name)) if name[:i].strip()}
         whole = "|".join(map(re.escape, names)) or "(?!)"
         parts = "|".join(map(re.escape, sorted(begun, key=len, reverse=True))) or "(?!)"
-        # Templates may write texts in another case.
-        self._likenesses = re.compile(rf"{whole}|(?:{parts})(?=\s*\Z)", re.IGNORECASE)
+        # Templates may write texts in another case. Most characters begin none, and are passed over soon.
+        initials = "".join(sorted({re.escape(name[0]) for name in names})) or " "
+        self._likenesses = re.compile(rf"(?=[{initials}])(?:{whole}|(?:{parts})(?=\s*\Z))", re.IGNORECASE)
 
     def guard(self, text: str) -> str:
         """A record's text as the template may see it: no control token, and of the same length.

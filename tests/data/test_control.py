@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from vocabularies import BOS, EOS, IMAGE, KINDS, NAMES, OTHER_NAMES, PAD, UNK, tokenizer
 
 from mllm_align.data.control import LAST, ControlTokens
+from mllm_align.errors import InputError
 
 TEXTS = [
     "tuku ku.",
@@ -263,6 +264,12 @@ def test_a_token_that_is_not_special_stays_a_token():
     assert of.guard(text).startswith("<think>a") and "</s>" not in of.guard(text)
     assert of.tokenize(of.guard(text), False)[0][0] == think
     assert "<think>" not in ControlTokens(own, {think}).guard(text)
+
+
+def test_a_control_token_that_cannot_be_meant():
+    own = with_tokens(AddedToken("<" + "x" * 5000, normalized=False))
+    with pytest.raises(InputError, match=r"the control token '<xxx.* has 5001 characters; copy"):
+        ControlTokens(own, [])
 
 
 def test_a_tokenizer_without_added_tokens():
