@@ -11,7 +11,7 @@ from runs import FULL, MODEL, PAIRS, TINY, compiling, events, losses, one_device
 from mllm_align import InputError, load, load_run, score, train
 from mllm_align.cli import main
 from mllm_align.models.bundle import load as load_bundle
-from mllm_align.training.run import base_folder, export_run, open_base, open_run
+from mllm_align.training.run import base_folder, export_run, open_base, open_run, read_config
 
 assert compiling  # a fixture
 
@@ -76,7 +76,8 @@ def test_a_longer_first_run_does_not_move_the_base_of_the_second(chain, tmp_path
     moved = json.loads((tmp_path / "second" / "run.json").read_text()) | {"model": str(tmp_path / "first")}
     (tmp_path / "second" / "run.json").write_text(json.dumps(moved))
     newest = tmp_path / "first" / "checkpoints" / "2"
-    shutil.copytree(chain / "first" / "checkpoints" / "2", newest.with_name("3"))
+    longer = replace(read_config(tmp_path / "first"), steps=3)
+    train(longer, MODEL, PAIRS, tmp_path / "first")
     assert open_base(tmp_path / "first").step == 3
     whole = load_run(chain / "second", "float32", one_device())
     config = replace(TINY, steps=2)
