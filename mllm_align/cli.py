@@ -12,6 +12,7 @@ import re
 import sys
 import time
 import typing
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -501,6 +502,7 @@ def _begin(distributed: DistributedConfig | None = None) -> None:
 def _quiet() -> None:
     """A save that fails raises one error; what its threads print besides would hide it."""
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks of that save which nobody waits for
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     before = sys.unraisablehook
 
     def hook(raised: Any) -> None:
