@@ -54,9 +54,6 @@ def records_from(
     return _records(rows, "data", format, responses, taking)
 
 
-read_records = records_from
-
-
 def _folders(given: Folders) -> list[Path]:
     several = [given] if isinstance(given, str | os.PathLike) else given or ()
     for path in several:

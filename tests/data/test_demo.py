@@ -10,7 +10,7 @@ import pytest
 
 from mllm_align.data import demo
 from mllm_align.data.images import load_rgb
-from mllm_align.data.readers import read_records
+from mllm_align.data.readers import records_from
 from mllm_align.errors import InputError
 from mllm_align.models.huggingface import Reader, load_params, open_folder
 from mllm_align.models.processor import load_processor
@@ -74,7 +74,7 @@ def test_processor_and_tokenizer(model, pairs):
         assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
         assert tokenizer.decode(ids[1:]) == text
 
-    record = read_records(pairs)[0]
+    record = records_from(pairs)[0]
     user = [message.chat() for message in record.messages]
     answer = {"role": "assistant", "content": [{"type": "text", "text": "A star."}]}
     prompt = processor.apply_chat_template(user, add_generation_prompt=True)
@@ -90,7 +90,7 @@ def test_processor_and_tokenizer(model, pairs):
 
 
 def test_pairs_are_read(pairs):
-    train, held_out = read_records(pairs), read_records(pairs.parent / "held_out.jsonl")
+    train, held_out = records_from(pairs), records_from(pairs.parent / "held_out.jsonl")
     assert (len(train), len(held_out)) == (20, 16)
     pictures = [load_rgb(record.images[0]) for record in train + held_out]
     assert len({picture.tobytes() for picture in pictures}) == len(pictures)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from mllm_align.data.images import image_size, load_rgb
-from mllm_align.data.readers import read_records, records_from
+from mllm_align.data.readers import records_from
 from mllm_align.errors import InputError
 
 ROW = {"images": ["a.png"], "prompt": "What?", "chosen": "A cat.", "rejected": "A dog."}
@@ -77,7 +77,7 @@ def turns(record):
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".JSONL"])
 def test_json_files(tmp_path, suffix):
     path = write(tmp_path / f"pairs{suffix}", ROW, {**ROW, "id": "x", "score": float("nan")})
-    records = read_records(path)
+    records = records_from(path)
     assert [record.id for record in records] == ["0", "x"]
     assert records[1].where == f"pairs{suffix} record 1"
     assert records[1].images[0].where == f"pairs{suffix} record 1, images[0]"
@@ -90,7 +90,7 @@ def test_jsonl_tolerates_bom_crlf_blank_lines_and_line_separators(tmp_path):
     lines = ["", json.dumps(row, ensure_ascii=False), "  ", json.dumps(ROW), ""]
     path = tmp_path / "pairs.jsonl"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    records = read_records(path)
+    records = records_from(path)
     assert [record.where for record in records] == ["pairs.jsonl record 0", "pairs.jsonl record 1"]
     assert records[0].responses[0] == "two\u2028lines"
 
@@ -98,7 +98,7 @@ def test_jsonl_tolerates_bom_crlf_blank_lines_and_line_separators(tmp_path):
 def test_json_tolerates_bom(tmp_path):
     path = tmp_path / "pairs.json"
     path.write_bytes(b"\xef\xbb\xbf" + json.dumps([ROW]).encode())
-    assert len(read_records(path)) == 1
+    assert len(records_from(path)) == 1
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_image_root(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "images").mkdir()
     path = write(tmp_path / "data" / "a.jsonl", ROW)
-    record = read_records(path, image_root=tmp_path / "images")[0]
+    record = records_from(path, image_root=tmp_path / "images")[0]
     assert record.images[0].path == (tmp_path / "images" / "a.png").resolve()
     path = write(path, {**ROW, "images": ["../images/a.png"]})
     assert_refused(path, "a.jsonl record 0, images[0]", "--data.allow-outside")
-    assert read_records(path, allow_outside=True)[0].images == record.images
+    assert records_from(path, allow_outside=True)[0].images == record.images
 
 
 # --- Parquet --------------------------------------------------------------------------------------
@@ -217,7 +217,7 @@ def test_parquet_with_images_in_bytes(tmp_path):
         }
         for width in (4, 5)
     ]
-    records = read_records(parquet(tmp_path / "pairs.parquet", *rows))
+    records = records_from(parquet(tmp_path / "pairs.parquet", *rows))
     assert [image_size(record.images[0]) for record in records] == [(4, 2), (5, 2)]
     assert np.asarray(load_rgb(records[0].images[0]))[0, 0].tolist() == [1, 2, 3]
     assert turns(records[1]) == [("user", "What?", 1)]
@@ -227,7 +227,7 @@ def test_parquet_with_images_in_bytes(tmp_path):
 
 def test_parquet_with_paths_and_nulls(tmp_path):
     rows = [{**ROW, "images": [{"bytes": None, "path": "b.png"}], "id": 8}, {**ROW, "images": None}]
-    first, second = read_records(parquet(tmp_path / "pairs.parquet", *rows))
+    first, second = records_from(parquet(tmp_path / "pairs.parquet", *rows))
     assert first.images[0].path == tmp_path.resolve() / "b.png" and first.id == "8"
     assert second.images == () and second.id == "1"
 
@@ -236,7 +236,7 @@ def test_parquet_folder(tmp_path):
     parquet(tmp_path / "part-1.parquet", {**ROW, "chosen": "third"})
     parquet(tmp_path / "part-0.parquet", {**ROW, "chosen": "first"}, {**ROW, "chosen": "second"})
     (tmp_path / "README.md").touch()
-    records = read_records(tmp_path)
+    records = records_from(tmp_path)
     assert [record.responses[0] for record in records] == ["first", "second", "third"]
     assert [record.id for record in records] == ["0", "1", "2"]
     assert records[2].where == "part-1.parquet record 0"
@@ -262,7 +262,7 @@ def test_ids_of_our_own_give_way():
 def test_povid(tmp_path):
     chosen = [human("<image>\nWhat?"), gpt("A cat.")]
     row = povid(chosen, [chosen[0], gpt("A dog.")])
-    (record,) = read_records(write(tmp_path / "povid.json", row))
+    (record,) = records_from(write(tmp_path / "povid.json", row))
     assert record.id == "7" and record.where == "povid.json record 0"
     assert turns(record) == [("user", "What?", 1)]
     assert record.responses == ("A cat.", "A dog.")
@@ -311,7 +311,7 @@ def test_faulty_povid():
 
 
 def test_rlhfv(tmp_path):
-    (record,) = read_records(parquet(tmp_path / "rlhfv.parquet", rlhfv()))
+    (record,) = records_from(parquet(tmp_path / "rlhfv.parquet", rlhfv()))
     assert record.id == "4" and record.responses == ("A cat.", "A dog.")
     assert turns(record) == [("user", "What?", 1)]
     assert image_size(record.images[0]) == (3, 2)

@@ -12,7 +12,7 @@ from PIL import Image
 
 pytest.importorskip("tensorflow_datasets")
 
-from mllm_align.data.readers import read_records
+from mllm_align.data.readers import records_from
 from mllm_align.data.records import parse_record
 from mllm_align.data.scenes import builder as scenes
 from mllm_align.data.scenes.draw import picture
@@ -145,7 +145,7 @@ def test_files_are_records_of_the_house(folder, tmp_path):
     path = scenes.write_files(examples, tmp_path / "out", "test")
     assert path == tmp_path / "out" / "test.jsonl"
     assert set(json.loads(path.read_text().splitlines()[0])) == {"id", "image", "prompt", "chosen"}
-    records = read_records(path, responses=1)
+    records = records_from(path, responses=1)
     rows = scenes.sft_rows(examples)
     assert [(r.id, r.responses[0]) for r in records] == [(row["id"], row["completion"]) for row in rows]
     assert records[0].images[0].path is not None
