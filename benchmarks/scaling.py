@@ -18,8 +18,8 @@ from mllm_align import BDHSConfig, Config, DataConfig, LoraConfig
 from mllm_align.config import MeshConfig
 from mllm_align.errors import InputError
 from mllm_align.plan.chips import topology
+from mllm_align.plan.planner import plan, save
 from mllm_align.plan.report import Plan
-from mllm_align.plan.run import plan, save
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "scaling", HERE.parent / "docs" / "scaling.md"

@@ -21,7 +21,7 @@ import numpy as np
 from machine import machine
 from PIL import Image
 
-from mllm_align.data.demo import make_model
+from mllm_align.testbed.demo import make_model
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = (

@@ -24,8 +24,8 @@ from scenes_study.variants import JUDGED_BY_SELF, VARIANTS, Study
 
 from mllm_align.errors import InputError
 from mllm_align.files import new_file
-from mllm_align.quickstart.phases import Base, Clock, Pictures, Recipe
-from mllm_align.quickstart.run import take
+from mllm_align.testbed.quickstart.experiment import take
+from mllm_align.testbed.quickstart.phases import Base, Clock, Pictures, Recipe
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "study"

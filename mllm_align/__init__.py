@@ -37,11 +37,11 @@ if TYPE_CHECKING:
         load_config,
     )
     from mllm_align.errors import InputError
-    from mllm_align.generate.pairs import bdhs
+    from mllm_align.generate.bdhs_job import bdhs
     from mllm_align.models.bundle import Bundle, load
     from mllm_align.training.loop import train
-    from mllm_align.training.run import export_run as export
-    from mllm_align.training.run import load_run
+    from mllm_align.training.run_folder import export_run as export
+    from mllm_align.training.run_folder import load_run
     from mllm_align.training.score import score
 
 _HOME = {
@@ -69,8 +69,8 @@ _HOME = {
     "SceneOracle": "config",
     "SceneQuestions": "config",
     "Scorer": "config",
-    "bdhs": "generate.pairs",
-    "export": "training.run:export_run",
+    "bdhs": "generate.bdhs_job",
+    "export": "training.run_folder:export_run",
     "load": "models.bundle",
     "load_config": "config",
     "load_run": "training.run",

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -60,28 +59,6 @@ class PromptGroup:
             response=self.response_tokens.shape[-1],
             tiles=self.tiles.shape[-4],
         )
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Cache:
-    """Keys and values of B prefixes, from which any number of continuations may fork.
-
-    layers, last: (keys, values), [L-1, B, G, P, E] of the stacked layers (None where there is but one
-    layer) and [B, G, P, E] of the last. positions, visible: as in the PromptGroup they come from.
-    """
-
-    layers: Any
-    last: Any
-    positions: Int[Array, "B P"]
-    visible: Bool[Array, "B P"]
-
-    def room(self, forks: int, length: int) -> tuple[Array, Array]:
-        """Zeros where keys and values of each prefix's forks will stand: two of [L, B, F, G, R, E]."""
-        layers = 1 if self.layers is None else 1 + len(self.layers[0])
-        size, groups, _, dim = self.last[0].shape
-        empty = jnp.zeros((layers, size, forks, groups, length, dim), self.last[0].dtype)
-        return empty, empty
 
 
 @dataclass(frozen=True, order=True)

@@ -454,8 +454,8 @@ def bdhs(options: Bdhs) -> None:
         print(config_json(options.config), end="")
         return
     _begin(options.config.distributed)
-    from mllm_align.generate.pairs import Shard
-    from mllm_align.generate.pairs import bdhs as run
+    from mllm_align.generate.bdhs_job import Shard
+    from mllm_align.generate.bdhs_job import bdhs as run
 
     shard, config = Shard.parse(options.shard), options.config
     bundle = _open(options.model, config.dtype, config.mesh)
@@ -472,9 +472,9 @@ def judge(options: Judge) -> None:
     config, out, beside = options.config, options.out, _lines_beside(options.out)
     _begin(config.distributed)
     from mllm_align.annotate.accuracy import accuracy, table
-    from mllm_align.annotate.opened import asks_base
+    from mllm_align.annotate.factory import asks_base
     from mllm_align.models.bundle import load
-    from mllm_align.training.run import open_base
+    from mllm_align.training.run_folder import open_base
 
     asked = asks_base(config.annotator)
     if asked and options.model is None:
@@ -515,7 +515,7 @@ def _quiet() -> None:
 def _open(model: Path, dtype: Dtype, mesh: MeshConfig) -> Any:
     """A model, or a run folder's newest checkpoint."""
     from mllm_align.models.bundle import load
-    from mllm_align.training.run import is_run, load_run
+    from mllm_align.training.run_folder import is_run, load_run
 
     return (load_run if is_run(model) else load)(model, dtype, mesh)
 
@@ -526,7 +526,7 @@ def inspect(options: Inspect) -> None:
     from mllm_align.models.processor import load_processor
     from mllm_align.models.sources import open_model
     from mllm_align.prepare import make_encoder, read_data
-    from mllm_align.training.run import base_folder
+    from mllm_align.training.run_folder import base_folder
 
     check_number("--responses", options.responses, 1, 1024)
     folder = open_model(base_folder(options.model))
@@ -542,7 +542,7 @@ def inspect(options: Inspect) -> None:
 
 
 def export(options: Export) -> None:
-    from mllm_align.training.run import export_run
+    from mllm_align.training.run_folder import export_run
 
     report = export_run(
         options.run, options.out, adapter=options.adapter, dtype=options.dtype, step=options.step
@@ -557,7 +557,7 @@ def plan(options: Plan) -> None:
     if options.print_config:
         print(config_json(options.config), end="")
         return
-    from mllm_align.plan import run
+    from mllm_align.plan import planner
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -570,16 +570,16 @@ def plan(options: Plan) -> None:
     if options.sweep:
         if options.topology is None:
             raise InputError("plan --sweep needs --topology")
-        plans: Any = run.sweep(options.config, options.model, options.topology, say, **sizes)
+        plans: Any = planner.sweep(options.config, options.model, options.topology, say, **sizes)
     else:
-        plans = run.plan(options.config, options.model, options.topology, say=say, **sizes)
+        plans = planner.plan(options.config, options.model, options.topology, say=say, **sizes)
     if options.json is not None:
-        run.save(plans, options.json)
+        planner.save(plans, options.json)
 
 
 def quickstart(options: Quickstart) -> None:
-    from mllm_align.quickstart.phases import Recipe
-    from mllm_align.quickstart.run import run
+    from mllm_align.testbed.quickstart.experiment import run
+    from mllm_align.testbed.quickstart.phases import Recipe
 
     check_number("--seeds", options.seeds, 1, 1000)
     if not 0 <= options.mask_rate <= 1:

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from xla_flags import FAST
 
-from mllm_align.data.demo import make_model, make_pairs
+from mllm_align.testbed.demo import make_model, make_pairs
 from mllm_align.training.checkpoint import Checkpoints, choose
 
 CONFIG = """

@@ -540,7 +540,7 @@ def scripted(monkeypatch):
 
     monkeypatch.setattr(cli, "_open", lambda *_: bundle())
     monkeypatch.setattr("mllm_align.generate.respond.Decoder", decoder)
-    monkeypatch.setattr("mllm_align.generate.pairs.Decoder", decoder)
+    monkeypatch.setattr("mllm_align.generate.bdhs_job.Decoder", decoder)
 
 
 @pytest.mark.slow

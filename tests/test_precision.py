@@ -12,7 +12,7 @@ from mllm_align.config import BDHSConfig, SamplingConfig
 from mllm_align.generate import decode, rollout
 from mllm_align.models.bundle import load
 from mllm_align.models.sentence_encoder import encode
-from mllm_align.plan.programs import Sizes, lower
+from mllm_align.plan.targets import Sizes, lower
 from mllm_align.sharding import replicated
 from mllm_align.training.programs import batch_structs, struct, train_program
 

@@ -10,12 +10,12 @@ from runs import TINY, compiling
 
 from mllm_align import DataConfig, InputError, MeshConfig, SamplingConfig, load
 from mllm_align.batch import pad, stack
-from mllm_align.data.demo import make_model, make_pairs
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.respond import prompt_row
 from mllm_align.models.bundle import check_mesh
 from mllm_align.prepare import prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
+from mllm_align.testbed.demo import make_model, make_pairs
 from mllm_align.training.optim import init_trained
 from mllm_align.training.programs import batch_structs, train_program
 from mllm_align.training.step import TrainState

@@ -24,10 +24,10 @@ from gpu_check.lines import Figures, Lines, check
 from mllm_align.batch import PromptGroup
 from mllm_align.config import Config, DataConfig, Dtype, LoraConfig, MeshConfig, OptimConfig
 from mllm_align.data.batches import Batches
-from mllm_align.data.demo import make_model, make_pairs
 from mllm_align.models.bundle import load
 from mllm_align.prepare import prepare
 from mllm_align.sharding import batch_sharding, make_mesh
+from mllm_align.testbed.demo import make_model, make_pairs
 from mllm_align.training.optim import init_trained
 from mllm_align.training.programs import train_program
 from mllm_align.training.score import logps_program

@@ -80,7 +80,7 @@ def read(file: Path) -> Trained:
 
 def train_leg(name: str, work: Path, dtypes: list[str]) -> None:
     from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimConfig
-    from mllm_align.data.demo import make_model, make_pairs
+    from mllm_align.testbed.demo import make_model, make_pairs
     from mllm_align.training.loop import train
 
     if name == "whole":

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from mllm_align.evaluate.hallucination import FIGURES
 from mllm_align.evaluate.intervals import Interval, bootstrap, over_seeds
+from mllm_align.testbed.hallucination import FIGURES
 
 Row = dict[str, Any]
 Rows = dict[str, dict[int, Row]]

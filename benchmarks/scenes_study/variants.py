@@ -30,13 +30,13 @@ from mllm_align.align.objectives import DPO, Averaged
 from mllm_align.annotate.accuracy import accuracy
 from mllm_align.config import Online
 from mllm_align.config import to_json as config_json
-from mllm_align.data.scenes import builder
-from mllm_align.data.scenes.corrupt import corrupt
-from mllm_align.evaluate.hallucination import Counts, count, intervals
 from mllm_align.files import new_file
-from mllm_align.generate.pairs import bdhs
+from mllm_align.generate.bdhs_job import bdhs
 from mllm_align.models.bundle import Bundle, load
-from mllm_align.quickstart.phases import Base, Clock, Pictures, Recipe, Seed
+from mllm_align.testbed.hallucination import Counts, count, intervals
+from mllm_align.testbed.quickstart.phases import Base, Clock, Pictures, Recipe, Seed
+from mllm_align.testbed.scenes import builder
+from mllm_align.testbed.scenes.corrupt import corrupt
 from mllm_align.training.loop import train
 from scenes_study.rows import JUDGE
 

@@ -92,8 +92,8 @@ again, and the command says beforehand how long the others will take.
   control takes 120 further steps of SFT at 5e-4. Beta and rate are the quickstart's, which were found for
   offline BDHS; **no variant was tuned by itself**. The seed decides SFT, order, samples, masks and what
   is corrupted.
-- **Corrupted captions** (`data/scenes/corrupt.py`): one to three facts of a true caption (kind, colour or
-  size, place, relation) made false, all other words kept. They stand for rejected responses that GPT-4V
+- **Corrupted captions** (`testbed/scenes/corrupt.py`): one to three facts of a true caption (kind, colour
+  or size, place, relation) made false, all other words kept. They stand for rejected responses that GPT-4V
   writes.
 - **Judges**: the oracle counts errors exactly and stands for a judge much larger than the policy. The
   self judge is the seed's SFT model, asked `Is there a cup in the picture?` for each thing that is

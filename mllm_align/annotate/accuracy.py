@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from mllm_align import processes
-from mllm_align.annotate.opened import open_annotator
+from mllm_align.annotate.factory import open_annotator
 from mllm_align.annotate.pairwise import Asked, Pairwise, read
 from mllm_align.annotate.verdict import Question, Verdict, counted, rank
 from mllm_align.config import JudgeConfig, JudgeModel, SceneQuestions, to_json

@@ -18,10 +18,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from mllm_align.batch import Cache, PromptGroup
+from mllm_align.batch import PromptGroup
 from mllm_align.config import SamplingConfig
 from mllm_align.generate.sampling import choose, uniform
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
+from mllm_align.models.cache import Cache
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.llava import Llava
 from mllm_align.models.policy import policy_variables

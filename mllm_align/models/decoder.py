@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from mllm_align.batch import Cache
 from mllm_align.models.attention import fork_attention, prompt_group_attention
+from mllm_align.models.cache import Cache
 from mllm_align.models.config import DecoderConfig
 from mllm_align.models.layers import Linear, RMSNorm, parameter, rematerialised, rope, rotations, scanned
 from mllm_align.sharding import constrain

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_align.batch import Cache, PromptGroup, response_positions
+from mllm_align.batch import PromptGroup, response_positions
+from mllm_align.models.cache import Cache
 from mllm_align.models.config import LlavaConfig
 from mllm_align.models.decoder import Decoder
 from mllm_align.models.layers import ACTIVATIONS, Linear, parameter

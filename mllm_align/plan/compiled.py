@@ -22,7 +22,7 @@ from typing import Any
 from mllm_align.errors import InputError, one_line
 from mllm_align.plan import hlo
 from mllm_align.plan.counts import Counts, count
-from mllm_align.plan.programs import Sizes
+from mllm_align.plan.targets import Sizes
 from mllm_align.plan.worker import ENVIRONMENT, FACTS, RESULT, TEXT, Job
 
 FINAL = ".after_optimizations.txt"

@@ -46,7 +46,7 @@ def work(job: Job) -> dict[str, Any]:
     import jax
 
     from mllm_align.plan.chips import describe
-    from mllm_align.plan.programs import cache_bytes, check, held_bytes, lower, rows
+    from mllm_align.plan.targets import cache_bytes, check, held_bytes, lower, rows
     from mllm_align.sharding import make_mesh
 
     mesh = make_mesh(job.config.mesh, describe(job.topology) if job.topology else None)

@@ -29,7 +29,7 @@ from mllm_align.errors import SHOWN, InputError, NotFinite, Preempted, first_few
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import check_batch, prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
-from mllm_align.training import run
+from mllm_align.training import run_folder
 from mllm_align.training.checkpoint import Checkpoints, choose, set_aside
 from mllm_align.training.flops import peak_flops, step_flops
 from mllm_align.training.metrics import Log, add, divide, event_writer, line
@@ -55,8 +55,8 @@ def train(
 ) -> Bundle:
     """Train and return the model; continue by itself where `out` holds a checkpoint of the same run.
 
-    model: what `run.open_base` takes, or one loaded before. data, eval_data: a file or rows.
-    out: the run folder (see training/run.py). on_step: called with the figures of every logged step.
+    model: what `run_folder.open_base` takes, or one loaded before. data, eval_data: a file or rows.
+    out: the run folder (see training/run_folder.py). on_step: called with the figures of every logged step.
     profile: so many steps, after the first of this process, are traced to `out`/profile.
     allow_schedule_change: continue for another number of steps though rates of the schedule depend on it.
     Nobody else can train into `out` meanwhile, and a start that fails before a step leaves nothing there.
@@ -65,7 +65,7 @@ def train(
     held-out loss is finite.
     """
     out = Path(out)
-    place = run.checkpoints_folder(out, config)
+    place = run_folder.checkpoints_folder(out, config)
     own = [] if "://" in str(place) or place.is_relative_to(out.resolve()) else [place]
     with locks.alone(out, *own):
         return _train(config, model, data, out, place, eval_data, on_step, profile, allow_schedule_change)
@@ -82,9 +82,9 @@ def _train(
     profile: int,
     allow_schedule_change: bool,
 ) -> Bundle:
-    processes.on_first(lambda: run.check_folder(out, config))
+    processes.on_first(lambda: run_folder.check_folder(out, config))
     if not isinstance(model, Bundle):
-        model = load(run.base_again(model, out), config.dtype, make_mesh(config.mesh))
+        model = load(run_folder.base_again(model, out), config.dtype, make_mesh(config.mesh))
     bundle = model
     _check(config, bundle)
     writer = event_writer() if config.tensorboard else None
@@ -104,20 +104,20 @@ def _train(
     for what, these in (("training", left_out), ("held-out", held_left_out)):
         if these:
             warn(f"{counted(these)} {what} records left out")
-    described = run.facts(config, bundle, data, eval_data, records)
-    processes.on_first(lambda: run.check(out, config, described))
+    described = run_folder.facts(config, bundle, data, eval_data, records)
+    processes.on_first(lambda: run_folder.check(out, config, described))
     maker = make_maker(config, bundle, encoder, records, out)
     step = processes.on_first(lambda: _newest(place))
-    before = now = run.length(config, len(records))
+    before = now = run_folder.length(config, len(records))
     if step:
         about = processes.on_first(lambda: Checkpoints(place).about(step))
-        run.check_checkpoint(place / str(step), about, config, described)
-        length = partial(run.goes_on, out, about, config, len(records), step, allow_schedule_change)
-        before, now = (run.Length(*each) for each in processes.on_first(length))
-    described |= run.lengths(now)
+        run_folder.check_checkpoint(place / str(step), about, config, described)
+        length = partial(run_folder.goes_on, out, about, config, len(records), step, allow_schedule_change)
+        before, now = (run_folder.Length(*each) for each in processes.on_first(length))
+    described |= run_folder.lengths(now)
 
-    with run.undone_unless_begun(out, place), ExitStack() as stack:
-        processes.on_first(lambda: run.start(out, config, described, step))
+    with run_folder.undone_unless_begun(out, place), ExitStack() as stack:
+        processes.on_first(lambda: run_folder.start(out, config, described, step))
         log = stack.enter_context(closing(Log(out if processes.first() else None, writer)))
         checkpoints = stack.enter_context(closing(Checkpoints(place, config.keep, True, step)))
         trainer = _Run(
@@ -125,8 +125,8 @@ def _train(
         )
         state = trainer.begin(step)
         if now != before:
-            processes.on_first(lambda: run.lengthen(out, config, now))
-            log("continued", step=step, steps_before=before.steps, **run.lengths(now))
+            processes.on_first(lambda: run_folder.lengthen(out, config, now))
+            log("continued", step=step, steps_before=before.steps, **run_folder.lengths(now))
         counts = {"records": len(records), "skipped": [each.id for each in left_out]}
         counts |= {"left_out": dict(+dropped)}
         counts |= {"eval_records": len(held_out), "eval_skipped": [each.id for each in held_left_out]}
@@ -178,7 +178,7 @@ class _Run:
         log: Log,
         checkpoints: Checkpoints,
         on_step: Callable[[dict[str, Any]], None] | None,
-        length: run.Length,
+        length: run_folder.Length,
     ):
         self.config, self.bundle, self.records, self.log = config, bundle, records, log
         self.maker, self.out, self.checkpoints, self.on_step = maker, out, checkpoints, on_step

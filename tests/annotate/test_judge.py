@@ -10,8 +10,8 @@ from judges import answering, base, likes, question, record, shown_first
 from runs import MODEL, compiling, one_device
 
 from mllm_align.annotate import judge as module
+from mllm_align.annotate.factory import asks_base, open_annotator
 from mllm_align.annotate.judge import judge
-from mllm_align.annotate.opened import asks_base, open_annotator
 from mllm_align.annotate.pairwise import Asked
 from mllm_align.annotate.verdict import rank
 from mllm_align.config import (

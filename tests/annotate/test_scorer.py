@@ -5,7 +5,7 @@ import sys
 import pytest
 from judges import question
 
-from mllm_align.annotate.opened import open_annotator
+from mllm_align.annotate.factory import open_annotator
 from mllm_align.annotate.verdict import rank
 from mllm_align.config import Scorer
 from mllm_align.errors import InputError

@@ -11,10 +11,11 @@ from decoding import CLOSE, GREEDY, ROUNDING, at_end, fork, golden_bundle, logit
 from goldens import NAMES, goldens, union
 from runs import compiling
 
-from mllm_align.batch import Cache, pad
+from mllm_align.batch import pad
 from mllm_align.config import MeshConfig, SamplingConfig
 from mllm_align.generate.decode import Decoder, Forks, _forks, bucket, run
 from mllm_align.generate.sampling import random_key
+from mllm_align.models.cache import Cache
 from mllm_align.models.llava import Llava
 from mllm_align.sharding import make_mesh
 

@@ -21,7 +21,6 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from mllm_align.config import DataConfig
-from mllm_align.data.demo import make_model
 from mllm_align.data.readers import records_from
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle
@@ -31,6 +30,7 @@ from mllm_align.models.lora import init_lora
 from mllm_align.models.processor import load_processor
 from mllm_align.models.sources import open_model
 from mllm_align.prepare import make_encoder
+from mllm_align.testbed.demo import make_model
 
 SECONDS = 10  # in which a folder is opened or refused
 KINDS = ("llava", "llava_next")

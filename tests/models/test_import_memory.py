@@ -5,7 +5,7 @@ import json
 import pytest
 from jobs import Processes
 
-from mllm_align.data.demo import make_model
+from mllm_align.testbed.demo import make_model
 
 pytestmark = pytest.mark.slow
 

@@ -19,9 +19,9 @@ from mllm_align.plan.chips import GIB, topology
 from mllm_align.plan.compiled import Compiled, buffers, splash_flops, total
 from mllm_align.plan.counts import Collective, Counts
 from mllm_align.plan.hlo import Instruction
-from mllm_align.plan.programs import held_bytes, sizes
+from mllm_align.plan.planner import meshes, plan
 from mllm_align.plan.report import program_plan, program_text, verdict
-from mllm_align.plan.run import meshes, plan
+from mllm_align.plan.targets import held_bytes, sizes
 from mllm_align.sharding import make_mesh
 from mllm_align.training.programs import abstract_base
 

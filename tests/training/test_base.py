@@ -11,7 +11,7 @@ from runs import FULL, MODEL, PAIRS, TINY, compiling, events, losses, one_device
 from mllm_align import InputError, load, load_run, score, train
 from mllm_align.cli import main
 from mllm_align.models.bundle import load as load_bundle
-from mllm_align.training.run import base_folder, export_run, open_base, open_run, read_config
+from mllm_align.training.run_folder import base_folder, export_run, open_base, open_run, read_config
 
 assert compiling  # a fixture
 

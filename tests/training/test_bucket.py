@@ -9,7 +9,7 @@ import pytest
 from etils import epath
 from jobs import CONFIG, Job, Processes, final, free_port, log, reach
 
-from mllm_align.data.demo import make_model, make_pairs
+from mllm_align.testbed.demo import make_model, make_pairs
 from mllm_align.training.checkpoint import _digests
 
 pytestmark = pytest.mark.slow

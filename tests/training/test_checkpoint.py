@@ -14,7 +14,7 @@ from mllm_align import InputError, load_run, processes, train
 from mllm_align.cli import main
 from mllm_align.models.bundle import load
 from mllm_align.training.checkpoint import DIGESTS, choose
-from mllm_align.training.run import open_run
+from mllm_align.training.run_folder import open_run
 
 assert compiling  # a fixture
 

@@ -9,7 +9,7 @@ import pytest
 from runs import PAIRS, TINY, bundle, compiling, events, losses, same
 
 from mllm_align import InputError, OptimConfig, train
-from mllm_align.training.run import Length, goes_on, length, lengths, read_config, start
+from mllm_align.training.run_folder import Length, goes_on, length, lengths, read_config, start
 
 assert compiling  # a fixture
 COSINE = replace(TINY, steps=2, optim=OptimConfig(learning_rate=1e-2, schedule="cosine", warmup=0.0))

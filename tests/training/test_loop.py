@@ -46,9 +46,9 @@ from mllm_align.data import encode
 from mllm_align.errors import NotFinite, Preempted
 from mllm_align.locks import alone
 from mllm_align.sharding import make_mesh
-from mllm_align.training import loop, metrics, run
+from mllm_align.training import loop, metrics, run_folder
 from mllm_align.training.metrics import Log, divide
-from mllm_align.training.run import open_run
+from mllm_align.training.run_folder import open_run
 
 assert compiling  # a fixture
 
@@ -672,12 +672,12 @@ def test_a_start_that_fails_leaves_nothing(tmp_path, monkeypatch, where):
 def test_a_start_that_was_killed_is_no_run_yet(tmp_path):
     """Nothing could be tidied up: the mended command finds a config that nobody has taken a step by."""
     out = tmp_path / "run"
-    run.start(out, replace(TINY, batch_size=8, seed=3), {"model": "m", "model_fingerprint": "f"}, 0)
+    run_folder.start(out, replace(TINY, batch_size=8, seed=3), {"model": "m", "model_fingerprint": "f"}, 0)
     (out / "log.jsonl").write_text('{"event": "start", "step": 0}\n{"event": "st')
     (out / "checkpoints").mkdir()
     (out / "reference.npz").write_text("dear")
     train(replace(TINY, steps=1), bundle(), PAIRS, out)
-    assert run.read_config(out) == replace(TINY, steps=1)
+    assert run_folder.read_config(out) == replace(TINY, steps=1)
     assert json.loads((out / "run.json").read_text())["model"] == str(MODEL)
     assert (out / "reference.npz").read_text() == "dear"
 

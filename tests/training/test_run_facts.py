@@ -2,7 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError
 
-from mllm_align.training import run
+from mllm_align.training import run_folder
 
 
 def test_a_checkout_that_is_not_installed_can_train(monkeypatch):
@@ -12,5 +12,5 @@ def test_a_checkout_that_is_not_installed_can_train(monkeypatch):
         return "1.2"
 
     monkeypatch.setattr(run, "version", version)
-    assert run._version("mllm-align") == "not installed"
-    assert run._version("jax") == "1.2"
+    assert run_folder._version("mllm-align") == "not installed"
+    assert run_folder._version("jax") == "1.2"

@@ -11,10 +11,10 @@ from mutants import mutant
 from runs import PAIRS, TINY, bundle, compiling, one_device
 
 from mllm_align import InputError, export, load_run, train
-from mllm_align.training import run as module
+from mllm_align.training import run_folder as module
 from mllm_align.training.checkpoint import Checkpoints
 from mllm_align.training.loop import _newest
-from mllm_align.training.run import open_run
+from mllm_align.training.run_folder import open_run
 
 assert compiling  # a fixture
 CONFIG = replace(TINY, steps=1)

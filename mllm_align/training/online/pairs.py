@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from mllm_align import processes
-from mllm_align.annotate.opened import open_annotator
+from mllm_align.annotate.factory import open_annotator
 from mllm_align.annotate.verdict import OUTCOMES, Question, Verdict, counted, rank
 from mllm_align.batch import PromptGroup
 from mllm_align.config import OnlinePairs

@@ -39,7 +39,7 @@ from mllm_align.generate import decode
 from mllm_align.generate.sampling import random_key
 from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
-from mllm_align.training import run
+from mllm_align.training import run_folder
 from mllm_align.training.online import common, pairs, rejected
 
 assert compiling and MODEL
@@ -415,16 +415,16 @@ def test_a_judge_that_has_changed_is_refused(tmp_path):
     config, out = replace(TINY, online=online), tmp_path / "run"
 
     def described():
-        return run.facts(config, bundle(), PAIRS, None, [])
+        return run_folder.facts(config, bundle(), PAIRS, None, [])
 
     before = described()
     assert before["judge_fingerprint"] == before["model_fingerprint"]
-    run.start(out, config, before, 0)
+    run_folder.start(out, config, before, 0)
     (out / "log.jsonl").write_text('{"event": "train", "step": 1}\n')
-    run.check(out, config, described())
+    run_folder.check(out, config, described())
     (tmp_path / "judge" / "config.json").write_text((MODEL / "config.json").read_text() + "\n")
     with pytest.raises(InputError, match=r"was started with another judge .*; give its judge, or --out"):
-        run.check(out, config, described())
+        run_folder.check(out, config, described())
     shutil.rmtree(tmp_path / "judge")
     with pytest.raises(InputError, match="judge"):
         train(config, bundle(), PAIRS, tmp_path / "new")

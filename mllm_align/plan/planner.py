@@ -1,0 +1,178 @@
+"""mllm-align plan: what a config takes on a machine that need not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from mllm_align.config import BDHSConfig, Config, MeshConfig
+from mllm_align.errors import InputError, one_line
+from mllm_align.files import json_text, new_file
+from mllm_align.models.config import LlavaConfig
+from mllm_align.models.presets import resolve
+from mllm_align.plan import targets
+from mllm_align.plan.chips import Topology, topology
+from mllm_align.plan.compiled import compile_program
+from mllm_align.plan.report import Plan, ProgramPlan, heading, program_plan, program_text, verdict
+from mllm_align.plan.targets import Sizes, sizes
+from mllm_align.plan.worker import Job
+from mllm_align.training.flops import decoder_flops, group_flops, train_flops, vision_flops
+from mllm_align.training.run_folder import base_folder
+
+LARGEST_TENSOR = 8
+"""Of a sweep: more devices wait for each other longer than they compute."""
+
+
+def plan(
+    config: Config | BDHSConfig,
+    model: str | Path | LlavaConfig = "llava-1.6-7b",
+    where: str | None = None,
+    *,
+    programs: Sequence[str] | None = None,
+    prefix: int | None = None,
+    response: int | None = None,
+    whole: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Compile a config's programs for a topology, or for this machine's devices, and say what they take.
+
+    model: a name of `models.presets`, a Hugging Face folder (only config.json is read), or its config.
+    where: a topology's name (see `plan.chips.topology`); None, the devices of this machine. programs: some
+    of train, reference, features, prefill, decode. prefix, response: tokens in place of the longest
+    prompt's and 256. whole: make machine code too. say: gets the lines of the report as they come.
+    Nothing is allocated. Raises InputError for names that are not known and meshes that can't be.
+    """
+    name, shape_of = (
+        (str(model), resolve(base_folder(model))) if not isinstance(model, LlavaConfig) else ("", model)
+    )
+    place = topology(where) if where else None
+    wanted = tuple(programs or targets.names(config))
+    known = ("train", "reference", "features", "prefill", "decode")
+    for each in wanted:
+        if each not in known or (each in known[:2] and not isinstance(config, Config)):
+            kind = type(config).__name__
+            raise InputError(f"a {kind} has no program {each!r}; take some of {', '.join(known)}")
+    size = sizes(config, shape_of, prefix, response)
+    parts: list[ProgramPlan] = []
+    facts: dict[str, Any] = {}
+    for each in wanted:
+        job = Job(each, config, shape_of, size, place, Path())
+        compiled = compile_program(job, place.chips if place else 0, whole)
+        made = _made(compiled.facts["rows"], size, config)[each]
+        model_flops = _model_flops(each, config, shape_of, size) * compiled.facts["rows"]
+        parts.append(program_plan(each, compiled, place, model_flops / compiled.facts["devices"], made))
+        if not facts:
+            facts = compiled.facts
+            say(heading(_plan(name, place, facts, size, [], "")))
+        say(program_text(parts[-1]))
+    done = _plan(name, place, facts, size, parts, verdict(parts, config, facts["mesh"], place))
+    say(done.verdict)
+    return done
+
+
+def _plan(name: str, place: Topology | None, facts: dict, size: Sizes, parts: list, words: str) -> Plan:
+    return Plan(
+        topology=place.name if place else f"{facts['devices']} x {facts['device']}",
+        vendor_name=place.vendor_name if place else None,
+        chips=facts["devices"],
+        model=name,
+        mesh=facts["mesh"],
+        shape=asdict(size.shape),
+        tokens=size.tokens,
+        programs=parts,
+        kept_whole=facts["kept_whole"],
+        verdict=words,
+    )
+
+
+def _made(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
+    """What one run of each program makes."""
+    s = size.shape
+    tokens, made = rows * (s.prefix + size.responses * s.response), rows * targets.samples(config)
+    group = "pairs" if size.responses == 2 else "prompts"
+    return {
+        "train": {group: rows, "tokens": tokens},
+        "reference": {group: rows, "tokens": tokens},
+        "features": {"tiles": rows * s.tiles},
+        "prefill": {"prompts": rows, "tokens": rows * s.prefix},
+        "decode": {"responses": made, "tokens": made * size.tokens},
+    }
+
+
+def _model_flops(program: str, config: Any, model: LlavaConfig, size: Sizes) -> float:
+    """Of one row."""
+    s = size.shape
+    if program == "features":
+        return vision_flops(model, s.tiles)
+    if program == "prefill":
+        return decoder_flops(model, s.tiles, s.prefix, s.prefix**2 / 2, 0)
+    if program == "decode":
+        seen = size.tokens * (s.prefix + size.tokens / 2)
+        return targets.samples(config) * decoder_flops(model, 0, size.tokens, seen, size.tokens)
+    forward = group_flops(model, s.tiles, s.prefix, [s.response] * size.responses)
+    if program == "reference":
+        return sum(forward)
+    live = config.objective.needs_reference and config.reference == "live"
+    tower = config.lora is None and "vision_tower" not in config.freeze
+    return train_flops(forward, lora=config.lora is not None, tower=tower, reference=live)
+
+
+def meshes(config: Config | BDHSConfig, model: LlavaConfig, place: Topology) -> list[MeshConfig]:
+    """Meshes of a slice that a config can run on, those that cut the parameters most first."""
+    chips, d = prod(place.shape), model.decoder
+    found = []
+    for tensor in (n for n in (1, 2, 4, 8) if n <= LARGEST_TENSOR and chips % n == 0):
+        if d.heads % tensor or d.mlp % tensor:
+            continue
+        left = chips // tensor
+        for fsdp in (n for n in range(left, 0, -1) if left % n == 0):
+            shards = left * place.slices
+            rows = config.batch_size // getattr(config, "micro_batches", 1)
+            if isinstance(config, Config) and rows % shards:
+                continue
+            if d.hidden % fsdp == 0 and fsdp >= min(left, 4):
+                found.append(MeshConfig(data=left // fsdp, fsdp=fsdp, tensor=tensor))
+    return found
+
+
+def sweep(
+    config: Config | BDHSConfig,
+    model: str | Path | LlavaConfig,
+    where: str,
+    say: Callable[[str], None] = lambda text: None,
+    **options: Any,
+) -> list[Plan]:
+    """Plans of the config's first program for the meshes of a slice: those that fit, the fastest bound
+    first."""
+    shape_of = model if isinstance(model, LlavaConfig) else resolve(base_folder(model))
+    first = targets.names(config)[0] if isinstance(config, Config) else "decode"
+    options = {"programs": (first,), **options}
+    found = meshes(config, shape_of, topology(where))
+    if not found:
+        raise InputError(
+            f"no mesh of {where} divides batch_size / micro_batches; take a multiple of its chips"
+        )
+    plans = []
+    for number, mesh in enumerate(found, 1):
+        at = f"[{number}/{len(found)}] data {mesh.data} x fsdp {mesh.fsdp} x tensor {mesh.tensor}"
+        try:
+            made = plan(replace(config, mesh=mesh), model, where, **options)
+        except InputError as error:
+            say(f"{at}: {one_line(error, 200)}")
+            continue
+        done = made.programs[0]
+        bound = f"bound {done.bound:.4g} s by {done.limit}, {made.verdict}" if done.bound else made.verdict
+        say(f"{at}: {bound}")
+        if made.fits:
+            plans.append(made)
+    return sorted(plans, key=lambda p: p.programs[0].bound or 0)
+
+
+def save(plans: Plan | Sequence[Plan], out: str | Path) -> None:
+    """Write a plan, or several, as JSON."""
+    content = plans.to_json() if isinstance(plans, Plan) else [p.to_json() for p in plans]
+    with new_file(out) as file:
+        file.write(json_text(content, indent=1) + "\n")

@@ -1,0 +1,141 @@
+"""Annotators for Scenes: one that knows what is in a picture, one that asks a model what it sees."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+
+import grain
+
+from mllm_align.annotate.judge import Asker, untrained
+from mllm_align.annotate.verdict import Question, Verdict, scored
+from mllm_align.config import DataConfig, SceneOracle, SceneQuestions
+from mllm_align.data.records import Message, Part, Record
+from mllm_align.errors import InputError, quoted, refusal
+from mllm_align.models.bundle import Bundle
+from mllm_align.testbed.hallucination import Counts, count
+from mllm_align.testbed.scenes import builder
+from mllm_align.testbed.scenes.language import QUESTIONS, Reading, parse, yes_or_no
+from mllm_align.testbed.scenes.world import SPLITS, Scene
+
+# A record is named after its scene; then come the question's number and a mark of hidden pictures.
+NAME = re.compile(rf"(?P<scene>(?P<split>{'|'.join(SPLITS)})-(?P<index>\d+))(-\d+)?(-blind)?")
+ANSWER_TOKENS = 4  # yes or no, however a tokenizer cuts it
+
+
+class Oracle:
+    """Counts what each response gets wrong about the scene of its record, and what it recalls."""
+
+    everywhere = False
+
+    def __init__(self, config: SceneOracle, records: Sequence[Record] = ()):
+        """records: those that are known beforehand. Raises InputError if one of them has no scene."""
+        self.folder = config.scenes
+        self._split = cache(lambda split: builder.read(self.folder, split))
+        self._scenes: dict[str, Scene] = {}
+        for record in records:
+            self.scene(record)
+
+    def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
+        return [_counted(self.scene(q.record), q.responses) for q in questions]
+
+    def scene(self, record: Record) -> Scene:
+        """The scene that a record is named after. Raises InputError where there is none."""
+        name = NAME.fullmatch(record.id)
+        if name is None:
+            raise self._missing(record, "is not named after a scene")
+        key = name["scene"]
+        if key not in self._scenes:
+            try:
+                examples: grain.MapDataset = self._split(name["split"])
+            except InputError as error:
+                raise self._missing(record, str(error)) from error
+            number = int(name["index"])
+            found = examples[number] if number < len(examples) else None  # else it begins anew
+            if found is None or found.id != key:
+                raise self._missing(record, "has no scene there")
+            self._scenes[key] = found.scene
+        return self._scenes[key]
+
+    def _missing(self, record: Record, problem: str) -> InputError:
+        at = f"{record.where}, id {quoted(record.id)}, scenes in {quoted(self.folder)}"
+        return refusal(at, problem, "give annotator.scenes the folder that the records were made from")
+
+
+def _counted(scene: Scene, responses: Sequence[str]) -> Verdict:
+    counts = [count(scene, text) for text in responses]
+    # recall is below 1, so it decides between equal numbers of errors alone
+    scores = [each.recalled / (each.present + 1) - sum(_errors(each).values()) for each in counts]
+    told = (f"Response {number}: {_told(each)}" for number, each in enumerate(counts, 1))
+    return scored(scores, "; ".join(told))
+
+
+def _errors(counts: Counts) -> dict[str, int]:
+    return {
+        "not there": counts.hallucinated,
+        "of wrong colour or size": counts.attributes_wrong,
+        "in a wrong place": counts.places_wrong,
+        "in a wrong relation": counts.relations_wrong,
+    }
+
+
+def _told(counts: Counts) -> str:
+    wrong = [f"{number} {what}" for what, number in _errors(counts).items() if number]
+    return f"{', '.join(wrong) or 'no error'}, {counts.recalled} of {counts.present} things named"
+
+
+class SelfQuestions:
+    """Asks the policy's own base, as its checkpoint has it, whether each thing that a response mentions is
+    in the picture: the model's own eyes against its habits of speech."""
+
+    everywhere = True
+
+    def __init__(
+        self,
+        config: SceneQuestions,
+        base: Bundle | None,
+        data: DataConfig | None = None,
+        what: str | None = None,
+    ):
+        template = data or DataConfig()
+        self._ask = Asker(untrained(base), ANSWER_TOKENS, config.batch_size, template, what)
+
+    def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
+        readings = [[parse(text) for text in question.responses] for question in questions]
+        kinds = [sorted({m.kind for reading in each for m in reading.mentions}) for each in readings]
+        asked = [
+            _presence(question.record, kind)
+            for question, each in zip(questions, kinds, strict=True)
+            for kind in each
+        ]
+        answers = iter(self._ask(asked))
+        return [
+            _answered(each, {kind: next(answers) for kind in own})
+            for each, own in zip(readings, kinds, strict=True)
+        ]
+
+
+def _presence(record: Record, kind: str) -> Record:
+    """The question whether a thing is in the picture, always in the same words."""
+    article = "an" if kind[0] in "aeiou" else "a"
+    text = QUESTIONS["presence"][0].format(a=f"{article} {kind}")
+    message = Message("user", (*[Part()] * len(record.images), Part(text)))
+    return Record(record.id, (message,), (), record.images, record.where)
+
+
+def _answered(readings: Sequence[Reading], answers: dict[str, str | None]) -> Verdict:
+    """The verdict on responses, from what was answered about each kind that they mention."""
+    reason = ", ".join(f"{kind}: {answer}" for kind, answer in answers.items())
+    if None in answers.values():
+        return Verdict("failed", reason=reason)
+    there = {kind: yes_or_no(answer or "") for kind, answer in answers.items()}
+    if None in there.values():
+        return Verdict("unparsable", reason=reason)
+    return scored([-float(_denied(reading, there)) for reading in readings], reason)
+
+
+def _denied(reading: Reading, there: dict[str, bool | None]) -> int:
+    """Mentions of what is not there; a sentence outside the grammar that names nothing counts as one."""
+    babble = sum(not parse(sentence).mentions for sentence in reading.unparsed)
+    return babble + sum(not there[mention.kind] for mention in reading.mentions)

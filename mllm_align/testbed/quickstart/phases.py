@@ -1,0 +1,286 @@
+"""What the quickstart does, phase by phase: pretraining, SFT, BDHS, DPO, further SFT, evaluation."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mllm_align.align.objectives import DPO, SFT
+from mllm_align.config import BDHSConfig, Config, DataConfig, OptimConfig, SamplingConfig
+from mllm_align.errors import refusal
+from mllm_align.files import json_text, new_file, new_folder, read_json
+from mllm_align.generate.bdhs_job import bdhs
+from mllm_align.generate.respond import generate
+from mllm_align.models.bundle import Bundle, load
+from mllm_align.testbed.demo import make_model
+from mllm_align.testbed.hallucination import count, pope_questions
+from mllm_align.testbed.scenes import builder, draw, world
+from mllm_align.testbed.scenes.language import yes_or_no
+from mllm_align.training.loop import train
+from mllm_align.training.run_folder import export_run
+
+MODELS = {"sft": "sft", "sft_control": "control", "aligned": "aligned"}  # in results.json: their folder
+OTHERS = ("unbiased", "held_out")  # splits that are looked at beside `broken`
+REMOVE = "remove it, and it is made again"
+PROMPT = "Describe the picture."
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much of everything; sizes of the model and rates of learning stand in the code."""
+
+    scenes: world.Settings = world.Settings(grain=30.0, fog=0.8, train=4000, lessons=1600)
+    batch: int = 32
+    seeing: tuple[int, int, int] = (150, 200, 250)
+    """Steps on captions of each lesson: one thing everywhere, one in each region, one in each half."""
+    speaking: int = 500
+    """Steps on captions without pictures."""
+    sft: int = 1200
+    dpo: int = 120
+    """Steps of DPO, and of further SFT for the control."""
+    pairs: int = 1000
+    """Captions that BDHS rewrites."""
+    mask_rate: float = 0.99
+    beta: float = 0.3
+
+
+class Clock:
+    """How long each phase took, over all seeds and processes."""
+
+    def __init__(self, file: Path):
+        self.file = file
+        self.seconds: dict[str, float] = {}
+        if file.exists():
+            self.seconds = read_json(file, REMOVE)
+            if not all(type(seconds) in (int, float) for seconds in self.seconds.values()):
+                raise refusal(str(file), "holds no seconds", REMOVE)
+
+    def __call__(self, name: str, work: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        try:
+            return work()
+        finally:  # a phase that is stopped took its time, too
+            took = self.seconds.get(name, 0.0) + time.perf_counter() - began
+            self.seconds[name] = round(took, 1)
+            with new_file(self.file) as file:
+                file.write(json.dumps(self.seconds) + "\n")
+
+
+class Pictures:
+    """The splits of Scenes, drawn when they are first read."""
+
+    def __init__(self, folder: Path, settings: world.Settings):
+        self.folder, self.settings = folder, settings
+        self._kept: dict[str, list[builder.Example]] = {}
+
+    @cached_property
+    def drawn(self) -> Any:
+        return builder.prepare(self.folder, self.settings)
+
+    def __call__(self, split: str) -> list[builder.Example]:
+        if split not in self._kept:  # parsing takes longer than anything that is done with them
+            self._kept[split] = list(builder.read(self.drawn, split))
+        return self._kept[split]
+
+
+class _Phases:
+    """What trains models in a folder; each phase is skipped where its result is there."""
+
+    def __init__(self, out: Path, seed: int, recipe: Recipe, read: Pictures, clock: Clock):
+        self.out, self.seed, self.recipe, self.read, self.clock = out, seed, recipe, read, clock
+
+    def _phase(self, name: str, work: Callable[[], Any]) -> Any:
+        print(f"== {self.out.name}: {name}", flush=True)
+        return self.clock(name, work)
+
+    def _train(self, config: Config, start: Path, data: Callable[[], Any], name: str) -> None:
+        """Train from the folder `start`; the result is the Hugging Face folder `name`."""
+        if not (self.out / name).exists():
+            train(config, start, data(), self.out / "runs" / name)
+            export_run(self.out / "runs" / name, self.out / name)
+
+    def _config(self, steps: int, rate: float, **fields: Any) -> Config:
+        c = Config(
+            objective=SFT(),
+            lora=None,
+            freeze=(),
+            optim=OptimConfig(learning_rate=rate, warmup=0.05),
+            data=DataConfig(shapes=1, multiple=8, threads=2),
+            batch_size=self.recipe.batch,
+            steps=steps,
+            seed=self.seed,
+            remat="none",
+            log_every=50,
+            save_every=steps,
+        )
+        return replace(c, **fields)
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """Training records; captions come without their picture, too, lest that be forgotten."""
+        return builder.sft_rows(self.read("train")) + self._blind()
+
+    def _blind(self) -> list[dict[str, Any]]:
+        """Training captions without their picture.
+
+        LLaVA's language model has read much text without images. One that has not babbles as soon as
+        the image is hidden, and its rejected responses teach nothing.
+        """
+        rows = builder.sft_rows(self.read("train"), {"caption"})
+        return [
+            {"id": f"{row['id']}-blind", "prompt": row["prompt"], "completion": row["completion"]}
+            for row in rows
+        ]
+
+
+class Base(_Phases):
+    """What stands for LLaVA's pretrained parts: a model that has learnt to see and to speak."""
+
+    @property
+    def model(self) -> Path:
+        return self.out / "speaking"
+
+    def __call__(self) -> None:
+        if not self.model.exists():
+            self._phase("draw pictures", lambda: self.read.drawn)
+            self._phase("pretraining", self._learn)
+
+    def _learn(self) -> None:
+        start = self.out / "start"
+        if not start.exists():
+            corpus = (f"USER: \n{r['prompt']} ASSISTANT: {r['completion']}" for r in self._rows())
+            with new_folder(start) as folder:
+                make_model(
+                    folder,
+                    seed=self.seed,
+                    image_size=world.SIDE * draw.CELL,
+                    patch_size=draw.CELL,
+                    vision_hidden=64,
+                    vision_mlp=128,
+                    vision_layers=3,
+                    hidden=96,
+                    mlp=192,
+                    head_dim=24,
+                    kv_heads=4,
+                    corpus=corpus,
+                )
+        self._train(self._steady(sum(self.recipe.seeing)), start, self._lessons, "seeing")
+        self._train(self._steady(self.recipe.speaking), self.out / "seeing", self._blind, "speaking")
+
+    def _steady(self, steps: int) -> Config:
+        """A constant rate; records come in order."""
+        c = self._config(steps, 3e-3)
+        steady = replace(c.optim, schedule="constant", warmup=0.1)
+        return replace(c, optim=steady, data=replace(c.data, shuffle=False))
+
+    def _lessons(self) -> list[dict[str, Any]]:
+        """Captions of the lessons, one after the other, as many as the steps take.
+
+        Where one thing is everywhere, every patch tells what the words mean; then come places, then
+        relations.
+        """
+        rows: list[dict[str, Any]] = []
+        for lesson, steps in zip(world.LESSONS, self.recipe.seeing, strict=True):
+            captions = builder.sft_rows(self.read(lesson), {"caption"})
+            rows += islice(cycle(captions), steps * self.recipe.batch)
+        return [row | {"id": f"lesson-{number}"} for number, row in enumerate(rows)]
+
+
+class Seed(_Phases):
+    """SFT and what follows; the seed decides the order of records and what is sampled."""
+
+    def __call__(self, base: Base) -> dict[str, Any]:
+        done = self.out / "measured.json"
+        if done.exists():
+            return read_json(done, REMOVE)
+        base()
+        self._phase("SFT", lambda: self._sft(base.model))
+        summary = self._phase("BDHS", self._pairs)
+        self._phase("DPO", self._dpo)
+        self._phase("further SFT", self._control)
+        measured = self._phase("evaluate", self._evaluate)
+        measured |= {"pairs": summary}
+        with new_file(done) as file:
+            file.write(json_text(measured) + "\n")
+        return measured
+
+    def _sft(self, base: Path) -> None:
+        # Captions, answers and captions without a picture differ much in length.
+        by_length = DataConfig(shapes=3, multiple=8, threads=2)
+        config = self._config(self.recipe.sft, 2e-3, data=by_length)
+        self._train(config, base, self._rows, "sft")
+
+    def _pairs(self) -> dict[str, Any]:
+        captions = self.read("train")[: self.recipe.pairs]
+        folder = self.out / "data"
+        if not (folder / "sft.jsonl").exists():
+            builder.write_files((replace(e, qas=e.qas[:1]) for e in captions), folder, "sft")
+        config = BDHSConfig(
+            mask_rate=self.recipe.mask_rate,
+            similarity="lexical",
+            sampling=SamplingConfig(max_tokens=96),
+            sentence_tokens=32,
+            batch_size=64,
+            seed=self.seed,
+        )
+        return bdhs(config, load(self.out / "sft"), folder / "sft.jsonl", folder / "pairs.jsonl")
+
+    def _dpo(self) -> None:
+        config = self._config(
+            self.recipe.dpo,
+            3e-4,
+            objective=DPO(beta=self.recipe.beta),
+            freeze=("vision_tower",),
+        )
+        pairs = self.out / "data" / "pairs.jsonl"
+        self._train(config, self.out / "sft", lambda: pairs, "aligned")
+
+    def _control(self) -> None:
+        self._train(self._config(self.recipe.dpo, 5e-4), self.out / "sft", self._further, "control")
+
+    def _further(self) -> list[dict[str, Any]]:
+        """As many of the records of SFT, drawn by lot, as the control takes."""
+        rows = self._rows()
+        some = np.random.default_rng(self.seed).permutation(len(rows))[
+            : self.recipe.dpo * self.recipe.batch
+        ]
+        return [rows[i] for i in some]
+
+    # ---- evaluation --------------------------------------------------------------------------------
+
+    def _evaluate(self) -> dict[str, Any]:
+        models: dict[str, Any] = {}
+        for name, folder in MODELS.items():
+            bundle = load(self.out / folder)
+            models[name] = {split: self._measure(bundle, split) for split in ("broken", *OTHERS)}
+        return {"models": models}
+
+    def _measure(self, bundle: Bundle, split: str) -> dict[str, Any]:
+        """Captions of a split and what was counted in each; on `broken` also answers of yes or no."""
+        examples = self.read(split)
+        captions = [texts[0].strip() for texts in _ask(bundle, [(e.png, PROMPT) for e in examples], 96)]
+        counts = [count(e.scene, text) for e, text in zip(examples, captions, strict=True)]
+        measured = {"captions": captions, "counts": [asdict(c) for c in counts]}
+        if split != "broken":
+            return measured
+        rng = np.random.default_rng(self.seed)
+        popular = [kind for e in self.read("train") for kind in e.scene.kinds]
+        ranked = sorted(world.KINDS, key=popular.count, reverse=True)
+        asked = [(e, q) for e in examples for q in pope_questions(e.scene, rng, ranked)]
+        answers = _ask(bundle, [(e.png, q.question) for e, q in asked], 2)
+        right = [
+            (q.mode, yes_or_no(text[0]) is q.answer) for (_, q), text in zip(asked, answers, strict=True)
+        ]
+        return measured | {"pope": right}
+
+
+def _ask(bundle: Bundle, asked: Sequence[tuple[bytes, str]], tokens: int) -> list[list[str]]:
+    rows = [{"images": [{"bytes": png}], "prompt": prompt} for png, prompt in asked]
+    return generate(bundle, rows, SamplingConfig(temperature=0.0, max_tokens=tokens), batch_size=64)

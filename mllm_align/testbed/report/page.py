@@ -1,0 +1,373 @@
+"""The quickstart's report: one HTML file that needs nothing else, neither scripts nor the network."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from itertools import pairwise
+from numbers import Real
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, StrictUndefined, Template
+
+from mllm_align.files import new_file
+from mllm_align.testbed.report import charts
+
+Spans = Sequence[tuple[int, int]]
+NOTHING = "–"  # what stands where a value is missing
+PICTURE = 192  # pixels that the longer side of a tiny picture is enlarged to, about
+
+
+class Piece(NamedTuple):
+    """A run of characters that are all marked alike."""
+
+    text: str
+    wrong: bool
+    regenerated: bool
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A response and what to show in it, as spans of characters (first, one past the last).
+
+    wrong: words for what is not in the picture.
+    regenerated: what the policy wrote anew for a rejected response.
+    Spans may touch, overlap, be empty or run over the ends.
+    """
+
+    text: str
+    wrong: Spans = ()
+    regenerated: Spans = ()
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """The text cut wherever a span begins or ends."""
+        inside = {
+            min(max(0, end), len(self.text)) for span in (*self.wrong, *self.regenerated) for end in span
+        }
+        cuts = sorted(inside | {0, len(self.text)})
+        return [
+            Piece(self.text[a:b], _covered(a, b, self.wrong), _covered(a, b, self.regenerated))
+            for a, b in pairwise(cuts)
+        ]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture with its reference caption and what was said of it; what is None is left out."""
+
+    id: str
+    png: bytes
+    question: str
+    truth: str
+    rejected: Marked | None = None
+    before: Marked | None = None
+    control: Marked | None = None
+    after: Marked | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Named series of (x, y); a point that is None or not finite breaks its line."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: Mapping[str, Sequence[charts.Point]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that the page shows; what is empty is left out together with its heading.
+
+    verdict: plain sentences, the most important first.
+    steps: what was done, as (heading, text).
+    results: what results.json holds.
+    pairs: training pairs (`truth` is the chosen response, with `rejected`).
+    examples: pictures of the main split (`before`, `control`, `after`).
+    """
+
+    title: str
+    verdict: Sequence[str] = ()
+    steps: Sequence[tuple[str, str]] = ()
+    results: Mapping[str, Any] = field(default_factory=dict)
+    curves: Sequence[Curve] = ()
+    pairs: Sequence[Example] = ()
+    examples: Sequence[Example] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Model(NamedTuple):
+    key: str
+    name: str
+    detail: str
+
+
+class Interval(NamedTuple):
+    """A value of results.json; what is missing is NaN, a missing count None."""
+
+    mean: float
+    low: float
+    high: float
+    n: int | None
+
+    @property
+    def bounded(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+class Metric(NamedTuple):
+    """How a metric is shown; `way` is -1 where lower is better, 1 where higher is, 0 where neither."""
+
+    name: str
+    meaning: str
+    way: int
+    form: str
+
+
+class Cell(NamedTuple):
+    mean: str
+    reach: str
+    note: str
+
+
+class Row(NamedTuple):
+    metric: Metric
+    cells: list[Cell]
+    n: str
+
+
+class Table(NamedTuple):
+    models: list[Model]
+    rows: list[Row]
+
+
+class Panel(NamedTuple):
+    metric: Metric
+    svg: str
+
+
+MODELS = (
+    Model("sft", "before", "SFT"),
+    Model("sft_control", "control", "further SFT"),
+    Model("aligned", "after", "aligned"),
+)
+SHARE = ".1%"
+METRICS = {
+    "chair_i": Metric("CHAIR_i", "of the things named, those that are not in the picture", -1, SHARE),
+    "chair_s": Metric("CHAIR_s", "captions that name a thing that is not there", -1, SHARE),
+    "recall": Metric("Recall", "of the things in the picture, those that are named", 1, SHARE),
+    "pope_accuracy": Metric("POPE", "right answers to “is there a … in the picture?”", 1, SHARE),
+    "pope_random": Metric("POPE, random", "absent things asked for: any", 1, SHARE),
+    "pope_popular": Metric("POPE, popular", "absent things asked for: frequent ones", 1, SHARE),
+    "pope_adversarial": Metric("POPE, adversarial", "absent things asked for: the expected ones", 1, SHARE),
+    "attribute_error": Metric("Attribute errors", "wrong colours or sizes of things present", -1, SHARE),
+    "place_error": Metric("Place errors", "wrong parts of the picture for things present", -1, SHARE),
+    "relation_error": Metric("Relation errors", "wrong arrangements of things present", -1, SHARE),
+    "unparsed": Metric("Not understood", "sentences outside the grammar of the captions", -1, SHARE),
+    "words": Metric("Words", "in a caption", 0, ".1f"),
+    "mentions": Metric("Mentions", "things named in a caption", 0, ".2f"),
+    "expected_share": Metric("Expected errors", "of the wrong things, partners of a named one", 0, SHARE),
+}
+CHARTED = ("chair_i", "recall")
+SPLITS = {
+    "broken": "Bias-breaking split",
+    "unbiased": "Unbiased split",
+    "held_out": "Held-out split",
+}
+
+
+def render(report: Report) -> str:
+    """Return the page; whatever the texts hold, they are shown as text."""
+    results = report.results
+    page = _template().render(
+        report=report,
+        caption=_caption(results),
+        result=_table(results),
+        panels=_panels(results),
+        splits=_splits(results.get("other_splits") or {}),
+        facts=_rows({k: v for k, v in (results.get("pairs") or {}).items() if k != _DIFFER}),
+        differ=_differ((results.get("pairs") or {}).get(_DIFFER) or {}),
+        curves=_curves(report.curves),
+        seconds=_seconds(results.get("seconds") or {}),
+        settings=_groups(report.settings),
+    )
+    return page.encode(errors="replace").decode()  # a path may hold what is not text
+
+
+def write(report: Report, out: Path) -> None:
+    """Write the page to `out`, whole or not at all; raises InputError if it can't be written."""
+    with new_file(out) as file:
+        file.write(render(report))
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["picture"] = _picture
+    text = files("mllm_align.testbed.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    return environment.from_string(text)
+
+
+def _covered(first: int, last: int, spans: Spans) -> bool:
+    return any(a <= first and last <= b for a, b in spans)
+
+
+def _picture(png: bytes) -> dict[str, Any]:
+    """Return source and size on the page; small pictures grow by a whole factor and keep sharp pixels."""
+    width, height = struct.unpack(">II", png[16:24])
+    factor = max(1, PICTURE // max(width, height, 1))
+    source = "data:image/png;base64," + base64.b64encode(png).decode()
+    return {"src": source, "width": width * factor, "height": height * factor, "enlarged": factor > 1}
+
+
+def _caption(results: Mapping[str, Any]) -> str:
+    split, seeds = str(results.get("split") or ""), results.get("seeds")
+    parts = [SPLITS.get(split, split), results.get("interval") and f"intervals: {results['interval']}"]
+    if seeds:
+        parts.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {_plain(seeds)}")
+    return "; ".join(part for part in parts if part)
+
+
+def _metric(key: str) -> Metric:
+    return METRICS.get(key) or Metric(key.replace("_", " "), "", 0, ".4g")
+
+
+def _interval(models: Mapping[str, Any], model: str, metric: str) -> Interval:
+    value = (models.get(model) or {}).get(metric)
+    given = value if isinstance(value, Mapping) else {"mean": value}
+    mean, low, high = (_float(given.get(key)) for key in ("mean", "low", "high"))
+    return Interval(mean, low, high, given.get("n"))
+
+
+def _table(models: Mapping[str, Any]) -> Table | None:
+    """Return a row for each metric and a column for each model; None where there are none."""
+    there = [model for model in MODELS if models.get(model.key)]
+    given = dict.fromkeys(metric for model in there for metric in models[model.key])
+    ordered = [key for key in METRICS if key in given] + [key for key in given if key not in METRICS]
+    rows = [_row(_metric(key), [_interval(models, model.key, key) for model in there]) for key in ordered]
+    return Table(there, rows) if rows else None
+
+
+def _row(metric: Metric, values: Sequence[Interval]) -> Row:
+    counts = dict.fromkeys(NOTHING if value.n is None else f"{value.n:,}" for value in values)
+    return Row(metric, [_cell(metric, value, values[0]) for value in values], " / ".join(counts))
+
+
+def _cell(metric: Metric, value: Interval, first: Interval) -> Cell:
+    mean, low, high = (_number(v, metric.form) for v in (value.mean, value.low, value.high))
+    reach = f"[{low.rstrip('%')}, {high.rstrip('%')}]" if value.bounded else ""
+    return Cell(mean, reach, _note(metric, value, first))
+
+
+def _note(metric: Metric, value: Interval, first: Interval) -> str:
+    """Return whether the interval lies wholly on one side of the first model's."""
+    side = (value.low > first.high) - (value.high < first.low)  # 0 for NaN
+    return {0: "", 1: "better", -1: "worse"}[side * metric.way]
+
+
+def _panels(results: Mapping[str, Any]) -> list[Panel]:
+    """Return the charts of the main metrics, all on one scale."""
+    dots = {key: _dots(results, key) for key in CHARTED}
+    dots = {key: found for key, found in dots.items() if found}
+    ranges = charts.spans(list(dots.values()))
+    return [
+        Panel(_metric(key), charts.intervals(found, low, high, _spoken(_metric(key).name, found)))
+        for (key, found), (low, high) in zip(dots.items(), ranges, strict=True)
+    ]
+
+
+def _dots(results: Mapping[str, Any], key: str) -> list[charts.Dot]:
+    found = [(model, _interval(results, model.key, key)) for model in MODELS]
+    return [
+        charts.Dot(model.name, model.key, 100 * value.mean, 100 * value.low, 100 * value.high)
+        for model, value in found
+        if math.isfinite(value.mean)
+    ]
+
+
+def _spoken(name: str, dots: Sequence[charts.Dot]) -> str:
+    return f"{name}: " + ", ".join(f"{dot.name} {dot.mean:.1f}%" for dot in dots)
+
+
+def _splits(splits: Mapping[str, Any]) -> list[tuple[str, Table]]:
+    tables = [(SPLITS.get(name, name), _table(models or {})) for name, models in splits.items()]
+    return [(name, table) for name, table in tables if table]
+
+
+_DIFFER = "differ_after_iteration"
+
+
+def _differ(shares: Mapping[str, Sequence[float | None]]) -> list[tuple[str, list[str]]]:
+    """Return, for each share of masked image, how many pairs differ after 1, 2, ... iterations."""
+    longest = max((len(row) for row in shares.values()), default=0)
+    if not longest:
+        return []
+    texts = {key: [_number(_float(share), SHARE) for share in row] for key, row in shares.items()}
+    return [(_masked(key), row + [NOTHING] * (longest - len(row))) for key, row in texts.items()]
+
+
+def _masked(key: str) -> str:
+    try:
+        return f"{100 * float(key):g}%"
+    except ValueError:
+        return key
+
+
+def _curves(curves: Sequence[Curve]) -> list[tuple[Curve, str]]:
+    drawn = []
+    for curve in curves:
+        label = f"{curve.title}: {curve.y_label} over {curve.x_label}"
+        drawn.append((curve, charts.lines(curve.series.values(), curve.x_label, curve.y_label, label)))
+    return [(curve, svg) for curve, svg in drawn if svg]
+
+
+def _seconds(seconds: Mapping[str, Any]) -> list[tuple[str, str, float]]:
+    """Return phase, time and length of its bar in percent."""
+    times = {name.replace("_", " "): _float(value) for name, value in seconds.items()}
+    longest = max((time for time in times.values() if math.isfinite(time)), default=0) or 1
+    bars = {name: 100 * time / longest if math.isfinite(time) else 0 for name, time in times.items()}
+    return [(name, _number(time, ",.1f", " s"), bars[name]) for name, time in times.items()]
+
+
+def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(name, _plain(value)) for name, value in _flat(values)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _groups(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return a table for what stands alone, and one for each group of settings."""
+    alone = {name: value for name, value in settings.items() if not isinstance(value, Mapping)}
+    groups = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
+    return [(name, _rows(values)) for name, values in {"general": alone, **groups}.items() if values]
+
+
+def _plain(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return NOTHING
+    if isinstance(value, list | tuple):
+        return ", ".join(_plain(item) for item in value) or NOTHING
+    return str(value)
+
+
+def _float(value: Any) -> float:
+    return float(value) if isinstance(value, Real) else math.nan
+
+
+def _number(value: float, form: str, unit: str = "") -> str:
+    return format(value, form) + unit if math.isfinite(value) else NOTHING

@@ -1,0 +1,327 @@
+"""What is said about scenes, and what is understood: one grammar, written and read from one table.
+
+Every caption that `caption` writes, `parse` reads back to exactly what was put in; so the truth of a
+model's caption is a matter of looking it up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from mllm_align.testbed.scenes.world import COLOURS, KINDS, SIZES, Scene, Thing
+
+# Slots: {a}, {b} noun phrases, {relation} of a to b, {where}; {kind}, {colour}, {size} of a;
+# {absent} a kind that is said not to be there.
+GRAMMAR = {
+    "pair": (
+        "{where}, {a} is {relation} {b}.",
+        "{where}, there is {a} {relation} {b}.",
+        "{where} is {a} {relation} {b}.",
+        "{where}, we see {a} {relation} {b}.",
+    ),
+    "single": (
+        "{where}, there is {a}.",
+        "{where} is {a}.",
+        "{where}, we see {a}.",
+        "There is {a} {where}.",
+    ),
+    "pattern": ("There is {a}, again and again.", "We see {a}, again and again."),
+    "pair_here": ("There is {a} {relation} {b}.", "{a} is {relation} {b}.", "We see {a} {relation} {b}."),
+    "single_here": ("There is {a}.", "We see {a}."),
+    "colour": ("The {kind} is {colour}.",),
+    "size": ("The {kind} is {size}.",),
+    "place": ("The {kind} is {where}.",),
+    "yes": ("Yes, there is {a}.", "Yes, we see {a}."),
+    "no": ("No, there is no {absent}.", "No, we see no {absent}."),
+    "empty": ("There is nothing.", "Nothing is there."),
+    "closing": ("Nothing else is there.", "There is nothing else.", "We see nothing else."),
+}
+QUESTIONS = {
+    "caption": (
+        "Describe the picture.",
+        "What is in the picture?",
+        "What do you see?",
+        "Describe what you see.",
+        "Tell me what the picture shows.",
+        "Give a description of the picture.",
+    ),
+    "presence": (
+        "Is there {a} in the picture?",
+        "Is there {a}?",
+        "Do you see {a}?",
+        "Does the picture show {a}?",
+    ),
+    "what_where": ("What is {where}?", "What do you see {where}?", "Describe what is {where}."),
+    "colour": ("What colour is the {kind}?", "Which colour does the {kind} have?"),
+    "size": ("What size is the {kind}?", "Is the {kind} small or large?"),
+    "place": ("Where is the {kind}?", "Where do you see the {kind}?"),
+}
+# From the second thing's place less the first's, in (rows, columns), to what the first is to it.
+RELATIONS = {(0, 1): "left of", (0, -1): "right of", (1, 0): "above", (-1, 0): "below"}
+# The words for each region of a grid, in raster order.
+PLACES = {
+    (1, 2): ("left", "right"),
+    (2, 1): ("top", "bottom"),
+    (2, 2): ("top left", "top right", "bottom left", "bottom right"),
+    (1, 3): ("left", "middle", "right"),
+    (3, 1): ("top", "middle", "bottom"),
+}
+_CLOSING = 0.25  # how often a caption ends in a sentence without things
+_EMPTY = 0.2  # how often a region without things is asked about, where there is one
+
+
+@dataclass(frozen=True)
+class QA:
+    """A question with its true answer; `kind` is a key of QUESTIONS."""
+
+    question: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Mention:
+    """A thing that a text says is there, with what it claims of it (None: nothing).
+
+    span: start and stop of the kind's word in the text. sentence: its index in the text.
+    """
+
+    kind: str
+    colour: str | None
+    size: str | None
+    where: str | None
+    span: tuple[int, int]
+    sentence: int
+
+
+@dataclass(frozen=True)
+class Relation:
+    """The claim that mention `first` is, say, above mention `second` (indices in the reading)."""
+
+    first: int
+    relation: str
+    second: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a text claims. unparsed: the sentences outside the grammar, word for word."""
+
+    mentions: tuple[Mention, ...]
+    relations: tuple[Relation, ...]
+    sentences: int
+    unparsed: tuple[str, ...]
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+def place(scene: Scene, thing: Thing) -> str:
+    """Return the words for the region that the thing stands in, such as `top left`."""
+    row, column = scene.region_of(thing)
+    return PLACES[scene.rows, scene.columns][row * scene.columns + column]
+
+
+def relation(first: Thing, second: Thing) -> str | None:
+    """Return what the first thing is to the second, None unless they share a row or a column."""
+    step = (int(np.sign(second.row - first.row)), int(np.sign(second.column - first.column)))
+    return RELATIONS.get(step)
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """Return a true and complete caption: one sentence for each group, in raster order."""
+    if scene.repeats:
+        return _write(GRAMMAR["pattern"], rng, a=_phrase(scene.things[0], rng))
+    sentences = [_group(scene, group, rng, here=False) for group in scene.groups]
+    if rng.random() < _CLOSING:
+        sentences.append(_write(GRAMMAR["closing"], rng))
+    return " ".join(sentences)
+
+
+def describe_questions() -> tuple[str, ...]:
+    """Return the prompts that ask for a caption."""
+    return QUESTIONS["caption"]
+
+
+def presence(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
+    """Ask whether a thing of this kind is there; the answer begins with Yes or No."""
+    thing = scene.find(kind)
+    if thing is None:
+        answer = _write(GRAMMAR["no"], rng, absent=kind)
+    else:
+        answer = _write(GRAMMAR["yes"], rng, a=_phrase(thing, rng))
+    return QA(_write(QUESTIONS["presence"], rng, a=_article(kind)), answer, "presence")
+
+
+def what_where(scene: Scene, rng: np.random.Generator) -> QA:
+    """Ask what is in a region, now and then an empty one; not for a picture that repeats one thing."""
+    taken = {place(scene, group[0]): group for group in scene.groups}
+    empty = [words for words in PLACES[scene.rows, scene.columns] if words not in taken]
+    ask_empty = bool(empty) and rng.random() < _EMPTY
+    words = _pick(empty if ask_empty else list(taken), rng)
+    question = _write(QUESTIONS["what_where"], rng, where=with_preposition(words))
+    answer = _write(GRAMMAR["empty"], rng) if ask_empty else _group(scene, taken[words], rng, here=True)
+    return QA(question, answer, "what_where")
+
+
+def attribute(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
+    """Ask for the `colour`, `size` or `place` of one of the scene's things."""
+    thing = scene.things[rng.integers(len(scene.things))]
+    slots = {"kind": thing.kind, "colour": thing.colour, "size": thing.size}
+    slots["where"] = with_preposition(place(scene, thing))
+    return QA(_write(QUESTIONS[kind], rng, **slots), _write(GRAMMAR[kind], rng, **slots), kind)
+
+
+def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 2) -> list[QA]:
+    """Return a caption and `questions` other questions, half of them about presence.
+
+    Half of the questions about presence are about a thing that is there. A picture that repeats one
+    thing is asked about nothing else: it has no places to tell apart.
+    """
+    rows = [QA(_pick(QUESTIONS["caption"], rng), caption(scene, rng), "caption")]
+    for _ in range(questions):
+        if scene.repeats or rng.random() < 0.5:
+            there = rng.random() < 0.5
+            rows.append(presence(scene, _pick([k for k in KINDS if (k in scene.kinds) == there], rng), rng))
+        elif rng.random() < 0.5:
+            rows.append(what_where(scene, rng))
+        else:
+            rows.append(attribute(scene, _pick(("colour", "size", "place"), rng), rng))
+    return rows
+
+
+def _group(scene: Scene, group: tuple[Thing, ...], rng: np.random.Generator, *, here: bool) -> str:
+    """Return the sentence on a group; `here`: without saying where."""
+    things = list({thing.kind: thing for thing in reversed(group)}.values())[::-1]  # the first of each kind
+    phrases = [_phrase(thing, rng) for thing in things]
+    table = GRAMMAR[("pair" if len(things) == 2 else "single") + ("_here" if here else "")]
+    slots = {"a": phrases[0], "where": with_preposition(place(scene, things[0]))}
+    if len(things) == 2:
+        slots |= {"b": phrases[1], "relation": relation(*things) or ""}
+    return _write(table, rng, **slots)
+
+
+def _phrase(thing: Thing, rng: np.random.Generator) -> str:
+    size = f"{thing.size} " if rng.random() < 0.5 else ""
+    return _article(f"{size}{thing.colour} {thing.kind}")
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
+
+
+def with_preposition(words: str) -> str:
+    """`left` -> `on the left`; `top left` -> `at the top left`; `middle` -> `in the middle`."""
+    preposition = {"left": "on", "right": "on", "middle": "in"}.get(words, "at")
+    return f"{preposition} the {words}"
+
+
+def _write(templates: Sequence[str], rng: np.random.Generator, **slots: str) -> str:
+    text = _pick(templates, rng).format(**slots)
+    return text[0].upper() + text[1:]
+
+
+def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
+    return options[int(rng.integers(len(options)))]
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def parse(text: str) -> Reading:
+    """Return what a text claims, whoever wrote it; case and spacing do not matter.
+
+    In a sentence outside the grammar, known things are still found, with the colour and size that
+    stand before them; it makes no claims of place or relation. `There is no cup` mentions nothing.
+    """
+    mentions: list[Mention] = []
+    relations: list[Relation] = []
+    sentences = [m for m in re.finditer(r"[^.!?\n]+[.!?]*", text) if re.search(r"\w", m[0])]
+    unparsed = []
+    for index, sentence in enumerate(sentences):
+        start = sentence.start() + len(sentence[0]) - len(sentence[0].lstrip())
+        words = sentence[0].strip()
+        match = next((m for m in (r.fullmatch(words) for r in _sentences()) if m), None)
+        found = [_mention(m, "a", start, index) for m in _noun().finditer(words)] if match is None else []
+        if match is None:
+            unparsed.append(words)
+        elif "a_kind" in match.re.groupindex:
+            found.append(_mention(match, "a", start, index))
+        if match is not None and "b_kind" in match.re.groupindex:
+            found.append(_mention(match, "b", start, index))
+            relations.append(Relation(len(mentions), _plain(match["relation"]), len(mentions) + 1))
+        mentions += found
+    return Reading(tuple(mentions), tuple(relations), len(sentences), tuple(unparsed))
+
+
+def yes_or_no(text: str) -> bool | None:
+    """Return what an answer begins with: True for yes, False for no, None for anything else."""
+    match = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
+    return match and match[1].lower() == "yes"
+
+
+def _mention(match: re.Match, name: str, start: int, sentence: int) -> Mention:
+    def said(slot: str) -> str | None:
+        value = match[slot] if slot in match.re.groupindex else None
+        return value and _plain(value)
+
+    first, last = match.span(f"{name}_kind")
+    return Mention(
+        kind=_plain(match[f"{name}_kind"]),
+        colour=said(f"{name}_colour"),
+        size=said(f"{name}_size"),
+        where=said("where"),
+        span=(start + first, start + last),
+        sentence=sentence,
+    )
+
+
+def _plain(words: str) -> str:
+    return " ".join(words.lower().split())
+
+
+def _any(words: Sequence[str]) -> str:
+    """A pattern for any of these words, the longest first."""
+    longest = sorted(words, key=len, reverse=True)
+    return "|".join(word.replace(" ", r"\s+") for word in longest)
+
+
+@cache
+def _noun() -> re.Pattern:
+    """Return the pattern of a known thing anywhere in a text."""
+    return re.compile(rf"\b{_thing('a')}s?\b", re.IGNORECASE)
+
+
+def _thing(name: str) -> str:
+    size, colour, kind = _any(SIZES), _any(tuple(COLOURS)), _any(KINDS)
+    size = rf"(?:(?P<{name}_size>{size})\s+)?"
+    return rf"{size}(?:(?P<{name}_colour>{colour})\s+)?(?P<{name}_kind>{kind})"
+
+
+@cache
+def _sentences() -> tuple[re.Pattern, ...]:
+    """Return the pattern of every template of the grammar."""
+    where = _any(sorted({words for grid in PLACES.values() for words in grid}))
+    slots = {
+        "a": rf"(?:an?|the|one)\s+{_thing('a')}",
+        "b": rf"(?:an?|the|one)\s+{_thing('b')}",
+        "relation": rf"(?:to\s+the\s+)?(?P<relation>{_any(tuple(RELATIONS.values()))})",
+        "where": rf"(?:on|at|in)\s+the\s+(?P<where>{where})",
+        "kind": rf"(?P<a_kind>{_any(KINDS)})",
+        "colour": rf"(?P<a_colour>{_any(tuple(COLOURS))})",
+        "size": rf"(?P<a_size>{_any(SIZES)})",
+        "absent": rf"(?:{_any(KINDS)})",
+    }
+    patterns = []
+    for template in (template for table in GRAMMAR.values() for template in table):
+        words = re.sub(r"^(Yes|No), |\.$", "", template)
+        # A caption's model may well say where at the end of a sentence that was written without.
+        words += "( {where})?" if "{a}" in words and "{where}" not in words else ""
+        pattern = words.replace(",", r"\s*,?").replace(" ", r"\s+").format(**slots)
+        patterns.append(re.compile(rf"(?:(?:yes|no)\b\s*,?\s*)?{pattern}\s*[.!]*", re.IGNORECASE))
+    return tuple(patterns)

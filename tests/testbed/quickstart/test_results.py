@@ -1,0 +1,146 @@
+"""The quickstart's figures, from made-up counts."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow_datasets")
+
+from mllm_align.evaluate.intervals import over_seeds
+from mllm_align.testbed.hallucination import Counts
+from mllm_align.testbed.quickstart.results import figures, summary, verdict
+
+
+def measure(wrong, images=40, recalled=2, right=0.75):
+    """A model that names four things in each picture, `wrong` of them in all not there."""
+    counts = [
+        Counts(
+            captions=1,
+            mentions=4,
+            hallucinated=int(i < wrong),
+            with_hallucination=int(i < wrong),
+            present=3,
+            recalled=recalled,
+            sentences=2,
+            words=20,
+        )
+        for i in range(images)
+    ]
+    pope = [("random", i < 2 * right * images) for i in range(2 * images)]
+    pope += [("adversarial", i < right * images) for i in range(images)]
+    return {"captions": ["A cup."] * images, "counts": [asdict(c) for c in counts], "pope": pope}
+
+
+def measured(sft=20, control=16, aligned=4, pairs=10):
+    wrong = {"sft": sft, "sft_control": control, "aligned": aligned}
+    models = {
+        name: {"broken": measure(n), "unbiased": measure(n // 2), "held_out": measure(n // 4)}
+        for name, n in wrong.items()
+    }
+    for splits in models.values():
+        del splits["held_out"]["pope"]  # asked on one split or more
+    return {
+        "models": models,
+        "pairs": {"pairs": pairs, "differ_after": [0.5, pairs / 20]},
+    }
+
+
+def test_figures_of_a_model():
+    found = figures(measure(8))
+    assert {"mean", "low", "high", "n"} == set(found["chair_i"])
+    assert found["chair_i"]["mean"] == pytest.approx(8 / 160) and found["chair_i"]["n"] == 40
+    assert found["chair_s"]["mean"] == pytest.approx(8 / 40)
+    assert found["recall"]["mean"] == pytest.approx(2 / 3)
+    assert found["words"]["mean"] == 20
+    assert found["pope_accuracy"] == pytest.approx({**found["pope_accuracy"], "mean": 0.75, "n": 120})
+    assert (found["pope_random"]["n"], found["pope_adversarial"]["n"]) == (80, 40)
+    assert "pope_popular" not in found
+    for name in ("chair_i", "chair_s", "pope_accuracy"):
+        assert found[name]["low"] < found[name]["mean"] < found[name]["high"]
+
+
+def test_figures_are_the_same_from_json():
+    assert figures(json.loads(json.dumps(measure(8)))) == figures(measure(8))
+
+
+def test_summary_of_one_seed_has_intervals_over_images():
+    one = measured()
+    results = summary([one], 0.99)
+    assert (results["seeds"], results["split"]) == ([0], "broken")
+    assert results["interval"] == "95% bootstrap over images"
+    for name in ("sft", "sft_control", "aligned"):
+        assert results[name] == figures(one["models"][name]["broken"])
+        assert results["other_splits"]["unbiased"][name] == figures(one["models"][name]["unbiased"])
+        held_out = results["other_splits"]["held_out"][name]
+        assert held_out == figures(one["models"][name]["held_out"])
+        assert "chair_i" in held_out and "pope_accuracy" not in held_out
+    assert results["pairs"] == {"count": 10, "differ_after_iteration": {"0.99": [0.5, 0.5]}}
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_summary_of_three_seeds_has_intervals_over_seeds():
+    seeds = [measured(20, 16, 4), measured(24, 20, 8, pairs=12), measured(16, 18, 6, pairs=14)]
+    results = summary(seeds, 1.0)
+    assert results["seeds"] == [0, 1, 2]
+    assert results["interval"] == "95% Student t over 3 seeds"
+    assert results["sft"]["chair_i"] == over_seeds([20 / 160, 24 / 160, 16 / 160]).to_json()
+    assert results["aligned"]["chair_s"]["mean"] == pytest.approx(np.mean([4, 8, 6]) / 40)
+    assert results["other_splits"]["unbiased"]["sft_control"]["chair_i"]["n"] == 3
+    assert results["pairs"]["count"] == 36
+    assert results["pairs"]["differ_after_iteration"] == {"1": pytest.approx([0.5, 0.6])}
+
+
+def shown(sft, control, aligned, recall=(0.7, 0.7)):
+    """Results with these intervals of CHAIR_i."""
+
+    def interval(mean, half=0.0):
+        return {"mean": mean, "low": mean - half, "high": mean + half, "n": 300}
+
+    models = {
+        name: {"chair_i": interval(*value)}
+        for name, value in (("sft", sft), ("sft_control", control), ("aligned", aligned))
+    }
+    models["sft"]["recall"], models["aligned"]["recall"] = map(interval, recall)
+    return models
+
+
+def test_verdict_of_a_clear_effect():
+    assert verdict(shown((0.3, 0.03), (0.25, 0.03), (0.1, 0.02))) == [
+        "Fewer hallucinated things than the SFT model: CHAIR_i from 30.0% to 10.0%; intervals do not "
+        "overlap.",
+        "Fewer hallucinated things than as many further steps of SFT: CHAIR_i from 25.0% to 10.0%; "
+        "intervals do not overlap.",
+        "Recall is the same.",
+    ]
+
+
+def test_verdict_says_where_the_control_does_as_well():
+    clear, unclear, _ = verdict(shown((0.3, 0.03), (0.12, 0.03), (0.1, 0.02)))
+    assert clear.startswith("Fewer hallucinated things than the SFT model")
+    assert unclear == (
+        "No clear effect against as many further steps of SFT: CHAIR_i from 12.0% to 10.0%, and the "
+        "intervals overlap."
+    )
+
+
+def test_verdict_hides_no_harm():
+    worse, unclear, _ = verdict(shown((0.1, 0.02), (0.28, 0.03), (0.3, 0.03)))
+    assert worse == (
+        "More hallucinated things than the SFT model: CHAIR_i from 10.0% to 30.0%; intervals do not "
+        "overlap."
+    )
+    assert unclear.startswith("No clear effect against as many further steps of SFT")
+
+
+@pytest.mark.parametrize(
+    ("recall", "said"),
+    [
+        ((0.7, 0.65), "Recall is lower by 5.0 points."),
+        ((0.7, 0.712), "Recall is higher by 1.2 points."),
+        ((0.7, 0.6999), "Recall is the same."),
+    ],
+)
+def test_verdict_on_recall(recall, said):
+    assert verdict(shown((0.3, 0.03), (0.25, 0.03), (0.1, 0.02), recall))[-1] == said
