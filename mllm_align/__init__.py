@@ -73,7 +73,7 @@ _HOME = {
     "export": "training.run_folder:export_run",
     "load": "models.bundle",
     "load_config": "config",
-    "load_run": "training.run",
+    "load_run": "training.run_folder",
     "score": "training.score",
     "train": "training.loop",
 }
