@@ -11,11 +11,27 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+
+class Pixels(NamedTuple):
+    """Preprocessed images, cut into patches; of one record without the axis B.
+
+    patches: the pixels and channels of each patch, in the order in which the tower multiplies them.
+    place: (row, column) of each patch in its tile; -1 for a patch that only fills the tile.
+    """
+
+    patches: Float[Array | np.ndarray, "B T N C"]
+    place: Int[Array | np.ndarray, "B T N 2"]
+
+    def astype(self, dtype: Any) -> Pixels:
+        """The patches in the dtype of the computation."""
+        return self._replace(patches=self.patches.astype(dtype))
 
 
 @jax.tree_util.register_dataclass
@@ -26,7 +42,7 @@ class PromptGroup:
     What a padded place holds never reaches a number: `prefix_length`, `response_mask` and `weight` say
     what is real. Real tokens stand at the start of their row, in the order of their positions.
 
-    tiles: preprocessed pixels of the group's images, channels last.
+    pixels: of the group's images.
     prefix_tokens: vocabulary ids; at image places the checkpoint's image token.
     prefix_image: -1 at text, else a row of the group's image table: 0 is the `image_newline` vector,
         1 + t * I + i is embedding i of tile t.
@@ -40,7 +56,7 @@ class PromptGroup:
     sampler_logps: nats per token, as they were when the policy sampled the response; 0 elsewhere.
     """
 
-    tiles: Float[Array, "B T h w 3"]
+    pixels: Pixels
     prefix_tokens: Int[Array, "B P"]
     prefix_image: Int[Array, "B P"]
     prefix_positions: Int[Array, "B P"]
@@ -57,7 +73,7 @@ class PromptGroup:
         return Shape(
             prefix=self.prefix_tokens.shape[-1],
             response=self.response_tokens.shape[-1],
-            tiles=self.tiles.shape[-4],
+            tiles=self.pixels.patches.shape[-3],
         )
 
 
@@ -84,10 +100,11 @@ class Shape:
 class Group:
     """One record as the model gets it, before padding: numpy arrays on the host.
 
-    tiles [t, h, w, 3] float32; prefix_tokens and prefix_image [p] int32; responses: K arrays of ids.
+    pixels: patches [t, N, C] float32, place [t, N, 2] int16. prefix_tokens, prefix_image [p] int32.
+    responses: K arrays of ids.
     """
 
-    tiles: np.ndarray
+    pixels: Pixels
     prefix_tokens: np.ndarray
     prefix_image: np.ndarray
     responses: tuple[np.ndarray, ...]
@@ -95,7 +112,9 @@ class Group:
     @property
     def shape(self) -> Shape:
         return Shape(
-            len(self.prefix_tokens), max((len(r) for r in self.responses), default=0), len(self.tiles)
+            len(self.prefix_tokens),
+            max((len(r) for r in self.responses), default=0),
+            len(self.pixels.patches),
         )
 
 
@@ -125,7 +144,10 @@ def pad(groups: list[Group], shape: Shape, size: int) -> PromptGroup:
         for g in rows
     ]
     return PromptGroup(
-        tiles=place([g.tiles for g in rows], shape.tiles),  # type: ignore[arg-type]
+        pixels=Pixels(
+            place([g.pixels.patches for g in rows], shape.tiles),  # type: ignore[arg-type]
+            place([g.pixels.place for g in rows], shape.tiles, -1),  # type: ignore[arg-type]
+        ),
         prefix_tokens=place([g.prefix_tokens for g in rows], shape.prefix),  # type: ignore[arg-type]
         prefix_image=place([g.prefix_image for g in rows], shape.prefix, -1),  # type: ignore[arg-type]
         prefix_positions=np.where(real, np.arange(shape.prefix), 0).astype(np.int32),  # type: ignore[arg-type]

@@ -21,19 +21,20 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
     images = []
     for source, (width, height) in zip(encoded.record.images, encoded.sizes, strict=True):
         grid = encoder.layout.grid(height, width)
-        rows = encoder.layout.rows(height, width, 0)
+        runs = encoder.layout.runs(height, width, len(encoded.sizes), 0)
+        rows = np.concatenate([run.rows for run in runs])
         images.append(
             {
                 "source": source.label,
                 "width": width,
                 "height": height,
-                "tiles": encoder.layout.tiles(height, width),
+                "tiles": encoder.layout.tiles(height, width, len(encoded.sizes))[0],
                 "grid": None if grid is None else list(grid),
                 "embeddings": len(rows),
                 "newlines": int((rows == 0).sum()),
             }
         )
-    start = len(tokens)
+    start, patches = len(tokens), group.pixels.patches
     responses = []
     for ids in encoded.responses:
         entries = [_token(encoder, start + i, int(t), 1) for i, t in enumerate(ids)]
@@ -43,9 +44,9 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
         "where": encoded.record.where,
         "images": images,
         "pixels": {
-            "shape": list(group.tiles.shape),
-            "min": float(group.tiles.min()) if group.tiles.size else None,
-            "max": float(group.tiles.max()) if group.tiles.size else None,
+            "shape": list(patches.shape),
+            "min": float(patches.min()) if patches.size else None,
+            "max": float(patches.max()) if patches.size else None,
         },
         "prefix_tokens": len(tokens),
         "response_tokens": [len(r) for r in encoded.responses],

@@ -18,14 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from mllm_align.batch import PromptGroup
+from mllm_align.batch import Pixels, PromptGroup
 from mllm_align.config import SamplingConfig
 from mllm_align.generate.sampling import choose, uniform
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.cache import Cache
-from mllm_align.models.config import LlavaConfig
-from mllm_align.models.llava import Llava
+from mllm_align.models.config import ModelConfig
 from mllm_align.models.policy import policy_variables
+from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import (
     assemble,
     batch_sharding,
@@ -98,7 +98,7 @@ class Row:
 
 @lru_cache(maxsize=16)
 def programs(
-    config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any, sampling: SamplingConfig
+    config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any, sampling: SamplingConfig
 ) -> tuple:
     """(features, prefill, decode), compiled once for all models of one kind. Shardings are pinned: rows
     and heads of the cache are cut like the model; what the host reads is on every device."""
@@ -109,8 +109,8 @@ def programs(
     def policy(params: Any, trained: Any) -> Any:
         return policy_variables(params, trained, lora_scale, dtype)
 
-    def features(params, trained, tiles):
-        return model.apply(policy(params, trained), tiles.astype(dtype), method="features")
+    def features(params, trained, pixels):
+        return model.apply(policy(params, trained), pixels.astype(dtype), method="features")
 
     def prefill(params, trained, features, group, holes):
         return model.apply(policy(params, trained), features, group, holes, method="prefill")
@@ -130,7 +130,7 @@ def programs(
     )
 
 
-def cache_shardings(config: LlavaConfig, mesh: Mesh) -> Cache:
+def cache_shardings(config: ModelConfig, mesh: Mesh) -> Cache:
     """Rows and, where they divide, key-value heads."""
     rows = batch_sharding(mesh, micro=False)
     heads = config.decoder.kv_heads
@@ -156,7 +156,7 @@ class Decoder:
         rule = replace(sampling, max_tokens=1)  # forks carry their own limits
         see, fill, loop = programs(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, rule)
         self._per_tile = bundle.config.vision.tokens
-        self._features = lambda tiles: see(params, self.trained, put(tiles))
+        self._features = lambda pixels: see(params, self.trained, put(pixels))
         self._prefill = lambda features, group, holes: fill(
             params, self.trained, put(features), put(group), holes
         )
@@ -164,16 +164,17 @@ class Decoder:
             params, self.trained, prefix, put(forks), everywhere(stops)
         )
 
-    def features(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """What the tower says of each record's tiles [t, h, w, 3]: [t * I, F], in the model's dtype."""
+    def features(self, pictures: Sequence[Pixels]) -> list[np.ndarray]:
+        """What the tower says of each record's t tiles: [t * I, F], in the model's dtype."""
         out: list[np.ndarray] = []
         for start in range(0, len(pictures), self.size):
             part = pictures[start : start + self.size]
-            tiles = np.zeros((self.size, max(map(len, part)), *part[0].shape[1:]), np.float32)
-            for row, picture in zip(tiles, part, strict=False):
-                row[: len(picture)] = picture
-            seen = np.asarray(self._features(tiles))
-            out += [row[: len(picture) * self._per_tile] for row, picture in zip(seen, part, strict=False)]
+            counts = [len(pixels.patches) for pixels in part]
+            filled = [*part, *[Pixels(*(x[:0] for x in part[0]))] * (self.size - len(part))]
+            patches = np.stack([_padded(pixels.patches, max(counts)) for pixels in filled])
+            place = np.stack([_padded(pixels.place, max(counts), -1) for pixels in filled])
+            seen = np.asarray(self._features(Pixels(patches, place)))
+            out += [row[: count * self._per_tile] for row, count in zip(seen, counts, strict=False)]
         return out
 
     def prefill(self, rows: Sequence[Row]) -> Cache:
@@ -184,7 +185,7 @@ class Decoder:
         features = np.stack([_padded(row.features, count) for row in rows])
         nothing = np.zeros((self.size, 0, 0), np.int32)
         group = PromptGroup(
-            tiles=np.zeros((self.size, 0, 0, 0, 3), np.float32),  # type: ignore[arg-type]
+            pixels=Pixels(nothing[..., None].astype(np.float32), nothing[..., None].astype(np.int16)),
             prefix_tokens=np.stack([_padded(row.tokens, length) for row in rows]),  # type: ignore[arg-type]
             prefix_image=np.stack([_padded(row.image, length, -1) for row in rows]),  # type: ignore[arg-type]
             prefix_positions=np.stack([_padded(row.positions, length) for row in rows]),  # type: ignore[arg-type]
@@ -226,7 +227,7 @@ class Decoder:
         return out
 
 
-def _padded(array: np.ndarray, length: int, fill: int = 0) -> np.ndarray:
+def _padded(array: Any, length: int, fill: int = 0) -> np.ndarray:
     out = np.full((length, *array.shape[1:]), fill, array.dtype)
     out[: len(array)] = array
     return out
@@ -247,7 +248,7 @@ def _forks(rows: Sequence[Row], size: int) -> Forks:
 
 
 def run(
-    model: Llava,
+    model: VisionLanguageModel,
     variables: Any,
     prefix: Cache,
     forks: Forks,

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """A CLIP vision transformer. `layers` counts those that are run: up to the feature layer."""
-
-    hidden: int
-    mlp: int
-    layers: int
-    heads: int
-    image_size: int
-    patch_size: int
-    activation: str = "quick_gelu"
-    norm_eps: float = 1e-5
-    keep_class_token: bool = False
+class VisionConfig(Protocol):
+    """A vision tower as the rest of the program knows it; a family's own class has more."""
 
     @property
-    def side(self) -> int:
-        """Patches along one side of a tile."""
-        return self.image_size // self.patch_size
+    def heads(self) -> int:
+        """Attention heads: the tensor axis of a mesh is cut between them."""
+        ...
+
+    @property
+    def patches(self) -> int:
+        """N: patches of one tile."""
+        ...
+
+    @property
+    def patch_width(self) -> int:
+        """C: numbers of one patch, all its pixels and channels."""
+        ...
 
     @property
     def tokens(self) -> int:
-        """Embeddings of one tile as the projector gets them."""
-        return self.side**2 + int(self.keep_class_token)
+        """I: features of one tile."""
+        ...
+
+    @property
+    def features(self) -> int:
+        """F: width of a feature, as the projector gets it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,17 +56,16 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class LlavaConfig:
-    """LLaVA 1.5 (`pinpoints` empty: one square tile an image) or 1.6 (AnyRes tiles and `image_newline`)."""
+class ModelConfig:
+    """What all families have. A family's own class adds its settings, with defaults."""
 
+    family: str
+    """Name in `families.registry.FAMILIES`: the model_type of config.json."""
     vision: VisionConfig
     decoder: DecoderConfig
     image_token: int
-    projector_activation: str = "gelu"
-    projector_bias: bool = True
-    pinpoints: tuple[tuple[int, int], ...] = ()
-    """Canvas sizes (height, width) in pixels that an AnyRes image may be fitted into."""
 
     @property
-    def anyres(self) -> bool:
-        return bool(self.pinpoints)
+    def newline(self) -> bool:
+        """Whether row 0 of the image table is a learned vector, the parameter `image_newline`."""
+        return False

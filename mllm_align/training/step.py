@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool
 
 from mllm_align.align.objectives import LogProbs, Metrics, Objective
 from mllm_align.batch import PromptGroup
-from mllm_align.models.llava import Llava, cast, variables
 from mllm_align.models.policy import policy_variables, tower_is_trained
+from mllm_align.models.vlm import VisionLanguageModel, cast, variables
 from mllm_align.sharding import traced_within
 
 Tree = dict[str, Any]
@@ -41,7 +41,7 @@ class Health:
     rows: Bool[Array, "micro B"]
 
 
-def make_loss(model: Llava, objective: Objective, lora_scale: float, dtype: Any) -> Callable:
+def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: float, dtype: Any) -> Callable:
     """loss(trained, base, group) -> (sum, (weight, metrics, bad)) of one micro-batch.
 
     bad [B]: rows with a log-prob that is not a finite number.
@@ -49,14 +49,14 @@ def make_loss(model: Llava, objective: Objective, lora_scale: float, dtype: Any)
 
     def loss(trained: Tree, base: Tree, group: PromptGroup):
         policy = policy_variables(base, trained, lora_scale, dtype)
-        tiles = group.tiles.astype(dtype)
-        features = shared = model.apply(policy, tiles, method="features")
+        pixels = group.pixels.astype(dtype)
+        features = shared = model.apply(policy, pixels, method="features")
         reference: Any = group.reference_logps
         if objective.needs_reference and reference is None:
             frozen = variables(cast(base, dtype))
             # A frozen tower says the same for policy and reference: it runs once.
             if tower_is_trained(trained):
-                shared = model.apply(frozen, tiles, method="features")
+                shared = model.apply(frozen, pixels, method="features")
             reference = model.apply(frozen, shared, group, method="response_logps")
             reference = jax.lax.stop_gradient(reference)
         logps: Any = model.apply(policy, features, group, method="response_logps")
@@ -80,7 +80,7 @@ def sampler_gap(logps: Any, group: PromptGroup) -> Any:
 
 
 def make_step(
-    model: Llava,
+    model: VisionLanguageModel,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     lora_scale: float,
@@ -140,7 +140,11 @@ def _all_finite(figures: Any) -> Bool[Array, ""]:
 
 
 def make_evaluation(
-    model: Llava, objective: Objective, lora_scale: float, dtype: Any, mesh: Mesh | None = None
+    model: VisionLanguageModel,
+    objective: Objective,
+    lora_scale: float,
+    dtype: Any,
+    mesh: Mesh | None = None,
 ) -> Callable[[Tree, Tree, PromptGroup], tuple[Metrics, Health]]:
     """evaluate(trained, base, batch) -> (metrics as (sum, weight), health), of a batch with micro-batches.
 

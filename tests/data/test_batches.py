@@ -10,7 +10,7 @@ import pytest
 from goldens import FIXTURES, goldens
 from PIL import Image
 
-from mllm_align.batch import Group, Shape
+from mllm_align.batch import Group, Pixels, Shape
 from mllm_align.data.batches import Batches, ladder, round_up
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.records import parse_record
@@ -24,7 +24,7 @@ class Stub:
     def group(self, encoded):
         prefix, tiles = encoded.shape.prefix, encoded.shape.tiles
         return Group(
-            np.full((tiles, 2, 2, 3), encoded.index, np.float32),
+            Pixels(np.full((tiles, 4, 3), encoded.index, np.float32), np.zeros((tiles, 4, 2), np.int16)),
             np.full(prefix, encoded.index, np.int32),
             np.full(prefix, -1, np.int32),
             encoded.responses,
@@ -141,7 +141,7 @@ def test_rows_are_the_records_and_what_is_left_over_weighs_nothing(shuffle):
             shape = records[index].shape
             assert group.prefix_length[row] == shape.prefix
             assert set(group.prefix_tokens[row, : shape.prefix]) == {index}
-            assert (group.tiles[row, : shape.tiles] == index).all()
+            assert (group.pixels.patches[row, : shape.tiles] == index).all()
             for k, answer in enumerate(records[index].responses):
                 mask = group.response_mask[row, k]
                 assert np.array_equal(group.response_tokens[row, k][mask], answer)
@@ -276,8 +276,11 @@ def test_batches_of_pictures_hold_what_the_encoder_reads(pictures):
             length, tiles = one.shape.prefix, one.shape.tiles
             assert np.array_equal(group.prefix_tokens[row, :length], one.prefix_tokens)
             assert np.array_equal(group.prefix_image[row, :length], one.prefix_image)
-            assert np.array_equal(group.tiles[row, :tiles], one.tiles)
-            assert not group.tiles[row, tiles:].any() and (group.prefix_image[row, length:] == -1).all()
+            assert np.array_equal(group.pixels.patches[row, :tiles], one.pixels.patches)
+            assert (
+                not group.pixels.patches[row, tiles:].any()
+                and (group.prefix_image[row, length:] == -1).all()
+            )
 
 
 @pytest.mark.parametrize("threads", [1, 3])

@@ -35,7 +35,7 @@ def test_counts_positions_and_loss(name, row):
     told = describe(encoder, one)
     assert told["prefix_tokens"] == len(group.prefix_tokens) == one.shape.prefix
     assert told["response_tokens"] == [len(ids) for ids in group.responses]
-    assert told["pixels"]["shape"] == list(group.tiles.shape)
+    assert told["pixels"]["shape"] == list(group.pixels.patches.shape)
 
     # the prefix: positions without a gap, every embedding in its run, no loss
     spans = [entry["positions"] for entry in told["prefix"]]

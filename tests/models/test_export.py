@@ -14,9 +14,10 @@ from safetensors.numpy import load_file, save_file
 from mllm_align.errors import InputError, NotFinite
 from mllm_align.models import export
 from mllm_align.models.export import DTYPES, export_adapter, export_merged
+from mllm_align.models.families.llava.family import Llava
 from mllm_align.models.huggingface import INDEX, load_params, open_folder
 from mllm_align.models.lora import init_lora
-from mllm_align.models.names import canonical, decoder_linears
+from mllm_align.models.names import decoder_linears
 
 RANK, ALPHA = 4, 8
 SCALE = ALPHA / RANK
@@ -89,7 +90,7 @@ def stored(path):
 def weights(path):
     """Canonical name -> tensor."""
     return {
-        canonical(name): tensor
+        Llava().canonical(name): tensor
         for file in path.glob("*.safetensors")
         for name, tensor in load_file(file).items()
     }

@@ -9,18 +9,18 @@ import optax
 import pytest
 from goldens import goldens, packed_images, union
 
-from mllm_align.batch import Group, Shape, pad, replace, response_positions
-from mllm_align.models.llava import Llava
+from mllm_align.batch import Group, Pixels, Shape, pad, replace, response_positions
+from mllm_align.models.vlm import VisionLanguageModel
 
 
 def two_images(first, second):
     """Both prompts one after the other: the second's rows move on by the first's tiles."""
     config = goldens("llavanext").config
     moved = second.prefix_image + np.where(
-        second.prefix_image > 0, len(first.tiles) * config.vision.tokens, 0
+        second.prefix_image > 0, len(first.pixels.patches) * config.vision.tokens, 0
     )
     return Group(
-        np.concatenate([first.tiles, second.tiles]),
+        Pixels(*map(np.concatenate, zip(first.pixels, second.pixels, strict=True))),
         np.concatenate([first.prefix_tokens, second.prefix_tokens]),
         np.concatenate([first.prefix_image, moved]).astype(np.int32),
         second.responses,
@@ -32,11 +32,11 @@ def take(group, *lengths):
     pool = np.concatenate(group.responses)
     starts = np.arange(len(lengths)) * 5
     responses = tuple(pool[s : s + n] for s, n in zip(starts, lengths, strict=True))
-    return Group(group.tiles, group.prefix_tokens, group.prefix_image, responses)
+    return Group(group.pixels, group.prefix_tokens, group.prefix_image, responses)
 
 
 def single(group):
-    return [Group(group.tiles, group.prefix_tokens, group.prefix_image, (r,)) for r in group.responses]
+    return [Group(group.pixels, group.prefix_tokens, group.prefix_image, (r,)) for r in group.responses]
 
 
 def with_count(count):
@@ -68,7 +68,7 @@ def run():
     @jax.jit(static_argnames="remat")
     def compiled(params, batch, weights, remat):
         def weighted(params):
-            logps = Llava(golden.config, remat).apply({"params": params}, batch)
+            logps = VisionLanguageModel(golden.config, remat).apply({"params": params}, batch)
             return (logps * weights).sum(), logps
 
         gradient, logps = jax.grad(weighted, has_aux=True)(params)
@@ -145,7 +145,7 @@ def test_padding_itself_changes_nothing(forward, three):
 def test_what_padding_holds_does_not_matter(run, three):
     batch, rng = three.batch, np.random.default_rng(0)
     prefix = np.arange(batch.shape.prefix) >= batch.prefix_length[:, None]
-    counts = [len(g.tiles) for g in three.groups] + [len(three.groups[0].tiles)] * 2
+    counts = [len(g.pixels.patches) for g in three.groups] + [len(three.groups[0].pixels.patches)] * 2
     tiles = np.arange(batch.shape.tiles) >= np.array(counts)[:, None]
     filler = batch.weight == 0
 
@@ -156,7 +156,10 @@ def test_what_padding_holds_does_not_matter(run, three):
 
     other = replace(
         batch,
-        tiles=filled(batch.tiles, tiles | filler[:, None], -9, 9),
+        pixels=Pixels(
+            filled(batch.pixels.patches, tiles | filler[:, None], -9, 9),
+            filled(batch.pixels.place, tiles | filler[:, None], -9, 9),
+        ),
         prefix_tokens=filled(batch.prefix_tokens, prefix, 0, 300),
         prefix_image=filled(batch.prefix_image, prefix, -1, 20),
         prefix_positions=filled(batch.prefix_positions, prefix, 0, 500),
@@ -181,7 +184,7 @@ def test_two_images_in_one_prompt():
     pair = two_images(a, c)
     sizes = [golden.pictures[i].size for i in (0, 2)]
     first, second = (
-        golden.layout.rows(h, w, at) for (w, h), at in zip(sizes, (0, len(a.tiles)), strict=True)
+        golden.layout.rows(h, w, at) for (w, h), at in zip(sizes, (0, len(a.pixels.patches)), strict=True)
     )
     assert pair.prefix_image[pair.prefix_image >= 0].tolist() == [*first, *second]
     groups = [a, c, pair]

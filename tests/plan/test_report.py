@@ -11,7 +11,7 @@ import pytest
 from mllm_align import DPO, SFT, Averaged, BDHSConfig, Config, DataConfig, Distorted, LoraConfig
 from mllm_align.config import MeshConfig, OnlinePairs, SceneOracle
 from mllm_align.errors import InputError
-from mllm_align.models.presets import PRESETS
+from mllm_align.models.families.registry import presets
 from mllm_align.ops.splash import _blocks
 from mllm_align.plan import compiled as compiling
 from mllm_align.plan import hlo
@@ -25,6 +25,7 @@ from mllm_align.plan.targets import held_bytes, sizes
 from mllm_align.sharding import make_mesh
 from mllm_align.training.programs import abstract_base
 
+PRESETS = presets()
 WHERE = topology("v5e:4x4")
 FACTS = {"rows": 32, "devices": 16, "mesh": {"slice": 1, "data": 1, "fsdp": 16, "tensor": 1}}
 

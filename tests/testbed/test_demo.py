@@ -32,7 +32,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_same_bytes_by_seed(model, pairs, tmp_path):
-    kind = "llava_next" if open_folder(model).config.anyres else "llava"
+    kind = "llava_next" if open_folder(model).config.newline else "llava"
     assert contents(demo.make_model(tmp_path / "m", kind)) == contents(model)
     assert contents(demo.make_pairs(tmp_path / "p", 20).parent) == contents(pairs.parent)
     other = contents(demo.make_model(tmp_path / "m1", kind, seed=1))
@@ -45,7 +45,7 @@ def test_same_bytes_by_seed(model, pairs, tmp_path):
 def test_model_is_read(model):
     folder = open_folder(model)
     params = load_params(folder, np.float32)
-    assert ("image_newline" in params) == folder.config.anyres
+    assert ("image_newline" in params) == folder.config.newline
     assert all(np.isfinite(leaf).all() and leaf.std() > 0 for leaf in jax.tree.leaves(params))
 
 

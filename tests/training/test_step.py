@@ -10,9 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllm_align.align.objectives import DPO, SFT, LogProbs
 from mllm_align.batch import pad, replace, stack
-from mllm_align.models.llava import variables
 from mllm_align.models.lora import init_lora, scaled
 from mllm_align.models.policy import overlay, policy_variables
+from mllm_align.models.vlm import variables
 from mllm_align.training.step import TrainState, make_evaluation, make_step
 
 GOLDEN = goldens("llava15")

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 from goldens import goldens
+from transformers import LlavaNextProcessor
 
-from mllm_align.data.anyres import ImageLayout, best_canvas, unpad
+from mllm_align.models.families.llava.layout import LlavaLayout, best_canvas, unpad
 
 SIDE, PATCHES = 336, 4
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
-LAYOUT = ImageLayout(SIDE, PATCHES, PATCHES**2, PINPOINTS)
+LAYOUT = LlavaLayout(SIDE, SIDE // PATCHES, pinpoints=PINPOINTS)
 SIZES = [
     (336, 336),
     (1, 1),
@@ -72,7 +73,7 @@ def test_rows_equal_loops_over_single_embeddings(height, width):
     assert canvas == canvas_by_hand(height, width)
     down, across = (x // SIDE for x in canvas)
     assert LAYOUT.grid(height, width) == (down, across)
-    assert LAYOUT.tiles(height, width) == 1 + down * across
+    assert LAYOUT.tiles(height, width) == (1 + down * across, PATCHES**2)
     for first_tile in (0, 3):
         found = LAYOUT.rows(height, width, first_tile)
         assert found.dtype == np.int32
@@ -87,27 +88,25 @@ def test_unpad_cuts_both_sides_alike(height, width):
 
 
 def test_llava_15_has_one_tile_and_no_newline():
-    layout = ImageLayout(SIDE, PATCHES, PATCHES**2)
-    assert layout.grid(100, 900) is None and layout.tiles(100, 900) == 1
+    layout = LlavaLayout(SIDE, SIDE // PATCHES)
+    assert layout.grid(100, 900) is None and layout.tiles(100, 900) == (1, PATCHES**2)
     assert layout.rows(100, 900, 2).tolist() == list(range(33, 49))
 
 
 def test_a_kept_class_token_is_one_more_embedding_of_a_tile():
-    layout = ImageLayout(SIDE, PATCHES, PATCHES**2 + 1)
+    layout = LlavaLayout(SIDE, SIDE // PATCHES, class_token=True)
     assert layout.rows(10, 10, 1).tolist() == list(range(18, 35))
 
 
 def test_as_many_tokens_as_transformers_counts():
-    from mllm_align.models.processor import load_processor
-
     golden = goldens("llavanext")
-    processor, vision = load_processor(golden.folder.path), golden.config.vision
+    processor, vision = LlavaNextProcessor.from_pretrained(golden.folder.path), golden.config.vision
     for side, patch in ((vision.image_size, vision.patch_size), (336, 14)):
         pinpoints = [[side * h, side * w] for h, w in ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))]
         processor.image_processor.image_grid_pinpoints = pinpoints
         processor.patch_size = patch
         patches = side // patch
-        layout = ImageLayout(side, patches, patches**2, tuple(map(tuple, pinpoints)))
+        layout = LlavaLayout(side, side // patches, pinpoints=tuple(map(tuple, pinpoints)))
         for height, width in SIZES:
             # transformers counts the class token too, and takes it off in its caller
             theirs = processor._get_number_of_features(height, width, side, side)
