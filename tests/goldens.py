@@ -7,12 +7,14 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from oracle.noise import perturb
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from transformers import LlavaNextProcessor, LlavaProcessor
 
 from mllm_align.batch import Group, PromptGroup, Shape, pad
 from mllm_align.models.families.llava.layout import LlavaLayout
@@ -125,6 +127,12 @@ def goldens(name: str, root: Path = FIXTURES) -> Goldens:
     with np.load(root / f"{name}.npz") as arrays:
         numbers = json.loads((root / f"{name}.json").read_text())
         return Goldens(open_folder(root / name), dict(arrays), numbers, root)
+
+
+def of_transformers(name: str) -> Any:
+    """The processor of transformers for a stored model."""
+    kind = LlavaProcessor if name == "llava15" else LlavaNextProcessor
+    return kind.from_pretrained(FIXTURES / name)
 
 
 def union(groups: list[Group]) -> Shape:

@@ -145,7 +145,7 @@ def begun(held: Held, config: Config, program: Program) -> TrainState:
     def make(params: Any) -> TrainState:
         own = {name: params[name] for name in program.state.trained.get("params", {})}
         trained: Any = {"params": jax.tree.map(lambda x: x.astype(jnp.float32), own)}
-        trained["lora"] = init_lora(held.model, lora.rank, lora.targets, jax.random.key(0))
+        trained["lora"] = init_lora(held.model.decoder, lora.rank, lora.targets, jax.random.key(0))
         return TrainState(jnp.zeros((), jnp.int32), trained, program.optimizer.init(trained))
 
     return jax.block_until_ready(jax.jit(make, out_shardings=places)(held.params))

@@ -7,12 +7,12 @@ from functools import cache
 
 import numpy as np
 import pytest
-from goldens import FIXTURES, NAMES, goldens
+from goldens import FIXTURES, NAMES, goldens, of_transformers
 from pieces import pieces
 from PIL import Image
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
-from transformers import LlavaNextProcessor, LlavaProcessor
+from transformers import LlavaProcessor
 
 from mllm_align.data.encode import Encoder, fingerprint
 from mllm_align.data.records import Part, parse_record
@@ -28,12 +28,6 @@ TEXT_ONLY = {"prompt": "gi dan?", "chosen": "tuku der.", "rejected": "poge ku."}
 @cache
 def processor(name="llava15"):
     return load_processor(FIXTURES / name)
-
-
-def of_transformers(name="llava15"):
-    """The processor of transformers for the model."""
-    kind = LlavaProcessor if name == "llava15" else LlavaNextProcessor
-    return kind.from_pretrained(FIXTURES / name)
 
 
 def encoder(name="llava15", template=None, processor=processor):
@@ -63,7 +57,7 @@ def rendered(encoder, record, answer=None):
     chat = [message.chat() for message in record.messages]
     if answer is not None:
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return encoder.processor.apply_chat_template(
+    return encoder.tokenizer.apply_chat_template(
         chat, chat_template=encoder.template, add_generation_prompt=answer is None, tokenize=False
     )
 
@@ -265,7 +259,7 @@ def test_beginning_of_sequence_as_transformers_writes_it(adds, start):
     for ids, answer in zip(whole(encoded), pair.responses, strict=True):
         chat = [message.chat() for message in pair.messages]
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        theirs = own.apply_chat_template(
+        theirs = LlavaProcessor(own.image_processor, own.tokenizer).apply_chat_template(
             chat, chat_template=coder.template, tokenize=True, return_dict=True
         )
         assert ids == np.ravel(theirs["input_ids"]).tolist()

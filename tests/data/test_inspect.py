@@ -105,7 +105,7 @@ def test_text_of_a_record(name):
 def test_text_of_a_record_without_images(name):
     encoder, one = encoded(name, TEXT_ONLY)
     told = describe(encoder, one)
-    assert told["images"] == [] and told["pixels"] == {"shape": [0, 56, 56, 3], "min": None, "max": None}
+    assert told["images"] == [] and told["pixels"] == {"shape": [0, 16, 588], "min": None, "max": None}
     lines = text(told).splitlines()
     assert lines[0] == "record 2  (pairs.jsonl record 2)" and lines[1].startswith("tokens: prefix ")
     assert not any("tile" in line or "pixels" in line for line in lines)

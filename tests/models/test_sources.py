@@ -31,7 +31,7 @@ def trained(seed=0, rank=RANK, targets=TARGETS, projector=True):
     def noise(like):
         return (0.05 * rng.standard_normal(like.shape)).astype(np.float32)
 
-    shapes = jax.eval_shape(lambda: init_lora(folder.config, rank, targets, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_lora(folder.config.decoder, rank, targets, jax.random.key(0)))
     tree = {"lora": jax.tree.map(noise, shapes)}
     if projector:
         base = load_params(folder, np.float32, only=lambda path: path[0] == "projector")["projector"]

@@ -143,7 +143,7 @@ def test_stored_reference_log_probs_stand_in_for_the_reference():
 
 
 def test_low_rank_terms_start_at_the_reference_and_alone_are_trained():
-    lora = init_lora(GOLDEN.config, 4, ("q", "v", "down"), jax.random.key(0))
+    lora = init_lora(GOLDEN.config.decoder, 4, ("q", "v", "down"), jax.random.key(0))
     trained = {"lora": lora, "params": {"projector": GOLDEN.base["projector"]}}
     state, metrics = run(trained, whole_batch())
     assert metrics["loss"] == pytest.approx(np.log(2), abs=1e-5)
@@ -161,7 +161,7 @@ def test_low_rank_terms_start_at_the_reference_and_alone_are_trained():
 
 
 def test_low_rank_terms_equal_merged_weights():
-    lora = init_lora(GOLDEN.config, 4, ("q", "o", "gate"), jax.random.key(0))
+    lora = init_lora(GOLDEN.config.decoder, 4, ("q", "o", "gate"), jax.random.key(0))
     merged = {}
     for block, targets in lora["decoder"].items():
         base = GOLDEN.base["decoder"][block]
