@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from mllm_align.batch import Group, Shape
+from mllm_align.batch import Group, HostPrefix, Shape
 from mllm_align.data.anyres import ImageLayout
 from mllm_align.data.control import ControlTokens, Spans
 from mllm_align.data.images import image_size, load_rgb
@@ -248,8 +248,11 @@ class Encoder:
 
     def group(self, encoded: Encoded) -> Group:
         """Read the images and put every embedding in its place."""
-        prefix, image = expand(encoded, self.layout, self.image_token)
-        return Group(self.tiles(encoded), prefix, image, encoded.responses)
+        return Group((replace(self.prefix(encoded), tiles=self.tiles(encoded)),), encoded.responses)
+
+    def prefix(self, encoded: Encoded) -> HostPrefix:
+        """The prompt with every image token repeated for its embeddings; no image is read."""
+        return HostPrefix.causal(*expand(encoded, self.layout, self.image_token))
 
     def tiles(self, encoded: Encoded) -> np.ndarray:
         """Tiles [t, h, w, 3] float32 of all of a record's images."""
@@ -306,7 +309,7 @@ def _name(response: int) -> str:
 
 
 def expand(encoded: Encoded, layout: ImageLayout, image_token: int) -> tuple[np.ndarray, np.ndarray]:
-    """(prefix_tokens, prefix_image) with every image token repeated for its embeddings."""
+    """(tokens, image) of a `HostPrefix`, every image token repeated for its embeddings."""
     tokens: list[np.ndarray] = []
     image: list[np.ndarray] = []
     first, start = 0, 0

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_align.data.encode import Encoded, Encoder, expand
+from mllm_align.data.encode import Encoded, Encoder
 
 
 def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
@@ -16,8 +16,9 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
     or line together. Every entry has `positions` (first, last), `id`, `text` and `loss` (1 where the
     token's log-prob counts). Pixels are read, so a damaged image shows here.
     """
-    group = encoder.group(encoded)
-    tokens, image = expand(encoded, encoder.layout, encoder.image_token)
+    (prefix,) = encoder.group(encoded).prefixes
+    tokens, pixels = prefix.tokens, prefix.tiles
+    assert pixels is not None
     images = []
     for source, (width, height) in zip(encoded.record.images, encoded.sizes, strict=True):
         grid = encoder.layout.grid(height, width)
@@ -43,13 +44,13 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
         "where": encoded.record.where,
         "images": images,
         "pixels": {
-            "shape": list(group.tiles.shape),
-            "min": float(group.tiles.min()) if group.tiles.size else None,
-            "max": float(group.tiles.max()) if group.tiles.size else None,
+            "shape": list(pixels.shape),
+            "min": float(pixels.min()) if pixels.size else None,
+            "max": float(pixels.max()) if pixels.size else None,
         },
         "prefix_tokens": len(tokens),
         "response_tokens": [len(r) for r in encoded.responses],
-        "prefix": _prefix(encoder, tokens, image),
+        "prefix": _prefix(encoder, tokens, prefix.image),
         "responses": responses,
     }
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mllm_align.batch import PromptGroup, Shape
+from mllm_align.batch import PromptGroup, Shape, blank
 from mllm_align.config import Config
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import abstract_params, base_shardings, check_mesh, compute_dtype, make_model
@@ -119,20 +119,9 @@ def batch_structs(
     rows, size = config.batch_size // config.micro_batches, model.vision.image_size
     where = batch_sharding(mesh)
 
-    def of(dtype: Any, *rest: int) -> Any:
-        return struct((config.micro_batches, rows, *rest), dtype, where)
+    def make(dims: tuple[int, ...], dtype: Any) -> Any:
+        return struct((config.micro_batches, rows, *dims), dtype, where)
 
-    prefix, answers = (shape.prefix,), (responses, shape.response)
     stored = config.reference == "stored" and config.objective.needs_reference
-    return PromptGroup(
-        tiles=of(jnp.float32, shape.tiles, size, size, 3),
-        prefix_tokens=of(jnp.int32, *prefix),
-        prefix_image=of(jnp.int32, *prefix),
-        prefix_positions=of(jnp.int32, *prefix),
-        prefix_visible=of(jnp.bool_, *prefix),
-        prefix_length=of(jnp.int32),
-        response_tokens=of(jnp.int32, *answers),
-        response_mask=of(jnp.bool_, *answers),
-        weight=of(jnp.float32),
-        reference_logps=of(jnp.float32, *answers) if stored else None,
-    )
+    axes, views = model.decoder.num_rope_axes, (tuple(range(responses)),)
+    return blank(make, shape, (size, size, 3), views, axes, stored)

@@ -9,10 +9,10 @@ from runs import compiling
 
 pytest.importorskip("tensorflow_datasets")
 
-from mllm_align.testbed import annotators as module
 from mllm_align.annotate.verdict import Question, rank
 from mllm_align.config import SceneOracle, SceneQuestions
 from mllm_align.errors import InputError
+from mllm_align.testbed import annotators as module
 from mllm_align.testbed.annotators import Oracle, SelfQuestions
 from mllm_align.testbed.hallucination import count
 from mllm_align.testbed.scenes import builder
