@@ -32,7 +32,7 @@ class Prefix:
     tokens: vocabulary ids; at image places the checkpoint's image token.
     image: -1 at text, else a row of the prefix's image table: 0 is the `image_newline` vector,
         1 + t * I + i is embedding i of tile t.
-    order: attention; a query sees a key whose order is not later than its own. It never falls along a row.
+    order: attention; a query sees a key whose order is not later than its own. It rises along a row.
     rope: rotary positions, one for each axis.
     visible: False where a key is attended to by nothing (padding; masked image embeddings).
     length: how many of the P places are real. The last real one predicts each response's first token.
@@ -191,6 +191,12 @@ class Group:
         if not self.views:
             everything = tuple(range(len(self.responses)))
             object.__setattr__(self, "views", (everything,) * len(self.prefixes))
+
+    @property
+    def prefix(self) -> HostPrefix:
+        """The only prefix of a group."""
+        (prefix,) = self.prefixes
+        return prefix
 
     @property
     def shape(self) -> Shape:

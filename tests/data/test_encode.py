@@ -98,8 +98,8 @@ def test_prefix_and_response_are_the_joint_tokenization(name, row):
 def same(ours, theirs):
     """Whether two groups have the same ids, image rows and pixels."""
     pairs = zip(
-        (ours.tiles, ours.prefix_tokens, ours.prefix_image, *ours.responses),
-        (theirs.tiles, theirs.prefix_tokens, theirs.prefix_image, *theirs.responses),
+        (ours.prefix.tiles, ours.prefix.tokens, ours.prefix.image, *ours.responses),
+        (theirs.prefix.tiles, theirs.prefix.tokens, theirs.prefix.image, *theirs.responses),
         strict=True,
     )
     return all(np.array_equal(a, b) for a, b in pairs)
@@ -353,12 +353,12 @@ def test_ids_and_pixels_of_transformers_own_processor(name, row):
     for answer, ids in zip(pair.responses, group.responses, strict=True):
         text = rendered(coder, pair, answer)
         theirs = coder.processor(images=picture, text=text, return_tensors="np", add_special_tokens=False)
-        assert np.array_equal([*group.prefix_tokens, *ids], theirs["input_ids"][0])
+        assert np.array_equal([*group.prefix.tokens, *ids], theirs["input_ids"][0])
         pixels = theirs["pixel_values"].reshape(-1, 3, 56, 56)
-        assert np.array_equal(group.tiles.transpose(0, 3, 1, 2), pixels)
-    assert np.array_equal(group.prefix_tokens == IMAGE, group.prefix_image >= 0)
+        assert np.array_equal(group.prefix.tiles.transpose(0, 3, 1, 2), pixels)
+    assert np.array_equal(group.prefix.tokens == IMAGE, group.prefix.image >= 0)
     assert group.shape == encoded.shape and encoded.sizes == (picture.size,)
-    assert group.tiles.dtype == np.float32 and group.prefix_image.dtype == np.int32
+    assert group.prefix.tiles.dtype == np.float32 and group.prefix.image.dtype == np.int32
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -371,17 +371,17 @@ def test_a_second_image_goes_on_after_the_tiles_of_the_first(name):
     (w0, h0), (w1, h1) = encoded.sizes
     first = coder.layout.tiles(h0, w0)
     wanted = np.concatenate([coder.layout.rows(h0, w0, 0), coder.layout.rows(h1, w1, first)])
-    assert np.array_equal(group.prefix_image[group.prefix_image >= 0], wanted)
-    assert len(group.tiles) == encoded.shape.tiles == first + coder.layout.tiles(h1, w1)
-    alone = [coder.group(coder.encode(record(PAIRS[0], images=[file]), 2)).tiles for file in names]
-    assert np.array_equal(group.tiles, np.concatenate(alone))
+    assert np.array_equal(group.prefix.image[group.prefix.image >= 0], wanted)
+    assert len(group.prefix.tiles) == encoded.shape.tiles == first + coder.layout.tiles(h1, w1)
+    alone = [coder.group(coder.encode(record(PAIRS[0], images=[file]), 2)).prefix.tiles for file in names]
+    assert np.array_equal(group.prefix.tiles, np.concatenate(alone))
     # every embedding of the table stands in the prompt at most once, in the order of the places
-    rows = group.prefix_image[group.prefix_image > 0]
-    assert len(set(rows)) == len(rows) and rows.max() <= len(group.tiles) * coder.layout.tokens
+    rows = group.prefix.image[group.prefix.image > 0]
+    assert len(set(rows)) == len(rows) and rows.max() <= len(group.prefix.tiles) * coder.layout.tokens
     pictures = [Image.open(FIXTURES / file) for file in names]
     text = rendered(coder, pair, pair.responses[0])
     theirs = coder.processor(images=[pictures], text=[text], return_tensors="np", add_special_tokens=False)
-    assert np.array_equal([*group.prefix_tokens, *group.responses[0]], theirs["input_ids"][0])
+    assert np.array_equal([*group.prefix.tokens, *group.responses[0]], theirs["input_ids"][0])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -389,8 +389,8 @@ def test_a_record_without_images(name):
     coder = encoder(name)
     encoded = coder.encode(record(), 2)
     group = coder.group(encoded)
-    assert encoded.shape.tiles == 0 and group.tiles.shape == (0, 56, 56, 3)
-    assert np.array_equal(group.prefix_tokens, encoded.prefix) and (group.prefix_image == -1).all()
+    assert encoded.shape.tiles == 0 and group.prefix.tiles.shape == (0, 56, 56, 3)
+    assert np.array_equal(group.prefix.tokens, encoded.prefix) and (group.prefix.image == -1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -633,7 +633,7 @@ def test_a_prompt_alone_is_what_transformers_makes_of_it(name, row):
     assert encoded.prefix.dtype == np.int32 and encoded.responses == () and encoded.shape.response == 0
     with_answers = coder.encode(record(row), 2)
     assert encoded.sizes == with_answers.sizes and encoded.shape.tiles == with_answers.shape.tiles
-    np.testing.assert_array_equal(coder.tiles(encoded), coder.group(with_answers).tiles)
+    np.testing.assert_array_equal(coder.tiles(encoded), coder.group(with_answers).prefix.tiles)
 
 
 def test_a_prompt_of_text_alone_has_no_tiles():

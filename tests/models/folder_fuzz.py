@@ -205,7 +205,9 @@ def open_and_use(folder: Path, records: list[Any]) -> None:
     for record in records:
         encoded = encoder.encode(record, 2)
         group = encoder.group(encoded)
-        assert np.isfinite(group.tiles).all() and max(group.prefix_tokens) < opened.config.decoder.vocab
+        assert (
+            np.isfinite(group.prefix.tiles).all() and max(group.prefix.tokens) < opened.config.decoder.vocab
+        )
         encoder.text(encoded.responses[0], encoded.prefix)
         encoder.end_mask(opened.config.decoder.vocab)
     load_params(opened, np.float32)
