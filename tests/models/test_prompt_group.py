@@ -249,7 +249,8 @@ def test_a_second_prefix_is_a_group_of_its_own(two_prefixes):
 def test_a_group_of_two_prefixes_knows_its_shape(two_prefixes):
     one, other = (group.shape for group in two_prefixes.groups)
     both = one.union(other)
-    assert both.holds(one) and both.holds(other) and not one.holds(other)
+    assert both.holds(one) and both.holds(other) and one != other
+    assert not replace(both, others=((1, 1),)).holds(one)
     wider = replace(both, others=((both.others[0][0] - 1, both.others[0][1]),))
     with pytest.raises(ValueError, match="does not fit"):
         pad(two_prefixes.groups, wider, 2)
