@@ -32,9 +32,9 @@ def choose(
 ) -> Int[Array, " N"]:
     """One token a row: the likeliest at temperature 0, else drawn from the filtered distribution.
 
-    Inverse-CDF sampling in two stages: the first of the `uniform` numbers selects a block of the vocabulary,
-    the second a token of that block. The sums are short, and rounding changes a draw only where a number
-    almost equals one of them.
+    Inverse-CDF sampling in two stages: the first of the `uniform` numbers selects a block of the
+    vocabulary, the second a token of that block. The sums are short, and rounding changes a draw only where
+    a number almost equals one of them.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
