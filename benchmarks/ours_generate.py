@@ -82,10 +82,12 @@ class Guided:
         # with a single iteration, results come in the order of the decoder's rows
         for made, (row, out) in zip(self.made, self.decoder.seen, strict=True):
             for fork, tokens in zip(row.forks, out, strict=True):
-                before = row.positions < fork.start
-                ids = np.full(fork.start, self.encoder.image_token)  # what was left out is image
-                ids[row.positions[before]] = row.tokens[before]
-                hidden = np.setdiff1d(np.arange(fork.start), row.positions[before])
+                before = row.prefix.order[: fork.at]
+                ids = np.full(
+                    row.prefix.order[fork.at], self.encoder.image_token
+                )  # what is absent is image
+                ids[before] = row.prefix.tokens[: fork.at]
+                hidden = np.setdiff1d(np.arange(len(ids)), before)
                 rows.append(job_row(made.index, [*ids, *fork.forced], hidden, tokens))
         return rows
 

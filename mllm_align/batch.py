@@ -1,15 +1,18 @@
-"""The prompt group: one prompt and the K responses that are compared on it.
+"""The prompt group: one or more prefixes, and the K responses that are compared on them.
 
-Every algorithm here compares responses to one prompt, so this is the one batch contract of the house.
-The prefix (image embeddings and prompt) is stored, and run, once; each response continues it.
+Every algorithm here compares responses to one prompt, so this is the one batch contract of the package.
+A prefix (image embeddings and prompt) is stored, and run, once; each response continues it. Losses that
+compare images have a second prefix, the same prompt with another image, which some of the responses
+continue as well.
 
-Shapes: B groups, K responses, P prefix tokens, R response tokens, T image tiles of one group,
-I embeddings of one tile.
+Shapes: B groups, K responses, P prefix tokens, R response tokens, T image tiles of one prefix,
+I embeddings of one tile, A axes of rotary positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -36,89 +39,196 @@ class Pixels(NamedTuple):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PromptGroup:
-    """B prompts with K responses each, padded to one shape.
+class Prefix:
+    """B prompts, padded to one length. Real tokens stand at the start of their row.
 
-    What a padded place holds never reaches a number: `prefix_length`, `response_mask` and `weight` say
-    what is real. Real tokens stand at the start of their row, in the order of their positions.
+    What a padded place holds never reaches a number: `visible` and `length` say what is real.
 
-    pixels: of the group's images.
-    prefix_tokens: vocabulary ids; at image places the checkpoint's image token.
-    prefix_image: -1 at text, else a row of the group's image table: 0 is the `image_newline` vector,
+    tokens: vocabulary ids; at image places the checkpoint's image token.
+    image: -1 at text, else a row of the prefix's image table: 0 is the `image_newline` vector,
         1 + t * I + i is embedding i of tile t.
-    prefix_positions: rotary positions; they rise along a row but need not be array indices.
-    prefix_visible: False where a key is attended to by nothing (padding; masked image embeddings).
-    prefix_length: how many of the P places are real. The last real one predicts each response's first
-        token, and the responses' positions go on after its position.
-    response_tokens, response_mask: each response with its end of sequence.
-    weight: 0 for a group that only fills the batch.
-    reference_logps: nats per token, where they were computed beforehand.
-    sampler_logps: nats per token, as they were when the policy sampled the response; 0 elsewhere.
+    order: attention; a query sees a key whose order is not later than its own. It rises along a row.
+    rope: rotary positions, one for each axis.
+    visible: False where a key is attended to by nothing (padding; masked image embeddings).
+    length: how many of the P places are real. The last real one predicts each response's first token.
+    patches, place: of the images, as in `Pixels`; None where the tower's features are known.
     """
 
-    pixels: Pixels
-    prefix_tokens: Int[Array, "B P"]
-    prefix_image: Int[Array, "B P"]
-    prefix_positions: Int[Array, "B P"]
-    prefix_visible: Bool[Array, "B P"]
-    prefix_length: Int[Array, " B"]
-    response_tokens: Int[Array, "B K R"]
-    response_mask: Bool[Array, "B K R"]
+    tokens: Int[Array, "B P"]
+    image: Int[Array, "B P"]
+    order: Int[Array, "B P"]
+    rope: Int[Array, "B A P"]
+    visible: Bool[Array, "B P"]
+    length: Int[Array, " B"]
+    patches: Float[Array, "B T N C"] | None = None
+    place: Int[Array, "B T N 2"] | None = None
+
+    @property
+    def pixels(self) -> Pixels:
+        """Of a prefix that has them."""
+        assert self.patches is not None and self.place is not None
+        return Pixels(self.patches, self.place)
+
+    @property
+    def last(self) -> Int[Array, "B 1"]:
+        """Index of the last real token."""
+        return (self.length - 1)[:, None]
+
+    def after(self, steps: int) -> tuple[Int[Array, "B R"], Int[Array, "B A R"]]:
+        """(order, rope) of `steps` tokens of text that continue the prefix."""
+        offset = 1 + jnp.arange(steps, dtype=self.order.dtype)
+        order = jnp.take_along_axis(self.order, self.last, axis=1) + offset[None]
+        rope = jnp.take_along_axis(self.rope, self.last[:, None], axis=2) + offset[None, None]
+        return order, rope
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Responses:
+    """B x K responses, padded to one length.
+
+    tokens, mask: each response with its end of sequence; mask is False at padding.
+    weight: 0 for a group that only fills the batch.
+    reference: nats per token under the reference, where computed beforehand: of each view's responses.
+    sampler: nats per token under the policy that sampled the response; 0 elsewhere.
+    """
+
+    tokens: Int[Array, "B K R"]
+    mask: Bool[Array, "B K R"]
     weight: Float[Array, " B"]
-    reference_logps: Float[Array, "B K R"] | None = None
-    sampler_logps: Float[Array, "B K R"] | None = None
+    reference: tuple[Float[Array, "B k R"], ...] | None = None
+    sampler: Float[Array, "B K R"] | None = None
+
+    def take(self, which: tuple[int, ...]) -> Responses:
+        """Tokens, mask and weight of some of the K responses."""
+        if which == tuple(range(self.tokens.shape[1])):
+            return Responses(self.tokens, self.mask, self.weight)
+        places = np.array(which)
+        return Responses(self.tokens[:, places], self.mask[:, places], self.weight)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PromptGroup:
+    """B groups: prefixes, responses, and which responses continue which prefix.
+
+    views: for each prefix the numbers of its responses; static. DPO has ((0, 1),): one prefix, continued by
+        chosen and rejected. A second prefix that the chosen response alone continues makes it
+        ((0, 1), (0,)).
+    """
+
+    prefixes: tuple[Prefix, ...]
+    responses: Responses
+    views: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def prefix(self) -> Prefix:
+        """The only prefix of a group."""
+        (prefix,) = self.prefixes
+        return prefix
 
     @property
     def shape(self) -> Shape:
-        return Shape(
-            prefix=self.prefix_tokens.shape[-1],
-            response=self.response_tokens.shape[-1],
-            tiles=self.pixels.patches.shape[-3],
-        )
+        sizes = [(p.tokens.shape[-1], p.pixels.patches.shape[-3]) for p in self.prefixes]
+        return Shape(sizes[0][0], self.responses.tokens.shape[-1], sizes[0][1], tuple(sizes[1:]))
 
 
 @dataclass(frozen=True, order=True)
 class Shape:
-    """The padded lengths of a group: prefix tokens, tokens of each response, image tiles."""
+    """The padded lengths of a group: prefix tokens, tokens of each response, image tiles.
+
+    others: (prefix tokens, image tiles) of further prefixes.
+    """
 
     prefix: int
     response: int
     tiles: int
+    others: tuple[tuple[int, int], ...] = ()
 
     def holds(self, other: Shape) -> bool:
-        return self.prefix >= other.prefix and self.response >= other.response and self.tiles >= other.tiles
+        return self.union(other) == self
 
     def union(self, other: Shape) -> Shape:
         return Shape(
             max(self.prefix, other.prefix),
             max(self.response, other.response),
             max(self.tiles, other.tiles),
+            tuple(
+                (max(one[0], two[0]), max(one[1], two[1]))
+                for one, two in zip(self.others, other.others, strict=True)
+            ),
         )
+
+    @property
+    def prefixes(self) -> tuple[tuple[int, int], ...]:
+        """(prefix tokens, image tiles) of every prefix."""
+        return (self.prefix, self.tiles), *self.others
+
+
+# ---- on the host, one group at a time ----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class HostPrefix:
+    """One prompt of p tokens before padding: numpy arrays as in `Prefix`, without its axis B.
+
+    patches [t, N, C] float32 and place [t, N, 2] int16, or None.
+    """
+
+    tokens: np.ndarray
+    image: np.ndarray
+    order: np.ndarray
+    rope: np.ndarray
+    visible: np.ndarray
+    patches: np.ndarray | None = None
+    place: np.ndarray | None = None
+
+    @classmethod
+    def causal(cls, tokens: np.ndarray, image: np.ndarray, pixels: Pixels | None = None) -> HostPrefix:
+        """Every token sees those before it; one axis of rotary positions that counts tokens."""
+        at = np.arange(len(tokens), dtype=np.int32)
+        return cls(tokens, image, at, at[None], np.ones(len(tokens), bool), *(pixels or ()))  # type: ignore[arg-type]
+
+    @property
+    def pixels(self) -> Pixels:
+        """Of a prefix that has them."""
+        assert self.patches is not None and self.place is not None
+        return Pixels(self.patches, self.place)
+
+    def keep(self, places: np.ndarray) -> HostPrefix:
+        """The prefix without its other tokens; those kept keep order and rotation. places [p] bool."""
+        names = ("tokens", "image", "order", "rope", "visible")
+        return dataclasses.replace(self, **{name: getattr(self, name)[..., places] for name in names})
 
 
 @dataclass(frozen=True)
 class Group:
-    """One record as the model gets it, before padding: numpy arrays on the host.
+    """One record as the model gets it, before padding. responses: K arrays of ids. views: as in
+    `PromptGroup`; default: every prefix is continued by all responses."""
 
-    pixels: patches [t, N, C] float32, place [t, N, 2] int16. prefix_tokens, prefix_image [p] int32.
-    responses: K arrays of ids.
-    """
-
-    pixels: Pixels
-    prefix_tokens: np.ndarray
-    prefix_image: np.ndarray
+    prefixes: tuple[HostPrefix, ...]
     responses: tuple[np.ndarray, ...]
+    views: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self):
+        if not self.views:
+            everything = tuple(range(len(self.responses)))
+            object.__setattr__(self, "views", (everything,) * len(self.prefixes))
+
+    @property
+    def prefix(self) -> HostPrefix:
+        """The only prefix of a group."""
+        (prefix,) = self.prefixes
+        return prefix
 
     @property
     def shape(self) -> Shape:
-        return Shape(
-            len(self.prefix_tokens),
-            max((len(r) for r in self.responses), default=0),
-            len(self.pixels.patches),
-        )
+        longest = max((len(r) for r in self.responses), default=0)
+        sizes = [(len(p.tokens), 0 if p.patches is None else len(p.patches)) for p in self.prefixes]
+        return Shape(sizes[0][0], longest, sizes[0][1], tuple(sizes[1:]))
 
 
-def pad(groups: list[Group], shape: Shape, size: int) -> PromptGroup:
+def pad(groups: Sequence[Group], shape: Shape, size: int) -> PromptGroup:
     """Stack groups into a PromptGroup of `size` rows; missing rows repeat the first with weight 0.
 
     A repeated row, not zeros: every arithmetic result of a filler row stays finite.
@@ -127,51 +237,104 @@ def pad(groups: list[Group], shape: Shape, size: int) -> PromptGroup:
     for group in groups:
         if not shape.holds(group.shape):
             raise ValueError(f"a group of {group.shape} does not fit a batch of {shape}")
-    rows = groups + [groups[0]] * (size - len(groups))
+    rows = [*groups, *[groups[0]] * (size - len(groups))]
+    prefixes = tuple(
+        pad_prefixes([row.prefixes[i] for row in rows], *sizes) for i, sizes in enumerate(shape.prefixes)
+    )
+    count = len(rows[0].responses)  # 0 for prompts alone, whose responses are still to be made
+    tokens = np.zeros((size, count, shape.response), np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for row, group in enumerate(rows):
+        for k, response in enumerate(group.responses):
+            tokens[row, k, : len(response)], mask[row, k, : len(response)] = response, True
+    weight = (np.arange(size) < len(groups)).astype(np.float32)
+    responses = Responses(tokens, mask, weight)  # type: ignore[arg-type]
+    return PromptGroup(prefixes, responses, rows[0].views)
 
-    def place(arrays: list[np.ndarray], length: int, fill: int = 0) -> np.ndarray:
-        out = np.full((len(arrays), length, *arrays[0].shape[1:]), fill, arrays[0].dtype)
-        for row, array in zip(out, arrays, strict=True):
-            row[: len(array)] = array
-        return out
 
-    lengths = np.array([len(g.prefix_tokens) for g in rows], np.int32)
-    real = np.arange(shape.prefix) < lengths[:, None]
-    nothing = np.zeros((0, shape.response), np.int32)  # prompts alone: responses are still to be made
-    tokens = [place(list(g.responses), shape.response) if g.responses else nothing for g in rows]
-    masks = [
-        place([np.ones(len(r), bool) for r in g.responses], shape.response) if g.responses else nothing > 0
-        for g in rows
-    ]
-    return PromptGroup(
-        pixels=Pixels(
-            place([g.pixels.patches for g in rows], shape.tiles),  # type: ignore[arg-type]
-            place([g.pixels.place for g in rows], shape.tiles, -1),  # type: ignore[arg-type]
-        ),
-        prefix_tokens=place([g.prefix_tokens for g in rows], shape.prefix),  # type: ignore[arg-type]
-        prefix_image=place([g.prefix_image for g in rows], shape.prefix, -1),  # type: ignore[arg-type]
-        prefix_positions=np.where(real, np.arange(shape.prefix), 0).astype(np.int32),  # type: ignore[arg-type]
-        prefix_visible=real,  # type: ignore[arg-type]
-        prefix_length=lengths,  # type: ignore[arg-type]
-        response_tokens=np.stack(tokens),  # type: ignore[arg-type]
-        response_mask=np.stack(masks),  # type: ignore[arg-type]
-        weight=(np.arange(size) < len(groups)).astype(np.float32),  # type: ignore[arg-type]
+def pad_prefixes(rows: Sequence[HostPrefix], length: int, tiles: int | None = None) -> Prefix:
+    """Stack prefixes, padded to `length` tokens and `tiles` tiles (None: without pixels)."""
+
+    def stacked(name: str, fill: int | bool = 0) -> Any:
+        return np.stack([padded(getattr(row, name), length, fill, axis=-1) for row in rows])
+
+    return Prefix(
+        tokens=stacked("tokens"),
+        image=stacked("image", -1),
+        order=stacked("order"),
+        rope=stacked("rope"),
+        visible=stacked("visible", False),
+        length=np.array([len(row.tokens) for row in rows], np.int32),  # type: ignore[arg-type]
+        patches=None if tiles is None else np.stack([padded(row.patches, tiles) for row in rows]),  # type: ignore[arg-type]
+        place=None if tiles is None else np.stack([padded(row.place, tiles, -1) for row in rows]),  # type: ignore[arg-type]
     )
 
 
-def stack(batches: list[PromptGroup]) -> PromptGroup:
+def padded(array: Any, length: int, fill: int | bool = 0, axis: int = 0) -> np.ndarray:
+    """The array, lengthened along an axis."""
+    shape = list(array.shape)
+    shape[axis] = length
+    out = np.full(shape, fill, array.dtype)
+    np.moveaxis(out, axis, 0)[: array.shape[axis]] = np.moveaxis(array, axis, 0)
+    return out
+
+
+def stack(batches: Sequence[PromptGroup]) -> PromptGroup:
     """Micro-batches of one shape, stacked on a new leading axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
-def response_positions(group: PromptGroup) -> Int[Array, "B K R"]:
-    """Positions of the response tokens: they restart after the true end of the prefix."""
-    last = (group.prefix_length - 1)[:, None]
-    start = jnp.take_along_axis(group.prefix_positions, last, axis=1) + 1
-    offset = jnp.arange(group.response_tokens.shape[-1], dtype=start.dtype)
-    row = start + offset[None, :]
-    return jnp.broadcast_to(row[:, None, :], group.response_tokens.shape)
+def with_responses(group: PromptGroup, **fields: Any) -> PromptGroup:
+    """The group with these fields of its responses replaced."""
+    return dataclasses.replace(group, responses=dataclasses.replace(group.responses, **fields))
 
 
-def replace(group: PromptGroup, **fields) -> PromptGroup:
-    return dataclasses.replace(group, **fields)
+# ---- shapes alone ------------------------------------------------------------------------------------
+
+
+def blank(
+    make: Callable[[tuple[int, ...], Any], Any],
+    shape: Shape,
+    tile: tuple[int, int],
+    views: tuple[tuple[int, ...], ...],
+    axes: int,
+    reference: bool = False,
+) -> PromptGroup:
+    """A group whose leaves are make(shape without the leading axes, dtype): for tracing and compiling.
+
+    tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. reference: with stored log-probs.
+    """
+    count = 1 + max((k for view in views for k in view), default=-1)
+    answer = (count, shape.response)
+    stored = tuple(make((len(view), shape.response), jnp.float32) for view in views)
+    prefixes = tuple(
+        blank_prefix(
+            make,
+            length,
+            axes,
+            Pixels(make((tiles, *tile), jnp.float32), make((tiles, tile[0], 2), jnp.int16)),
+        )
+        for length, tiles in shape.prefixes
+    )
+    responses = Responses(
+        tokens=make(answer, jnp.int32),
+        mask=make(answer, jnp.bool_),
+        weight=make((), jnp.float32),
+        reference=stored if reference else None,
+    )
+    return PromptGroup(prefixes, responses, views)
+
+
+def blank_prefix(
+    make: Callable[[tuple[int, ...], Any], Any], length: int, axes: int, pixels: Pixels | None = None
+) -> Prefix:
+    """As `blank`: one prefix."""
+    return Prefix(
+        tokens=make((length,), jnp.int32),
+        image=make((length,), jnp.int32),
+        order=make((length,), jnp.int32),
+        rope=make((axes, length), jnp.int32),
+        visible=make((length,), jnp.bool_),
+        length=make((), jnp.int32),
+        **({} if pixels is None else pixels._asdict()),
+    )

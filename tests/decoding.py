@@ -12,7 +12,7 @@ import numpy as np
 from goldens import Goldens
 from runs import one_device
 
-from mllm_align.batch import Group
+from mllm_align.batch import Group, HostPrefix
 from mllm_align.config import SamplingConfig
 from mllm_align.generate.decode import Decoder, Fork, Row, _forks
 from mllm_align.generate.sampling import BLOCK, filtered, random_key, uniform
@@ -32,17 +32,16 @@ def golden_bundle(golden: Goldens, tag: str = "policy", mesh: Any = None) -> Bun
     return Bundle(golden.folder, None, mesh, jnp.dtype("float32"), params)
 
 
-def fork(start: int, forced: Any, limit: int, record: str = "r", sample: int = 0, seed: int = 0) -> Fork:
-    return Fork(start, np.asarray(forced, np.int32), limit, random_key(seed, record, sample))
+def fork(at: int, forced: Any, limit: int, record: str = "r", sample: int = 0, seed: int = 0) -> Fork:
+    return Fork(at, np.asarray(forced, np.int32), limit, random_key(seed, record, sample))
 
 
 def row(features: np.ndarray, group: Group, tokens: Any, *forks: Fork) -> Row:
     """The group's prompt, its text replaced by `tokens`, which may go on after it."""
     tokens = np.asarray(tokens, np.int32)
     image = np.full(len(tokens), -1, np.int32)
-    image[: len(group.prefix_image)] = group.prefix_image[: len(tokens)]
-    positions = np.arange(len(tokens), dtype=np.int32)
-    return Row(features, tokens, image, positions, np.ones(len(tokens), bool), forks)
+    image[: len(group.prefix.image)] = group.prefix.image[: len(tokens)]
+    return Row(features, HostPrefix.causal(tokens, image), forks)
 
 
 def at_end(row: Row) -> list[Row]:
@@ -50,16 +49,16 @@ def at_end(row: Row) -> list[Row]:
 
     Padded to the row's own size and as often as it has forks: a shape that is compiled already.
     """
-    rows = []
+    rows, prefix = [], row.prefix
     for each in row.forks:
-        own = np.concatenate([row.tokens[: each.start], each.forced])
-        real = np.arange(len(row.tokens)) < len(own)
+        own = np.concatenate([prefix.tokens[: each.at], each.forced])
+        real = np.arange(len(prefix.tokens)) < len(own)
+        before = np.arange(len(real)) < each.at
         tokens = np.where(real, np.resize(own, len(real)), 0).astype(np.int32)
-        image = np.where(np.arange(len(real)) < each.start, row.image, -1)
-        visible = np.where(np.arange(len(real)) < each.start, row.visible, real)
-        last = replace(each, start=len(own) - 1, forced=each.forced[-1:])
-        forks = (last,) * len(row.forks)
-        rows.append(Row(row.features, tokens, image, row.positions, visible, forks))
+        image, visible = np.where(before, prefix.image, -1), np.where(before, prefix.visible, real)
+        last = replace(each, at=len(own) - 1, forced=each.forced[-1:])
+        alone = replace(prefix, tokens=tokens, image=image, visible=visible)
+        rows.append(Row(row.features, alone, (last,) * len(row.forks)))
     return rows
 
 
@@ -67,15 +66,17 @@ def at_end(row: Row) -> list[Row]:
 def _steps(config: Any, mesh: Any) -> Any:
     model = VisionLanguageModel(config)
 
-    def steps(variables, prefix, start, tokens):
+    def steps(variables, prefix, forks):
+        tokens = forks.tokens
         _, count, length = tokens.shape
 
         def step(own, at):
             now = jax.lax.dynamic_index_in_dim(tokens, at, axis=2, keepdims=False)
-            logits, own = model.apply(variables, now, prefix, own, start, at, method="decode")
+            where = forks.order, forks.rope, at
+            logits, own = model.apply(variables, now, prefix, own, *where, method="decode")
             return own, logits
 
-        return jax.lax.scan(step, prefix.room(count, length), jnp.arange(length))[1]
+        return jax.lax.scan(step, prefix.empty(count, length), jnp.arange(length))[1]
 
     return jax.jit(traced_within(mesh, steps))
 
@@ -95,7 +96,7 @@ def logits(decoder: Decoder, bundle: Bundle, rows: list[Row], tokens: list[Any])
     forks = _forks(given, decoder.size)
     variables = {"params": bundle.params}
     steps = _steps(bundle.config, bundle.mesh)
-    out = np.asarray(steps(variables, decoder.prefill(given), forks.start, forks.tokens))
+    out = np.asarray(steps(variables, decoder.prefill(given), forks))
     return [
         [out[: len(fork.forced) - 1, b, f] for f, fork in enumerate(row.forks)]
         for b, row in enumerate(given)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from transformers import LlavaNextProcessor, LlavaProcessor
 
-from mllm_align.batch import Group, PromptGroup, Shape, pad
+from mllm_align.batch import Group, HostPrefix, PromptGroup, Shape, pad
 from mllm_align.models.families.llava.layout import LlavaLayout
 from mllm_align.models.huggingface import Folder, load_params, open_folder
 from mllm_align.models.processor import load_processor
@@ -96,7 +96,8 @@ class Goldens:
             image[prefix == self.config.image_token] = self.layout.rows(height, width, 0)
             stored = not at
             tiles = self._tiles(self.arrays["pixel_values"][i], pair) if stored else self.processed(pair)
-            groups.append(Group(self.layout.patched(tiles), prefix, image, (chosen, rejected)))
+            prompt = HostPrefix.causal(prefix, image, self.layout.patched(tiles))
+            groups.append(Group((prompt,), (chosen, rejected)))
         return groups
 
     def _row(self, at: str, row: int) -> tuple[np.ndarray, np.ndarray]:
@@ -152,9 +153,9 @@ def responses(values: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
 def packed_images(model: VisionLanguageModel, params: dict, group: PromptGroup) -> list[np.ndarray]:
     """The image embeddings of each group's prompt, in the prompt's order."""
     variables = {"params": params}
-    features = model.apply(variables, group.pixels, method="features")
+    features = model.apply(variables, group.prefix.pixels, method="features")
     image = model.apply(variables, features, method=lambda m, x: m.projector(x))
     newline = params.get("image_newline", jnp.zeros(image.shape[-1]))
     newline = jnp.broadcast_to(newline, (image.shape[0], 1, image.shape[-1]))
     table = np.asarray(jnp.concatenate([newline, image], axis=1))
-    return [t[rows[rows >= 0]] for t, rows in zip(table, group.prefix_image, strict=True)]
+    return [t[rows[rows >= 0]] for t, rows in zip(table, group.prefix.image, strict=True)]

@@ -42,8 +42,10 @@ def programs(bundle):
     config = replace(TINY, dtype=str(dtype))
     made = train_program(config, model, mesh, 10)
     batch = batch_structs(config, model, mesh, PLANNED.shape, 2)
-    rows, whole = batch.weight.sharding, replicated(mesh)
-    keys, sample_keys = (struct((*batch.weight.shape, *n), jnp.uint32, rows) for n in ((2,), (2, 2)))
+    rows, whole = batch.responses.weight.sharding, replicated(mesh)
+    keys, sample_keys = (
+        struct((*batch.responses.weight.shape, *n), jnp.uint32, rows) for n in ((2,), (2, 2))
+    )
     stops, number = struct((model.decoder.vocab,), jnp.bool_, whole), struct((), jnp.int32, whole)
     settings, base = (model, mesh, 1.0, dtype), (made.base, {})
     sampled = rollout.rollout_program(*settings, SAMPLING)
@@ -53,7 +55,7 @@ def programs(bundle):
         "evaluate": lambda: made.evaluate.lower(made.state.trained, made.base, batch),
         "score": lambda: lower("reference", config, model, mesh, PLANNED),
         "rollout": lambda: sampled.lower(*base, batch, sample_keys, stops),
-        "tower": lambda: rollout.features_program(*settings).lower(*base, batch.pixels, number),
+        "tower": lambda: rollout.features_program(*settings).lower(*base, batch.prefix.pixels, number),
         "distorted": lambda: rollout.distorted_program(*settings, 10).lower(*base, batch, keys),
         "features": lambda: lower("features", generation, model, mesh, PLANNED),
         "prefill": lambda: lower("prefill", generation, model, mesh, PLANNED),

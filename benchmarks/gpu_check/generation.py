@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from gpu_check import model as shapes
 from gpu_check.lines import Figures, Lines
 from gpu_check.model import Held
+from mllm_align.batch import HostPrefix
 from mllm_align.config import BDHSConfig, SamplingConfig
 from mllm_align.generate.decode import Decoder, Fork, Row, programs
 from mllm_align.generate.distortion import gathered, visible_embeddings
@@ -90,7 +92,7 @@ def bdhs(held: Held) -> Figures:
             "prefill_s": filled - ready,
             "decode_s": done - filled,
             "whole_s": done - began,
-            "prefix_tokens": sum(len(row.tokens) for row in rows),
+            "prefix_tokens": sum(len(row.prefix.tokens) for row in rows),
             "tokens": tokens,
         }
 
@@ -123,8 +125,8 @@ def hidden_row(held: Held, features: np.ndarray, rng: np.random.Generator) -> Ro
         Fork(start, tokens[start : start + forced], s.cut, rng.integers(0, 2**32, 2, np.uint32))
         for start in s.prefix - 1 + np.arange(s.sentences) * (s.chosen // s.sentences)
     )
-    positions = np.arange(len(tokens), dtype=np.int32)
-    return gathered(Row(features, tokens, image, positions, visible, forks))
+    prefix = replace(HostPrefix.causal(tokens, image), visible=visible)
+    return gathered(Row(features, prefix, forks))
 
 
 def rollout(held: Held, count: int) -> Figures:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpu_check.lines import Figures
-from mllm_align.batch import Group, Pixels, Shape, pad, stack
+from mllm_align.batch import Group, HostPrefix, Pixels, Shape, pad, stack
 from mllm_align.config import Config, LoraConfig, MeshConfig, load_config
 from mllm_align.models.bundle import compute_dtype
 from mllm_align.models.config import DecoderConfig, ModelConfig
@@ -186,7 +186,7 @@ def batch(held: Held, count: int, responses: int = 2) -> Any:
         tiles, tokens, image = prompt(held.model, s.prefix, rng)
         pixels = noise(held.model, rng, tiles)
         said = rng.integers(0, held.model.image_token, (responses, s.response), np.int32)
-        return Group(pixels, tokens, image, tuple(said))
+        return Group((HostPrefix.causal(tokens, image, pixels),), tuple(said))
 
     groups = [group() for _ in range(count)]
     shape = Shape(s.prefix, s.response, picture(held.model)[0])

@@ -145,7 +145,7 @@ def compute(model: Path, pairs: Path, device: Any, dtype: Dtype) -> Computed:
     state, metrics, _ = program.step(state, base, batch)
     update = jax.tree.map(lambda new, old: np.asarray(new) - old, jax.device_get(state.trained), begun)
     loss, norm = (float(np.divide(*jax.device_get(metrics[name]))) for name in ("loss", "grad_norm"))
-    return Computed(np.asarray(logps, np.float32), host.response_mask[0], loss, norm, update)
+    return Computed(np.asarray(logps, np.float32), host.responses.mask[0], loss, norm, update)
 
 
 def started(trained: Any) -> Any:

@@ -13,7 +13,7 @@ from functools import lru_cache, reduce
 
 import numpy as np
 
-from mllm_align.batch import PromptGroup, Shape, pad, replace, stack
+from mllm_align.batch import PromptGroup, Shape, pad, stack, with_responses
 from mllm_align.data.encode import Encoded, Encoder
 
 
@@ -34,7 +34,12 @@ class HostBatch:
 def round_up(shape: Shape, multiple: int) -> Shape:
     """Token lengths rounded up to a multiple. Responses take a quarter of it: they are shorter."""
     small = max(multiple // 4, 1)
-    return Shape(-(-shape.prefix // multiple) * multiple, -(-shape.response // small) * small, shape.tiles)
+    others = tuple((_up(length, multiple), tiles) for length, tiles in shape.others)
+    return Shape(_up(shape.prefix, multiple), _up(shape.response, small), shape.tiles, others)
+
+
+def _up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
 
 
 def ladder(shapes: Sequence[Shape], responses: int, steps: int, multiple: int) -> tuple[Shape, ...]:
@@ -44,7 +49,8 @@ def ladder(shapes: Sequence[Shape], responses: int, steps: int, multiple: int) -
     shapes up to its part. So a run compiles a handful of programs and short records pad little.
     """
     ranked = sorted(
-        (round_up(s, multiple) for s in shapes), key=lambda s: s.prefix + responses * s.response
+        (round_up(s, multiple) for s in shapes),
+        key=lambda s: sum(length for length, _ in s.prefixes) + responses * s.response,
     )
     rungs: list[Shape] = []
     rung = ranked[0]
@@ -134,15 +140,15 @@ class Batches:
             groups = [self.encoder.group(self.records[r]) for r in here or records[:1]]
             part = pad(groups, shape, len(self.held))
             if not here:
-                part = replace(part, weight=np.zeros_like(part.weight))
+                part = with_responses(part, weight=np.zeros_like(part.responses.weight))
             if self.reference is not None:
-                part = replace(part, reference_logps=self._stored(here, part))
+                part = with_responses(part, reference=(self._stored(here, part),))
             parts.append(part)
         return HostBatch(step, stack(parts), records, shape)
 
     def _stored(self, records: Sequence[int], part: PromptGroup) -> np.ndarray:
         assert self.reference is not None
-        out = np.zeros(part.response_tokens.shape, np.float32)
+        out = np.zeros(part.responses.tokens.shape, np.float32)
         for row, record in enumerate(records):
             for k, values in enumerate(self.reference[record]):
                 out[row, k, : len(values)] = values

@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
 import numpy as np
 
-from mllm_align.batch import Group, Pixels, Shape
+from mllm_align.batch import Group, HostPrefix, Pixels, Shape
 from mllm_align.data.control import ControlTokens, Spans
 from mllm_align.data.images import image_size, load_rgb
 from mllm_align.data.layout import Layout, counts
@@ -263,8 +263,12 @@ class Encoder:
 
     def group(self, encoded: Encoded) -> Group:
         """Read the images and put every embedding in its place."""
-        prefix, image = expand(encoded, self.layout, self.image_token)
-        return Group(self.pixels(encoded), prefix, image, encoded.responses)
+        prefix = replace(self.prefix(encoded), **self.pixels(encoded)._asdict())
+        return Group((prefix,), encoded.responses)
+
+    def prefix(self, encoded: Encoded) -> HostPrefix:
+        """The prompt with every image token repeated for its embeddings; no image is read."""
+        return HostPrefix.causal(*expand(encoded, self.layout, self.image_token))
 
     def pixels(self, encoded: Encoded) -> Pixels:
         """Of all of a record's images: patches [t, N, C] float32, place [t, N, 2] int16."""

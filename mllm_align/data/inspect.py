@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_align.data.encode import Encoded, Encoder, expand
+from mllm_align.data.encode import Encoded, Encoder
 
 
 def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
@@ -16,8 +16,9 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
     or line together. Every entry has `positions` (first, last), `id`, `text` and `loss` (1 where the
     token's log-prob counts). Pixels are read, so a damaged image shows here.
     """
-    group = encoder.group(encoded)
-    tokens, image = expand(encoded, encoder.layout, encoder.image_token)
+    (prefix,) = encoder.group(encoded).prefixes
+    tokens, pixels = prefix.tokens, prefix.patches
+    assert pixels is not None
     images = []
     for source, (width, height) in zip(encoded.record.images, encoded.sizes, strict=True):
         grid = encoder.layout.grid(height, width)
@@ -34,7 +35,7 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
                 "newlines": int((rows == 0).sum()),
             }
         )
-    start, patches = len(tokens), group.pixels.patches
+    start = len(tokens)
     responses = []
     for ids in encoded.responses:
         entries = [_token(encoder, start + i, int(t), 1) for i, t in enumerate(ids)]
@@ -44,13 +45,13 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
         "where": encoded.record.where,
         "images": images,
         "pixels": {
-            "shape": list(patches.shape),
-            "min": float(patches.min()) if patches.size else None,
-            "max": float(patches.max()) if patches.size else None,
+            "shape": list(pixels.shape),
+            "min": float(pixels.min()) if pixels.size else None,
+            "max": float(pixels.max()) if pixels.size else None,
         },
         "prefix_tokens": len(tokens),
         "response_tokens": [len(r) for r in encoded.responses],
-        "prefix": _prefix(encoder, tokens, image),
+        "prefix": _prefix(encoder, tokens, prefix.image),
         "responses": responses,
     }
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from mllm_align.batch import Pixels
 from mllm_align.config import BDHSMethod
-from mllm_align.data.encode import Encoded, Encoder, common_length, expand
+from mllm_align.data.encode import Encoded, Encoder, common_length
 from mllm_align.errors import refusal
 from mllm_align.generate.decode import Decoder, Fork, Row
 from mllm_align.generate.distortion import gathered, noisy, visible_embeddings
@@ -153,8 +153,8 @@ def guided_row(
 ) -> Row:
     """The prompt and the whole chosen response, with a fork at every cut."""
     ids, _ = encoder.response_spans(encoded.record, encoded.sizes, encoded.record.responses[0])
-    tokens, image = expand(replace(encoded, prefix=ids), encoder.layout, encoder.image_token)
-    moved = len(tokens) - len(ids)  # image tokens repeated; all of them stand before the response
+    prefix = encoder.prefix(replace(encoded, prefix=ids))
+    moved = len(prefix.tokens) - len(ids)  # image tokens repeated; all of them stand before the response
     forks = tuple(
         Fork(
             cut.shared - 1 + moved,
@@ -164,8 +164,7 @@ def guided_row(
         )
         for number, cut in enumerate(made)
     )
-    positions = np.arange(len(tokens), dtype=np.int32)
-    return Row(features, tokens, image, positions, np.ones(len(tokens), bool), forks)
+    return Row(features, prefix, forks)
 
 
 class BDHS:
@@ -252,7 +251,7 @@ class BDHS:
                 text = encoder.text(good[0]).strip()
             elif not broken:
                 text, sentences = self._joined(job.record, each, good)
-            share = float((~row.visible[row.image >= 0]).mean())
+            share = float((~row.prefix.visible[row.prefix.image >= 0]).mean())
             unfinished = sum(not ends[ids[-1]] for ids in good)
             told = job.iteration + 1, not free, (), share, sentences, unfinished, broken
             results.append(Made(job.record.index, text, *told))
@@ -277,7 +276,8 @@ class BDHS:
     def _hidden(self, row: Row, job: _Job) -> Row:
         if self.config.distortion == "noise":
             return row
-        return replace(row, visible=visible_embeddings(row.image, self.config.mask_rate, self._rng(job)))
+        visible = visible_embeddings(row.prefix.image, self.config.mask_rate, self._rng(job))
+        return replace(row, prefix=replace(row.prefix, visible=visible))
 
     def _rng(self, job: _Job) -> np.random.Generator:
         return np.random.default_rng(random_key(self.seed, job.record.record.id, job.iteration))

@@ -1,6 +1,6 @@
 """Prefill once, fork any number of continuations, decode them together.
 
-A fork is a continuation of a prefix from some position on: it sees the prefix before that position, then
+A fork is a continuation of a prefix from one of its tokens on: it sees the prefix before that token, then
 its own tokens. Its first tokens may be given (`forced`); at least one is, the token that stood last before
 the fork, which is run again because a cache holds keys and values and not what was predicted from them.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from mllm_align.batch import Pixels, PromptGroup
+from mllm_align.batch import HostPrefix, Pixels, pad_prefixes, padded
 from mllm_align.config import SamplingConfig
 from mllm_align.generate.sampling import choose, uniform
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
@@ -41,13 +41,14 @@ from mllm_align.sharding import (
 class Forks:
     """F continuations of each of B prefixes.
 
-    start: position of a fork's first own token; it sees the prefix before it.
+    order, rope: of a fork's first own token, as in `batch.Prefix`; it sees earlier tokens of the prefix.
     tokens, forced: R places for its own tokens; the first `forced`, 1 or more, are given.
     limit: most tokens to generate after those; 0 for a fork that only fills the batch.
     keys: key data of its random numbers (see `sampling.random_key`).
     """
 
-    start: Int[Array, "B F"]
+    order: Int[Array, "B F"]
+    rope: Int[Array, "B F"]
     tokens: Int[Array, "B F R"]
     forced: Int[Array, "B F"]
     limit: Int[Array, "B F"]
@@ -67,9 +68,10 @@ def bucket(count: int, least: int = 8) -> int:
 
 @dataclass(frozen=True)
 class Fork:
-    """One continuation to make: see `Forks`. forced: 1 or more ids; key: [2] uint32."""
+    """One continuation to make. at: index of the prefix's token in whose place it begins. forced: 1 or more
+    ids, the first of them that token's own or another. limit, key [2] uint32: see `Forks`."""
 
-    start: int
+    at: int
     forced: np.ndarray
     limit: int
     key: np.ndarray
@@ -79,21 +81,17 @@ class Fork:
 class Row:
     """A prefix of p tokens with its continuations, unpadded, on the host.
 
-    features [n, F]: what the tower says of the images; image [p]: -1 at text, 0 `image_newline`,
-    1 + i row i of features. tokens, positions, visible [p]: as in PromptGroup.
+    features [n, F]: the tower's, of the images; row i of them is embedding 1 + i of the image table.
     """
 
     features: np.ndarray
-    tokens: np.ndarray
-    image: np.ndarray
-    positions: np.ndarray
-    visible: np.ndarray
+    prefix: HostPrefix
     forks: tuple[Fork, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
         """Padded sizes (forks, prefix): rows of one shape go well together."""
-        return bucket(len(self.forks), 1), bucket(len(self.tokens), 32)
+        return bucket(len(self.forks), 1), bucket(len(self.prefix.tokens), 32)
 
 
 @lru_cache(maxsize=16)
@@ -112,8 +110,8 @@ def programs(
     def features(params, trained, pixels):
         return model.apply(policy(params, trained), pixels.astype(dtype), method="features")
 
-    def prefill(params, trained, features, group, holes):
-        return model.apply(policy(params, trained), features, group, holes, method="prefill")
+    def prefill(params, trained, features, prefix, holes):
+        return model.apply(policy(params, trained), features, prefix, holes, method="prefill")
 
     def decode(params, trained, prefix, forks, stops):
         tokens, lengths, _, finite = run(model, policy(params, trained), prefix, forks, stops, sampling)
@@ -157,22 +155,22 @@ class Decoder:
         see, fill, loop = programs(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, rule)
         self._per_tile = bundle.config.vision.tokens
         self._features = lambda pixels: see(params, self.trained, put(pixels))
-        self._prefill = lambda features, group, holes: fill(
-            params, self.trained, put(features), put(group), holes
+        self._prefill = lambda features, prefix, holes: fill(
+            params, self.trained, put(features), put(prefix), holes
         )
         self._decode = lambda prefix, forks, stops: loop(
             params, self.trained, prefix, put(forks), everywhere(stops)
         )
 
     def features(self, pictures: Sequence[Pixels]) -> list[np.ndarray]:
-        """What the tower says of each record's t tiles: [t * I, F], in the model's dtype."""
+        """The tower's output for each record's t tiles: [t * I, F], in the model's dtype."""
         out: list[np.ndarray] = []
         for start in range(0, len(pictures), self.size):
             part = pictures[start : start + self.size]
             counts = [len(pixels.patches) for pixels in part]
             filled = [*part, *[Pixels(*(x[:0] for x in part[0]))] * (self.size - len(part))]
-            patches = np.stack([_padded(pixels.patches, max(counts)) for pixels in filled])
-            place = np.stack([_padded(pixels.place, max(counts), -1) for pixels in filled])
+            patches = np.stack([padded(pixels.patches, max(counts)) for pixels in filled])
+            place = np.stack([padded(pixels.place, max(counts), -1) for pixels in filled])
             seen = np.asarray(self._features(Pixels(patches, place)))
             out += [row[: count * self._per_tile] for row, count in zip(seen, counts, strict=False)]
         return out
@@ -182,20 +180,9 @@ class Decoder:
         length = max(row.shape[1] for row in rows)
         count = bucket(max(len(row.features) for row in rows), 1)
         rows = [*rows, *[rows[0]] * (self.size - len(rows))]
-        features = np.stack([_padded(row.features, count) for row in rows])
-        nothing = np.zeros((self.size, 0, 0), np.int32)
-        group = PromptGroup(
-            pixels=Pixels(nothing[..., None].astype(np.float32), nothing[..., None].astype(np.int16)),
-            prefix_tokens=np.stack([_padded(row.tokens, length) for row in rows]),  # type: ignore[arg-type]
-            prefix_image=np.stack([_padded(row.image, length, -1) for row in rows]),  # type: ignore[arg-type]
-            prefix_positions=np.stack([_padded(row.positions, length) for row in rows]),  # type: ignore[arg-type]
-            prefix_visible=np.stack([_padded(row.visible, length) for row in rows]),  # type: ignore[arg-type]
-            prefix_length=np.array([len(row.tokens) for row in rows], np.int32),  # type: ignore[arg-type]
-            response_tokens=nothing,  # type: ignore[arg-type]
-            response_mask=nothing.astype(bool),  # type: ignore[arg-type]
-            weight=np.ones(self.size, np.float32),  # type: ignore[arg-type]
-        )
-        return self._prefill(features, group, not all(row.visible.all() for row in rows))
+        features = np.stack([padded(row.features, count) for row in rows])
+        holes = not all(row.prefix.visible.all() for row in rows)
+        return self._prefill(features, pad_prefixes([row.prefix for row in rows], length), holes)
 
     def decode(
         self, rows: Sequence[Row], prefix: Cache, stops: np.ndarray
@@ -227,24 +214,20 @@ class Decoder:
         return out
 
 
-def _padded(array: Any, length: int, fill: int = 0) -> np.ndarray:
-    out = np.full((length, *array.shape[1:]), fill, array.dtype)
-    out[: len(array)] = array
-    return out
-
-
 def _forks(rows: Sequence[Row], size: int) -> Forks:
     """Forks of all rows, padded with ones that generate nothing."""
     shape = size, bucket(max(len(row.forks) for row in rows), 1)
     steps = max((len(fork.forced) + fork.limit - 1 for row in rows for fork in row.forks), default=0)
-    start, forced, limit = np.zeros(shape, np.int32), np.ones(shape, np.int32), np.zeros(shape, np.int32)
+    order, rope, limit = (np.zeros(shape, np.int32) for _ in range(3))
+    forced = np.ones(shape, np.int32)
     tokens = np.zeros((*shape, bucket(steps) + 1), np.int32)
     keys = np.zeros((*shape, 2), np.uint32)
     for b, row in enumerate(rows):
         for f, fork in enumerate(row.forks):
-            start[b, f], forced[b, f], limit[b, f] = fork.start, len(fork.forced), fork.limit
+            order[b, f], rope[b, f] = row.prefix.order[fork.at], row.prefix.rope[0, fork.at]
+            forced[b, f], limit[b, f] = len(fork.forced), fork.limit
             tokens[b, f, : len(fork.forced)], keys[b, f] = fork.forced, fork.key
-    return Forks(start, tokens, forced, limit, keys)  # type: ignore[arg-type]
+    return Forks(order, rope, tokens, forced, limit, keys)  # type: ignore[arg-type]
 
 
 def run(
@@ -271,9 +254,10 @@ def run(
     def advance(state):
         step, tokens, lengths, logps, unfinished, finite, own = state
         now = jax.lax.dynamic_index_in_dim(tokens, step, axis=2, keepdims=False)
-        logits, own = model.apply(variables, now, prefix, own, forks.start, step, method="decode")
+        at = forks.order, forks.rope, step
+        logits, own = model.apply(variables, now, prefix, own, *at, method="decode")
         number = step + 1 - forks.forced  # of the next token among the generated ones
-        draw = jnp.take_along_axis(numbers, jnp.maximum(number, 0)[:, :, None, None], axis=2)
+        draw = jnp.take_along_axis(uniforms, jnp.maximum(number, 0)[:, :, None, None], axis=2)
         drawn = choose(logits.reshape(batch * count, -1), draw.reshape(-1, 2), sampling)
         drawn = drawn.reshape(batch, count)
         given = jax.lax.dynamic_index_in_dim(tokens, step + 1, axis=2, keepdims=False)
@@ -286,8 +270,8 @@ def run(
         unfinished &= finite & ~(new & (stops[drawn] | (number + 1 >= forks.limit)))
         return step + 1, tokens, lengths + new.astype(lengths.dtype), logps, unfinished, finite, own
 
-    numbers = uniform(forks.keys[:, :, None], jnp.arange(length)[None, None])  # at once costs least
-    own = prefix.room(count, length - 1)  # the last token is never run
+    uniforms = uniform(forks.keys[:, :, None], jnp.arange(length)[None, None])  # at once costs least
+    own = prefix.empty(count, length - 1)  # the last token is never run
     logps = jnp.zeros(forks.tokens.shape, jnp.float32)
     unfinished, finite = forks.limit > 0, jnp.ones(forks.limit.shape, bool)
     start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, logps, unfinished, finite, own)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from mllm_align.data.layout import Layout
@@ -17,17 +19,19 @@ def visible_embeddings(image: np.ndarray, mask_rate: float, rng: np.random.Gener
 
 
 def gathered(row: Row) -> Row:
-    """The row without its invisible places; those that stay keep their positions.
+    """The row without its invisible tokens; the others keep their order and rotary positions.
 
     A masked key is an absent key: nothing attends to it, so nothing that is read changes, and a prefix of
     2,900 tokens at mask rate 0.99 becomes one of a few dozen.
     """
-    keep = row.visible
-    image = row.image[keep]
-    used = np.unique(image[image > 0])
-    features = row.features[used - 1]
-    place = np.where(image > 0, 1 + np.searchsorted(used, image), image).astype(np.int32)
-    return Row(features, row.tokens[keep], place, row.positions[keep], keep[keep], row.forks)
+    visible = row.prefix.visible
+    prefix = row.prefix.keep(visible)
+    used = np.unique(prefix.image[prefix.image > 0])
+    place = np.where(prefix.image > 0, 1 + np.searchsorted(used, prefix.image), prefix.image)
+    prefix = replace(prefix, image=place.astype(np.int32))
+    before = np.cumsum(visible) - visible  # how many tokens are kept before each
+    forks = tuple(replace(fork, at=int(before[fork.at])) for fork in row.forks)
+    return Row(row.features[used - 1], prefix, forks)
 
 
 def noisy(patches: np.ndarray, steps: int, rng: np.random.Generator, layout: Layout) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.config.checks import MANY, SEED, check_number
-from mllm_align.data.encode import Encoded, Encoder, expand
+from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.errors import not_finite
 from mllm_align.generate.decode import Decoder, Fork, Row
 from mllm_align.generate.sampling import random_key
@@ -102,11 +102,10 @@ def prompt_row(
     *draw: int,
 ) -> Row:
     """A prompt with `samples` forks at its end. draw: numbers that tell this draw from others."""
-    tokens, image = expand(encoded, encoder.layout, encoder.image_token)
-    last = len(tokens) - 1
+    prefix = encoder.prefix(encoded)
+    last = len(prefix.tokens) - 1
     forks = tuple(
-        Fork(last, tokens[last:], limit, random_key(seed, encoded.record.id, *draw, sample))
+        Fork(last, prefix.tokens[last:], limit, random_key(seed, encoded.record.id, *draw, sample))
         for sample in range(samples)
     )
-    positions = np.arange(len(tokens), dtype=np.int32)
-    return Row(features, tokens, image, positions, np.ones(len(tokens), bool), forks)
+    return Row(features, prefix, forks)

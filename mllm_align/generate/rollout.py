@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from mllm_align.batch import Pixels, PromptGroup, replace
+from mllm_align.batch import Pixels, PromptGroup
 from mllm_align.config import SamplingConfig
 from mllm_align.data.layout import Layout
 from mllm_align.generate.decode import Forks, run
@@ -81,16 +81,18 @@ def sample(
     dtype: Any,
 ) -> Rollout:
     """K responses to each prompt of one micro-batch, of sampling.max_tokens tokens at most."""
-    features = model.apply(policy, group.pixels.astype(dtype), method="features")
-    prefix: Any = model.apply(policy, features, group, method="prefill")
-    size, count, _ = keys.shape
-    last = (group.prefix_length - 1)[:, None]
-    start = jnp.take_along_axis(group.prefix_positions, last, axis=1)
-    token = jnp.take_along_axis(group.prefix_tokens, last, axis=1)
-    tokens = jnp.zeros((size, count, sampling.max_tokens + 1), token.dtype)
+    prompt, (size, count, _) = group.prefix, keys.shape
+    features = model.apply(policy, prompt.pixels.astype(dtype), method="features")
+    prefix: Any = model.apply(policy, features, prompt, method="prefill")
+
+    def last(x: Any) -> Any:
+        return jnp.broadcast_to(jnp.take_along_axis(x, prompt.last, axis=1), (size, count))
+
+    tokens = jnp.zeros((size, count, sampling.max_tokens + 1), prompt.tokens.dtype)
     forks = Forks(
-        start=jnp.broadcast_to(start, (size, count)),
-        tokens=tokens.at[:, :, 0].set(jnp.broadcast_to(token, (size, count))),
+        order=last(prompt.order),
+        rope=last(prompt.rope[:, 0]),
+        tokens=tokens.at[:, :, 0].set(last(prompt.tokens)),
         forced=jnp.ones((size, count), jnp.int32),
         limit=jnp.full((size, count), sampling.max_tokens, jnp.int32),
         keys=keys,
@@ -142,17 +144,12 @@ def distorted_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype:
     def part(
         policy: Any, group: PromptGroup, keys: UInt32[Array, "B 2"]
     ) -> tuple[Int[Array, "B R"], Bool[Array, " B"]]:
-        patches = jax.vmap(lambda x, key: noisy(x, steps, key, layout))(group.pixels.patches, keys)
-        pixels = group.pixels._replace(patches=patches).astype(dtype)
+        pixels = group.prefix.pixels
+        patches = jax.vmap(lambda x, key: noisy(x, steps, key, layout))(pixels.patches, keys)
+        pixels = pixels._replace(patches=patches).astype(dtype)
         features = model.apply(policy, pixels, method="features")
-        first = replace(
-            group,
-            response_tokens=group.response_tokens[:, :1],
-            response_mask=group.response_mask[:, :1],
-            reference_logps=None,
-            sampler_logps=None,
-        )
-        hidden: Any = model.apply(policy, features, first, method="hidden")
+        chosen = group.responses.take((0,))
+        hidden: Any = model.apply(policy, features, group.prefix, chosen, method="hidden")
         last, states = hidden
         before = jnp.concatenate([last[:, None], states[:, 0, :-1]], axis=1)  # [B, R, D]: each predicts one
         kernel: Any = model.apply(policy, method=lambda m: m.decoder.unembedding())
@@ -161,8 +158,8 @@ def distorted_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype:
         def draw(chunk: tuple[Any, Any]) -> Any:
             states, at = chunk  # [B, c, D], [c]
             logits = jnp.matmul(states, kernel, preferred_element_type=jnp.float32)
-            numbers = uniform(keys[:, None], at[None]).reshape(-1, 2)
-            drawn = choose(logits.reshape(size * at.size, -1), numbers, sampling).reshape(size, -1)
+            uniforms = uniform(keys[:, None], at[None]).reshape(-1, 2)
+            drawn = choose(logits.reshape(size * at.size, -1), uniforms, sampling).reshape(size, -1)
             return drawn, jnp.isfinite(logits).all(-1)
 
         count = -(-length // POSITIONS)
@@ -173,7 +170,7 @@ def distorted_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype:
             constrain(each.swapaxes(0, 1).reshape(size, -1)[:, :length], "rows", None)
             for each in jax.lax.map(draw, (chunks, at))  # [count, B, c]
         )
-        return drawn, (finite | ~first.response_mask[:, 0]).all(-1)
+        return drawn, (finite | ~chosen.mask[:, 0]).all(-1)
 
     def distorted(params: Any, trained: Any, batch: PromptGroup, keys: Any) -> Any:
         policy = policy_variables(params, trained, lora_scale, dtype)
@@ -191,5 +188,4 @@ def noisy(
     left = kept_after(steps)
     drawn = jax.random.wrap_key_data(key, impl="threefry2x32")
     draw = partial(jax.random.normal, jax.random.fold_in(drawn, 1 << 20), dtype=patches.dtype)
-    noise = layout.noise(draw, patches.shape)
-    return left**0.5 * patches + (1 - left) ** 0.5 * noise
+    return left**0.5 * patches + (1 - left) ** 0.5 * layout.noise(draw, patches.shape)

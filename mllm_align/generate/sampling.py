@@ -1,4 +1,4 @@
-"""Which token comes next, and the random numbers that decide it."""
+"""Choosing the next token, and the random numbers that decide it."""
 
 from __future__ import annotations
 
@@ -18,49 +18,52 @@ BLOCK = 128  # tokens
 
 
 def random_key(seed: int, record: str, *sample: int) -> np.ndarray:
-    """Key data [2] uint32 of one sample of one record: of nothing else, so that a batch's other rows,
-    its shape and the number of hosts never change what is drawn. Positions are folded in later."""
+    """Key data [2] uint32 of one sample of one record.
+
+    It depends on nothing else, so the other rows of a batch, its shape and the number of hosts never change
+    what is drawn. Positions are folded in later.
+    """
     name = json.dumps([seed, record, *sample])
     return np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], np.uint32).copy()
 
 
 def choose(
-    logits: Float[Array, "N V"], numbers: Float[Array, "N 2"], sampling: SamplingConfig
+    logits: Float[Array, "N V"], uniforms: Float[Array, "N 2"], sampling: SamplingConfig
 ) -> Int[Array, " N"]:
     """One token a row: the likeliest at temperature 0, else drawn from the filtered distribution.
 
-    The draw puts `uniform` numbers against sums of probabilities, the first against those of blocks of the
-    vocabulary, the second against those of one block's tokens: sums are short, and rounding changes a draw
-    only where a number all but meets one.
+    Inverse-CDF sampling in two stages: the first of the `uniform` numbers selects a block of the
+    vocabulary, the second a token of that block. The sums are short, and rounding changes a draw only where
+    a number almost equals one of them.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
     scores = filtered(logits, sampling)
     mass = jnp.exp(scores - scores.max(-1, keepdims=True))
     blocks = jnp.pad(mass, ((0, 0), (0, -mass.shape[1] % BLOCK))).reshape(len(mass), -1, BLOCK)
-    block = _where(blocks.sum(-1), numbers[:, 0])
+    block = _inverse_cdf(blocks.sum(-1), uniforms[:, 0])
     within = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    token = block * BLOCK + _where(within, numbers[:, 1])
-    return jnp.minimum(token, logits.shape[1] - 1)  # of logits that are no numbers, too
+    token = block * BLOCK + _inverse_cdf(within, uniforms[:, 1])
+    return jnp.minimum(token, logits.shape[1] - 1)  # NaN logits too
 
 
 @partial(jnp.vectorize, signature="(k),()->(n)")
 def uniform(key: UInt32[Array, "... 2"], position: Int[Array, ...]) -> Float[Array, "... 2"]:
-    """The two numbers in [0, 1) that decide the token at a position."""
+    """Two uniform numbers in [0, 1) that decide the token at a position."""
     key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), position)
     return jax.random.uniform(key, (2,))
 
 
-def _where(mass: Float[Array, "N n"], number: Float[Array, " N"]) -> Int[Array, " N"]:
-    """The first place whose mass, with all before it, is more than `number` of the whole; else the last."""
-    upto = jnp.where(mass > 0, mass.cumsum(-1), 0.0)  # rounding must not find a place without mass
-    more = upto > number[:, None] * upto.max(-1, keepdims=True)
+def _inverse_cdf(mass: Float[Array, "N n"], uniform: Float[Array, " N"]) -> Int[Array, " N"]:
+    """The first index whose cumulative mass exceeds `uniform` times the total; the last if none does."""
+    upto = jnp.where(mass > 0, mass.cumsum(-1), 0.0)  # rounding must not select an index without mass
+    more = upto > uniform[:, None] * upto.max(-1, keepdims=True)
     places = jnp.arange(mass.shape[-1], dtype=jnp.int32)
     return jnp.where(more, places, places[-1]).min(-1)
 
 
 def filtered(logits: Float[Array, "N V"], sampling: SamplingConfig) -> Float[Array, "N V"]:
-    """Logits after temperature, top-k and top-p; what may not be chosen is -1e30.
+    """Logits after temperature, top-k and top-p; excluded tokens have -1e30.
 
     top-p keeps the fewest likeliest tokens whose probabilities reach top_p, at least one (Holtzman et al.
     2020). Tokens that tie with the last one kept are kept too.

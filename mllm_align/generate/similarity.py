@@ -22,14 +22,14 @@ _FILES = ["*.json", "*.txt", "model.safetensors", "*/model.safetensors"]
 class Similarity(Protocol):
     """Similarity of pairs of texts.
 
-    name: what output records say. threshold: pairs below it count as different; it belongs to the measure.
+    name: as written to output records. threshold: pairs below it count as different.
     """
 
     name: str
     threshold: float
 
     def __call__(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
-        """[n] float32, of each text with the one at the same place; 1 for equal texts."""
+        """[n] float32: similarity of first[i] and second[i]; 1 for equal texts."""
         ...
 
 
@@ -93,7 +93,7 @@ def _download(name: str) -> str:
 
     try:
         return snapshot_download(name, allow_patterns=_FILES)
-    except Exception as error:  # the hub's, the connection's or the disk's: each means that nothing came
+    except Exception as error:  # of the hub, the connection or the disk
         problem = f"no such folder, and the Hugging Face hub does not give it ({one_line(error, 200)})"
         remedy = "give 'lexical', a sentence-transformers folder, or the name of one on the hub"
         raise refusal(f"similarity {quoted(name)}", problem, remedy) from error

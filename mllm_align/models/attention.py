@@ -45,8 +45,8 @@ def prompt_group_attention(
     q: Float[Array, "B Q H E"],
     k: Float[Array, "B S G E"],
     v: Float[Array, "B S G E"],
-    query_positions: Int[Array, "B Q"],
-    positions: Int[Array, "B S"],
+    query_order: Int[Array, "B Q"],
+    order: Int[Array, "B S"],
     visible: Bool[Array, "B S"],
     prefix: int,
     responses: int,
@@ -54,15 +54,15 @@ def prompt_group_attention(
 ) -> Float[Array, "B Q H E"]:
     """Causal attention over rows [prefix | response 1 | ... | response K]; see `ops.attention`.
 
-    holes: some prefix has a key that nobody sees between others. Positions rise along the prefix and
-    along each response, so the kernels take causality from the places.
+    holes: some prefix has a key that nobody sees between others. Order rises along the prefix and along
+    each response, so the kernels take causality from the places.
     """
     module = backend(q, holes)
     k, v = shared_heads(q, k), shared_heads(q, v)
     if module is xla:
         attend = partial(xla.prompt_group_attention, prefix=prefix, responses=responses)
         names = (HEADS, HEADS, HEADS, ROW, ROW, ROW)
-        return per_shard(attend, names)(q, k, v, query_positions, positions, visible)
+        return per_shard(attend, names)(q, k, v, query_order, order, visible)
     attend = partial(module.prompt_group_attention, prefix=prefix, responses=responses)
     return per_shard(attend, (HEADS, HEADS, HEADS, ROW))(q, k, v, visible)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from mllm_align.batch import Pixels, PromptGroup
+from mllm_align.batch import Shape, blank
 from mllm_align.config import Dtype, LoraConfig, MeshConfig, Remat
 from mllm_align.errors import InputError
 from mllm_align.models.config import ModelConfig
@@ -59,19 +59,11 @@ def abstract_params(config: ModelConfig) -> Any:
     v = config.vision
 
     def init() -> Any:
-        tiny = PromptGroup(
-            pixels=Pixels(
-                jnp.zeros((1, 1, v.patches, v.patch_width)), jnp.zeros((1, 1, v.patches, 2), jnp.int16)
-            ),
-            prefix_tokens=jnp.zeros((1, 1), jnp.int32),
-            prefix_image=jnp.zeros((1, 1), jnp.int32),
-            prefix_positions=jnp.zeros((1, 1), jnp.int32),
-            prefix_visible=jnp.ones((1, 1), bool),
-            prefix_length=jnp.ones((1,), jnp.int32),
-            response_tokens=jnp.zeros((1, 1, 2), jnp.int32),
-            response_mask=jnp.ones((1, 1, 2), bool),
-            weight=jnp.ones((1,)),
-        )
+        def make(dims: tuple[int, ...], dtype: Any) -> jax.Array:
+            return jnp.ones((1, *dims), dtype)
+
+        axes = config.decoder.num_rope_axes
+        tiny = blank(make, Shape(prefix=1, response=2, tiles=1), (v.patches, v.patch_width), ((0,),), axes)
         return VisionLanguageModel(config).init(jax.random.key(0), tiny)
 
     return jax.eval_shape(init)["params"]

@@ -16,16 +16,16 @@ class Cache:
     """Keys and values of B prefixes, from which any number of continuations may fork.
 
     layers, last: (keys, values), [L-1, B, G, P, E] of the stacked layers (None where there is but one
-    layer) and [B, G, P, E] of the last. positions, visible: as in the PromptGroup they come from.
+    layer) and [B, G, P, E] of the last. order, visible: as in the `batch.Prefix` they come from.
     """
 
     layers: Any
     last: Any
-    positions: Int[Array, "B P"]
+    order: Int[Array, "B P"]
     visible: Bool[Array, "B P"]
 
-    def room(self, forks: int, length: int) -> tuple[Array, Array]:
-        """Zeros where keys and values of each prefix's forks will stand: two of [L, B, F, G, R, E]."""
+    def empty(self, forks: int, length: int) -> tuple[Array, Array]:
+        """An empty cache for the forks' own tokens: keys and values, zeros [L, B, F, G, R, E] each."""
         layers = 1 if self.layers is None else 1 + len(self.layers[0])
         size, groups, _, dim = self.last[0].shape
         empty = jnp.zeros((layers, size, forks, groups, length, dim), self.last[0].dtype)

@@ -54,6 +54,15 @@ class DecoderConfig:
     max_length: int = 4096
     """Tokens of prompt and response together that the checkpoint was made for."""
 
+    @property
+    def rope_axes(self) -> tuple[int, ...]:
+        """For each rotary frequency the axis of `Prefix.rope` that it turns by."""
+        return (0,) * (self.head_dim // 2)
+
+    @property
+    def num_rope_axes(self) -> int:
+        return 1 + max(self.rope_axes)
+
 
 @dataclass(frozen=True)
 class ModelConfig:

@@ -54,7 +54,7 @@ class DecoderBlock(Block):
         x: Float[Array, "B S D"],
         cache: None,
         rotations: Float[Array, "B S E"],
-        positions: Int[Array, "B S"],
+        order: Int[Array, "B S"],
         visible: Bool[Array, "B S"],
         read: Int[Array, " B"] | None = None,
     ):
@@ -64,13 +64,13 @@ class DecoderBlock(Block):
         h = RMSNorm(c.norm_eps, name="norm_1")(x)
         k = rope(self.heads("k", c.kv_heads, h), rotations)
         v = self.heads("v", c.kv_heads, h)
-        asking = x, h, rotations, positions
+        queries = x, h, rotations, order
         if read is not None:
-            asking = tuple(self._rows(each, read) for each in asking)
-        x, h, rotations, query_positions = asking
+            queries = tuple(self._rows(each, read) for each in queries)
+        x, h, rotations, query_order = queries
         q = rope(self.heads("q", c.heads, h), rotations)
         h = prompt_group_attention(
-            q, k, v, query_positions, positions, visible, self.prefix, self.responses, self.holes
+            q, k, v, query_order, order, visible, self.prefix, self.responses, self.holes
         )
         return self.finish(x, h), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if self.keep else None
 
@@ -92,7 +92,7 @@ class ForkBlock(Block):
         seen: Bool[Array, "B F P"],
         step: Int[Array, ""],
     ):
-        """carry: x, and the forks' keys and values in all layers (see `Cache.room`): the new token's are
+        """carry: x, and the forks' keys and values in all layers (see `Cache.empty`): the new token's are
         written into them, in place. cache: number of this layer, and its keys and values of the prefix."""
         c = self.config
         (x, own), (layer, of_prefix) = carry, cache
@@ -131,8 +131,8 @@ class Decoder(nn.Module):
     def unembedding(self) -> Float[Array, "D V"]:
         return self.embedding.T if self.config.tied else self.head
 
-    def rotations(self, positions: Int[Array, "B S"]) -> Float[Array, "B S E"]:
-        return rotations(positions, self.config.head_dim, self.config.rope_theta)
+    def rotations(self, positions: Int[Array, "B A S"]) -> Float[Array, "B S E"]:
+        return rotations(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_axes)
 
     @nn.compact
     def _blocks(self, block: Any, settings: dict, x, cache: tuple, shared: tuple, read: tuple = ()):
@@ -152,47 +152,54 @@ class Decoder(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        positions: Int[Array, "B S"],
+        order: Int[Array, "B S"],
+        rope: Int[Array, "B A S"],
         visible: Bool[Array, "B S"],
         prefix: int,
         responses: int,
         read: Int[Array, " B"],
     ) -> Float[Array, "B 1+K*R D"]:
-        """Final hidden states, after the last norm, of rows [prefix | response 1 | ... | response K]."""
+        """Final hidden states, after the last norm, of rows [prefix | response 1 | ... | response K].
+
+        Of the prefix only row `read` comes out. order, rope, visible: as in `batch.Prefix`.
+        """
         rows = {"prefix": prefix, "responses": responses}
-        shared = self.rotations(positions), positions, visible
+        shared = self.rotations(rope), order, visible
         x, _ = self._blocks(DecoderBlock, rows, x, (None, None), shared, (read,))
         return self.norm(x)
 
     def prefill(
         self,
         x: Float[Array, "B P D"],
-        positions: Int[Array, "B P"],
+        order: Int[Array, "B P"],
+        rope: Int[Array, "B A P"],
         visible: Bool[Array, "B P"],
         holes: bool = False,
     ) -> Cache:
         """Keys and values of a prefix. holes: some key between visible ones is not visible."""
         rows = {"prefix": x.shape[1], "responses": 0, "keep": True, "holes": holes}
-        shared = self.rotations(positions), positions, visible
+        shared = self.rotations(rope), order, visible
         _, kept = self._blocks(DecoderBlock, rows, x, (None, None), shared)
-        return Cache(*kept, positions, visible)
+        return Cache(*kept, order, visible)
 
     def decode(
         self,
         x: Float[Array, "B F D"],
         prefix: Cache,
         own: Any,
-        start: Int[Array, "B F"],
+        order: Int[Array, "B F"],
+        rope: Int[Array, "B F"],
         step: Int[Array, ""],
     ) -> tuple[Float[Array, "B F D"], Any]:
         """Hidden states of token number `step` of every fork, and `own` with its keys and values.
 
-        own: keys and values of the forks' tokens, see `Cache.room`. A fork sees the prefix before its
-        position `start`, and itself.
+        own: keys and values of the forks' tokens, see `Cache.empty`. order, rope: of each fork's first
+        token; the fork sees earlier tokens of the prefix, and itself.
         """
-        last = self.config.layers - 1
+        last, axes = self.config.layers - 1, self.config.num_rope_axes
         cache = (jnp.arange(last), prefix.layers), (last, prefix.last)
-        seen = prefix.visible[:, None] & (prefix.positions[:, None] < start[:, :, None])
-        shared = self.rotations(start + step), seen, step
+        seen = prefix.visible[:, None] & (prefix.order[:, None] < order[:, :, None])
+        text = jnp.broadcast_to((rope + step)[:, None], (len(rope), axes, rope.shape[1]))  # axes agree
+        shared = self.rotations(text), seen, step
         (x, own), _ = self._blocks(ForkBlock, {}, (x, own), cache, shared)
         return self.norm(x), own

@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mllm_align.ops.linear import matmul
@@ -78,11 +79,17 @@ class LayerNorm(nn.Module):
         return wide.astype(x.dtype) * scale + bias
 
 
-def rotations(positions: Int[Array, "B S"], size: int, theta: float) -> Float[Array, "B S E"]:
-    """Cosines, then sines, of the angles that `rope` turns heads of `size` by; the same in all layers."""
+def rotations(
+    positions: Int[Array, "B A S"], size: int, theta: float, axes: tuple[int, ...]
+) -> Float[Array, "B S E"]:
+    """Cosines, then sines, of the angles that `rope` turns heads of `size` by; the same in all layers.
+
+    axes: for each of the size / 2 frequencies the axis of positions that it turns by (M-RoPE has several).
+    """
     half = size // 2
     frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions.astype(jnp.float32)[:, :, None] * frequency[None, None, :]
+    at = positions.astype(jnp.float32)[:, np.array(axes)].swapaxes(1, 2)
+    angle = at * frequency[None, None, :]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_align.batch import Pixels, PromptGroup, response_positions
+from mllm_align.batch import Pixels, Prefix, PromptGroup, Responses
 from mllm_align.models.cache import Cache
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.decoder import Decoder
@@ -43,15 +43,15 @@ class VisionLanguageModel(nn.Module):
             self.image_newline = parameter(self, "image_newline", normal, ("norm",), shape)
 
     def features(self, pixels: Pixels) -> Float[Array, "B T*I F"]:
-        """What the vision tower says of each tile; the same for policy and reference while it is frozen."""
+        """The vision tower's output for each tile; the same for policy and reference while it is frozen."""
         size, tiles = pixels.patches.shape[:2]
         if not tiles:  # text alone; there is no attention over nothing
             return jnp.zeros((size, 0, self.config.vision.features), pixels.patches.dtype)
         out = self.vision_tower(*(x.reshape(-1, *x.shape[2:]) for x in pixels))
         return out.reshape(size, -1, out.shape[-1])
 
-    def prefix(self, features: Float[Array, "B n F"], group: PromptGroup) -> Float[Array, "B P D"]:
-        """Embeddings of the prefix: text, and the rows of the image table that `prefix_image` names."""
+    def embed(self, features: Float[Array, "B n F"], prefix: Prefix) -> Float[Array, "B P D"]:
+        """Embeddings of the prefix: text, and the rows of the image table that `prefix.image` names."""
         image = self.projector(features)
         newline = jnp.zeros((self.config.decoder.hidden,), image.dtype)
         if self.config.newline:
@@ -59,62 +59,74 @@ class VisionLanguageModel(nn.Module):
         row = jnp.broadcast_to(newline[None, None], (image.shape[0], 1, image.shape[-1]))
         table = jnp.concatenate([row, image], axis=1)
 
-        text = self.decoder.embed(group.prefix_tokens)
-        place = group.prefix_image[:, :, None]
+        text = self.decoder.embed(prefix.tokens)
+        place = prefix.image[:, :, None]
         seen = jnp.take_along_axis(table, jnp.maximum(place, 0), axis=1)
         return constrain(jnp.where(place >= 0, seen, text), "rows", None, None)
 
-    def prefill(self, features: Float[Array, "B n F"], group: PromptGroup, holes: bool = False) -> Cache:
+    def prefill(self, features: Float[Array, "B n F"], prefix: Prefix, holes: bool = False) -> Cache:
         """Keys and values of each prefix; `features` may hold just those rows that the prefix names.
 
         holes: some prefix has a masked key between visible ones.
         """
-        states = self.prefix(features, group)
-        return self.decoder.prefill(states, group.prefix_positions, group.prefix_visible, holes)
+        states = self.embed(features, prefix)
+        return self.decoder.prefill(states, prefix.order, prefix.rope, prefix.visible, holes)
 
     def decode(
         self,
         tokens: Int[Array, "B F"],
         prefix: Cache,
         own: Any,
-        start: Int[Array, "B F"],
+        order: Int[Array, "B F"],
+        rope: Int[Array, "B F"],
         step: Int[Array, ""],
     ) -> tuple[Float[Array, "B F V"], Any]:
         """float32 logits after token number `step` of every fork (see `Decoder.decode`)."""
-        states, own = self.decoder.decode(self.decoder.embed(tokens), prefix, own, start, step)
+        states, own = self.decoder.decode(self.decoder.embed(tokens), prefix, own, order, rope, step)
         kernel = self.decoder.unembedding()
         return jnp.matmul(states, kernel, preferred_element_type=jnp.float32), own
 
     def hidden(
-        self, features: Float[Array, "B T*I F"], group: PromptGroup
+        self, features: Float[Array, "B T*I F"], prefix: Prefix, responses: Responses
     ) -> tuple[Float[Array, "B D"], Float[Array, "B K R D"]]:
-        """Final hidden states of each prompt's last token and of the response tokens."""
-        prefix = self.prefix(features, group)
-        size, count, length = group.response_tokens.shape
-        response = self.decoder.embed(group.response_tokens.reshape(size, -1))
-        positions = response_positions(group).reshape(size, -1)
+        """Final hidden states of each prompt's last token and of the tokens of the responses that continue
+        it."""
+        size, count, length = responses.tokens.shape
+        states = self.embed(features, prefix)
+        own = self.decoder.embed(responses.tokens.reshape(size, -1))
+        order, rope = prefix.after(length)
         states = self.decoder(
-            jnp.concatenate([prefix, response], axis=1),
-            jnp.concatenate([group.prefix_positions, positions], axis=1),
-            jnp.concatenate([group.prefix_visible, group.response_mask.reshape(size, -1)], axis=1),
-            prefix.shape[1],
+            jnp.concatenate([states, own], axis=1),
+            jnp.concatenate([prefix.order, *[order] * count], axis=1),
+            jnp.concatenate([prefix.rope, *[rope] * count], axis=2),
+            jnp.concatenate([prefix.visible, responses.mask.reshape(size, -1)], axis=1),
+            states.shape[1],
             count,
-            group.prefix_length - 1,
+            prefix.length - 1,
         )
         return states[:, 0], states[:, 1:].reshape(size, count, length, -1)
 
-    def __call__(self, group: PromptGroup) -> Float[Array, "B K R"]:
-        """Log-probability, in nats, of every response token; 0 at padding.
+    def __call__(self, group: PromptGroup) -> tuple[Float[Array, "B k R"], ...]:
+        """Log-probability, in nats, of every response token, for each view; 0 at padding."""
+        return self.logps(tuple(self.features(prefix.pixels) for prefix in group.prefixes), group)
+
+    def logps(
+        self, features: tuple[Float[Array, "B T*I F"], ...], group: PromptGroup
+    ) -> tuple[Float[Array, "B k R"], ...]:
+        """As `__call__`, on features of the vision tower computed before, one array for each prefix."""
+        views = (group.responses.take(view) for view in group.views)
+        return tuple(
+            self.response_logps(*each) for each in zip(features, group.prefixes, views, strict=True)
+        )
+
+    def response_logps(self, features, prefix: Prefix, responses: Responses) -> Float[Array, "B K R"]:
+        """Log-probabilities, in nats, of responses that continue one prefix; 0 at padding.
 
         Only positions that predict a response token reach the vocabulary projection: the last prefix
         position, once for all K responses, and each response's tokens but its last.
         """
-        return self.response_logps(self.features(group.pixels), group)
-
-    def response_logps(self, features, group: PromptGroup) -> Float[Array, "B K R"]:
-        """As `__call__`, on features of the vision tower computed before."""
-        last, states = self.hidden(features, group)
-        kernel, tokens = self.decoder.unembedding(), group.response_tokens
+        last, states = self.hidden(features, prefix, responses)
+        kernel, tokens = self.decoder.unembedding(), responses.tokens
         size, count, length = tokens.shape
         first = token_logps(last[:, None], tokens[:, None, :, 0], kernel)
         before = states[:, :, :-1].reshape(size, count * (length - 1), -1)
@@ -123,7 +135,7 @@ class VisionLanguageModel(nn.Module):
         later = token_logps(before, tokens[:, :, 1:].reshape(size, -1, 1), kernel, chunk)
         first, later = first.reshape(size, count, 1), later.reshape(size, count, -1)
         logps = jnp.concatenate([first, later], axis=-1)
-        return jnp.where(group.response_mask, logps, 0.0)
+        return jnp.where(responses.mask, logps, 0.0)
 
 
 def variables(params: Params, lora: Params | None = None) -> dict[str, Params]:

@@ -30,8 +30,8 @@ def prompt_group_attention(
     q: Float[Array, "B Q H E"],
     k: Float[Array, "B S G E"],
     v: Float[Array, "B S G E"],
-    query_positions: Int[Array, "B Q"],
-    positions: Int[Array, "B S"],
+    query_order: Int[Array, "B Q"],
+    order: Int[Array, "B S"],
     visible: Bool[Array, "B S"],
     prefix: int,
     responses: int,
@@ -41,9 +41,9 @@ def prompt_group_attention(
     """Causal attention over rows laid out as [prefix | response 1 | ... | response K].
 
     The prefix attends to itself; each response to the prefix and to itself, never to a sibling. This is
-    what K separate rows compute, with the prefix computed once. Causality comes from the positions, which
-    rise along the prefix and along each response; `visible` is False for keys that nobody may see. A
-    query that sees no key gets the mean of the values, never NaN.
+    what K separate rows compute, with the prefix computed once. A query sees a key whose order is not later
+    than its own; order rises along the prefix and along each response. `visible` is False for keys that
+    nobody may see. A query that sees no key gets the mean of the values, never NaN.
 
     The queries are those of all S rows, or of some rows of the prefix followed by the responses. They are
     cut into spans; where they are all there, keys that stand after a span are left out of its products,
@@ -52,7 +52,7 @@ def prompt_group_attention(
     heads, groups, dim = q.shape[2], k.shape[2], q.shape[3]
     batch, total = q.shape[:2]
     length = (k.shape[1] - prefix) // responses if responses else 0
-    asking = total - responses * length  # queries of the prefix
+    prefix_queries = total - responses * length
     q = (q * dim**-0.5).reshape(batch, total, groups, heads // groups, dim)
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
@@ -64,18 +64,18 @@ def prompt_group_attention(
             return cut[0] if len(cut) == 1 else jnp.concatenate(cut, axis=axis)
 
         own_keys = keys(k, 2), keys(v, 2)
-        where = query_positions[:, start:stop], keys(positions, 1), keys(visible, 1)
+        where = query_order[:, start:stop], keys(order, 1), keys(visible, 1)
         return _blocked(q[:, start:stop], *own_keys, *where, block)
 
     spans = []
-    for start in range(0, asking, span):
-        stop = min(start + span, asking)
-        spans.append((start, stop, [(0, stop if asking == prefix else prefix)]))
+    for start in range(0, prefix_queries, span):
+        stop = min(start + span, prefix_queries)
+        spans.append((start, stop, [(0, stop if prefix_queries == prefix else prefix)]))
     for response in range(responses):
         own, end = prefix + response * length, prefix + (response + 1) * length
         for start in range(own, end, span):
             stop = min(start + span, end)
-            shift = asking - prefix  # from a row's place among the keys to its place among the queries
+            shift = prefix_queries - prefix  # from a row's place among the keys to that among the queries
             spans.append((start + shift, stop + shift, [(0, prefix), (own, stop)]))
     return jnp.concatenate([of_span(*each) for each in spans], axis=1)
 

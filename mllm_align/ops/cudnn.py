@@ -56,15 +56,15 @@ def prompt_group_attention(
     """
     rows, keys = q.shape[1], k.shape[1]
     length = (keys - prefix) // responses if responses else 0
-    asking = rows - responses * length  # queries of the prefix
+    prefix_queries = rows - responses * length
     attend = partial(jax.nn.dot_product_attention, implementation=implementation)
-    whole = asking == prefix
+    whole = prefix_queries == prefix
     out = []
     if whole:
         early = [x[:, :prefix] for x in (q, k, v)]
         out.append(_causal(attend, *early, visible=visible[:, :prefix]))
     if responses or not whole:
-        place = np.arange(prefix if whole else prefix - asking, keys)
+        place = np.arange(prefix if whole else prefix - prefix_queries, keys)
         mask = _may_see(place, keys, prefix, length) & visible[:, None]
         out.append(_masked(attend, q[:, prefix:] if whole else q, k, v, mask))
     return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)

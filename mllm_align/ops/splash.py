@@ -43,9 +43,9 @@ def prompt_group_attention(
     """
     rows, keys = q.shape[1], k.shape[1]
     length = (keys - prefix) // responses if responses else 0
-    asking = rows - responses * length  # queries of the prefix
-    mask = PromptGroupMask(prefix, responses, length, asking, _blocks(rows)[1], _blocks(keys)[1])
-    sees = _sees_a_key(visible, prefix, responses)[:, prefix - asking :]
+    prefix_queries = rows - responses * length
+    mask = PromptGroupMask(prefix, responses, length, prefix_queries, _blocks(rows)[1], _blocks(keys)[1])
+    sees = _sees_a_key(visible, prefix, responses)[:, prefix - prefix_queries :]
     out = _attend(q, k, v, visible, mask, interpret)
     # A row that sees no key would else pass its gradient to all keys of its blocks, unweighted.
     return jnp.where(sees[:, :, None, None], out, 0)
@@ -89,7 +89,7 @@ class PromptGroupMask(masks.Mask):
     prefix: int
     responses: int
     length: int
-    asking: int
+    prefix_queries: int
     queries: int
     keys: int
 
@@ -108,7 +108,7 @@ class PromptGroupMask(masks.Mask):
     @property
     def q_sequence(self) -> Int[np.ndarray, " Q"]:
         end = self.prefix + self.responses * self.length
-        place = np.arange(self.prefix - self.asking, end, dtype=np.int32)
+        place = np.arange(self.prefix - self.prefix_queries, end, dtype=np.int32)
         place = np.pad(place, (0, self.queries - len(place)), mode="edge")
         if self.responses < 2:
             return place

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mllm_align.batch import Pixels, PromptGroup, Shape
+from mllm_align.batch import Prefix, Shape, blank_prefix
 from mllm_align.config import BDHSConfig, BDHSMethod, Config, OnlinePairs, SamplingConfig
 from mllm_align.data.layout import counts
 from mllm_align.generate import decode as generation
@@ -111,9 +111,9 @@ def lower(
     rule = replace(_sampling(config), max_tokens=1)  # forks carry their own limits
     see, fill, loop = generation.programs(model, mesh, 1.0, dtype, rule)
     if program == "features":
-        return see.lower(base, {}, _group(model, mesh, planned, count).pixels)
+        return see.lower(base, {}, _group(model, mesh, planned, count).prefix.pixels)
     if program == "prefill":
-        found, text = _features(model, mesh, planned, count, dtype), _text(mesh, planned, count)
+        found, text = _features(model, mesh, planned, count, dtype), _text(model, mesh, planned, count)
         source = config.online if isinstance(config, Config) else config
         holes = isinstance(source, BDHSMethod) and source.distortion == "attention"
         return fill.lower(base, {}, found, text, holes)
@@ -131,24 +131,11 @@ def _group(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, config: C
     return jax.tree.map(lambda x: struct(x.shape[1:], x.dtype, where), group)
 
 
-def _text(mesh: Mesh, planned: Sizes, count: int) -> PromptGroup:
-    """Prefixes without pixels and responses, as prefill takes them."""
+def _text(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int) -> Prefix:
+    """Prefixes without pixels, as prefill takes them."""
     where, length = batch_sharding(mesh, micro=False), generation.bucket(planned.shape.prefix, 32)
-
-    def of(dtype: Any, *rest: int) -> Any:
-        return struct((count, *rest), dtype, where)
-
-    return PromptGroup(
-        pixels=Pixels(of(jnp.float32, 0, 0, 0), of(jnp.int16, 0, 0, 2)),
-        prefix_tokens=of(jnp.int32, length),
-        prefix_image=of(jnp.int32, length),
-        prefix_positions=of(jnp.int32, length),
-        prefix_visible=of(jnp.bool_, length),
-        prefix_length=of(jnp.int32),
-        response_tokens=of(jnp.int32, 0, 0),
-        response_mask=of(jnp.bool_, 0, 0),
-        weight=of(jnp.float32),
-    )
+    axes = model.decoder.num_rope_axes
+    return blank_prefix(lambda dims, dtype: struct((count, *dims), dtype, where), length, axes)
 
 
 def _features(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
@@ -157,11 +144,11 @@ def _features(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype:
 
 
 def _cache(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
-    features, text = _features(model, mesh, planned, count, dtype), _text(mesh, planned, count)
+    features, text = _features(model, mesh, planned, count, dtype), _text(model, mesh, planned, count)
     whole = make_model(model)
 
-    def fill(params: Any, features: Any, group: Any) -> Any:
-        return whole.apply(policy_variables(params, {}, 1.0, dtype), features, group, method="prefill")
+    def fill(params: Any, features: Any, prefix: Any) -> Any:
+        return whole.apply(policy_variables(params, {}, 1.0, dtype), features, prefix, method="prefill")
 
     kept = jax.eval_shape(fill, abstract_base(model, mesh, dtype), features, text)
     places = generation.cache_shardings(model, mesh)
@@ -209,6 +196,5 @@ def _forks(mesh: Mesh, planned: Sizes, count: int, samples_each: int) -> generat
         return struct((count, samples_each, *rest), dtype, where)
 
     length = generation.bucket(planned.tokens) + 1
-    return generation.Forks(
-        of(np.int32), of(np.int32, length), of(np.int32), of(np.int32), of(np.uint32, 2)
-    )
+    number = of(np.int32)
+    return generation.Forks(number, number, of(np.int32, length), number, number, of(np.uint32, 2))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mllm_align.batch import Pixels, PromptGroup, Shape
+from mllm_align.batch import PromptGroup, Shape, blank
 from mllm_align.config import Config
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import abstract_params, base_shardings, check_mesh, compute_dtype, make_model
@@ -116,23 +116,12 @@ def batch_structs(
     config: Config, model: ModelConfig, mesh: Mesh, shape: Shape, responses: int
 ) -> PromptGroup:
     """A batch of the run, padded to `shape`, as the step takes it: [micro-batches, rows, ...]."""
-    rows, tile = config.batch_size // config.micro_batches, (shape.tiles, model.vision.patches)
+    rows, v = config.batch_size // config.micro_batches, model.vision
     where = batch_sharding(mesh)
 
-    def of(dtype: Any, *rest: int) -> Any:
-        return struct((config.micro_batches, rows, *rest), dtype, where)
+    def make(dims: tuple[int, ...], dtype: Any) -> Any:
+        return struct((config.micro_batches, rows, *dims), dtype, where)
 
-    prefix, answers = (shape.prefix,), (responses, shape.response)
     stored = config.reference == "stored" and config.objective.needs_reference
-    return PromptGroup(
-        pixels=Pixels(of(jnp.float32, *tile, model.vision.patch_width), of(jnp.int16, *tile, 2)),
-        prefix_tokens=of(jnp.int32, *prefix),
-        prefix_image=of(jnp.int32, *prefix),
-        prefix_positions=of(jnp.int32, *prefix),
-        prefix_visible=of(jnp.bool_, *prefix),
-        prefix_length=of(jnp.int32),
-        response_tokens=of(jnp.int32, *answers),
-        response_mask=of(jnp.bool_, *answers),
-        weight=of(jnp.float32),
-        reference_logps=of(jnp.float32, *answers) if stored else None,
-    )
+    axes, views = model.decoder.num_rope_axes, (tuple(range(responses)),)
+    return blank(make, shape, (v.patches, v.patch_width), views, axes, stored)

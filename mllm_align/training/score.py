@@ -31,8 +31,9 @@ def logps_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any
 
     def logps(params: Any, trained: Any, group: PromptGroup) -> Any:
         policy = policy_variables(params, trained, lora_scale, dtype)
-        features = model.apply(policy, group.pixels.astype(dtype), method="features")
-        return model.apply(policy, features, group, method="response_logps")
+        prefix = group.prefix
+        features = model.apply(policy, prefix.pixels.astype(dtype), method="features")
+        return model.apply(policy, features, prefix, group.responses, method="response_logps")
 
     places = base_shardings(config, mesh), None, batch_sharding(mesh, micro=False)
     return jax.jit(traced_within(mesh, logps, dtype), in_shardings=places, out_shardings=replicated(mesh))

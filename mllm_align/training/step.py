@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
 from mllm_align.align.objectives import LogProbs, Metrics, Objective
-from mllm_align.batch import PromptGroup
+from mllm_align.batch import PromptGroup, Responses
 from mllm_align.models.policy import policy_variables, tower_is_trained
 from mllm_align.models.vlm import VisionLanguageModel, cast, variables
 from mllm_align.sharding import traced_within
@@ -48,33 +48,36 @@ def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: floa
     """
 
     def loss(trained: Tree, base: Tree, group: PromptGroup):
-        policy = policy_variables(base, trained, lora_scale, dtype)
-        pixels = group.pixels.astype(dtype)
-        features = shared = model.apply(policy, pixels, method="features")
-        reference: Any = group.reference_logps
+        policy, responses = policy_variables(base, trained, lora_scale, dtype), group.responses
+
+        def features(variables: Tree) -> Any:
+            pixels = (prefix.pixels.astype(dtype) for prefix in group.prefixes)
+            return tuple(model.apply(variables, each, method="features") for each in pixels)
+
+        seen = shared = features(policy)
+        reference: Any = responses.reference
         if objective.needs_reference and reference is None:
             frozen = variables(cast(base, dtype))
             # A frozen tower says the same for policy and reference: it runs once.
             if tower_is_trained(trained):
-                shared = model.apply(frozen, pixels, method="features")
-            reference = model.apply(frozen, shared, group, method="response_logps")
-            reference = jax.lax.stop_gradient(reference)
-        logps: Any = model.apply(policy, features, group, method="response_logps")
-        seen = LogProbs(logps, reference, group.response_mask, group.weight)
-        total, weight, metrics = objective(seen)
+                shared = features(frozen)
+            reference = jax.lax.stop_gradient(model.apply(frozen, shared, group, method="logps"))
+        views: Any = model.apply(policy, seen, group, method="logps")
+        (logps,), (reference,) = views, (None,) if reference is None else reference
+        total, weight, metrics = objective(LogProbs(logps, reference, responses.mask, responses.weight))
         bad = ~jnp.isfinite(logps if reference is None else logps + reference).all((1, 2))
         metrics = {"loss": (total, weight), **metrics}
-        if group.sampler_logps is not None:
-            metrics["rollout/logp_gap"] = sampler_gap(logps, group)
+        if responses.sampler is not None:
+            metrics["rollout/logp_gap"] = sampler_gap(logps, responses)
         return total, (weight, metrics, bad)
 
     return loss
 
 
-def sampler_gap(logps: Any, group: PromptGroup) -> Any:
+def sampler_gap(logps: Any, responses: Responses) -> Any:
     """(sum, tokens) of how far the log-probs that the sampler saw lie from those of this forward pass."""
-    sampler: Any = group.sampler_logps
-    sampled = group.response_mask & (sampler < 0) & (group.weight > 0)[:, None, None]
+    sampler: Any = responses.sampler
+    sampled = responses.mask & (sampler < 0) & (responses.weight > 0)[:, None, None]
     gap = jnp.where(sampled, jnp.abs(jax.lax.stop_gradient(logps) - sampler), 0.0)
     return gap.sum(), sampled.sum().astype(jnp.float32)
 
@@ -106,7 +109,7 @@ def make_step(
             return jax.tree.map(jnp.add, total, more), bad
 
         first = jax.tree.map(lambda x: x[0], batch)
-        if len(batch.weight) == 1:
+        if len(batch.responses.weight) == 1:
             total, bad = micro(first)
             rows = bad[None]
         else:

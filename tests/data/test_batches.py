@@ -10,7 +10,7 @@ import pytest
 from goldens import FIXTURES, goldens
 from PIL import Image
 
-from mllm_align.batch import Group, Pixels, Shape
+from mllm_align.batch import Group, HostPrefix, Pixels, Shape
 from mllm_align.data.batches import Batches, ladder, round_up
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.records import parse_record
@@ -23,12 +23,12 @@ class Stub:
 
     def group(self, encoded):
         prefix, tiles = encoded.shape.prefix, encoded.shape.tiles
-        return Group(
-            Pixels(np.full((tiles, 4, 3), encoded.index, np.float32), np.zeros((tiles, 4, 2), np.int16)),
+        prompt = HostPrefix.causal(
             np.full(prefix, encoded.index, np.int32),
             np.full(prefix, -1, np.int32),
-            encoded.responses,
+            Pixels(np.full((tiles, 4, 3), encoded.index, np.float32), np.zeros((tiles, 4, 2), np.int16)),
         )
+        return Group((prompt,), encoded.responses)
 
 
 def some(count, seed=0, responses=2):
@@ -92,7 +92,7 @@ def test_records_of_one_length_share_one_shape():
 def test_a_ladder_pads_less_than_one_shape():
     records = some(200)
     padded = {
-        shapes: sum(batch.group.prefix_tokens.size for batch in map(made, range(made.per_epoch)))
+        shapes: sum(batch.group.prefix.tokens.size for batch in map(made, range(made.per_epoch)))
         for shapes in (1, 4)
         for made in [batches(records, shuffle=True, shapes=shapes)]
     }
@@ -135,18 +135,18 @@ def test_rows_are_the_records_and_what_is_left_over_weighs_nothing(shuffle):
         shape, planned = made.plan(step)
         group, count = rows(batch), len(batch.records)
         assert batch.records == planned and batch.step == step
-        assert batch.group.prefix_tokens.shape == (1, 4, shape.prefix) and group.shape == shape
-        assert group.weight.tolist() == [1.0] * count + [0.0] * (4 - count)
+        assert batch.group.prefix.tokens.shape == (1, 4, shape.prefix) and group.shape == shape
+        assert group.responses.weight.tolist() == [1.0] * count + [0.0] * (4 - count)
         for row, index in enumerate(batch.records):
             shape = records[index].shape
-            assert group.prefix_length[row] == shape.prefix
-            assert set(group.prefix_tokens[row, : shape.prefix]) == {index}
-            assert (group.pixels.patches[row, : shape.tiles] == index).all()
+            assert group.prefix.length[row] == shape.prefix
+            assert set(group.prefix.tokens[row, : shape.prefix]) == {index}
+            assert (group.prefix.patches[row, : shape.tiles] == index).all()
             for k, answer in enumerate(records[index].responses):
-                mask = group.response_mask[row, k]
-                assert np.array_equal(group.response_tokens[row, k][mask], answer)
+                mask = group.responses.mask[row, k]
+                assert np.array_equal(group.responses.tokens[row, k][mask], answer)
         # filling rows are real ones over again, so every number of theirs is finite
-        assert all(group.prefix_tokens[row, 0] == batch.records[0] for row in range(count, 4))
+        assert all(group.prefix.tokens[row, 0] == batch.records[0] for row in range(count, 4))
         sizes.append(count)
     assert sorted(sizes) == [2, 4, 4]
 
@@ -214,13 +214,13 @@ def test_micro_batches_joined_are_the_batch(micro, count):
     )
     for step in range(split.per_epoch):
         a, b = split(step), whole(step)
-        assert a.records == b.records and a.group.weight.shape == (micro, 8 // micro)
-        assert np.array_equal(rows(a).weight, rows(b).weight)
+        assert a.records == b.records and a.group.responses.weight.shape == (micro, 8 // micro)
+        assert np.array_equal(rows(a).responses.weight, rows(b).responses.weight)
         for ours, theirs in zip(jax.tree.leaves(rows(a)), jax.tree.leaves(rows(b)), strict=True):
             assert np.array_equal(ours[: len(a.records)], theirs[: len(a.records)])
         # the rest repeats records of the batch
-        assert set(rows(a).prefix_tokens[:, 0]) == set(a.records)
-        assert (rows(a).prefix_length > 0).all() and rows(a).response_mask.any(-1).all()
+        assert set(rows(a).prefix.tokens[:, 0]) == set(a.records)
+        assert (rows(a).prefix.length > 0).all() and rows(a).responses.mask.any(-1).all()
 
 
 def test_reference_values_stand_with_their_records():
@@ -233,18 +233,19 @@ def test_reference_values_stand_with_their_records():
     for step in range(made.per_epoch):
         batch = made(step)
         group = rows(batch)
-        assert group.reference_logps.shape == group.response_tokens.shape
-        assert group.reference_logps.dtype == np.float32
+        (found,) = group.responses.reference
+        assert found.shape == group.responses.tokens.shape
+        assert found.dtype == np.float32
         for row, index in enumerate(batch.records):
             for k, values in enumerate(reference[index]):
-                stored = group.reference_logps[row, k]
-                assert np.array_equal(stored[group.response_mask[row, k]], values)
+                stored = found[row, k]
+                assert np.array_equal(stored[group.responses.mask[row, k]], values)
                 assert not stored[len(values) :].any()
-        assert not group.reference_logps[len(batch.records) :].any()
+        assert not found[len(batch.records) :].any()
 
 
 def test_no_reference_values_unless_given():
-    assert batches(some(3))(0).group.reference_logps is None
+    assert batches(some(3))(0).group.responses.reference is None
 
 
 # ---- from files --------------------------------------------------------------------------------------
@@ -274,12 +275,12 @@ def test_batches_of_pictures_hold_what_the_encoder_reads(pictures):
         for row, index in enumerate(batch.records):
             one = encoder.group(records[index])
             length, tiles = one.shape.prefix, one.shape.tiles
-            assert np.array_equal(group.prefix_tokens[row, :length], one.prefix_tokens)
-            assert np.array_equal(group.prefix_image[row, :length], one.prefix_image)
-            assert np.array_equal(group.pixels.patches[row, :tiles], one.pixels.patches)
+            assert np.array_equal(group.prefix.tokens[row, :length], one.prefix.tokens)
+            assert np.array_equal(group.prefix.image[row, :length], one.prefix.image)
+            assert np.array_equal(group.prefix.patches[row, :tiles], one.prefix.patches)
             assert (
-                not group.pixels.patches[row, tiles:].any()
-                and (group.prefix_image[row, length:] == -1).all()
+                not group.prefix.patches[row, tiles:].any()
+                and (group.prefix.image[row, length:] == -1).all()
             )
 
 
@@ -319,8 +320,8 @@ def test_processes_make_the_rows_that_they_hold(parts):
         expected, found = whole(step), [share(step) for share in shares]
         assert {(b.step, b.records, b.shape) for b in found} == {(step, expected.records, expected.shape)}
         for held, batch in zip(parts, found, strict=True):
-            real = expected.group.weight[:, held] > 0
-            assert np.array_equal(batch.group.weight > 0, real)
+            real = expected.group.responses.weight[:, held] > 0
+            assert np.array_equal(batch.group.responses.weight > 0, real)
             for mine, all_ in zip(
                 jax.tree.leaves(batch.group), jax.tree.leaves(expected.group), strict=True
             ):

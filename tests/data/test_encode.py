@@ -99,8 +99,8 @@ def test_prefix_and_response_are_the_joint_tokenization(name, row):
 def same(ours, theirs):
     """Whether two groups have the same ids, image rows and pixels."""
     pairs = zip(
-        (*ours.pixels, ours.prefix_tokens, ours.prefix_image, *ours.responses),
-        (*theirs.pixels, theirs.prefix_tokens, theirs.prefix_image, *theirs.responses),
+        (*ours.prefix.pixels, ours.prefix.tokens, ours.prefix.image, *ours.responses),
+        (*theirs.prefix.pixels, theirs.prefix.tokens, theirs.prefix.image, *theirs.responses),
         strict=True,
     )
     return all(np.array_equal(a, b) for a, b in pairs)
@@ -356,13 +356,13 @@ def test_ids_and_pixels_of_transformers_own_processor(name, row):
         theirs = of_transformers(name)(
             images=picture, text=text, return_tensors="np", add_special_tokens=False
         )
-        assert np.array_equal([*group.prefix_tokens, *ids], theirs["input_ids"][0])
+        assert np.array_equal([*group.prefix.tokens, *ids], theirs["input_ids"][0])
         pixels = theirs["pixel_values"].reshape(-1, 3, 56, 56)
         wanted = coder.layout.patched(pixels.transpose(0, 2, 3, 1))
-        assert all(np.array_equal(a, b) for a, b in zip(group.pixels, wanted, strict=True))
-    assert np.array_equal(group.prefix_tokens == IMAGE, group.prefix_image >= 0)
+        assert all(np.array_equal(a, b) for a, b in zip(group.prefix.pixels, wanted, strict=True))
+    assert np.array_equal(group.prefix.tokens == IMAGE, group.prefix.image >= 0)
     assert group.shape == encoded.shape and encoded.sizes == (picture.size,)
-    assert group.pixels.patches.dtype == np.float32 and group.prefix_image.dtype == np.int32
+    assert group.prefix.patches.dtype == np.float32 and group.prefix.image.dtype == np.int32
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -375,20 +375,20 @@ def test_a_second_image_goes_on_after_the_tiles_of_the_first(name):
     (w0, h0), (w1, h1) = encoded.sizes
     first, _ = coder.layout.tiles(h0, w0)
     wanted = np.concatenate([coder.layout.rows(h0, w0, 0), coder.layout.rows(h1, w1, first)])
-    assert np.array_equal(group.prefix_image[group.prefix_image >= 0], wanted)
-    assert len(group.pixels.patches) == encoded.shape.tiles == first + coder.layout.tiles(h1, w1)[0]
-    alone = [coder.group(coder.encode(record(PAIRS[0], images=[file]), 2)).pixels for file in names]
-    for ours, each in zip(group.pixels, zip(*alone, strict=True), strict=True):
+    assert np.array_equal(group.prefix.image[group.prefix.image >= 0], wanted)
+    assert len(group.prefix.patches) == encoded.shape.tiles == first + coder.layout.tiles(h1, w1)[0]
+    alone = [coder.group(coder.encode(record(PAIRS[0], images=[file]), 2)).prefix.pixels for file in names]
+    for ours, each in zip(group.prefix.pixels, zip(*alone, strict=True), strict=True):
         assert np.array_equal(ours, np.concatenate(each))
     # every embedding of the table stands in the prompt at most once, in the order of the places
-    rows = group.prefix_image[group.prefix_image > 0]
-    assert len(set(rows)) == len(rows) and rows.max() <= len(group.pixels.patches) * coder.layout.tokens
+    rows = group.prefix.image[group.prefix.image > 0]
+    assert len(set(rows)) == len(rows) and rows.max() <= len(group.prefix.patches) * coder.layout.tokens
     pictures = [Image.open(FIXTURES / file) for file in names]
     text = rendered(coder, pair, pair.responses[0])
     theirs = of_transformers(name)(
         images=[pictures], text=[text], return_tensors="np", add_special_tokens=False
     )
-    assert np.array_equal([*group.prefix_tokens, *group.responses[0]], theirs["input_ids"][0])
+    assert np.array_equal([*group.prefix.tokens, *group.responses[0]], theirs["input_ids"][0])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -396,8 +396,8 @@ def test_a_record_without_images(name):
     coder = encoder(name)
     encoded = coder.encode(record(), 2)
     group = coder.group(encoded)
-    assert encoded.shape.tiles == 0 and group.pixels.patches.shape == (0, 16, 588)
-    assert np.array_equal(group.prefix_tokens, encoded.prefix) and (group.prefix_image == -1).all()
+    assert encoded.shape.tiles == 0 and group.prefix.patches.shape == (0, 16, 588)
+    assert np.array_equal(group.prefix.tokens, encoded.prefix) and (group.prefix.image == -1).all()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -567,12 +567,13 @@ def test_a_prompt_to_go_on_from_has_no_end_of_sequence(behind):
         plain = encoder(template=template(end=end))
         for pair in (record(), record(PAIRS[0]), record(chosen="tuku </s> der.")):
             theirs = plain.encode(pair, 2)
-            sizes = theirs.sizes
-            assert np.array_equal(coder.tokens(pair, sizes, 0)[0], plain.tokens(pair, sizes, 0)[0])
+            assert np.array_equal(
+                coder.tokens(pair, theirs.sizes, 0)[0], plain.tokens(pair, theirs.sizes, 0)[0]
+            )
             assert np.array_equal(coder.encode(pair, 0).prefix, theirs.prefix)
             assert whole(coder.encode(pair, 2)) == whole(theirs)
             for answer in pair.responses:
-                ours, wanted = (c.response_spans(pair, sizes, answer) for c in (coder, plain))
+                ours, wanted = (c.response_spans(pair, theirs.sizes, answer) for c in (coder, plain))
                 assert np.array_equal(ours[0], wanted[0])
                 assert ours[1][1:] == [(a - 0, b - 0) for a, b in wanted[1][1:]]
 
@@ -640,7 +641,7 @@ def test_a_prompt_alone_is_what_transformers_makes_of_it(name, row):
     assert encoded.prefix.dtype == np.int32 and encoded.responses == () and encoded.shape.response == 0
     with_answers = coder.encode(record(row), 2)
     assert encoded.sizes == with_answers.sizes and encoded.shape.tiles == with_answers.shape.tiles
-    assert all(map(np.array_equal, coder.pixels(encoded), coder.group(with_answers).pixels))
+    assert all(map(np.array_equal, coder.pixels(encoded), coder.group(with_answers).prefix.pixels))
 
 
 def test_a_prompt_of_text_alone_has_no_tiles():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from goldens import FIXTURES, NAMES, goldens
 
-from mllm_align.batch import pad, response_positions
+from mllm_align.batch import pad
 from mllm_align.data.encode import Encoder
 from mllm_align.data.inspect import describe, text
 from mllm_align.data.records import parse_record
@@ -33,9 +33,9 @@ def test_counts_positions_and_loss(name, row):
     encoder, one = encoded(name, row)
     group = encoder.group(one)
     told = describe(encoder, one)
-    assert told["prefix_tokens"] == len(group.prefix_tokens) == one.shape.prefix
+    assert told["prefix_tokens"] == len(group.prefix.tokens) == one.shape.prefix
     assert told["response_tokens"] == [len(ids) for ids in group.responses]
-    assert told["pixels"]["shape"] == list(group.pixels.patches.shape)
+    assert told["pixels"]["shape"] == list(group.prefix.patches.shape)
 
     # the prefix: positions without a gap, every embedding in its run, no loss
     spans = [entry["positions"] for entry in told["prefix"]]
@@ -43,8 +43,8 @@ def test_counts_positions_and_loss(name, row):
     assert all(last + 1 == first for (_, last), (first, _) in pairwise(spans))
     for entry in told["prefix"]:
         first, last = entry["positions"]
-        assert entry["loss"] == 0 and set(group.prefix_tokens[first : last + 1]) == {entry["id"]}
-        image = group.prefix_image[first : last + 1]
+        assert entry["loss"] == 0 and set(group.prefix.tokens[first : last + 1]) == {entry["id"]}
+        image = group.prefix.image[first : last + 1]
         if entry["text"] == "image_newline":
             assert (image == 0).all()
         elif entry["text"].startswith("tile "):
@@ -55,10 +55,11 @@ def test_counts_positions_and_loss(name, row):
 
     # the responses: the model's own positions, loss on each token
     padded = pad([group], group.shape, 1)
-    positions, mask = np.asarray(response_positions(padded))[0], padded.response_mask[0]
+    mask = padded.responses.mask[0]
+    positions = np.asarray(padded.prefix.after(mask.shape[-1])[1])[0]
     for k, entries in enumerate(told["responses"]):
         assert [e["id"] for e in entries] == group.responses[k].tolist()
-        assert [e["positions"] for e in entries] == [[p, p] for p in positions[k][mask[k]]]
+        assert [e["positions"] for e in entries] == [[p, p] for p in positions[0][mask[k]]]
         assert all(e["loss"] == 1 for e in entries) and entries[-1]["text"] == "</s>"
 
 

@@ -12,7 +12,7 @@ from runs import MODEL, bundle, compiling
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig
-from mllm_align.data.encode import Encoder, expand
+from mllm_align.data.encode import Encoder
 from mllm_align.data.records import parse_record
 from mllm_align.errors import InputError
 from mllm_align.generate import bdhs as module
@@ -295,9 +295,10 @@ def test_the_last_of_several_tries_is_unguided(encoder, config, guided):
     maker = making(encoder, Scores(), **config)
     (made,) = maker(few(encoder)[:1])
     assert made.iterations == len(guided) and made.guided == guided[-1]
-    ends = [len(row.tokens) - 1 for (row,) in maker.decoder.seen]
-    free = [[fork.start for fork in row.forks] == [row.positions[-1]] for (row,) in maker.decoder.seen]
-    assert free == [not each for each in guided] and ends
+    free = [
+        [fork.at for fork in row.forks] == [len(row.prefix.tokens) - 1] for (row,) in maker.decoder.seen
+    ]
+    assert free == [not each for each in guided]
     limits = [{fork.limit for fork in row.forks} for (row,) in maker.decoder.seen]
     assert limits == [{64} if each else {10} for each in guided]
 
@@ -319,8 +320,8 @@ def test_every_try_has_cuts_masks_and_tokens_of_its_own(encoder):
     maker = making(encoder, iterations=4, mask_rate=0.5, gather=False)
     list(maker(encoded(encoder, record(SHORT))))
     rows = [rows[0] for rows in maker.decoder.seen]
-    assert len({row.visible[row.image >= 0].tobytes() for row in rows}) == 4
-    assert len({tuple(fork.start for fork in row.forks) for row in rows[:3]}) > 1
+    assert len({row.prefix.visible[row.prefix.image >= 0].tobytes() for row in rows}) == 4
+    assert len({tuple(fork.at for fork in row.forks) for row in rows[:3]}) > 1
     assert len({fork.key.tobytes() for row in rows for fork in row.forks}) == 3 * 3 + 1
     assert len(maker.decoder.pictures) == 1, "the tower sees a clean image once"
 
@@ -331,7 +332,7 @@ def test_noise_is_drawn_anew_and_masks_nothing(encoder):
     (made,) = maker([one])
     clean, seen = encoder.pixels(one), maker.decoder.pictures
     assert len(seen) == 3 and len({x.patches.tobytes() for x in (clean, *seen)}) == 4
-    assert all(rows[0].visible.all() for rows in maker.decoder.seen) and made.mask_share == 0
+    assert all(rows[0].prefix.visible.all() for rows in maker.decoder.seen) and made.mask_share == 0
     again = making(encoder, iterations=3, distortion="noise")
     list(again([one]))
     for one, other in zip(seen, again.decoder.pictures, strict=True):
@@ -409,13 +410,14 @@ def naive(decoder, encoder, one, visible=None, **changes):
     rows = []
     for number, cut in enumerate(made):
         ids = replace(one, prefix=cut.ids[: cut.fork])
-        tokens, image = expand(ids, encoder.layout, encoder.image_token)
+        prefix = encoder.prefix(ids)
+        tokens, image = prefix.tokens, prefix.image
         seen = np.ones(len(tokens), bool)
         if visible is not None:
             seen[image >= 0] = visible[: len(tokens)][image[: len(visible)] >= 0]
         key = random_key(config.seed, one.record.id, 0, number, 1)
         end = Fork(len(tokens) - 1, tokens[-1:], config.sentence_tokens, key)
-        rows.append(Row(features, tokens, image, np.arange(len(tokens), dtype=np.int32), seen, (end,)))
+        rows.append(Row(features, replace(prefix, visible=seen), (end,)))
     written = [
         until_full_stop(encoder.text(ids, cut.ids[cut.begin : cut.fork]))
         for cut, (ids,) in zip(made, decoder(rows, stops), strict=True)

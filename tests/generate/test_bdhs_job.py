@@ -329,7 +329,7 @@ def test_a_job_that_was_stopped_at_any_line_gives_the_same_file(data, out, decod
             summary = run(data, out)
             assert out.read_bytes() == wanted.read_bytes() and not part(out).exists()
             assert summary | {"seconds": 0} == log(wanted)[-1]["summary"] | {"seconds": 0}
-            tried = {row.tokens.tobytes() for rows in decoders.made[-1].seen for row in rows}
+            tried = {row.prefix.tokens.tobytes() for rows in decoders.made[-1].seen for row in rows}
             assert bool(tried) == (kept < 4)
             out.unlink()
 

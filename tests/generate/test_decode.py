@@ -29,7 +29,7 @@ def decoding(name, tag="policy", sampling=SAMPLED):
     golden = goldens(name)
     bundle = golden_bundle(golden, tag)
     decoder, groups = Decoder(bundle, sampling, 4), golden.groups()
-    features = decoder.features([group.pixels for group in groups])
+    features = decoder.features([group.prefix.pixels for group in groups])
     stops = np.zeros(decoder.vocab, bool)
     return SimpleNamespace(
         golden=golden, bundle=bundle, decoder=decoder, groups=groups, features=features, stops=stops
@@ -40,7 +40,7 @@ def whole(model, *forks, **changes):
     """A row for each prompt, forked at its end."""
     rows = []
     for i, (features, group) in enumerate(zip(model.features, model.groups, strict=True)):
-        ids = group.prefix_tokens
+        ids = group.prefix.tokens
         each = [fork(len(ids) - 1, ids[-1:], LIMIT, f"record {i}", sample, **changes) for sample in forks]
         rows.append(row(features, group, ids, *each))
     return rows
@@ -69,7 +69,7 @@ def test_greedy_tokens_are_those_of_transformers(name, tag):
     wanted = model.golden.arrays[f"{tag}/greedy_tokens"]
     rows = []
     for i, (features, group) in enumerate(zip(model.features, model.groups, strict=True)):
-        ids = model.golden.arrays.get(f"prompt_ids_{i}", group.prefix_tokens)
+        ids = model.golden.arrays.get(f"prompt_ids_{i}", group.prefix.tokens)
         rows.append(row(features, group, ids, fork(len(ids) - 1, ids[-1:], wanted.shape[1])))
     out = model.decoder(rows, model.stops)
     gaps = model.golden.numbers[tag]["greedy_min_gap"]
@@ -84,7 +84,7 @@ def test_greedy_tokens_are_those_of_transformers(name, tag):
 def response_logps(model, groups):
     """Of the forward pass over prompt groups, unpadded: [group][response]."""
     batch = pad(groups, union(groups), len(groups))
-    out = np.asarray(jax.jit(model.golden.model.apply)({"params": model.bundle.params}, batch))
+    (out,) = jax.device_get(jax.jit(model.golden.model.apply)({"params": model.bundle.params}, batch))
     return [
         [out[b, k, : len(ids)] for k, ids in enumerate(group.responses)] for b, group in enumerate(groups)
     ]
@@ -112,7 +112,7 @@ def forked(model):
     rows = []
     for i, (features, group) in enumerate(zip(model.features, model.groups, strict=True)):
         chosen, rejected = group.responses
-        ids, end = np.concatenate([group.prefix_tokens, chosen]), len(group.prefix_tokens)
+        ids, end = np.concatenate([group.prefix.tokens, chosen]), len(group.prefix.tokens)
         places = [
             (len(ids) - 1, ids[-1:]),
             (end + 1, ids[end + 1 : end + 2]),
@@ -150,13 +150,13 @@ def test_forks_of_one_prefill_are_what_prefills_of_their_own_give(sampled):
 
 def test_a_fork_sees_nothing_at_or_after_its_start(sampled):
     base = forked(sampled)[0]
-    start = base.forks[2].start
+    start = base.forks[2].at
     forks = tuple(replace(base.forks[2], limit=10) for _ in range(4))
     rows = [replace(base, forks=forks)]
     for places in (slice(start + 1, None), slice(start, None), slice(start - 1, start)):
-        tokens = base.tokens.copy()
+        tokens = base.prefix.tokens.copy()
         tokens[places] = (tokens[places] + 7) % 300
-        rows.append(replace(base, tokens=tokens, forks=forks))
+        rows.append(replace(base, prefix=replace(base.prefix, tokens=tokens), forks=forks))
     given = [[np.arange(10, 20)] * 4] * 4
     before, after, at, other = (x[0] for x in logits(sampled.decoder, sampled.bundle, rows, given))
     np.testing.assert_array_equal(before, after)
@@ -205,7 +205,7 @@ class Counting:
 
     vocab, steps = 50, 0
 
-    def apply(self, variables, now, prefix, own, start, step, method):
+    def apply(self, variables, now, prefix, own, order, rope, step, method):
         assert method == "decode"
         jax.debug.callback(self.step)
         return jax.nn.one_hot(now + 1, self.vocab), own
@@ -229,7 +229,7 @@ def counted(given, limit, stops=()):
     for places, each in zip(tokens[0], given, strict=True):
         places[: len(each)] = each
     start, keys = np.zeros((1, 4), np.int32), np.zeros((1, 4, 2), np.uint32)
-    forks, before = Forks(start, tokens, forced, np.array([limit], np.int32), keys), COUNTING.steps
+    forks, before = Forks(start, start, tokens, forced, np.array([limit], np.int32), keys), COUNTING.steps
     out, lengths, *_ = jax.block_until_ready(count_on(forks, np.isin(np.arange(COUNTING.vocab), stops)))
     jax.effects_barrier()
     told = [row[:n].tolist() for row, n in zip(out[0], lengths[0], strict=True)]
@@ -266,6 +266,7 @@ def test_a_fork_ends_at_logits_that_are_not_finite(value, everywhere):
     places = (np.arange(Counting.vocab) == 40) | everywhere
     forks = Forks(
         np.zeros((1, 4), np.int32),
+        np.zeros((1, 4), np.int32),
         np.array([[[5] + [0] * 9, [7, 8, 20] + [0] * 7, [20] + [0] * 9, [8] + [0] * 9]], np.int32),
         np.array([[1, 3, 1, 1]], np.int32),
         np.array([[6, 4, 6, 0]], np.int32),
@@ -298,10 +299,11 @@ def test_a_decoder_of_one_layer_has_no_stack(sampled):
     del params["decoder"]["layers"]
 
     def tokens():
-        prefix = jnp.zeros((1, 3, config.hidden)), jnp.zeros((1, 3), jnp.int32), jnp.ones((1, 3), bool)
+        order, visible = jnp.zeros((1, 3), jnp.int32), jnp.ones((1, 3), bool)
+        prefix = jnp.zeros((1, 3, config.hidden)), order, order[:, None], visible
         cache = model.apply({"params": params}, *prefix, method=lambda m, *x: m.decoder.prefill(*x))
         one = jnp.ones((1, 2), jnp.int32)
-        forks = Forks(one, jnp.ones((1, 2, 9), jnp.int32), one, one, jnp.ones((1, 2, 2), jnp.uint32))
+        forks = Forks(one, one, jnp.ones((1, 2, 9), jnp.int32), one, one, jnp.ones((1, 2, 2), jnp.uint32))
         return run(model, {"params": params}, cache, forks, jnp.zeros(config.vocab, bool), SAMPLED)
 
     assert jax.eval_shape(tokens)[0].shape == (1, 2, 9)
@@ -319,10 +321,11 @@ def test_buckets_are_few_and_near():
 
 def test_features_are_each_records_own_and_texts_have_none(sampled):
     groups = sampled.groups
-    text = replace(groups[0], pixels=Pixels(*(x[:0] for x in groups[0].pixels)))
-    out = sampled.decoder.features([g.pixels for g in (text, *groups[::-1])])
+    pictures = [g.prefix.pixels for g in groups]
+    text = Pixels(*(x[:0] for x in pictures[0]))
+    out = sampled.decoder.features([text, *pictures[::-1]])
     assert out[0].shape == (0, sampled.features[0].shape[1])
     for ours, theirs, group in zip(out[1:], sampled.features[::-1], groups[::-1], strict=True):
-        assert len(ours) == 16 * len(group.pixels.patches)
+        assert len(ours) == 16 * len(group.prefix.patches)
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
-    assert [len(x) for x in sampled.decoder.features([text.pixels])] == [0]
+    assert [len(x) for x in sampled.decoder.features([text])] == [0]

@@ -11,6 +11,7 @@ from decoding import CLOSE, ROUNDING, fork, golden_bundle, logits, margin, row
 from goldens import goldens
 from runs import compiling
 
+from mllm_align.batch import HostPrefix
 from mllm_align.config import SamplingConfig
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.distortion import gathered, noisy, visible_embeddings
@@ -82,9 +83,9 @@ def model():
     decoder, groups = Decoder(bundle, SAMPLED, 4), golden.groups()
     rows = []
     for i, (group, seen) in enumerate(
-        zip(groups, decoder.features([g.pixels for g in groups]), strict=True)
+        zip(groups, decoder.features([g.prefix.pixels for g in groups]), strict=True)
     ):
-        ids = group.prefix_tokens
+        ids = group.prefix.tokens
         forks = [fork(len(ids) - 1, ids[-1:], 12, f"record {i}", k) for k in range(2)]
         rows.append(row(seen, group, ids, *forks))
     return SimpleNamespace(bundle=bundle, decoder=decoder, rows=rows, stops=np.zeros(decoder.vocab, bool))
@@ -92,29 +93,35 @@ def model():
 
 def hidden(rows, rate, seed=0):
     rng = np.random.default_rng(seed)
-    return [replace(each, visible=visible_embeddings(each.image, rate, rng)) for each in rows]
+    return [shown(each, visible_embeddings(each.prefix.image, rate, rng)) for each in rows]
+
+
+def shown(row, visible):
+    return replace(row, prefix=replace(row.prefix, visible=visible))
 
 
 def test_gathered_rows_hold_what_is_visible(model):
     for whole in hidden(model.rows, 0.6):
-        short = gathered(whole)
-        image = whole.image[whole.visible]
-        np.testing.assert_array_equal(short.positions, np.flatnonzero(whole.visible))
-        np.testing.assert_array_equal(short.tokens, whole.tokens[whole.visible])
+        row = gathered(whole)
+        short, visible = row.prefix, whole.prefix.visible
+        image = whole.prefix.image[visible]
+        np.testing.assert_array_equal(short.order, np.flatnonzero(visible))
+        np.testing.assert_array_equal(short.rope[0], np.flatnonzero(visible))
+        np.testing.assert_array_equal(short.tokens, whole.prefix.tokens[visible])
         np.testing.assert_array_equal(np.sign(short.image), np.sign(image))
-        assert short.visible.all() and short.forks == whole.forks
+        assert short.visible.all()
+        for ours, theirs in zip(row.forks, whole.forks, strict=True):
+            assert short.order[ours.at] == theirs.at and replace(ours, at=theirs.at) == theirs
         used = short.image > 0
-        np.testing.assert_array_equal(
-            short.features[short.image[used] - 1], whole.features[image[used] - 1]
-        )
-        assert len(short.features) == used.sum() and (image == 0).any()
+        np.testing.assert_array_equal(row.features[short.image[used] - 1], whole.features[image[used] - 1])
+        assert len(row.features) == used.sum() and (image == 0).any()
 
 
 def test_two_places_of_one_embedding_share_it(model):
     first = model.rows[0]
-    image = np.where(first.image > 0, 3, first.image)
-    short = gathered(replace(first, image=image))
-    assert len(short.features) == 1 and set(short.image.tolist()) == {-1, 0, 1}
+    image = np.where(first.prefix.image > 0, 3, first.prefix.image)
+    short = gathered(replace(first, prefix=replace(first.prefix, image=image)))
+    assert len(short.features) == 1 and set(short.prefix.image.tolist()) == {-1, 0, 1}
     np.testing.assert_array_equal(short.features[0], first.features[2])
 
 
@@ -126,7 +133,7 @@ def of_all(model, rows, tokens):
 def test_gathered_rows_compute_what_masked_rows_do(model, rate):
     masked = hidden(model.rows, rate)
     short = [gathered(each) for each in masked]
-    assert max(len(each.tokens) for each in short) < min(len(each.tokens) for each in masked)
+    assert max(len(each.prefix.tokens) for each in short) < min(len(each.prefix.tokens) for each in masked)
     tokens = model.decoder(masked, model.stops)
     assert [[x.tolist() for x in each] for each in model.decoder(short, model.stops)] == [
         [x.tolist() for x in each] for each in tokens
@@ -143,9 +150,8 @@ def test_what_stays_keeps_its_position(model):
     short = [gathered(each) for each in hidden(model.rows, 0.9)]
     closed = []
     for each in short:
-        count = len(each.tokens)
-        forks = tuple(replace(x, start=count - 1) for x in each.forks)
-        closed.append(replace(each, positions=np.arange(count, dtype=np.int32), forks=forks))
+        prefix = HostPrefix.causal(each.prefix.tokens, each.prefix.image)
+        closed.append(replace(each, prefix=prefix))
     given = [[np.arange(10, 22)] * 2] * 4
     for kept, moved in zip(of_all(model, short, given), of_all(model, closed, given), strict=True):
         assert np.abs(kept - moved).max() > 0.01
@@ -154,16 +160,16 @@ def test_what_stays_keeps_its_position(model):
 def test_nothing_masked_is_the_plain_prompt_and_hiding_the_image_tells(model):
     given = [[np.arange(10, 22)] * 2] * 4
     plain = of_all(model, model.rows, given)
-    shown = of_all(model, hidden(model.rows, 0.0), given)
+    seen = of_all(model, hidden(model.rows, 0.0), given)
     blind = of_all(model, hidden(model.rows, 1.0), given)
-    for a, b, c in zip(plain, shown, blind, strict=True):
+    for a, b, c in zip(plain, seen, blind, strict=True):
         np.testing.assert_array_equal(a, b)
         assert np.abs(a - c).max() > 0.01
 
 
 def test_newlines_are_hidden_with_the_rest(model):
     """Hiding every embedding but the newlines is not hiding all."""
-    rows = [replace(each, visible=each.image <= 0) for each in model.rows]
+    rows = [shown(each, each.prefix.image <= 0) for each in model.rows]
     given = [[np.arange(10, 22)] * 2] * 4
     for some, none in zip(
         of_all(model, rows, given), of_all(model, hidden(model.rows, 1.0), given), strict=True
@@ -172,7 +178,7 @@ def test_newlines_are_hidden_with_the_rest(model):
 
 
 def test_nothing_visible_at_all_stays_finite(model):
-    rows = [replace(each, visible=np.zeros(len(each.tokens), bool)) for each in model.rows]
+    rows = [shown(each, np.zeros(len(each.prefix.tokens), bool)) for each in model.rows]
     given = [[np.arange(10, 22)] * 2] * 4
     assert all(np.isfinite(x).all() for x in of_all(model, rows, given))
     assert [len(x) for each in model.decoder(rows, model.stops) for x in each] == [12] * 8

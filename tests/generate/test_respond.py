@@ -69,8 +69,8 @@ def test_every_response_comes_to_its_place(scripted):
     assert [len(rows) for rows in scripted[0].seen] == [2, 2, 2, 1]
     row = prompt_row(encoder, records[0], np.zeros((16, 1)), 12, 3, 0)
     assert len({fork.key.tobytes() for fork in row.forks}) == 3
-    assert {(fork.start, fork.forced.tolist()[0], fork.limit) for fork in row.forks} == {
-        (len(row.tokens) - 1, int(row.tokens[-1]), 12)
+    assert {(fork.at, fork.forced.tolist()[0], fork.limit) for fork in row.forks} == {
+        (len(row.prefix.tokens) - 1, int(row.prefix.tokens[-1]), 12)
     }
 
 

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from runs import PAIRS, TINY, bundle, compiling, rows
 
-from mllm_align.batch import pad, replace, stack
+from mllm_align.batch import pad, stack, with_responses
 from mllm_align.config import DataConfig, SamplingConfig
-from mllm_align.data.encode import expand
 from mllm_align.data.records import parse_record
 from mllm_align.generate import rollout as rollouts
 from mllm_align.generate.decode import Decoder, Fork, Row
@@ -76,7 +75,7 @@ def test_samples_are_those_of_plain_generation(encoder, records, sampled):
 def test_the_samplers_log_probs_are_those_of_the_train_forward(encoder, records, sampled):
     b, group = bundle(), batch_of(encoder, records)
     mask = jnp.asarray(np.arange(SAMPLING.max_tokens) < np.asarray(sampled.lengths)[..., None])
-    group = replace(group, response_tokens=sampled.tokens, response_mask=mask)
+    group = with_responses(group, tokens=sampled.tokens, mask=mask)
     forward = logps_program(b.config, b.mesh, 1.0, b.dtype)(
         b.params, {}, jax.tree.map(lambda x: x[0], group)
     )
@@ -116,14 +115,14 @@ def test_distorted_tokens_follow_the_chosen_response(encoder, records, monkeypat
     chosen = record.responses[0]
     decoder = Decoder(b, SamplingConfig(temperature=0.0), 1)
     nothing = np.zeros(b.config.decoder.vocab, bool)
-    tokens, image = expand(record, encoder.layout, encoder.image_token)
+    prefix = encoder.prefix(record)
+    tokens = prefix.tokens
     last, key = len(tokens) - 1, np.zeros(2, np.uint32)
     forks = tuple(
         Fork(last, np.concatenate([tokens[last:], chosen[:t]]), 1, key) for t in range(len(chosen))
     )
-    positions = np.arange(len(tokens), dtype=np.int32)
     (features,) = decoder.features([encoder.pixels(record)])
-    row = Row(features, tokens, image, positions, np.ones(len(tokens), bool), forks)
+    row = Row(features, prefix, forks)
     wanted = [int(ids[0]) for ids in decoder([row], nothing)[0]]
     assert drawn[1, : len(chosen)].tolist() == wanted
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mllm_align.config import SamplingConfig
-from mllm_align.generate.sampling import BLOCK, DROPPED, _where, choose, filtered, random_key, uniform
+from mllm_align.generate.sampling import BLOCK, DROPPED, _inverse_cdf, choose, filtered, random_key, uniform
 
 ROWS, VOCAB = 16, 64
 
@@ -118,9 +118,9 @@ def test_what_was_dropped_is_never_drawn_where_numbers_are_extreme():
     mass[1, 5:101:2] = np.random.default_rng(0).random(48) * 1e-3
     mass[2, [0, 3]] = 1.0, 1e-12
     for number in [0.0, 0.5, float(np.nextafter(np.float32(1), np.float32(0)))]:
-        found = np.asarray(_where(jnp.asarray(mass), jnp.full(3, number)))
+        found = np.asarray(_inverse_cdf(jnp.asarray(mass), jnp.full(3, number)))
         assert (mass[np.arange(3), found] > 0).all()
-    assert _where(jnp.asarray(mass), jnp.full(3, 0.5)).tolist()[0] == 90
+    assert _inverse_cdf(jnp.asarray(mass), jnp.full(3, 0.5)).tolist()[0] == 90
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

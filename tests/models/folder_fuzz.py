@@ -206,8 +206,8 @@ def open_and_use(folder: Path, records: list[Any]) -> None:
         encoded = encoder.encode(record, 2)
         group = encoder.group(encoded)
         assert (
-            np.isfinite(group.pixels.patches).all()
-            and max(group.prefix_tokens) < opened.config.decoder.vocab
+            np.isfinite(group.prefix.patches).all()
+            and max(group.prefix.tokens) < opened.config.decoder.vocab
         )
         encoder.text(encoded.responses[0], encoded.prefix)
         encoder.end_mask(opened.config.decoder.vocab)

@@ -1,6 +1,7 @@
 """The numbers of torch, transformers and TRL on tiny LLaVA 1.5 and 1.6 models."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -11,7 +12,7 @@ import pytest
 from goldens import NAMES, goldens, packed_images, responses, union
 
 from mllm_align.align.objectives import DPO, IPO, SFT, LogProbs, RobustDPO, SLiC
-from mllm_align.batch import pad, replace, stack
+from mllm_align.batch import pad, stack
 from mllm_align.models.huggingface import load_params, open_folder
 from mllm_align.training.step import TrainState, make_step
 
@@ -30,13 +31,14 @@ def ours(golden):
 
     @jax.jit
     def logps(params, pixels):
-        return golden.model.apply({"params": params}, replace(batch, pixels=pixels))
+        prefix = replace(batch.prefix, **pixels._asdict())
+        return golden.model.apply({"params": params}, replace(batch, prefixes=(prefix,)))[0]
 
     @jax.jit
     def pullback(params, cotangent):
-        return jax.vjp(lambda p: golden.model.apply({"params": p}, batch), params)[1](cotangent)[0]
+        return jax.vjp(lambda p: golden.model.apply({"params": p}, batch)[0], params)[1](cotangent)[0]
 
-    values = {tag: logps(getattr(golden, tag), batch.pixels) for tag in ("base", "policy")}
+    values = {tag: logps(getattr(golden, tag), batch.prefix.pixels) for tag in ("base", "policy")}
     return SimpleNamespace(batch=batch, logps=logps, pullback=pullback, **values)
 
 
@@ -53,10 +55,10 @@ def objective(golden, loss):
 
 def loss_of(golden, ours, loss, weight=None):
     """The loss as a function of the policy's log-probs."""
-    weight = ours.batch.weight if weight is None else weight
+    weight = ours.batch.responses.weight if weight is None else weight
 
     def mean(policy):
-        logps = LogProbs(policy, ours.base, ours.batch.response_mask, weight)
+        logps = LogProbs(policy, ours.base, ours.batch.responses.mask, weight)
         total, count, _ = objective(golden, loss)(logps)
         return total / count
 
@@ -81,7 +83,7 @@ def relative(found, expected):
 @pytest.mark.parametrize("tag", ["base", "policy"])
 def test_log_probs_of_every_token(golden, ours, tag, alone):
     stored = golden.arrays[f"{tag}/{'alone_' if alone else ''}per_token_logps"]
-    found = responses(np.asarray(getattr(ours, tag)), ours.batch.response_mask)
+    found = responses(np.asarray(getattr(ours, tag)), ours.batch.responses.mask)
     expected = golden.rows(stored, alone)
     assert [len(x) for x in found] == golden.numbers["completion_tokens"]
     np.testing.assert_allclose(np.concatenate(found), np.concatenate(expected), rtol=0, atol=1e-5)
@@ -95,19 +97,16 @@ def test_a_flag_that_ties_the_head_does_not_hide_the_stored_one(golden, ours, tm
     (tmp_path / "model.safetensors").symlink_to(golden.folder.path / "model.safetensors")
     folder = open_folder(tmp_path)
     assert folder.config == golden.config
-    logps = ours.logps(load_params(folder, np.float32), ours.batch.pixels)
-    found = np.concatenate(responses(np.asarray(logps), ours.batch.response_mask))
+    logps = ours.logps(load_params(folder, np.float32), ours.batch.prefix.pixels)
+    found = np.concatenate(responses(np.asarray(logps), ours.batch.responses.mask))
     expected = np.concatenate(golden.rows(golden.arrays["base/per_token_logps"]))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("tag", ["base", "policy"])
 def test_black_images_change_the_log_probs_as_in_torch(golden, ours, tag):
-    black = (
-        ours.logps(getattr(golden, tag), jax.tree.map(np.zeros_like, ours.batch.pixels))
-        .sum(-1)
-        .T.reshape(-1)
-    )
+    dark = jax.tree.map(np.zeros_like, ours.batch.prefix.pixels)
+    black = ours.logps(getattr(golden, tag), dark).sum(-1).T.reshape(-1)
     expected = golden.numbers[tag]["logps_black_images"]
     np.testing.assert_allclose(black, expected, rtol=1e-5)
     assert np.abs(black - np.array(golden.numbers[tag]["logps"])).max() > 1
@@ -135,7 +134,7 @@ def test_every_picture_gets_the_image_tokens_of_the_processor(golden):
 def test_pictures_become_the_stored_tiles(golden):
     for pair, group in enumerate(golden.groups()):
         processed = golden.layout.patched(golden.processed(pair))
-        np.testing.assert_allclose(processed.patches, group.pixels.patches, atol=1e-6)
+        np.testing.assert_allclose(processed.patches, group.prefix.patches, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -164,7 +163,7 @@ def test_losses_and_gradients(golden, ours, loss):
 def test_losses_of_single_pairs(golden, ours, loss):
     found = [
         float(loss_of(golden, ours, loss, one)(ours.policy))
-        for one in np.eye(len(ours.batch.weight), dtype=np.float32)
+        for one in np.eye(len(ours.batch.responses.weight), dtype=np.float32)
     ]
     np.testing.assert_allclose(found, golden.numbers["loss_per_pair"][loss], rtol=1e-4)
 

@@ -1,5 +1,6 @@
 """A group with K responses computes what K groups with one response compute."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -9,22 +10,21 @@ import optax
 import pytest
 from goldens import goldens, packed_images, union
 
-from mllm_align.batch import Group, Pixels, Shape, pad, replace, response_positions
+from mllm_align.batch import Group, HostPrefix, Pixels, Shape, pad
 from mllm_align.models.vlm import VisionLanguageModel
 
 
 def two_images(first, second):
     """Both prompts one after the other: the second's rows move on by the first's tiles."""
     config = goldens("llavanext").config
-    moved = second.prefix_image + np.where(
-        second.prefix_image > 0, len(first.pixels.patches) * config.vision.tokens, 0
+    one, two = first.prefix, second.prefix
+    moved = two.image + np.where(two.image > 0, len(one.patches) * config.vision.tokens, 0)
+    prefix = HostPrefix.causal(
+        np.concatenate([one.tokens, two.tokens]),
+        np.concatenate([one.image, moved]).astype(np.int32),
+        Pixels(*map(np.concatenate, zip(one.pixels, two.pixels, strict=True))),
     )
-    return Group(
-        Pixels(*map(np.concatenate, zip(first.pixels, second.pixels, strict=True))),
-        np.concatenate([first.prefix_tokens, second.prefix_tokens]),
-        np.concatenate([first.prefix_image, moved]).astype(np.int32),
-        second.responses,
-    )
+    return Group((prefix,), second.responses)
 
 
 def take(group, *lengths):
@@ -32,11 +32,11 @@ def take(group, *lengths):
     pool = np.concatenate(group.responses)
     starts = np.arange(len(lengths)) * 5
     responses = tuple(pool[s : s + n] for s, n in zip(starts, lengths, strict=True))
-    return Group(group.pixels, group.prefix_tokens, group.prefix_image, responses)
+    return Group(group.prefixes, responses)
 
 
 def single(group):
-    return [Group(group.pixels, group.prefix_tokens, group.prefix_image, (r,)) for r in group.responses]
+    return [Group(group.prefixes, (r,)) for r in group.responses]
 
 
 def with_count(count):
@@ -68,7 +68,7 @@ def run():
     @jax.jit(static_argnames="remat")
     def compiled(params, batch, weights, remat):
         def weighted(params):
-            logps = VisionLanguageModel(golden.config, remat).apply({"params": params}, batch)
+            (logps,) = VisionLanguageModel(golden.config, remat).apply({"params": params}, batch)
             return (logps * weights).sum(), logps
 
         gradient, logps = jax.grad(weighted, has_aux=True)(params)
@@ -89,7 +89,7 @@ def three(run):
     """Three responses a group, with room to spare."""
     groups = with_count(3)
     batch = roomy(groups)
-    weights = placed(WEIGHTS, batch.response_mask.shape)
+    weights = placed(WEIGHTS, batch.responses.mask.shape)
     logps, gradient = run(batch, weights)
     return SimpleNamespace(groups=groups, batch=batch, weights=weights, logps=logps, gradient=gradient)
 
@@ -105,7 +105,7 @@ def separate(run, three):
 @pytest.fixture(scope="module")
 def forward():
     golden = goldens("llavanext")
-    compiled = jax.jit(lambda params, batch: golden.model.apply({"params": params}, batch))
+    compiled = jax.jit(lambda params, batch: golden.model.apply({"params": params}, batch)[0])
     return lambda batch: compiled(golden.policy, batch)
 
 
@@ -126,7 +126,7 @@ def test_log_probs_equal_those_of_separate_groups(forward, three, separate, coun
     for i, k in np.ndindex(3, count):
         length = len(three.groups[i].responses[k])
         np.testing.assert_allclose(found[i, k, :length], separate.logps[i, k, :length], atol=1e-5)
-    assert (found[~batch.response_mask] == 0).all()
+    assert (found[~batch.responses.mask] == 0).all()
 
 
 def test_gradients_equal_those_of_separate_groups(three, separate):
@@ -137,36 +137,38 @@ def test_padding_itself_changes_nothing(forward, three):
     """One response at its exact size: no padding at all."""
     group = single(three.groups[2])[1]
     exact = pad([group], group.shape, 1)
-    assert exact.response_mask.all() and exact.prefix_visible.all()
+    assert exact.responses.mask.all() and exact.prefix.visible.all()
     length = len(group.responses[0])
     np.testing.assert_allclose(forward(exact)[0, 0], three.logps[2, 1, :length], atol=1e-5)
 
 
 def test_what_padding_holds_does_not_matter(run, three):
     batch, rng = three.batch, np.random.default_rng(0)
-    prefix = np.arange(batch.shape.prefix) >= batch.prefix_length[:, None]
-    counts = [len(g.pixels.patches) for g in three.groups] + [len(three.groups[0].pixels.patches)] * 2
+    prefix = np.arange(batch.shape.prefix) >= batch.prefix.length[:, None]
+    counts = [len(g.prefix.patches) for g in (*three.groups, *three.groups[:1] * 2)]
     tiles = np.arange(batch.shape.tiles) >= np.array(counts)[:, None]
-    filler = batch.weight == 0
+    filler = batch.responses.weight == 0
 
     def filled(values, padding, low, high):
         noise = rng.integers(low, high, values.shape).astype(values.dtype)
         padding = padding.reshape(padding.shape + (1,) * (values.ndim - padding.ndim))
         return np.where(padding, noise, values)
 
-    other = replace(
-        batch,
-        pixels=Pixels(
-            filled(batch.pixels.patches, tiles | filler[:, None], -9, 9),
-            filled(batch.pixels.place, tiles | filler[:, None], -9, 9),
-        ),
-        prefix_tokens=filled(batch.prefix_tokens, prefix, 0, 300),
-        prefix_image=filled(batch.prefix_image, prefix, -1, 20),
-        prefix_positions=filled(batch.prefix_positions, prefix, 0, 500),
-        response_tokens=filled(batch.response_tokens, ~batch.response_mask, 0, 300),
+    one, responses = batch.prefix, batch.responses
+    order = filled(one.order, prefix, 0, 500)
+    noisy = replace(
+        one,
+        patches=filled(one.patches, tiles | filler[:, None], -9, 9),
+        place=filled(one.place, tiles | filler[:, None], -9, 9),
+        tokens=filled(one.tokens, prefix, 0, 300),
+        image=filled(one.image, prefix, -1, 20),
+        order=order,
+        rope=order[:, None],
     )
+    tokens = filled(responses.tokens, ~responses.mask, 0, 300)
+    other = replace(batch, prefixes=(noisy,), responses=replace(responses, tokens=tokens))
     logps, gradient = run(other, three.weights)
-    real = batch.weight > 0
+    real = batch.responses.weight > 0
     np.testing.assert_allclose(logps[real], three.logps[real], atol=1e-6)
     assert_close(gradient, three.gradient, 1e-5)
 
@@ -184,22 +186,85 @@ def test_two_images_in_one_prompt():
     pair = two_images(a, c)
     sizes = [golden.pictures[i].size for i in (0, 2)]
     first, second = (
-        golden.layout.rows(h, w, at) for (w, h), at in zip(sizes, (0, len(a.pixels.patches)), strict=True)
+        golden.layout.rows(h, w, at) for (w, h), at in zip(sizes, (0, len(a.prefix.patches)), strict=True)
     )
-    assert pair.prefix_image[pair.prefix_image >= 0].tolist() == [*first, *second]
+    assert pair.prefix.image[pair.prefix.image >= 0].tolist() == [*first, *second]
     groups = [a, c, pair]
     batch = pad(groups, union(groups), 3)
     one, two, both = packed_images(golden.model, golden.policy, batch)
     np.testing.assert_allclose(both, np.concatenate([one, two]), atol=1e-6)
 
 
+@pytest.fixture(scope="module")
+def two_prefixes():
+    """Groups of two prefixes: all responses continue the first, the first response the second, too. Its
+    image is another, of another shape."""
+    golden = goldens("llavanext")
+    a, b, c, _ = golden.groups()
+    own, others = [take(a, 7, 9), take(b, 5, 4)], [c.prefixes, a.prefixes]
+    views = ((0, 1), (0,))
+    groups = [
+        Group((*one.prefixes, *more), one.responses, views) for one, more in zip(own, others, strict=True)
+    ]
+    second = [Group(more, one.responses[:1]) for one, more in zip(own, others, strict=True)]
+    return SimpleNamespace(groups=groups, first=own, second=second)
+
+
+def test_a_second_prefix_is_a_group_of_its_own(two_prefixes):
+    """Log-probs, and the gradient of both views together, are those of two separate batches."""
+    golden, many = goldens("llavanext"), two_prefixes
+    weights = [WEIGHTS[:2, :2, :9], WEIGHTS[:2, 2:, :9]]
+
+    @jax.jit
+    def together(params, batch):
+        def total(params):
+            logps = golden.model.apply({"params": params}, batch)
+            return sum(
+                (x * w[..., : x.shape[-1]]).sum() for x, w in zip(logps, weights, strict=True)
+            ), logps
+
+        gradient, logps = jax.grad(total, has_aux=True)(params)
+        return logps, gradient
+
+    def padded(groups):
+        shape = union(groups)
+        return pad(groups, replace(shape, response=9), 2)
+
+    batch = padded(many.groups)
+    assert batch.shape.others and batch.shape.others[0] != (batch.shape.prefix, batch.shape.tiles)
+    found, gradient = together(golden.policy, batch)
+    apart = []
+    for groups, weight in zip((many.first, many.second), weights, strict=True):
+
+        def total(params, one, weight):
+            (logps,) = golden.model.apply({"params": params}, one)
+            return (logps * weight).sum(), logps
+
+        apart.append(jax.jit(jax.grad(total, has_aux=True))(golden.policy, padded(groups), weight))
+    for ours, (_, theirs) in zip(found, apart, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    assert np.abs(found[0][:, :1] - found[1]).max() > 0.01  # the image matters
+    assert_close(gradient, jax.tree.map(jnp.add, apart[0][0], apart[1][0]), 2e-5)
+
+
+def test_a_group_of_two_prefixes_knows_its_shape(two_prefixes):
+    one, other = (group.shape for group in two_prefixes.groups)
+    both = one.union(other)
+    assert both.holds(one) and both.holds(other) and one != other
+    assert not replace(both, others=((1, 1),)).holds(one)
+    wider = replace(both, others=((both.others[0][0] - 1, both.others[0][1]),))
+    with pytest.raises(ValueError, match="does not fit"):
+        pad(two_prefixes.groups, wider, 2)
+
+
 def test_response_positions_go_on_after_the_last_real_token():
     batch = roomy(with_count(2))
-    gaps = 3 * batch.prefix_positions
-    found = np.asarray(response_positions(replace(batch, prefix_positions=jnp.asarray(gaps))))
-    length = batch.response_tokens.shape[-1]
-    for row, prefix in zip(found, batch.prefix_length, strict=True):
-        assert row.tolist() == [list(range(3 * prefix - 2, 3 * prefix - 2 + length))] * 2
+    one, length = batch.prefix, batch.responses.tokens.shape[-1]
+    axes = jnp.stack([3 * one.order, 5 * one.order], axis=1)
+    order, rope = replace(one, order=2 * one.order, rope=axes).after(length)
+    for i, last in enumerate(one.length - 1):
+        for found, step in ((order[i], 2), (rope[i, 0], 3), (rope[i, 1], 5)):
+            assert found.tolist() == list(range(step * last + 1, step * last + 1 + length))
 
 
 def test_a_group_that_does_not_fit_is_refused():
@@ -216,5 +281,5 @@ def test_a_group_that_does_not_fit_is_refused():
 
 def test_filler_rows_repeat_the_first_group_with_weight_zero():
     batch = roomy(with_count(2))
-    assert batch.weight.tolist() == [1, 1, 1, 0, 0]
+    assert batch.responses.weight.tolist() == [1, 1, 1, 0, 0]
     assert all(np.array_equal(x[3], x[0]) for x in jax.tree.leaves(batch) if x.ndim > 1)

@@ -67,8 +67,8 @@ def peer(name, folder, out, adapter=None, dtype="float32"):
 
 def jax_logps(golden, variables):
     batch = golden.batch()
-    logps = jax.jit(golden.model.apply)(variables, batch)
-    return responses(np.asarray(logps), np.asarray(batch.response_mask))
+    logps = jax.jit(golden.model.apply)(variables, batch)[0]
+    return responses(np.asarray(logps), np.asarray(batch.responses.mask))
 
 
 def furthest(left, right):

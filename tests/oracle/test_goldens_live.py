@@ -34,9 +34,9 @@ def live(tmp_path_factory):
 def test_this_package_computes_what_torch_computes_now(live, name):
     golden = goldens(name, live)
     batch = golden.batch()
-    logps = jax.jit(lambda params: golden.model.apply({"params": params}, batch))
+    logps = jax.jit(lambda params: golden.model.apply({"params": params}, batch)[0])
     for tag in ("base", "policy"):
-        ours = responses(np.asarray(logps(getattr(golden, tag))), np.asarray(batch.response_mask))
+        ours = responses(np.asarray(logps(getattr(golden, tag))), np.asarray(batch.responses.mask))
         theirs = golden.rows(golden.arrays[f"{tag}/per_token_logps"])
         for a, b in zip(ours, theirs, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4, rtol=0)

@@ -11,6 +11,6 @@ def test_a_checkout_that_is_not_installed_can_train(monkeypatch):
             raise PackageNotFoundError(name)
         return "1.2"
 
-    monkeypatch.setattr(run, "version", version)
+    monkeypatch.setattr(run_folder, "version", version)
     assert run_folder._version("mllm-align") == "not installed"
     assert run_folder._version("jax") == "1.2"

@@ -37,7 +37,8 @@ def test_scores_are_the_models_log_probs(scores):
     assert isinstance(encoder, Encoder) and [s["index"] for s in scores] == list(range(8))
     for record, line in list(zip(records, scores, strict=True))[:2]:
         group = encoder.group(record)
-        chosen, rejected = np.asarray(apply({"params": bundle().params}, pad([group], group.shape, 1)))[0]
+        (logps,) = apply({"params": bundle().params}, pad([group], group.shape, 1))
+        chosen, rejected = np.asarray(logps)[0]
         assert line["chosen_logp"] == pytest.approx(chosen.sum(), abs=1e-4)
         assert line["rejected_logp"] == pytest.approx(rejected.sum(), abs=1e-4)
         assert [line["chosen_tokens"], line["rejected_tokens"]] == [len(r) for r in record.responses]

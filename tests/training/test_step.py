@@ -9,7 +9,7 @@ from goldens import goldens, union
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllm_align.align.objectives import DPO, SFT, LogProbs
-from mllm_align.batch import pad, replace, stack
+from mllm_align.batch import pad, stack, with_responses
 from mllm_align.models.lora import init_lora, scaled
 from mllm_align.models.policy import overlay, policy_variables
 from mllm_align.models.vlm import variables
@@ -104,8 +104,8 @@ def plain():
     @jax.jit
     @jax.value_and_grad
     def loss(params):
-        both = [GOLDEN.model.apply({"params": p}, batch) for p in (params, GOLDEN.base)]
-        logps = LogProbs(*both, jnp.asarray(batch.response_mask), jnp.asarray(batch.weight))
+        both = [GOLDEN.model.apply({"params": p}, batch)[0] for p in (params, GOLDEN.base)]
+        logps = LogProbs(*both, jnp.asarray(batch.responses.mask), jnp.asarray(batch.responses.weight))
         total, weight, _ = DPO()(logps)
         return total / weight
 
@@ -133,10 +133,10 @@ def test_loss_and_gradient_without_shared_features(plain, tower):
 
 def test_stored_reference_log_probs_stand_in_for_the_reference():
     trained, batch = {"params": without_tower(GOLDEN.policy)}, whole_batch()
-    apply = jax.jit(lambda params, batch: GOLDEN.model.apply({"params": params}, batch))
+    apply = jax.jit(lambda params, batch: GOLDEN.model.apply({"params": params}, batch)[0])
     stored = apply(GOLDEN.base, jax.tree.map(lambda x: x[0], batch))
     evaluate = jax.jit(make_evaluation(GOLDEN.model, DPO(), LORA_SCALE, jnp.float32))
-    found = numbers(evaluate(trained, GOLDEN.base, replace(batch, reference_logps=stored[None]))[0])
+    found = numbers(evaluate(trained, GOLDEN.base, with_responses(batch, reference=(stored[None],)))[0])
     _, expected = run(trained, batch)
     del expected["grad_norm"]
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
@@ -171,7 +171,7 @@ def test_low_rank_terms_equal_merged_weights():
             merged.setdefault(block, {})[name] = {"kernel": kernel}
     merged = overlay(GOLDEN.base, {"decoder": merged})
     batch = pad(GROUPS, SHAPE, 4)
-    apply = jax.jit(lambda v: GOLDEN.model.apply(v, batch))
+    apply = jax.jit(lambda v: GOLDEN.model.apply(v, batch)[0])
     policy = policy_variables(GOLDEN.base, {"lora": lora}, LORA_SCALE, jnp.float32)
     assert policy["lora"].keys() == scaled(lora, LORA_SCALE).keys()
     found = apply(policy)

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mllm_align import batch as batches
-from mllm_align.batch import PromptGroup
+from mllm_align.batch import PromptGroup, Responses
 from mllm_align.config import Config, OnlinePairs
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Encoded, Encoder
@@ -120,13 +119,13 @@ class Common:
         def split(x: np.ndarray) -> Any:
             return self.put(x.reshape(-1, self.rows, *x.shape[1:]))
 
-        group = batches.replace(
-            group,
-            response_tokens=split(tokens),
-            response_mask=split(mask),
+        responses = Responses(
+            tokens=split(tokens),
+            mask=split(mask),
             weight=split(weight),
-            sampler_logps=split(logps) if isinstance(self.config.online, OnlinePairs) else None,
+            sampler=split(logps) if isinstance(self.config.online, OnlinePairs) else None,
         )
+        group = replace(group, responses=responses, views=(tuple(range(count)),))
         records = tuple(
             None if each is None else replace(self.records[i], responses=tuple(r.ids for r in each))
             for i, each in zip(batch.records, made, strict=True)

@@ -80,7 +80,7 @@ class Rejected:
     def _features(self, batch: HostBatch, group: PromptGroup) -> dict[int, np.ndarray]:
         """What the tower says of the batch's images, by record: their pixels are on the devices already."""
         common, per_tile = self.common, self.common.bundle.config.vision.tokens
-        pixels, seen = common.sampler.batch(group).pixels, {}
+        pixels, seen = common.sampler.batch(group).prefix.pixels, {}
         for micro in range(-(-len(batch.records) // common.rows)):
             part = batch.records[micro * common.rows : (micro + 1) * common.rows]
             params = common.sampler.bundle.params

@@ -156,8 +156,8 @@ def test_the_best_is_chosen_and_the_worst_rejected(tmp_path, monkeypatch):
             best, worst = (votes.hashed([type("Q", (), {"responses": (t,)})()])[0][0] for t in each)
             assert best > worst
             seen += 1
-    assert seen and trained.group.response_tokens.shape[2] == 2
-    logps, mask = np.asarray(trained.group.sampler_logps), np.asarray(trained.group.response_mask)
+    assert seen and trained.group.responses.tokens.shape[2] == 2
+    logps, mask = np.asarray(trained.group.responses.sampler), np.asarray(trained.group.responses.mask)
     assert (logps[~mask] == 0).all() and (logps[mask] <= 0).all() and (logps < -0.1).any()
 
 
