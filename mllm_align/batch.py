@@ -302,7 +302,8 @@ def blank(
 ) -> PromptGroup:
     """A group whose leaves are make(shape without the leading axes, dtype): for tracing and compiling.
 
-    tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. reference: with stored log-probs.
+    tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. reference: with stored
+    log-probs.
     """
     count = 1 + max((k for view in views for k in view), default=-1)
     answer = (count, shape.response)
