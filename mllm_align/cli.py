@@ -34,7 +34,6 @@ from mllm_align.config import (
     JudgeConfig,
     LoraConfig,
     MeshConfig,
-    OnlinePairs,
     SamplingConfig,
     load_config,
 )
@@ -472,11 +471,10 @@ def judge(options: Judge) -> None:
     config, out, beside = options.config, options.out, _lines_beside(options.out)
     _begin(config.distributed)
     from mllm_align.annotate.accuracy import accuracy, table
-    from mllm_align.annotate.factory import asks_base
     from mllm_align.models.bundle import load
     from mllm_align.training.run_folder import open_base
 
-    asked = asks_base(config.annotator)
+    asked = config.annotator.asks_base
     if asked and options.model is None:
         raise InputError("judge needs --model: the annotator is the policy's own base")
     with _result(beside, options.data_file) as lines_file, _result(out, options.data_file) as file:
@@ -678,7 +676,7 @@ def _judging(file: str, config: JudgeConfig | Config) -> JudgeConfig:
     """What judge takes of a run's config."""
     if isinstance(config, JudgeConfig):
         return config
-    if not isinstance(config.online, OnlinePairs):
+    if config.online is None or config.online.annotator is None:
         found = f"its Config has no annotator (online is {type(config.online).__name__})"
         raise refusal(file, found, "give a JudgeConfig, or a Config with online=OnlinePairs(...)")
     c = config

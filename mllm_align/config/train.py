@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mllm_align.align.objectives import DPO, Averaged, Objective
-from mllm_align.config.annotators import JudgeModel, SceneQuestions
 from mllm_align.config.checks import MANY, SEED, STEPS, check_types, require, within
-from mllm_align.config.online import Online, OnlinePairs
+from mllm_align.config.online import Online
 from mllm_align.config.parts import (
     DataConfig,
     DistributedConfig,
@@ -26,6 +25,16 @@ PARTS = ("vision_tower", "projector", "image_newline", "decoder")
 class Config:
     """A training run."""
 
+    # Fields that a run that goes on may change: nothing that moves a number.
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("log_every", "eval_every", "save_every", "keep", "tensorboard", "checkpoints"),
+            # These move a number by rounding alone: another machine may need others.
+            *("mesh", "distributed", "micro_batches", "remat", "nonfinite"),
+            # How long a run goes on is checked by itself (run_folder.goes_on).
+            *("steps", "epochs"),
+        )
+    )
     objective: Objective = DPO()
     """What is minimised. On the command line `--objective dpo|robust|ipo|slic|averaged|sft` changes the
     kind."""
@@ -104,20 +113,28 @@ class Config:
         require(
             self.reference == "live", "reference", self.reference, "live: new responses come every step"
         )
-        made = (2,) if isinstance(online, OnlinePairs) else (2, 3)
-        good = self.objective.responses in made
-        require(good, "objective", kind, "one on pairs" + (", or averaged" if 3 in made else ""))
-        if isinstance(online, OnlinePairs) and online.stale:
-            good = not isinstance(online.annotator, JudgeModel | SceneQuestions)
-            wanted = "false: this annotator runs on the devices, in turn with the training"
-            require(good, "online.stale", online.stale, wanted)
+        online.check(kind, self.objective.responses)
+
+    @property
+    def rows_per_micro(self) -> int:
+        """Prompts of one micro-batch, over all devices."""
+        return self.batch_size // self.micro_batches
+
+    @property
+    def live_reference(self) -> bool:
+        """Whether the reference runs in every step."""
+        return self.objective.needs_reference and self.reference == "live"
+
+    @property
+    def stored_reference(self) -> bool:
+        """Whether batches hold the reference's log-probs."""
+        return self.objective.needs_reference and self.reference == "stored"
 
     @property
     def data_responses(self) -> int:
         """How many responses a training record must have."""
-        if isinstance(self.online, OnlinePairs):
-            return 2 if self.online.offline_share else 0
-        return self.objective.responses - (self.online is not None)
+        compared = self.objective.responses
+        return compared if self.online is None else self.online.data_responses(compared)
 
     @property
     def held_out_objective(self) -> Objective:

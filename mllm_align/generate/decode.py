@@ -34,6 +34,7 @@ from mllm_align.sharding import (
     sharding_of,
     traced_within,
 )
+from mllm_align.sizes import bucket, round_up
 
 
 @jax.tree_util.register_dataclass
@@ -53,17 +54,6 @@ class Forks:
     forced: Int[Array, "B F"]
     limit: Int[Array, "B F"]
     keys: UInt32[Array, "B F 2"]
-
-
-def bucket(count: int, least: int = 8) -> int:
-    """The next of least, 3/2 least, 2 least, 3 least, ...: few sizes, none much more than half too large.
-
-    least: a power of two.
-    """
-    size = least
-    while size < count:
-        size = size + max(size // 2, 1) if size & (size - 1) == 0 else size // 3 * 4
-    return size
 
 
 @dataclass(frozen=True)
@@ -146,7 +136,7 @@ class Decoder:
 
     def __init__(self, bundle: Bundle, sampling: SamplingConfig, size: int = 8):
         shards = batch_shards(bundle.mesh)
-        self.size = -(-size // shards) * shards
+        self.size = round_up(size, shards)
         self.vocab = bundle.config.decoder.vocab
         params, self.trained = bundle.params, bundle.trained
         put = partial(assemble, where=batch_sharding(bundle.mesh, micro=False))

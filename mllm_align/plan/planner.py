@@ -115,9 +115,8 @@ def _model_flops(program: str, config: Any, model: ModelConfig, size: Sizes) -> 
     forward = group_flops(model, s.tiles, s.prefix, [s.response] * size.responses)
     if program == "reference":
         return sum(forward)
-    live = config.objective.needs_reference and config.reference == "live"
     tower = config.lora is None and "vision_tower" not in config.freeze
-    return train_flops(forward, lora=config.lora is not None, tower=tower, reference=live)
+    return train_flops(forward, lora=config.lora is not None, tower=tower, reference=config.live_reference)
 
 
 def meshes(config: Config | BDHSConfig, model: ModelConfig, place: Topology) -> list[MeshConfig]:
@@ -130,8 +129,7 @@ def meshes(config: Config | BDHSConfig, model: ModelConfig, place: Topology) -> 
         left = chips // tensor
         for fsdp in (n for n in range(left, 0, -1) if left % n == 0):
             shards = left * place.slices
-            rows = config.batch_size // getattr(config, "micro_batches", 1)
-            if isinstance(config, Config) and rows % shards:
+            if isinstance(config, Config) and config.rows_per_micro % shards:
                 continue
             if d.hidden % fsdp == 0 and fsdp >= min(left, 4):
                 found.append(MeshConfig(data=left // fsdp, fsdp=fsdp, tensor=tensor))

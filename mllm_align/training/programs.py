@@ -78,7 +78,7 @@ def train_program(
     trained = abstract_trained(config, model, mesh)
     optimizer = make_optimizer(config.optim, steps, warmup)
     state, base = abstract_state(trained, optimizer, replicated(mesh)), abstract_base(model, mesh, dtype)
-    if config.reference == "stored" or not config.objective.needs_reference:
+    if not config.live_reference:
         # no reference is run: what is trained needs no frozen copy
         parts = trained_parts(config, model)
         base = {name: part for name, part in base.items() if name not in parts}
@@ -103,7 +103,7 @@ def train_program(
 def check_fits(config: Config, model: ModelConfig, mesh: Mesh) -> list[str]:
     """Names what every device of the tensor axis keeps whole. Raises InputError where mesh, model and batch
     do not go together."""
-    rows, shards = config.batch_size // config.micro_batches, batch_shards(mesh)
+    rows, shards = config.rows_per_micro, batch_shards(mesh)
     if rows % shards:
         raise InputError(
             f"batch_size / micro_batches is {rows}; it must be a multiple of {shards}, the devices that "
@@ -116,12 +116,10 @@ def batch_structs(
     config: Config, model: ModelConfig, mesh: Mesh, shape: Shape, responses: int
 ) -> PromptGroup:
     """A batch of the run, padded to `shape`, as the step takes it: [micro-batches, rows, ...]."""
-    rows, v = config.batch_size // config.micro_batches, model.vision
-    where = batch_sharding(mesh)
+    v, where = model.vision, batch_sharding(mesh)
 
     def make(dims: tuple[int, ...], dtype: Any) -> Any:
-        return struct((config.micro_batches, rows, *dims), dtype, where)
+        return struct((config.micro_batches, config.rows_per_micro, *dims), dtype, where)
 
-    stored = config.reference == "stored" and config.objective.needs_reference
     axes, views = model.decoder.num_rope_axes, (tuple(range(responses)),)
-    return blank(make, shape, (v.patches, v.patch_width), views, axes, stored)
+    return blank(make, shape, (v.patches, v.patch_width), views, axes, config.stored_reference)

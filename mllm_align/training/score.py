@@ -23,6 +23,7 @@ from mllm_align.models.policy import policy_variables
 from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.progress import progress_bar
 from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
+from mllm_align.sizes import round_up
 
 
 def logps_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
@@ -57,7 +58,7 @@ def response_logps(
     batches = Batches(
         records,
         encoder,
-        size=-(-batch_size // shards) * shards,
+        size=round_up(batch_size, shards),
         shuffle=True,  # groups records of like length; results go back to their places
         shapes=config.shapes,
         multiple=config.multiple,

@@ -13,7 +13,7 @@ from runs import compiling
 
 from mllm_align.batch import Pixels, pad
 from mllm_align.config import MeshConfig, SamplingConfig
-from mllm_align.generate.decode import Decoder, Forks, _forks, bucket, run
+from mllm_align.generate.decode import Decoder, Forks, _forks, run
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.cache import Cache
 from mllm_align.models.vlm import VisionLanguageModel
@@ -310,13 +310,6 @@ def test_a_decoder_of_one_layer_has_no_stack(sampled):
 
 
 # ---- shapes ------------------------------------------------------------------------------------------
-
-
-def test_buckets_are_few_and_near():
-    sizes = [bucket(n) for n in range(1, 500)]
-    assert len(set(sizes)) == 13
-    assert all(n <= b <= max(8, 1.5 * n) for n, b in zip(range(1, 500), sizes, strict=True))
-    assert [bucket(n, 1) for n in (0, 1, 2, 3, 4, 5, 7)] == [1, 1, 2, 3, 4, 6, 8]
 
 
 def test_features_are_each_records_own_and_texts_have_none(sampled):

@@ -648,8 +648,8 @@ class OutOfMemory(RuntimeError):
 
 FAILURES = {
     "state": ("mllm_align.training.loop.init_trained", OutOfMemory),
-    "compiling": ("mllm_align.training.loop._Window.add", OutOfMemory),
-    "interrupt": ("mllm_align.training.loop._Window.add", KeyboardInterrupt),
+    "compiling": ("mllm_align.training.window.Window.add", OutOfMemory),
+    "interrupt": ("mllm_align.training.window.Window.add", KeyboardInterrupt),
     "data": ("mllm_align.training.loop._Run.put", InputError),
     "log": ("mllm_align.training.loop._Run.facts", OSError),
 }
