@@ -715,11 +715,22 @@ def _choices(config: Any, argv: list[str]) -> tuple[Any, list[str]]:
         if not equals:
             i += 1
             value = argv[i] if i < len(argv) else ""
-        if value not in kinds[name]:
+        if value not in kinds[name] and not (name == "--objective" and ":" in value):
             raise InputError(f"{name} is {value!r}; it must be one of {', '.join(kinds[name])}")
-        chosen[name.removeprefix("--")] = kinds[name][value]
+        own = None if value in kinds[name] else made(OBJECTIVES.find(value), value)
+        chosen[name.removeprefix("--")] = own or kinds[name][value]
         i += 1
     return _replaced(config, chosen), rest
+
+
+def made(part: Any, name: str) -> Any:
+    """A user's part with its default settings."""
+    try:
+        return part()
+    except InputError:
+        raise
+    except Exception as error:  # it is the user's program: anything may come out of it
+        raise InputError(f"{name} can't be made without arguments ({one_line(error, 200)})") from error
 
 
 def _replaced(config: Any, branches: dict[str, Any], path: str = "") -> Any:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from mllm_align.align.objectives import DPO, Averaged, Objective
+from mllm_align.align.contract import check_objective
+from mllm_align.align.objectives import Objective
+from mllm_align.align.pairwise import DPO
 from mllm_align.config.checks import MANY, SEED, STEPS, check_types, require, within
 from mllm_align.config.online import Online
 from mllm_align.config.parts import (
@@ -36,8 +38,8 @@ class Config:
         )
     )
     objective: Objective = DPO()
-    """What is minimised. On the command line `--objective dpo|robust|ipo|slic|averaged|sft` changes the
-    kind."""
+    """What is minimised. On the command line `--objective KIND` changes the kind; KIND may be a class in a
+    file of your own, my_losses.py:Mine."""
     online: Online | None = None
     """Responses that the policy makes while it trains; None: all come from the data. On the command line
     `--online none|pairs|bdhs|distorted`."""
@@ -102,12 +104,14 @@ class Config:
             self.freeze,
             "fewer than all parts: nothing is left to train",
         )
+        check_objective(self.objective)
+        check_types(self.objective, "objective.")
         self._check_online()
 
     def _check_online(self) -> None:
         kind, online = type(self.objective).__name__, self.online
         if online is None:
-            good = not isinstance(self.objective, Averaged)
+            good = not self.objective.made
             require(good, "objective", kind, "another, or `online` must make the third response")
             return
         require(
@@ -123,20 +127,15 @@ class Config:
     @property
     def live_reference(self) -> bool:
         """Whether the reference runs in every step."""
-        return self.objective.needs_reference and self.reference == "live"
+        return "reference" in self.objective.needs and self.reference == "live"
 
     @property
     def stored_reference(self) -> bool:
         """Whether batches hold the reference's log-probs."""
-        return self.objective.needs_reference and self.reference == "stored"
+        return "reference" in self.objective.needs and self.reference == "stored"
 
     @property
     def data_responses(self) -> int:
         """How many responses a training record must have."""
         compared = self.objective.responses
         return compared if self.online is None else self.online.data_responses(compared)
-
-    @property
-    def held_out_objective(self) -> Objective:
-        """What held-out records are evaluated by: no response is made for them."""
-        return self.objective.pair if isinstance(self.objective, Averaged) else self.objective

@@ -60,7 +60,7 @@ class Checkpoints:
                 preservation_policy=_LastAndBest(keep, self._losses),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             )
-            trees, texts = ("trained", "optimizer", "begun_arrays"), ("run", "begun")
+            trees, texts = ("trained", "optimizer", "objective", "begun_arrays"), ("run", "begun")
             handlers: Any = {name: ocp.StandardCheckpointHandler() for name in trees}
             handlers |= {name: ocp.JsonCheckpointHandler() for name in texts}
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
@@ -91,6 +91,8 @@ class Checkpoints:
             items["begun"] = ocp.args.JsonSave(begun.metadata)  # type: ignore[call-arg]
         if arrays:
             items["begun_arrays"] = ocp.args.StandardSave(arrays)  # type: ignore[call-arg]
+        if jax.tree.leaves(state.objective):
+            items["objective"] = ocp.args.StandardSave({"state": state.objective})  # type: ignore[call-arg]
         args = ocp.args.Composite(**items)
         assert self._manager is not None, "opened to read"
         with self._written():
@@ -120,7 +122,12 @@ class Checkpoints:
         """The state of a step, placed like `state`, whose leaves may be shapes with shardings."""
         optimizer = self._array(step, "optimizer", {"step": state.step, "state": state.optimizer})
         trained = self._array(step, "trained", state.trained)
-        return TrainState(optimizer["step"], trained, optimizer["state"])
+        own = state.objective if not jax.tree.leaves(state.objective) else self._own(step, state.objective)
+        return TrainState(optimizer["step"], trained, optimizer["state"], own)
+
+    def _own(self, step: int, like: Any) -> Any:
+        """The objective's state."""
+        return self._array(step, "objective", {"state": like})["state"]
 
     def restore_trained(self, step: int, like: Any = None) -> Any:
         """What a step had trained, placed like `like`; without it, numpy arrays on the host."""

@@ -99,7 +99,7 @@ def _train(
     check_batch(config.batch_size, len(records))
     held_out, held_left_out = [], []
     if eval_data is not None:
-        wanted = config.held_out_objective.responses
+        wanted = config.objective.held_out.responses
         eval_config = replace(config.data, split=config.data.eval_split)
         _, held_out, held_left_out = prepare(bundle, eval_data, eval_config, wanted)
     for what, these in (("training", left_out), ("held-out", held_left_out)):
@@ -209,7 +209,8 @@ class _Run:
         places = jax.tree.map(lambda x: x.sharding, program.state)
         moments = jax.jit(program.optimizer.init, out_shardings=places.optimizer)(trained)
         zero = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=places.step)()
-        return TrainState(zero, trained, moments)
+        own = jax.jit(self.config.objective.init_state, out_shardings=places.objective)()
+        return TrainState(zero, trained, moments, own)
 
     def _references(self, encoder: Encoder, held_out: list[Encoded], out: Path):
         """Stored reference log-probs of the training and the held-out data, where the config wants them."""
@@ -335,8 +336,10 @@ class _Run:
         lets none go, or none is left."""
         assert self.held_out is not None
         data, total, seen = self.config.data, None, []
+        objective = self.config.objective
+        own = state.objective if objective.held_out is objective else objective.held_out.init_state()
         for batch in self.held_out.iterate(0, self.held_out.per_epoch, data.threads, data.prefetch):
-            more, health = self.program.evaluate(state.trained, self.base, self.put(batch))
+            more, health = self.program.evaluate(state.trained, self.base, self.put(batch), own)
             total = more if total is None else add(total, more)
             seen.append((batch.records, health))
         total, seen = jax.device_get((total, seen))

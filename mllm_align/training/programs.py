@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from mllm_align.align.contract import Objective
 from mllm_align.batch import PromptGroup, Shape, blank
 from mllm_align.config import Config
 from mllm_align.errors import InputError
@@ -26,8 +27,8 @@ from mllm_align.training.step import TrainState, make_evaluation, make_step
 
 @dataclass(frozen=True)
 class Program:
-    """step(state, base, batch) -> (state, metrics, health), evaluate(trained, base, batch) -> (metrics,
-    health): jitted, shardings pinned, the step's state donated.
+    """step(state, base, batch) -> (state, metrics, health), evaluate(trained, base, batch, objective's
+    state) -> (metrics, health): jitted, shardings pinned, the step's state donated.
 
     state, base: what they take, as shapes with shardings.
     """
@@ -56,7 +57,10 @@ def abstract_base(config: ModelConfig, mesh: Mesh, dtype: Any) -> Any:
 
 
 def abstract_state(
-    trained: Any, optimizer: optax.GradientTransformation, whole: jax.sharding.Sharding
+    trained: Any,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    whole: jax.sharding.Sharding,
 ) -> TrainState:
     """Optimizer moments live where the parameters live that they belong to."""
     moments = optax.tree_utils.tree_map_params(
@@ -66,7 +70,8 @@ def abstract_state(
         trained,
         transform_non_params=lambda leaf: struct(leaf.shape, leaf.dtype, whole),
     )
-    return TrainState(struct((), jnp.int32, whole), trained, moments)  # type: ignore[arg-type]
+    own = jax.tree.map(lambda x: struct(x.shape, x.dtype, whole), jax.eval_shape(objective.init_state))
+    return TrainState(struct((), jnp.int32, whole), trained, moments, own)  # type: ignore[arg-type]
 
 
 def train_program(
@@ -77,7 +82,8 @@ def train_program(
     dtype = compute_dtype(config.dtype, mesh)
     trained = abstract_trained(config, model, mesh)
     optimizer = make_optimizer(config.optim, steps, warmup)
-    state, base = abstract_state(trained, optimizer, replicated(mesh)), abstract_base(model, mesh, dtype)
+    state = abstract_state(trained, optimizer, config.objective, replicated(mesh))
+    base = abstract_base(model, mesh, dtype)
     if not config.live_reference:
         # no reference is run: what is trained needs no frozen copy
         parts = trained_parts(config, model)
@@ -93,8 +99,8 @@ def train_program(
         donate_argnums=0,
     )
     evaluate = jax.jit(
-        make_evaluation(policy, config.held_out_objective, *common),
-        in_shardings=(places.trained, base_places, rows),
+        make_evaluation(policy, config.objective.held_out, *common),
+        in_shardings=(places.trained, base_places, rows, whole),
         out_shardings=whole,
     )
     return Program(step, evaluate, state, base, optimizer)

@@ -27,7 +27,7 @@ import jax
 from etils import epath
 
 from mllm_align import processes
-from mllm_align.config import Config, from_json, save_json, to_json
+from mllm_align.config import Config, from_json, part_files, save_json, to_json
 from mllm_align.data.encode import Encoded
 from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json, read_json
@@ -70,6 +70,7 @@ def facts(
         "data_fingerprint": digest.hexdigest()[:16],
         "eval_data": _name(held_out),
         **_judge(config, bundle),
+        "part_files": part_files(config),
         "dtype": str(bundle.dtype),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {
@@ -232,6 +233,12 @@ def check(out: Path, config: Config, described: dict[str, Any]) -> None:
 
 
 def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> None:
+    for file, digest in described["part_files"].items():
+        if saved.get("part_files", {}).get(file, digest) != digest:
+            raise InputError(
+                f"{file} has changed since {out} was started; take its earlier version, or give --out a "
+                "new folder"
+            )
     for what, name in (
         ("from another model", "model"),
         ("from another projector", "projector"),

@@ -10,8 +10,10 @@ import numpy as np
 import optax
 import pytest
 from goldens import NAMES, goldens, packed_images, responses, union
+from signals import computed, signals
 
-from mllm_align.align.objectives import DPO, IPO, SFT, LogProbs, RobustDPO, SLiC
+from mllm_align.align.pairwise import DPO, IPO, RobustDPO, SLiC
+from mllm_align.align.sft import SFT
 from mllm_align.batch import pad, stack
 from mllm_align.models.huggingface import load_params, open_folder
 from mllm_align.training.step import TrainState, make_step
@@ -58,8 +60,8 @@ def loss_of(golden, ours, loss, weight=None):
     weight = ours.batch.responses.weight if weight is None else weight
 
     def mean(policy):
-        logps = LogProbs(policy, ours.base, ours.batch.responses.mask, weight)
-        total, count, _ = objective(golden, loss)(logps)
+        given = signals(policy, ours.base, ours.batch.responses.mask, weight)
+        total, count, _ = computed(objective(golden, loss), given)
         return total / count
 
     return mean

@@ -7,8 +7,10 @@ import optax
 import pytest
 from goldens import goldens, union
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from signals import computed, signals
 
-from mllm_align.align.objectives import DPO, SFT, LogProbs
+from mllm_align.align.pairwise import DPO
+from mllm_align.align.sft import SFT
 from mllm_align.batch import pad, stack, with_responses
 from mllm_align.models.lora import init_lora, scaled
 from mllm_align.models.policy import overlay, policy_variables
@@ -105,8 +107,8 @@ def plain():
     @jax.value_and_grad
     def loss(params):
         both = [GOLDEN.model.apply({"params": p}, batch)[0] for p in (params, GOLDEN.base)]
-        logps = LogProbs(*both, jnp.asarray(batch.responses.mask), jnp.asarray(batch.responses.weight))
-        total, weight, _ = DPO()(logps)
+        given = signals(*both, batch.responses.mask, batch.responses.weight)
+        total, weight, _ = computed(DPO(), given)
         return total / weight
 
     return loss
