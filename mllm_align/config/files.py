@@ -80,7 +80,7 @@ def _built(kind: Any, value: Any) -> Any:
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if isinstance(value, dict) and "kind" in value:
         name = value["kind"]
-        kind = KINDS[name] if name in KINDS else load_part(name, "part of a config")
+        kind = load_part(name, "part of a config") if ":" in name else KINDS[name]
         if not issubclass(kind, kinds):
             raise ValueError(f"{name!r} has no place there")
         return _built(kind, {name: each for name, each in value.items() if name != "kind"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +96,11 @@ def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: floa
     return loss
 
 
+def is_loss(metric: str) -> bool:
+    """Whether a metric is the loss, or one of its terms where there are several."""
+    return metric == "loss" or metric.startswith("loss/")
+
+
 def _divisor(weight: Any) -> Any:
     """The weight, or 1 where nothing weighs: the sum is 0 there, and stays so."""
     return jnp.where(weight > 0, weight, 1)
@@ -150,9 +156,9 @@ def make_step(
             total, rows = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), batch)
         grads, metrics, stats = total
         # without any weight no group has a usable pair; the gradient is 0 and stays so
-        some = jnp.stack([weight > 0 for weight in weights.values()]).any()
-        unit = _divisor(next(iter(weights.values())))
-        grads = jax.tree.map(lambda g: g / unit, grads)
+        _, unit = metrics["loss"]
+        some = reduce(jnp.logical_or, (w > 0 for name, (_, w) in metrics.items() if is_loss(name)))
+        grads = jax.tree.map(lambda g: g / _divisor(unit), grads)
         norm = optax.global_norm(grads)
         finite = _all_finite((norm, metrics))
         updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)

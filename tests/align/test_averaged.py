@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from signals import signals
+from signals import computed, signals
 
 from mllm_align.align.pairwise import DPO, IPO, Averaged, SLiC
 
