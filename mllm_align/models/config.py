@@ -78,3 +78,9 @@ class ModelConfig:
     def newline(self) -> bool:
         """Whether row 0 of the image table is a learned vector, the parameter `image_newline`."""
         return False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Top-level parts of the parameter tree."""
+        newline = ("image_newline",) if self.newline else ()
+        return "vision_tower", "projector", *newline, "decoder"
