@@ -42,7 +42,7 @@ class ModelFamily(Generic[C]):
     """
 
     modules: Mapping[str, str]
-    """Part of the parameter tree (see `ModelConfig.parts`) -> its module's canonical name in checkpoints."""
+    """Part of the parameter tree (see `ModelConfig.parts`) -> canonical name of its module."""
     image_settings: Mapping[str, Range] = IMAGE_SETTINGS
     """What each setting of the checkpoint's image processor may be."""
     presets: Mapping[str, C] = {}
