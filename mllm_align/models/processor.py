@@ -36,7 +36,6 @@ SIDE_FILES = (
     "generation_config.json",
 )
 COPY = "copy the processor files of the model it came from into the folder"
-IDS = Whole(0, (1 << 31) - 1)
 GENERATION = "generation_config.json"
 
 SAMPLE = "A picture of 2 dogs."
