@@ -227,9 +227,8 @@ class Encoder:
         wanted = sum(counts(self.layout, height, width, len(sizes))[1] for width, height in sizes)
         late = any(self.image_token in row[shared:] for row in rows)
         if late or places != wanted:
-            found = (
-                "an image place after the prompt" if late else f"{places} image places for {wanted} images"
-            )
+            what = f"{wanted} images" if wanted == len(sizes) else f"the {wanted} of {len(sizes)} images"
+            found = "an image place after the prompt" if late else f"{places} image places for {what}"
             remedy = "use a template that places images (--data.chat-template)"
             raise refusal(record.where, f"the chat template writes {found}", remedy)
         if not shared:

@@ -30,30 +30,23 @@ class Run:
 class Layout(Protocol):
     """The numbers of a checkpoint that decide how images become tokens.
 
+    mark: what the chat template writes for an image. token: how the tokenizer spells the model's image
+    token. tokens: I, rows of the image table that a tile has. largest: sizes (height, width) of which one
+    becomes the most embeddings, and one the most tiles.
+
     Sizes are those of the image after EXIF orientation. images: how many the record has, for families that
     treat several otherwise than one. An implementation is hashable and picklable: other processes encode
     with it, and what is counted is kept by it.
     """
 
     @property
-    def mark(self) -> str:
-        """What the chat template writes in place of an image."""
-        ...
-
+    def mark(self) -> str: ...
     @property
-    def token(self) -> str:
-        """How the tokenizer spells the model's image token."""
-        ...
-
+    def token(self) -> str: ...
     @property
-    def tokens(self) -> int:
-        """I: rows of the image table that a tile has."""
-        ...
-
+    def tokens(self) -> int: ...
     @property
-    def largest(self) -> tuple[tuple[int, int], ...]:
-        """Sizes (height, width) of which one becomes the most embeddings, and one the most tiles."""
-        ...
+    def largest(self) -> tuple[tuple[int, int], ...]: ...
 
     def text(self, height: int, width: int, images: int) -> str:
         """What takes the mark's place before the text is tokenized: `token` once for every run, with the
@@ -78,8 +71,8 @@ class Layout(Protocol):
 
     def pixels(self, process: Any, image: Image.Image, images: int) -> Pixels:
         """patches [T, N, C] float32 and place [T, N, 2] int16 of an image, from the checkpoint's own image
-        processor. Raises ValueError, with the shapes found and wanted,
-        where it makes something else than the configuration asks for."""
+        processor. Raises ValueError, with the shapes found and wanted, where it makes something else than
+        the configuration asks for."""
         ...
 
     def noise(self, draw: Callable[[tuple[int, ...]], Any], shape: tuple[int, ...]) -> Any:

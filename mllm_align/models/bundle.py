@@ -84,9 +84,9 @@ def load(
     if not isinstance(mesh, Mesh):
         mesh = make_mesh(mesh or MeshConfig())
     check_mesh(folder.config, mesh)
-    kind = compute_dtype(dtype, mesh)
-    params = load_params(folder, kind, tree_lookup(base_shardings(folder.config, mesh)))
-    return Bundle(folder, processor, mesh, kind, params)
+    compute = compute_dtype(dtype, mesh)
+    params = load_params(folder, compute, tree_lookup(base_shardings(folder.config, mesh)))
+    return Bundle(folder, processor, mesh, compute, params)
 
 
 def _units(config: ModelConfig) -> dict[str, int]:

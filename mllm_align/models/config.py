@@ -7,32 +7,22 @@ from typing import Protocol
 
 
 class VisionConfig(Protocol):
-    """A vision tower as the rest of the program knows it; a family's own class has more."""
+    """A vision tower as the rest of the program knows it; a family's own class has more.
+
+    heads: of attention, between which the tensor axis of a mesh is cut. patches: N, of a tile. patch_width:
+    C, numbers of a patch. tokens: I, features of a tile. features: F, their width.
+    """
 
     @property
-    def heads(self) -> int:
-        """Attention heads: the tensor axis of a mesh is cut between them."""
-        ...
-
+    def heads(self) -> int: ...
     @property
-    def patches(self) -> int:
-        """N: patches of one tile."""
-        ...
-
+    def patches(self) -> int: ...
     @property
-    def patch_width(self) -> int:
-        """C: numbers of one patch, all its pixels and channels."""
-        ...
-
+    def patch_width(self) -> int: ...
     @property
-    def tokens(self) -> int:
-        """I: features of one tile."""
-        ...
-
+    def tokens(self) -> int: ...
     @property
-    def features(self) -> int:
-        """F: width of a feature, as the projector gets it."""
-        ...
+    def features(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -78,3 +68,9 @@ class ModelConfig:
     def newline(self) -> bool:
         """Whether row 0 of the image table is a learned vector, the parameter `image_newline`."""
         return False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Top-level parts of the parameter tree."""
+        newline = ("image_newline",) if self.newline else ()
+        return "vision_tower", "projector", *newline, "decoder"

@@ -19,7 +19,7 @@ from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.files import read_json
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.registry import family_of, read_config
-from mllm_align.models.ranges import FLAG, PIXELS, Between, Listed, Maybe, OneOf, Range, Whole, check
+from mllm_align.models.ranges import COLOURS, Between, Listed, Maybe, Whole, check
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -36,25 +36,9 @@ SIDE_FILES = (
     "generation_config.json",
 )
 COPY = "copy the processor files of the model it came from into the folder"
-IDS = Whole(0, (1 << 31) - 1)
 GENERATION = "generation_config.json"
 
 SAMPLE = "A picture of 2 dogs."
-COLOURS = Whole(3, 3)
-PIXELS_OR_NONE = Maybe(PIXELS)
-IMAGE: dict[str, Range] = {
-    **dict.fromkeys(
-        ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"),
-        Maybe(FLAG),
-    ),
-    "resample": Maybe(Whole(0, 5)),
-    "rescale_factor": Maybe(Between(0, 2)),
-    "image_mean": Maybe(Listed(COLOURS, Between(-256, 256))),
-    "image_std": Maybe(Listed(COLOURS, Between(0, 256))),
-    "data_format": Maybe(OneOf(("channels_first",))),
-    "input_data_format": OneOf((None,)),
-}
-SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 
 
 @dataclass
@@ -191,19 +175,15 @@ def end_tokens(path: Path, vocab: int) -> frozenset[int]:
 
 def _check_images(path: Path, processor: Processor, config: ModelConfig) -> None:
     """The image processor's numbers, and that it makes patches as the model's layout has them."""
-    at, images = f"{path}: image processor", processor.image_processor
+    at, images, family = f"{path}: image processor", processor.image_processor, family_of(config)
     with explained(f"{at} can't be used", COPY):
-        values = {name: getattr(images, name, None) for name in IMAGE}
-        for name in ("size", "crop_size"):
-            sides = getattr(images, name, None) or {}
-            values |= {f"{name}.{side}": dict(sides).get(side) for side in SIDES}
-    for name, value in values.items():
-        check(at, name, value, IMAGE.get(name, PIXELS_OR_NONE), COPY)
+        values = {name: _setting(images, name) for name in family.image_settings}
+    for name, allowed in family.image_settings.items():
+        check(at, name, values[name], allowed, COPY)
     if values["do_normalize"] and values["do_rescale"] and values["rescale_factor"]:
         white = 255 * values["rescale_factor"]
         for name, low in (("image_mean", -white), ("image_std", 0)):
             check(at, name, values[name], Maybe(Listed(COLOURS, Between(low, 1.001 * white))), COPY)
-    family = family_of(config)
     family.check_processor(at, images, config)
     from PIL import Image
 
@@ -212,3 +192,10 @@ def _check_images(path: Path, processor: Processor, config: ModelConfig) -> None
         made = layout.pixels(images, Image.new("RGB", (24, 16), "gray"), 1)
         if not np.isfinite(made.patches).all():
             raise ValueError("it gives numbers that are not finite")
+
+
+def _setting(images: Any, name: str) -> Any:
+    """name: "resample", or "size.height"."""
+    field, _, key = name.partition(".")
+    value = getattr(images, field, None)
+    return dict(value or {}).get(key) if key else value

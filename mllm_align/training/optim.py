@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mllm_align.config import PARTS, Config, OptimConfig
+from mllm_align.config import Config, OptimConfig
 from mllm_align.models.bundle import Bundle, abstract_params, base_shardings, lora_shardings
 from mllm_align.models.config import ModelConfig
-from mllm_align.models.families.registry import family_of
 from mllm_align.models.huggingface import load_params
 from mllm_align.models.lora import init_lora
 from mllm_align.sharding import tree_lookup
@@ -22,10 +21,10 @@ Tree = dict[str, Any]
 
 def trained_parts(config: Config, model: ModelConfig) -> tuple[str, ...]:
     """Top-level parts of the parameters that a run replaces (LoRA terms are beside these)."""
-    parts = ("projector",) if config.lora else tuple(p for p in PARTS if p not in config.freeze)
+    parts = ("projector",) if config.lora else tuple(p for p in model.parts if p not in config.freeze)
     if config.optim.projector_learning_rate == 0:
         parts = tuple(p for p in parts if p != "projector")
-    return tuple(p for p in parts if p in family_of(model).modules)
+    return parts
 
 
 def abstract_trained(config: Config, model: ModelConfig, mesh: Mesh) -> Tree:

@@ -11,7 +11,7 @@ from toy_family import Toy, make_toy
 import mllm_align
 from mllm_align import Config, LoraConfig, SamplingConfig
 from mllm_align.batch import pad
-from mllm_align.config import MeshConfig
+from mllm_align.config import DataConfig, MeshConfig
 from mllm_align.data.encode import expand
 from mllm_align.data.inspect import describe
 from mllm_align.errors import InputError
@@ -85,6 +85,26 @@ def test_several_images_are_laid_out_otherwise_than_one(prepared, work, bundle):
     alone = encoder.group(records[0]).prefix.patches
     if len(alone) > 1:
         assert not np.array_equal(group.prefix.patches[0], alone[0])
+
+
+def test_a_text_that_reads_like_a_mark_or_an_image_token_is_text(prepared, bundle):
+    encoder, records = prepared
+    image = str(records[0].record.images[0].path)
+    row = {"images": [image], "prompt": "Is <pad> or <image> there?", "chosen": "<pad>", "rejected": "No."}
+    _, (one,), _ = prepare(bundle, [row], Config().data, 2)
+    strips, _ = encoder.layout.tiles(*one.sizes[0][::-1], 1)
+    assert (one.prefix == encoder.image_token).sum() == strips
+    assert encoder.tokenizer.pad_token_id not in [*one.prefix, *one.responses[0]]
+
+
+def test_a_template_without_marks_is_refused(bundle, prepared, tmp_path):
+    _, records = prepared
+    (tmp_path / "plain.jinja").write_text("{% for m in messages %}{{ m.content[-1].text }}{% endfor %}")
+    config = DataConfig(chat_template=tmp_path / "plain.jinja")
+    tall = next(record for record in records if record.shape.tiles > 1)
+    row = {"images": [str(tall.record.images[0].path)], "prompt": "A?", "chosen": "B.", "rejected": "C."}
+    with pytest.raises(InputError, match=f"0 image places for the {tall.shape.tiles} of 1 images"):
+        prepare(bundle, [row], config, 2)
 
 
 def test_embeddings_by_hand(prepared, bundle):

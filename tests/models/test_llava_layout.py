@@ -1,5 +1,6 @@
 """Image layout against loops over single embeddings, and against transformers' own counts."""
 
+import jax
 import numpy as np
 import pytest
 from goldens import goldens
@@ -111,3 +112,29 @@ def test_as_many_tokens_as_transformers_counts():
             # transformers counts the class token too, and takes it off in its caller
             theirs = processor._get_number_of_features(height, width, side, side)
             assert len(layout.rows(height, width, 0)) == theirs - 1, (height, width)
+
+
+def test_patches_hold_the_pixels_of_their_place():
+    """Of 23 pixels a side, 3 fill no patch of 10."""
+    layout = LlavaLayout(23, 10)
+    tiles = np.random.default_rng(0).standard_normal((2, 23, 23, 3)).astype(np.float32)
+    patches, place = layout.patched(tiles)
+    assert patches.shape == (2, 4, 300) and place.shape == (2, 4, 2) and place.dtype == np.int16
+    for tile in range(2):
+        for n in range(4):
+            row, column = place[tile, n]
+            assert (row, column) == divmod(n, 2)
+            seen = tiles[tile, 10 * row : 10 * row + 10, 10 * column : 10 * column + 10]
+            assert np.array_equal(patches[tile, n], seen.reshape(-1))
+    assert [x.shape for x in layout.empty()] == [(0, 4, 300), (0, 4, 2)]
+
+
+def test_noise_is_drawn_line_by_line_over_whole_tiles():
+    layout = LlavaLayout(23, 10)
+    noise = layout.noise(np.random.default_rng(1).standard_normal, (2, 4, 300))
+    drawn = np.random.default_rng(1).standard_normal((2, 23, 23, 3))
+    assert np.array_equal(noise, layout.patched(drawn).patches)
+    key = jax.random.key(0)
+    noise = jax.jit(lambda: layout.noise(lambda shape: jax.random.normal(key, shape), (4, 300)))()
+    drawn = np.asarray(jax.random.normal(key, (1, 23, 23, 3)))
+    assert np.array_equal(noise, layout.patched(drawn).patches[0])

@@ -11,6 +11,26 @@ import flax.linen as nn
 from mllm_align.data.layout import Layout
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.names import Entry
+from mllm_align.models.ranges import COLOURS, FLAG, PIXELS, Between, Listed, Maybe, OneOf, Range, Whole
+
+IMAGE_SETTINGS: dict[str, Range] = {
+    **dict.fromkeys(
+        ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"),
+        Maybe(FLAG),
+    ),
+    "resample": Maybe(Whole(0, 5)),
+    "rescale_factor": Maybe(Between(0, 2)),
+    "image_mean": Maybe(Listed(COLOURS, Between(-256, 256))),
+    "image_std": Maybe(Listed(COLOURS, Between(0, 256))),
+    "data_format": Maybe(OneOf(("channels_first",))),
+    "input_data_format": OneOf((None,)),
+    **{
+        f"{field}.{side}": Maybe(PIXELS)
+        for field in ("size", "crop_size")
+        for side in ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
+    },
+}
+"""What the settings of most image processors may be."""
 
 C = TypeVar("C", bound=ModelConfig)
 
@@ -22,8 +42,9 @@ class ModelFamily(Generic[C]):
     """
 
     modules: Mapping[str, str]
-    """Top-level part of the parameter tree -> its module in checkpoints, under its canonical name. The
-    parts are `vision_tower`, `projector`, `decoder` and, where `ModelConfig.newline`, `image_newline`."""
+    """Part of the parameter tree (see `ModelConfig.parts`) -> canonical name of its module."""
+    image_settings: Mapping[str, Range] = IMAGE_SETTINGS
+    """What each setting of the checkpoint's image processor may be."""
     presets: Mapping[str, C] = {}
     """Published models by name, for what needs a model's shape and not its weights."""
 
@@ -94,5 +115,5 @@ class ModelFamily(Generic[C]):
         raise NotImplementedError
 
     def check_processor(self, at: str, images: Any, config: C) -> None:
-        """Raises InputError where an image processor (of transformers) disagrees with config.json. Numbers
-        that all image processors have, and the shape of what it makes, are checked for all families."""
+        """Raises InputError where an image processor (of transformers) disagrees with config.json. Its
+        `image_settings`, and the shape of what it makes, are checked for all families."""

@@ -27,6 +27,7 @@ class Llava(ModelFamily[LlavaConfig]):
     modules = {
         "vision_tower": "vision_tower",
         "projector": "multi_modal_projector",
+        "image_newline": "image_newline",
         "decoder": "language_model",
     }
     presets = LLAVA_15
@@ -79,12 +80,6 @@ class Llava(ModelFamily[LlavaConfig]):
 
 
 class LlavaNext(Llava):
-    modules = {
-        "vision_tower": "vision_tower",
-        "projector": "multi_modal_projector",
-        "image_newline": "image_newline",
-        "decoder": "language_model",
-    }
     presets = LLAVA_16
 
     def check_processor(self, at: str, images: Any, config: LlavaConfig) -> None:

@@ -28,8 +28,13 @@ class ClipConfig:
     keep_class_token: bool = False
 
     @property
+    def side(self) -> int:
+        """Patches along a side of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
     def patches(self) -> int:
-        return (self.image_size // self.patch_size) ** 2
+        return self.side**2
 
     @property
     def patch_width(self) -> int:
