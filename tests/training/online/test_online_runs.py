@@ -252,9 +252,7 @@ def test_what_bdhs_needs_is_made_once(tmp_path, monkeypatch):
 
     def bdhs_of(self, batch, group, trained):
         out = make(self, batch, group, trained)
-        steps.append(
-            (self.bdhs, jax.tree.map(np.asarray, trained), batch.records, self.bdhs.seed, out[0])
-        )
+        steps.append((self.bdhs, jax.tree.map(np.asarray, trained), batch.records, self.bdhs.seed, out[0]))
         return out
 
     monkeypatch.setattr(decode.Decoder, "__init__", init)
