@@ -725,7 +725,7 @@ def _choices(config: Any, argv: list[str]) -> tuple[Any, list[str]]:
 def _replaced(config: Any, branches: dict[str, Any], path: str = "") -> Any:
     """The config with these branches, of one level at once as one may need the other, then of the levels
     below. A branch that is of the wanted kind already stays as it is."""
-    known = () if config is None else [each.name for each in dataclasses.fields(config)]
+    known = [] if config is None else [each.name for each in dataclasses.fields(config)]  # type: ignore[arg-type]
     for name in branches:
         if name.partition(".")[0] not in known:
             raise InputError(f"--{path}{name} does not go with {path[:-1]} {type(config).__name__}")

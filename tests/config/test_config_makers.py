@@ -71,7 +71,7 @@ def test_what_an_annotator_runs_on(annotator, on_devices, asks_base, folder):
 def test_what_may_change_are_fields():
     """A name that is misspelt would let nothing change, without a word."""
     for config in (Config(), Config().data, *(kind() for kind in ANNOTATORS.values())):
-        assert config.may_change <= {name for name in type(config).__dataclass_fields__}, type(config)
+        assert config.may_change <= set(type(config).__dataclass_fields__), type(config)
 
 
 def test_parts_of_a_batch_and_its_reference():
