@@ -61,11 +61,13 @@ class Window:
         """How long the device took for a step, where that was waited for."""
         self._count({"update/seconds": (seconds, 1.0)})
 
-    def check(self, finite: Sequence[Any] | None = None) -> None:
+    def check(self) -> None:
         """Report the steps that could not be taken, once each."""
-        if finite is None:
-            finite = jax.device_get([health.finite for *_, health in self.steps])
-        broken = [each for each, good in zip(self.steps, finite or (), strict=True) if not good]
+        if self.steps:
+            self._report(jax.device_get([health.finite for *_, health in self.steps]))
+
+    def _report(self, finite: Sequence[Any]) -> None:
+        broken = [each for each, good in zip(self.steps, finite, strict=True) if not good]
         self.steps = []
         for step, indices, health in broken:
             self.nonfinite(step + 1, culprits(indices, health))
@@ -73,7 +75,7 @@ class Window:
     def close(self, step: int, steps: int, learning_rate: float) -> dict[str, Any]:
         """The figures, after so many steps of the run. seconds_left is for the terminal alone."""
         total, finite = jax.device_get((self.total, [health.finite for *_, health in self.steps]))
-        self.check(finite)
+        self._report(finite)
         values = divide(total) | divide(self.metrics)
         seconds = time.perf_counter() - self.start
         peak = peak_flops()
