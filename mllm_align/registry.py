@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -32,7 +33,7 @@ class Registry(Mapping[str, Any]):
 
         def put(part: T) -> T:
             if name in self._parts:
-                raise ValueError(f"two {self.what}s are named {name!r}")
+                raise ValueError(f"{name!r} is registered twice as {self.what}")
             self._parts[name] = part
             return part
 
@@ -94,7 +95,7 @@ def load_part(name: str, what: str) -> Any:
 def _run(path: Path) -> ModuleType:
     if not path.is_file():
         raise InputError(f"{path} is not there; give the path of a Python file")
-    name = f"mllm_align_user.{path.stem}_{abs(hash(str(path))):x}"
+    name = f"mllm_align_user_{sha256(str(path).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
