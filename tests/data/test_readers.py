@@ -85,53 +85,10 @@ def test_json_files(tmp_path, suffix):
     assert records_from(str(path)) == records
 
 
-def test_jsonl_tolerates_bom_crlf_blank_lines_and_line_separators(tmp_path):
-    row = {**ROW, "chosen": "two\u2028lines"}
-    lines = ["", json.dumps(row, ensure_ascii=False), "  ", json.dumps(ROW), ""]
-    path = tmp_path / "pairs.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    records = records_from(path)
-    assert [record.where for record in records] == ["pairs.jsonl record 0", "pairs.jsonl record 1"]
-    assert records[0].responses[0] == "two\u2028lines"
-
-
-def test_json_tolerates_bom(tmp_path):
-    path = tmp_path / "pairs.json"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([ROW]).encode())
-    assert len(records_from(path)) == 1
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        (b'{"a": 1,, }', ["pairs.jsonl line 3, column 9", "not JSON"]),
-        (b'{"a": 1', ["pairs.jsonl line 3", "not JSON"]),
-        (b"[1, 2]", ["pairs.jsonl line 3", "found list", "object"]),
-        (b'{"a": "\xff"}', ["pairs.jsonl line 3", "UTF-8"]),
-        (b'{"a": ' + b"9" * 5000 + b"}", ["pairs.jsonl line 3", "cannot be read"]),
-        (b"[" * 100_000, ["pairs.jsonl line 3", "cannot be read"]),
-        (b'{"prompt": "What?", "chosen": "x"}', ["pairs.jsonl record 1, rejected", "missing"]),
-    ],
-)
-def test_faulty_jsonl(tmp_path, line, words):
-    path = tmp_path / "pairs.jsonl"
-    path.write_bytes(json.dumps(ROW).encode() + b"\n\n" + line + b"\n")
-    assert_refused(path, *words)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (b'[\n{"a": 1},\n{"a" 2}]', ["pairs.json line 3, column 6", "not JSON"]),
-        (b'[\n"\xff"]', ["pairs.json line 2", "UTF-8"]),
-        (b'{"a": 1}', ["pairs.json", "holds dict", ".jsonl"]),
-        (b"[1]", ["pairs.json record 0", "found int"]),
-    ],
-)
-def test_faulty_json(tmp_path, text, words):
-    path = tmp_path / "pairs.json"
-    path.write_bytes(text)
-    assert_refused(path, *words)
+def test_faulty_records_of_a_file_are_named(tmp_path):
+    faulty = {name: value for name, value in ROW.items() if name != "rejected"}
+    assert_refused(write(tmp_path / "a.jsonl", ROW, faulty), "a.jsonl record 1, rejected", "missing")
+    assert_refused(write(tmp_path / "a.json", 1), "a.json record 0", "found int")
 
 
 @pytest.mark.parametrize(
@@ -157,16 +114,6 @@ def test_unusable_files(tmp_path):
     assert_refused(tmp_path / ("x" * 300), "no such file")
     assert_refused(tmp_path / "a\0b.jsonl", "no such file")
     assert_refused(tmp_path / "two\nlines.jsonl", "two lines.jsonl")
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_forbidden_files(tmp_path, name, monkeypatch):
-    def forbidden(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    path = write(tmp_path / name, ROW)
-    monkeypatch.setattr("pathlib.Path.open", forbidden)
-    assert_refused(path, name, "cannot be read", "Permission denied")
 
 
 def test_forbidden_folder(tmp_path, monkeypatch):
