@@ -39,7 +39,7 @@ def test_programs_that_a_config_does_not_have():
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """What was compiled. Programs need 1 GiB and compute for a second on each of 16 chips, 2 rows a chip."""
+    """What was compiled. Programs need 1 GiB and a second of computing on each of 16 chips."""
     jobs = []
 
     def compile_program(job, devices, whole):
