@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refusal
 
 from mllm_align.errors import InputError, NotFinite, not_finite
 from mllm_align.files import MAX_DEPTH, json_text, new_file, new_folder, parse_json, read_json
@@ -23,14 +24,6 @@ def fill_file(out):
 
 
 WRITERS = pytest.mark.parametrize("write", [fill_folder, fill_file])
-
-
-def refusal(call, *args):
-    with pytest.raises(InputError) as caught:
-        call(*args)
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < 500
-    return message
 
 
 def everything(folder):

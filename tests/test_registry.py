@@ -5,6 +5,7 @@ import pickle
 import sys
 
 import pytest
+from refusals import refusal
 
 from mllm_align.errors import InputError
 from mllm_align.registry import Registry, load_part
@@ -37,11 +38,8 @@ def file(tmp_path):
     return write
 
 
-def refusal(name):
-    with pytest.raises(InputError) as error:
-        load_part(name, "loss")
-    assert "\n" not in str(error.value)
-    return str(error.value)
+def refused(name):
+    return refusal(load_part, name, "loss")
 
 
 # ---- ours --------------------------------------------------------------------------------------------
@@ -137,35 +135,37 @@ def test_what_a_file_only_imports_gets_no_name(losses, file):
 )
 def test_a_file_that_can_not_be_used_is_one_line(file, text, said):
     name = f"{file(text)}:Mine"
-    line = refusal(name)
+    line = refused(name)
     assert line.startswith("loss '") and "mine.py:Mine' can't be loaded (" in line and said in line
     assert line.endswith("; mend the file or the name")
-    assert refusal(name) == line, "the second time as the first"
+    assert refused(name) == line, "the second time as the first"
 
 
 def test_a_file_that_failed_leaves_no_module(file):
     path = file("raise ValueError")
     before = set(sys.modules)
-    refusal(f"{path}:Mine")
+    refused(f"{path}:Mine")
     assert set(sys.modules) == before
 
 
 def test_what_a_file_refuses_by_itself_stands_as_it_is(file):
     path = file("from mllm_align.errors import InputError\nraise InputError('beta is 3; give less')")
-    assert refusal(f"{path}:Mine") == "beta is 3; give less"
+    assert refused(f"{path}:Mine") == "beta is 3; give less"
 
 
 def test_a_file_that_is_not_there(tmp_path):
     path = tmp_path / "absent.py"
-    assert refusal(f"{path}:Mine") == f"{path} is not there; give the path of a Python file"
+    assert refused(f"{path}:Mine") == f"{path} is not there; give the path of a Python file"
     (tmp_path / "folder.py").mkdir()
-    assert "folder.py is not there" in refusal(f"{tmp_path / 'folder.py'}:Mine")
+    assert "folder.py is not there" in refused(f"{tmp_path / 'folder.py'}:Mine")
 
 
 def test_a_module_that_is_not_there():
-    assert "No module named 'nowhere_to_be_found'" in refusal("nowhere_to_be_found.losses:Mine")
+    assert "No module named 'nowhere_to_be_found'" in refusal(
+        load_part, "nowhere_to_be_found.losses:Mine", "loss"
+    )
 
 
 @pytest.mark.parametrize("name", [":Mine", "mine.py:", "mine.py", "", ":"])
 def test_a_name_of_nothing(name):
-    assert refusal(name) == f"loss '{name}' names nothing; give file.py:Name or package.module:Name"
+    assert refused(name) == f"loss '{name}' names nothing; give file.py:Name or package.module:Name"

@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
+from refusals import refusal
 
 from mllm_align import config as module
 from mllm_align.config import OBJECTIVES, from_json, to_json
@@ -18,13 +19,6 @@ from mllm_align.errors import InputError
 from mllm_align.files import parse_json
 
 NAN, INF = float("nan"), float("inf")
-
-
-def refusal(check, *args):
-    with pytest.raises(InputError) as error:
-        check(*args)
-    assert "\n" not in str(error.value) and len(str(error.value)) < 400
-    return str(error.value)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """A training run's settings, and which of them go together."""
 
 import pytest
+from refusals import refusal
 
 from mllm_align.align.objectives import DPO, IPO, SFT, Averaged
 from mllm_align.config import (
@@ -13,7 +14,6 @@ from mllm_align.config import (
     SceneOracle,
     SceneQuestions,
 )
-from mllm_align.errors import InputError
 
 ORACLE = OnlinePairs(annotator=SceneOracle())
 
@@ -41,9 +41,7 @@ ORACLE = OnlinePairs(annotator=SceneOracle())
     ],
 )
 def test_values_are_checked_where_they_are_given(make, said):
-    with pytest.raises(InputError) as error:
-        make()
-    assert said in str(error.value)
+    assert said in refusal(make)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +59,7 @@ def test_values_are_checked_where_they_are_given(make, said):
     ],
 )
 def test_settings_that_do_not_go_together(make, said):
-    with pytest.raises(InputError) as error:
-        make()
-    assert said in str(error.value)
+    assert said in refusal(make)
 
 
 def test_settings_that_go_together():

@@ -1,6 +1,5 @@
 """Files and rows in memory to records, in three formats, and every refusal."""
 
-import io
 import json
 import re
 
@@ -9,18 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from published import assert_refused, gpt, human, png, povid, rlhfv, turns
 
 from mllm_align.data.images import image_size, load_rgb
 from mllm_align.data.readers import records_from
-from mllm_align.errors import InputError
 
 ROW = {"images": ["a.png"], "prompt": "What?", "chosen": "A cat.", "rejected": "A dog."}
-
-
-def png(width=3, height=2):
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (1, 2, 3)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write(path, *rows):
@@ -28,47 +21,6 @@ def write(path, *rows):
     lines = [json.dumps(row) for row in rows]
     path.write_text(f"[{','.join(lines)}]" if path.suffix == ".json" else "\n".join(lines) + "\n")
     return path
-
-
-def human(text):
-    return {"from": "human", "value": text}
-
-
-def gpt(text):
-    return {"from": "gpt", "value": text}
-
-
-def povid(chosen, rejected, **fields):
-    row = {"id": "7", "image": "a.png"}
-    return {**row, "conversations": chosen, "rejected_conversations": rejected, **fields}
-
-
-def rlhfv(**fields):
-    answers = {"question": "What?", "chosen": "A cat.", "rejected": "A dog."}
-    return {
-        "ds_name": "RLHF-V",
-        "image": {"bytes": png(), "path": None},
-        "text": json.dumps(answers),
-        "origin_dataset": "coco",
-        "origin_split": "{}",
-        "idx": 4,
-        "image_path": "a.png",
-        **fields,
-    }
-
-
-def assert_refused(data, *words, **options):
-    with pytest.raises(InputError) as caught:
-        records_from(data, **options)
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < 500
-    for word in words:
-        assert word in message
-    return message
-
-
-def turns(record):
-    return [(message.role, message.text, message.places) for message in record.messages]
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -241,7 +193,7 @@ def test_faulty_povid():
     at = "record 0, rejected_conversations"
     assert_refused([povid(chosen, [human("Who?"), rejected[1]])], f"{at}[0].value", "human turn")
     assert_refused([povid(chosen, rejected * 2)], at, "same turns")
-    assert_refused([povid(chosen, None)], at, "found null")
+    assert_refused([povid(chosen, rejected_conversations=None)], at, "found null")
     assert_refused([povid(chosen, [])], at, "empty list")
     assert_refused([povid(chosen, "x")], at, "found str")
     assert_refused([povid(chosen, ["x", "y"])], f"{at}[0]", "found str")

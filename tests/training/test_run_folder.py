@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from etils import epath
+from refusals import refusal
 
 from mllm_align.config import Config, DataConfig, Endpoint, MeshConfig, OnlinePairs, OptimConfig, save_json
-from mllm_align.errors import InputError
 from mllm_align.training import run_folder
 from mllm_align.training.run_folder import (
     Length,
@@ -36,13 +36,6 @@ def write_run(out, config=CONFIG, facts=FACTS, events=()):
     (out / "run.json").write_text(json.dumps(facts))
     (out / "log.jsonl").write_text("".join(json.dumps({"event": each}) + "\n" for each in events))
     return out
-
-
-def refusal(call, *args):
-    with pytest.raises(InputError) as error:
-        call(*args)
-    assert "\n" not in str(error.value)
-    return str(error.value)
 
 
 # ---- what may stand in a folder --------------------------------------------------------------------
