@@ -25,6 +25,7 @@ def test_one_line_is_printable(value, shown):
 
 def test_a_long_value_loses_its_middle():
     assert one_line("x" * 80) == "x" * 80
+    assert one_line("x" * 200) == "x" * 38 + "..." + "x" * 38
     text = one_line("a" * 100 + "b" * 100, limit=23)
     assert text == "a" * 10 + "..." + "b" * 10
 
@@ -51,4 +52,5 @@ def test_what_is_not_finite_counts_each_record_once():
     error = not_finite("the log-probs are", ["b", "a", "b"], 7, "look at them")
     assert isinstance(error, NotFinite) and not isinstance(error, InputError)
     assert str(error) == "the log-probs are not finite for 2 of 7 records: b, a; look at them"
-    assert "--dtype float32" in str(not_finite("x is", ["a"], 1))
+    many = str(not_finite("logits are", [str(i) for i in range(20)], 30))
+    assert "for 20 of 30 records: 0, 1, 2, 3, 4, ...; look for NaN" in many

@@ -65,7 +65,7 @@ def test_every_line_is_written_at_once_and_after_those_before(tmp_path):
 def test_a_figure_that_is_not_finite_is_not_written(tmp_path):
     log = Log(tmp_path, Writer)
     for value in (float("nan"), float("inf")):
-        with pytest.raises(NotFinite):
+        with pytest.raises(NotFinite, match="loss is not finite"):
             log("train", step=1, loss=value)
     log("train", step=2, loss=1.0)
     log.close()
