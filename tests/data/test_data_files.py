@@ -151,17 +151,33 @@ def test_faulty_json(written, text, words):
     assert all(word in message for word in words)
 
 
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".json.gz"])
 @pytest.mark.parametrize(
-    "damaged",
+    "damage",
     [
-        gzip.compress(LINES)[:-9],  # its end is missing
-        gzip.compress(LINES)[:-8] + b"\0" * 8,  # its checksum is wrong
-        LINES,  # it is not compressed
-        gzip.compress(LINES)[:20] + b"\xff" * 8 + gzip.compress(LINES)[28:],
+        lambda whole: whole[:-4],
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:5],
+        lambda whole: whole + b"garbage",
+        lambda whole: whole[:-6] + bytes([whole[-6] ^ 1]) + whole[-5:],  # of the checksum
+        lambda whole: whole[:60] + bytes(10) + whole[70:],
+        lambda whole: LINES,
+        lambda whole: whole[:2],
     ],
 )
-def test_damaged_gzip(written, damaged):
-    assert "is damaged or cut short, as gzip tells" in refused(written("a.jsonl.gz", damaged))
+def test_damaged_gzip(written, suffix, damage):
+    whole = gzip.compress(LINES if suffix == ".jsonl.gz" else LIST)
+    path = written(f"a{suffix}", damage(whole))
+    assert "is damaged or cut short, as gzip tells" in refused(path)
+
+
+def test_gzip_of_several_members(written):
+    path = written("a.jsonl.gz", gzip.compress(LINES[:9]) + gzip.compress(LINES[9:]))
+    assert values(path) == ROWS
+    path.write_bytes(gzip.compress(LINES + b"{"))
+    assert "a.jsonl.gz line 3, column 2" in refused(path)
+    path.write_bytes(gzip.compress(b""))
+    assert read(path) == []
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
