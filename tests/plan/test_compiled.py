@@ -145,7 +145,7 @@ def test_a_tpus_compiler_is_stopped_once_its_module_is_final(worker, monkeypatch
     worker(f"""
 environment = {{name: os.environ.get(name) for name in ("XLA_FLAGS", "JAX_PLATFORMS")}}
 dump("facts.pickle", environment)
-(folder / "a{compiling.FINAL}").write_text("ENTRY %small () -> f32[] {{\\n}}\\n")
+(folder / "z{compiling.FINAL}").write_text("ENTRY %small () -> f32[] {{\\n}}\\n")
 (folder / "b{compiling.FINAL}").write_text({MODULE!r})
 (folder / "b{compiling.BUFFERS}").write_text({ALLOCATIONS!r})
 (folder / "b{compiling.LATER}").write_text("")
