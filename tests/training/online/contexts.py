@@ -42,7 +42,14 @@ class NoImages:
     def group(self, record: Encoded) -> Group:
         group = prepared()[0].group(record)
         (prefix,) = group.prefixes
-        return replace(group, prefixes=(replace(prefix, tiles=np.zeros((1, 1, 1, 3), np.float32)),))
+        return replace(
+            group,
+            prefixes=(
+                replace(
+                    prefix, patches=np.zeros((1, 1, 3), np.float32), place=np.zeros((1, 1, 2), np.int16)
+                ),
+            ),
+        )
 
 
 def batch_of(context: RunContext, step: int = 0) -> tuple[HostBatch, Any]:
