@@ -61,6 +61,12 @@ def remade(mesh: Mesh, config: MeshConfig) -> Mesh:
     return Mesh(mesh.devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def mesh_config(shape: Mapping[str, int]) -> MeshConfig:
+    """The settings that make a mesh of these sizes; axes that are not named have size 1."""
+    slices, data, fsdp, tensor = (shape.get(axis, 1) for axis in AXES)
+    return MeshConfig(data, fsdp, tensor, slices)
+
+
 def _sizes(config: MeshConfig, devices: int, slices: int) -> list[int]:
     """Of all axes. Raises InputError if they do not multiply to the number of devices."""
     sizes = [config.data, config.fsdp, config.tensor]
@@ -187,31 +193,21 @@ def per_shard(
 def local_rows(mesh: Mesh, rows: int) -> list[int]:
     """Which of a micro-batch's rows this process's devices hold."""
     places = batch_sharding(mesh, micro=False).addressable_devices_indices_map((rows,))
-    held = {row for (part,) in places.values() for row in range(*part.indices(rows))}  # type: ignore[misc]
-    return sorted(held)
+    return sorted({row for (part,) in places.values() for row in range(*part.indices(rows))})  # type: ignore[misc]
 
 
-def assemble(tree: Any, where: NamedSharding, rows: int = 0, held: Sequence[int] = ()) -> Any:
+def assemble(tree: Any, where: NamedSharding, rows: int | None = None) -> Any:
     """Host arrays as global ones, cut as `where` says along their rows.
 
-    held: the numbers of the `rows` rows that the arrays hold, in order; without it, all processes have all.
+    rows: of the whole, where every process has its `local_rows` alone; without it, all processes have all.
     """
     if where.is_fully_addressable:
         return jax.device_put(tree, where)
     axis = next((i for i, part in enumerate(where.spec) if part is not None), 0)
-    place = {row: i for i, row in enumerate(held)}
 
     def put(x: Any) -> jax.Array:
         x = np.asarray(x)
-        shape = (*x.shape[:axis], rows, *x.shape[axis + 1 :]) if held else x.shape
-
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            if held:
-                first, last, _ = index[axis].indices(rows)
-                here = slice(place[first], place[first] + last - first)
-                index = (*index[:axis], here, *index[axis + 1 :])
-            return x[index]
-
-        return jax.make_array_from_callback(shape, where, part)  # type: ignore[arg-type]
+        shape = x.shape if rows is None else (*x.shape[:axis], rows, *x.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(where, x, shape)
 
     return jax.tree.map(put, tree)

@@ -245,7 +245,7 @@ class _Run:
         )
 
     def put(self, batch: HostBatch) -> PromptGroup:
-        return assemble(batch.group, batch_sharding(self.bundle.mesh), self.rows, self.local_rows)
+        return assemble(batch.group, batch_sharding(self.bundle.mesh), self.rows)
 
     def facts(self, state: TrainState) -> dict[str, Any]:
         leaves = jax.tree.leaves(state.trained)
