@@ -733,12 +733,15 @@ def _default_of(part: Any, name: str) -> Any:
         raise InputError(f"{name} can't be made without arguments ({one_line(error, 200)})") from error
 
 
+def _fields(config: Any) -> list[str]:
+    return [] if config is None else [each.name for each in dataclasses.fields(config)]
+
+
 def _replaced(config: Any, branches: dict[str, Any], path: str = "") -> Any:
     """The config with these branches, of one level at once as one may need the other, then of the levels
     below. A branch that is of the wanted kind already stays as it is."""
-    known = [] if config is None else [each.name for each in dataclasses.fields(config)]  # type: ignore[arg-type]
     for name in branches:
-        if name.partition(".")[0] not in known:
+        if name.partition(".")[0] not in _fields(config):
             raise InputError(f"--{path}{name} does not go with {path[:-1]} {type(config).__name__}")
     here = {k: v for k, v in branches.items() if "." not in k}
     differ = {k: v for k, v in here.items() if type(getattr(config, k)) is not type(v)}
