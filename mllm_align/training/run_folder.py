@@ -233,7 +233,7 @@ def check(out: Path, config: Config, described: dict[str, Any]) -> None:
 
 
 def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> None:
-    for file, digest in described["part_files"].items():
+    for file, digest in described.get("part_files", {}).items():
         if saved.get("part_files", {}).get(file, digest) != digest:
             raise InputError(
                 f"{file} has changed since {out} was started; take its earlier version, or give --out a "
