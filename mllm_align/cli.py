@@ -470,7 +470,7 @@ def judge(options: Judge) -> None:
         return
     config, out, beside = options.config, options.out, _lines_beside(options.out)
     _begin(config.distributed)
-    from mllm_align.annotate.accuracy import accuracy, table
+    from mllm_align.evaluation.accuracy import accuracy, table
     from mllm_align.models.bundle import load
     from mllm_align.training.run_folder import open_base
 

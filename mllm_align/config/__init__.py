@@ -5,16 +5,7 @@ A config file is Python with `get_config() -> Config` (or the config of another 
 """
 
 from mllm_align.align.objectives import OBJECTIVES
-from mllm_align.config.annotators import (
-    ANNOTATORS,
-    Annotator,
-    Endpoint,
-    JudgeConfig,
-    JudgeModel,
-    SceneOracle,
-    SceneQuestions,
-    Scorer,
-)
+from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig, JudgeConfig
 from mllm_align.config.bdhs import BDHSConfig, BDHSMethod
 from mllm_align.config.files import from_json, load_config, part_files, save_json, to_json
 from mllm_align.config.online import ONLINE, Distorted, Online, OnlineBDHS, OnlinePairs
@@ -36,7 +27,7 @@ __all__ = [
     "OBJECTIVES",
     "ONLINE",
     "PARTS",
-    "Annotator",
+    "AnnotatorConfig",
     "BDHSConfig",
     "BDHSMethod",
     "Config",
@@ -44,9 +35,7 @@ __all__ = [
     "Distorted",
     "DistributedConfig",
     "Dtype",
-    "Endpoint",
     "JudgeConfig",
-    "JudgeModel",
     "LoraConfig",
     "MeshConfig",
     "Online",
@@ -55,9 +44,6 @@ __all__ = [
     "OptimConfig",
     "Remat",
     "SamplingConfig",
-    "SceneOracle",
-    "SceneQuestions",
-    "Scorer",
     "from_json",
     "load_config",
     "part_files",

@@ -8,8 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mllm_align import DPO, SFT, Averaged, BDHSConfig, Config, DataConfig, Distorted, LoraConfig
-from mllm_align.config import MeshConfig, OnlinePairs, SceneOracle
+from mllm_align import (
+    DPO,
+    SFT,
+    Averaged,
+    BDHSConfig,
+    Config,
+    DataConfig,
+    Distorted,
+    LoraConfig,
+    MeshConfig,
+    OnlinePairs,
+    SceneOracle,
+)
 from mllm_align.errors import InputError
 from mllm_align.models.families.registry import presets
 from mllm_align.ops.splash import _blocks
