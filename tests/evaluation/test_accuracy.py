@@ -298,7 +298,7 @@ OUT = ("--data", PAIRS, "--out", "r.json")
         ((*JUDGE, *OUT, "--annotator", "questions"), "judge needs --model"),
         ((*JUDGE, *OUT, "--model", "absent"), "absent"),
         ((*JUDGE, *OUT, "--annotator.model", "absent"), "absent"),
-        ((*JUDGE, *OUT, "--annotator", "jury"), "--annotator is 'jury'; it must be one of judge, endpoint"),
+        ((*JUDGE, *OUT, "--annotator", "jury"), "--annotator is 'jury'; it must be one of endpoint, judge"),
         ((*JUDGE, *OUT, "--annotator"), "--annotator is ''; it must be one of"),
         ((*JUDGE, *OUT, "--annotator.url", "http://h"), "unknown option --annotator.url"),
         (

@@ -90,7 +90,7 @@ def _read(folder, split):
 def test_scenes_are_read_when_they_are_asked_for_and_once(folder, monkeypatch):
     read = []
     real = builder.read
-    monkeypatch.setattr(module.builder, "read", lambda *args: (read.append(args), real(*args))[1])
+    monkeypatch.setattr(builder, "read", lambda *args: (read.append(args), real(*args))[1])
     oracle = Oracle(folder)
     assert not read
     for name in ("train-000000-0", "train-000002-1", "train-000000-0-blind"):
