@@ -16,7 +16,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mllm_align.align.objectives import DPO, IPO, SFT, Averaged, RobustDPO, SLiC
+    from mllm_align.align.contract import Objective, Signals, Terms
+    from mllm_align.align.pairwise import DPO, IPO, Averaged, RobustDPO, SLiC
+    from mllm_align.align.sft import SFT
     from mllm_align.config import (
         BDHSConfig,
         Config,
@@ -45,30 +47,33 @@ if TYPE_CHECKING:
     from mllm_align.training.score import score
 
 _HOME = {
-    "Averaged": "align.objectives",
+    "Averaged": "align.pairwise",
     "BDHSConfig": "config",
     "Bundle": "models.bundle",
     "Config": "config",
-    "DPO": "align.objectives",
+    "DPO": "align.pairwise",
     "DataConfig": "config",
     "Distorted": "config",
     "Endpoint": "config",
-    "IPO": "align.objectives",
+    "IPO": "align.pairwise",
     "InputError": "errors",
     "JudgeConfig": "config",
     "JudgeModel": "config",
     "LoraConfig": "config",
     "MeshConfig": "config",
+    "Objective": "align.contract",
     "OnlineBDHS": "config",
     "OnlinePairs": "config",
     "OptimConfig": "config",
-    "RobustDPO": "align.objectives",
-    "SFT": "align.objectives",
-    "SLiC": "align.objectives",
+    "RobustDPO": "align.pairwise",
+    "SFT": "align.sft",
+    "SLiC": "align.pairwise",
     "SamplingConfig": "config",
     "SceneOracle": "config",
     "SceneQuestions": "config",
     "Scorer": "config",
+    "Signals": "align.contract",
+    "Terms": "align.contract",
     "bdhs": "generate.bdhs_job",
     "export": "training.run_folder:export_run",
     "load": "models.bundle",
@@ -94,6 +99,7 @@ __all__ = [
     "JudgeModel",
     "LoraConfig",
     "MeshConfig",
+    "Objective",
     "OnlineBDHS",
     "OnlinePairs",
     "OptimConfig",
@@ -103,6 +109,8 @@ __all__ = [
     "SceneOracle",
     "SceneQuestions",
     "Scorer",
+    "Signals",
+    "Terms",
     "bdhs",
     "export",
     "load",

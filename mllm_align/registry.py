@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from typing import Any, TypeVar
 from mllm_align.errors import InputError, one_line, quoted
 
 T = TypeVar("T")
+USER = "mllm_align_user."  # modules that are run from a file
 
 
 class Registry(Mapping[str, Any]):
@@ -32,7 +34,7 @@ class Registry(Mapping[str, Any]):
 
         def put(part: T) -> T:
             if name in self._parts:
-                raise ValueError(f"two {self.what}s are named {name!r}")
+                raise ValueError(f"{name!r} is registered twice as {self.what}")
             self._parts[name] = part
             return part
 
@@ -48,11 +50,6 @@ class Registry(Mapping[str, Any]):
             raise InputError(f"{problem}; give one of {known}, or your own as file.py:Name")
         return load_part(name, self.what)
 
-    def name_of(self, part: Any) -> str | None:
-        """The name that `find` takes; None for a part that it can't find again."""
-        ours = next((name for name, each in self._parts.items() if each is part), None)
-        return ours or getattr(part, "__part__", None)
-
     def __getitem__(self, name: str) -> Any:
         return self._parts[name]
 
@@ -63,40 +60,60 @@ class Registry(Mapping[str, Any]):
         return len(self._parts)
 
 
+def part_name(part: Any) -> str | None:
+    """The name by which `load_part` finds a class or function again; None for this package's own, and for
+    what is defined in no file."""
+    module = part.__module__
+    if module.partition(".")[0] == __name__.partition(".")[0]:
+        return None
+    if module == "__main__" or module.startswith(USER):
+        file = part_file(part)
+        return None if file is None else f"{file}:{part.__qualname__}"
+    return f"{module}:{part.__qualname__}"
+
+
+def part_file(part: Any) -> Path | None:
+    """The file that a class or function is defined in."""
+    file = getattr(sys.modules.get(part.__module__), "__file__", None)
+    return None if file is None else Path(file).resolve()
+
+
 def load_part(name: str, what: str) -> Any:
     """The class or function that `file.py:Name` or `package.module:Name` names.
 
-    A file is run once in a process, however often it is named. Raises InputError for what is not there or
-    fails.
+    A file is run once in a process, as long as it does not change. Raises InputError for what is not there
+    or fails.
     """
     place, _, attribute = name.rpartition(":")
     wanted = f"{what} {quoted(name)}"
     if not place or not attribute:
         raise InputError(f"{wanted} names nothing; give file.py:Name or package.module:Name")
     try:
-        if place.endswith(".py"):
-            path = Path(place).resolve()
-            module, known_as = _run(path), f"{path}:{attribute}"
-        else:
-            module, known_as = importlib.import_module(place), name
-        part = getattr(module, attribute)
+        if not place.endswith(".py"):
+            return getattr(importlib.import_module(place), attribute)
+        path = Path(place).resolve()
+        if not path.is_file():
+            raise InputError(f"{wanted}: {path} is not there; give the path of a Python file")
+        about = path.stat()
+        return getattr(_run_once(path, about.st_mtime_ns, about.st_size), attribute)
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # the file is the user's program: anything may come out of it
         said = f"{type(error).__name__}: {one_line(error, 200)}"
         raise InputError(f"{wanted} can't be loaded ({said}); mend the file or the name") from error
-    if getattr(part, "__part__", None) != known_as and getattr(part, "__module__", None) == module.__name__:
-        part.__part__ = known_as
-    return part
 
 
 @cache
-def _run(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise InputError(f"{path} is not there; give the path of a Python file")
-    name = f"mllm_align_user.{path.stem}_{abs(hash(str(path))):x}"
+def _run_once(path: Path, *version: int) -> ModuleType:
+    return run_file(path)
+
+
+def run_file(path: Path) -> ModuleType:
+    """A user's Python file as a module. Raises what the file raises, and ImportError if it is no .py."""
+    name = f"{USER}{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not Python; it must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look for it there
     try:

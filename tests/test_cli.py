@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import run
 from decoding import Scripted
 from PIL import Image
 from runs import MODEL, PAIRS, TINY, bundle, compiling, events, one_device, rows, write_pairs
@@ -27,7 +28,7 @@ from mllm_align.config import save_json
 from mllm_align.errors import InputError, NotFinite, Preempted
 from mllm_align.locks import alone
 
-assert compiling  # a fixture
+assert compiling and run  # fixtures
 VERBS = ("train", "bdhs", "generate", "score", "judge", "inspect", "export", "plan", "quickstart")
 KEYS = ["index", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
 
@@ -37,23 +38,6 @@ def on_one_device(monkeypatch):
     """The programs of the other tests are there then, compiled."""
     monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
     monkeypatch.setattr("mllm_align.training.loop.make_mesh", one_device)
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the program in this process: (status, stdout, stderr)."""
-
-    def run(*argv) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main([str(arg) for arg in argv])
-        except SystemExit as stop:
-            status = stop.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
 
 
 @pytest.fixture
@@ -216,7 +200,7 @@ def test_inspect_shows_a_record(run):
     status, text, _ = run("inspect", "--model", MODEL, "--data", PAIRS, "--index", 3, "--json")
     told = json.loads(text)
     assert status == 0 and told["where"] == "pairs.jsonl record 3"
-    assert told["images"][0]["embeddings"] == 16 and told["pixels"]["shape"] == [1, 56, 56, 3]
+    assert told["images"][0]["embeddings"] == 16 and told["pixels"]["shape"] == [1, 16, 588]
     assert [len(r) for r in told["responses"]] == told["response_tokens"]
     assert all(token["loss"] == 1 for r in told["responses"] for token in r)
     assert all(entry["loss"] == 0 for entry in told["prefix"])

@@ -17,6 +17,7 @@ ORDER = (
     "locks",
     "progress",
     "batch",
+    "sizes",
     "ops",
     "align",
     "config",
@@ -29,8 +30,8 @@ LEVEL = {name: i for i, name in enumerate(ORDER)}
 # Stricter than the order; what is not here may import everything below.
 ONLY = {
     "align": {"ops", "batch", "errors", "registry"},
-    "data": {"batch", "config", "errors", "files", "registry"},
-    "models": {"ops", "batch", "config", "sharding", "data", "errors", "files"},
+    "data": {"batch", "config", "errors", "files", "registry", "sizes"},
+    "models": {"ops", "batch", "config", "sharding", "data", "errors", "files", "registry"},
 }
 AXES = {"slice", "data", "fsdp", "tensor"}
 

@@ -26,7 +26,7 @@ from mllm_align import (
     SceneOracle,
     SceneQuestions,
 )
-from mllm_align.align.objectives import DPO, Averaged
+from mllm_align.align.pairwise import DPO, Averaged
 from mllm_align.annotate.accuracy import accuracy
 from mllm_align.config import Online
 from mllm_align.config import to_json as config_json

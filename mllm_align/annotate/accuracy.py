@@ -16,7 +16,7 @@ from mllm_align import processes
 from mllm_align.annotate.factory import open_annotator
 from mllm_align.annotate.pairwise import Asked, Pairwise, read
 from mllm_align.annotate.verdict import Question, Verdict, counted, rank
-from mllm_align.config import JudgeConfig, JudgeModel, SceneQuestions, to_json
+from mllm_align.config import JudgeConfig, JudgeModel, to_json
 from mllm_align.evaluate.intervals import Interval, bootstrap
 from mllm_align.models.bundle import Bundle
 from mllm_align.prepare import read_data
@@ -67,11 +67,10 @@ def _asked(
         verdicts = rank(asks, questions)
         return [asdict(verdict) for verdict in verdicts], _by_record(questions, said)
 
-    on_devices = isinstance(annotator, JudgeModel | SceneQuestions)
-    verdicts, heard = ask() if on_devices else processes.on_first(ask)
+    verdicts, heard = ask() if annotator.on_devices else processes.on_first(ask)
     # what comes from another process has lists for tuples
     return (
-        [Verdict(**{**each, "scores": tuple(each["scores"])}) for each in verdicts],
+        [Verdict.from_json(each) for each in verdicts],
         [[(shown, text) for shown, text in each] for each in heard],
     )
 

@@ -43,9 +43,3 @@ def open_annotator(
     from mllm_align.annotate.endpoint import endpoint
 
     return endpoint(config, folder, jax.process_index())
-
-
-def asks_base(config: settings.Annotator) -> bool:
-    """Whether the annotator is the policy's own base."""
-    judges = isinstance(config, settings.JudgeModel) and config.model is None
-    return judges or isinstance(config, settings.SceneQuestions)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
 from mllm_align.data.records import Record
 
@@ -32,6 +32,11 @@ class Verdict:
     reason: str = ""
     first: int = 0
     parsed: int = 0
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Verdict:
+        """From `dataclasses.asdict`'s values, after JSON."""
+        return cls(**{**values, "scores": tuple(values["scores"])})
 
     @property
     def ranking(self) -> tuple[int, ...]:

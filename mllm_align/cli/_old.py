@@ -34,7 +34,6 @@ from mllm_align.config import (
     JudgeConfig,
     LoraConfig,
     MeshConfig,
-    OnlinePairs,
     SamplingConfig,
     load_config,
 )
@@ -472,11 +471,10 @@ def judge(options: Judge) -> None:
     config, out, beside = options.config, options.out, _lines_beside(options.out)
     _begin(config.distributed)
     from mllm_align.annotate.accuracy import accuracy, table
-    from mllm_align.annotate.factory import asks_base
     from mllm_align.models.bundle import load
     from mllm_align.training.run_folder import open_base
 
-    asked = asks_base(config.annotator)
+    asked = config.annotator.asks_base
     if asked and options.model is None:
         raise InputError("judge needs --model: the annotator is the policy's own base")
     with _result(beside, options.data_file) as lines_file, _result(out, options.data_file) as file:
@@ -678,7 +676,7 @@ def _judging(file: str, config: JudgeConfig | Config) -> JudgeConfig:
     """What judge takes of a run's config."""
     if isinstance(config, JudgeConfig):
         return config
-    if not isinstance(config.online, OnlinePairs):
+    if config.online is None or config.online.annotator is None:
         found = f"its Config has no annotator (online is {type(config.online).__name__})"
         raise refusal(file, found, "give a JudgeConfig, or a Config with online=OnlinePairs(...)")
     c = config
@@ -717,22 +715,34 @@ def _choices(config: Any, argv: list[str]) -> tuple[Any, list[str]]:
         if not equals:
             i += 1
             value = argv[i] if i < len(argv) else ""
-        if value not in kinds[name]:
+        if value not in kinds[name] and not (name == "--objective" and ":" in value):
             raise InputError(f"{name} is {value!r}; it must be one of {', '.join(kinds[name])}")
-        chosen[name.removeprefix("--")] = kinds[name][value]
+        own = None if value in kinds[name] else _default_of(OBJECTIVES.find(value), value)
+        chosen[name.removeprefix("--")] = own or kinds[name][value]
         i += 1
     return _replaced(config, chosen), rest
+
+
+def _default_of(part: Any, name: str) -> Any:
+    """A user's part with its default settings."""
+    try:
+        return part()
+    except InputError:
+        raise
+    except Exception as error:  # it is the user's program: anything may come out of it
+        raise InputError(f"{name} can't be made without arguments ({one_line(error, 200)})") from error
 
 
 def _replaced(config: Any, branches: dict[str, Any], path: str = "") -> Any:
     """The config with these branches, of one level at once as one may need the other, then of the levels
     below. A branch that is of the wanted kind already stays as it is."""
+    known = [] if config is None else [each.name for each in dataclasses.fields(config)]  # type: ignore[arg-type]
     for name in branches:
-        if not hasattr(config, name.partition(".")[0]):
+        if name.partition(".")[0] not in known:
             raise InputError(f"--{path}{name} does not go with {path[:-1]} {type(config).__name__}")
     here = {k: v for k, v in branches.items() if "." not in k}
     differ = {k: v for k, v in here.items() if type(getattr(config, k)) is not type(v)}
-    config = dataclasses.replace(config, **differ)
+    config = dataclasses.replace(config, **differ)  # type: ignore[type-var]
     for first in dict.fromkeys(k.partition(".")[0] for k in branches if "." in k):
         below = {k.partition(".")[2]: v for k, v in branches.items() if k.startswith(f"{first}.")}
         made = _replaced(getattr(config, first), below, f"{path}{first}.")

@@ -4,6 +4,7 @@ A config file is Python with `get_config() -> Config` (or the config of another 
 `dataclasses.replace`. The command line may override any field (`--optim.learning-rate 1e-6`).
 """
 
+from mllm_align.align.objectives import OBJECTIVES
 from mllm_align.config.annotators import (
     ANNOTATORS,
     Annotator,
@@ -15,7 +16,7 @@ from mllm_align.config.annotators import (
     Scorer,
 )
 from mllm_align.config.bdhs import BDHSConfig, BDHSMethod
-from mllm_align.config.files import OBJECTIVES, from_json, load_config, save_json, to_json
+from mllm_align.config.files import from_json, load_config, part_files, save_json, to_json
 from mllm_align.config.online import ONLINE, Distorted, Online, OnlineBDHS, OnlinePairs
 from mllm_align.config.parts import (
     LORA_TARGETS,
@@ -59,6 +60,7 @@ __all__ = [
     "Scorer",
     "from_json",
     "load_config",
+    "part_files",
     "save_json",
     "to_json",
 ]

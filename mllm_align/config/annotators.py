@@ -4,16 +4,39 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mllm_align.config.checks import DAY, MANY, STEPS, check_types, require, within
 from mllm_align.config.parts import DataConfig, DistributedConfig, Dtype, MeshConfig
 
 
+class AnnotatorConfig:
+    """What a run must know of an annotator before it opens it.
+
+    on_devices: it computes on the devices, so every process asks it about everything, in turn with the
+        training.
+    may_change: fields that a run that goes on may change: they do not move an answer.
+    """
+
+    on_devices: ClassVar[bool] = False
+    may_change: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def asks_base(self) -> bool:
+        """Whether the annotator is the policy's own base."""
+        return False
+
+    @property
+    def model_folder(self) -> str | None:
+        """Folder of a model that is not the policy's base; a run keeps its fingerprint."""
+        return None
+
+
 @dataclass(frozen=True)
-class JudgeModel:
+class JudgeModel(AnnotatorConfig):
     """A LLaVA model on the same devices, asked in both orders which response is better."""
 
+    on_devices: ClassVar[bool] = True
     model: str | None = None
     """Hugging Face LLaVA folder; default: the one that is judged or trained (the policy's own base)."""
     max_tokens: int = 96
@@ -29,14 +52,26 @@ class JudgeModel:
         check_types(self, "annotator.")
         within(self, "annotator.", 1, MANY, "max_tokens", "batch_size")
 
+    @property
+    def asks_base(self) -> bool:
+        return self.model is None
+
+    @property
+    def model_folder(self) -> str | None:
+        return self.model
+
 
 @dataclass(frozen=True)
-class Endpoint:
+class Endpoint(AnnotatorConfig):
     """An OpenAI-compatible chat endpoint that takes images (vLLM, SGLang, a cloud), asked in both orders.
 
     Answers are kept on disk beside the run and never asked for twice.
     """
 
+    # How it is reached, not what it answers.
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        ("url", "key_variable", "concurrency", "timeout", "retries", "budget")
+    )
     url: str = "http://localhost:8000/v1"
     """Base address; /chat/completions is appended."""
     model: str = "default"
@@ -74,7 +109,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True)
-class SceneOracle:
+class SceneOracle(AnnotatorConfig):
     """Scenes only: counts what each response gets wrong, exactly; fewer errors win, then higher recall."""
 
     scenes: Path = Path("runs/quickstart/scenes")
@@ -87,9 +122,10 @@ class SceneOracle:
 
 
 @dataclass(frozen=True)
-class SceneQuestions:
+class SceneQuestions(AnnotatorConfig):
     """Scenes only: the policy's own base is asked whether each mentioned thing is there; fewer noes win."""
 
+    on_devices: ClassVar[bool] = True
     batch_size: int = 64
     """Questions at once, over all devices."""
 
@@ -97,9 +133,13 @@ class SceneQuestions:
         check_types(self, "annotator.")
         within(self, "annotator.", 1, MANY, "batch_size")
 
+    @property
+    def asks_base(self) -> bool:
+        return True
+
 
 @dataclass(frozen=True)
-class Scorer:
+class Scorer(AnnotatorConfig):
     """A Python function that scores responses: a reward model, a rule."""
 
     function: str = "package.module:function"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mllm_align.config.checks import MANY, SEED, check_types, require, within
 from mllm_align.config.parts import DataConfig, DistributedConfig, Dtype, MeshConfig, SamplingConfig
@@ -46,6 +46,7 @@ class BDHSMethod:
 class BDHSConfig(BDHSMethod):
     """A job of BDHS over a file of records."""
 
+    micro_batches: ClassVar[int] = 1
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     distributed: DistributedConfig = field(default_factory=DistributedConfig)
@@ -60,3 +61,7 @@ class BDHSConfig(BDHSMethod):
         super().__post_init__()
         within(self, "", 1, MANY, "batch_size")
         within(self, "", 0, SEED, "seed")
+
+    @property
+    def rows_per_micro(self) -> int:
+        return self.batch_size

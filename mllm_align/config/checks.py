@@ -44,7 +44,11 @@ def check_types(config: Any, prefix: str = "") -> None:
     for each in dataclasses.fields(config):
         kind = hints[each.name]
         choices = get_origin(kind) is Literal
-        wanted = f"one of {', '.join(get_args(kind))}" if choices else f"of type {each.type}"
+        wanted = (
+            f"one of {', '.join(get_args(kind))}"
+            if choices
+            else f"of type {getattr(each.type, '__name__', each.type)}"
+        )
         value = getattr(config, each.name)
         require(_fits(value, kind), prefix + each.name, value, wanted)
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
+import hashlib
 import json
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mllm_align.align.objectives import DPO, IPO, SFT, Averaged, Objective, RobustDPO, SLiC
+from mllm_align.align.objectives import OBJECTIVES
 from mllm_align.config.annotators import ANNOTATORS
 from mllm_align.config.online import ONLINE
 from mllm_align.config.train import Config
 from mllm_align.errors import InputError, one_line
+from mllm_align.registry import load_part, part_file, part_name, run_file
 
-OBJECTIVES = {"dpo": DPO, "robust": RobustDPO, "ipo": IPO, "slic": SLiC, "averaged": Averaged, "sft": SFT}
-# What stands in a union: its name in JSON and on the command line.
+# Kinds of a field: their names in JSON and on the command line.
 KINDS: dict[str, type] = {**OBJECTIVES, **ONLINE, **ANNOTATORS}
 
 C = TypeVar("C")
@@ -27,13 +27,10 @@ def load_config(path: str | Path, kind: type[C] | tuple[type[C], ...] = Config) 
     path = Path(path)
     if not path.is_file():
         raise InputError(f"config file {path} is not there")
-    spec = importlib.util.spec_from_file_location("mllm_align_user_config", path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise InputError(f"config file {path} is not Python; it must end in .py")
-    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
-        config = module.get_config()
+        config = run_file(path).get_config()
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except (Exception, SystemExit) as error:  # the file is the user's program: anything may come out of it
@@ -48,13 +45,16 @@ def load_config(path: str | Path, kind: type[C] | tuple[type[C], ...] = Config) 
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """A config as plain JSON values; a union field carries its kind."""
+    """A config as plain JSON values; a field of several kinds carries its kind, a user's as FILE:CLASS."""
     kinds = {cls: kind for kind, cls in KINDS.items()}
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            kind = kinds.get(type(value))  # type: ignore[arg-type]
+            kind = kinds.get(type(value)) or part_name(type(value))  # type: ignore[arg-type]
+            if kind is None and type(value).__module__ == "__main__":
+                where = "it is defined in no file, so that a run could not find it again; put it in one"
+                raise InputError(f"{type(value).__name__}: {where}")
             return fields if kind is None else {"kind": kind, **fields}
         if isinstance(value, tuple):
             return [plain(v) for v in value]
@@ -77,14 +77,14 @@ def _built(kind: Any, value: Any) -> Any:
     """A value of a field's type from its JSON."""
     if value is None:
         return None
-    if get_origin(kind) in (Union, UnionType):
-        kinds = get_args(kind)
-        if isinstance(value, dict) and "kind" in value:
-            kind = KINDS[value["kind"]]
-            if kind not in kinds:
-                raise ValueError(f"{value['kind']!r} has no place there")
-            return _built(kind, {name: each for name, each in value.items() if name != "kind"})
-        kind = next(k for k in kinds if k is not type(None))
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    if isinstance(value, dict) and "kind" in value:
+        name = value["kind"]
+        kind = load_part(name, "part of a config") if ":" in name else KINDS[name]
+        if not issubclass(kind, kinds):
+            raise ValueError(f"{name!r} has no place there")
+        return _built(kind, {name: each for name, each in value.items() if name != "kind"})
+    kind = next(k for k in kinds if k is not type(None))
     if dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         return kind(**{name: _built(hints[name], each) for name, each in value.items()})  # type: ignore[operator]
@@ -98,4 +98,14 @@ def save_json(config: Any) -> str:
     return json.dumps(to_json(config), indent=2) + "\n"
 
 
-assert set(get_args(Objective)) == set(OBJECTIVES.values())
+def part_files(config: Any) -> dict[str, str]:
+    """The files that a user's own parts of a config come from, with the digest of each."""
+    found: dict[str, str] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= part_files(value)
+    file = part_file(type(config))
+    if part_name(type(config)) is not None and file is not None:
+        found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from mllm_align.config.annotators import Annotator, JudgeModel
 from mllm_align.config.bdhs import BDHSMethod
@@ -10,11 +11,43 @@ from mllm_align.config.checks import check_types, require, within
 from mllm_align.config.parts import MeshConfig, SamplingConfig
 
 
+class OnlineConfig:
+    """What a run must know of a maker of responses before it opens it.
+
+    maker: the class that makes the responses, as `registry.load_part` takes it.
+    compared: numbers of responses that an objective on its batches may compare.
+    generates: responses are generated from the prompt, so a prompt must be tokenized as it is before an
+        answer; else they follow one of the data token by token.
+    may_change: fields that a run that goes on may change.
+    """
+
+    maker: ClassVar[str]
+    compared: ClassVar[tuple[int, ...]] = (2, 3)
+    generates: ClassVar[bool] = True
+    may_change: ClassVar[frozenset[str]] = frozenset({"mesh"})
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens that every prompt must leave for a response."""
+        return 0
+
+    def data_responses(self, compared: int) -> int:
+        """Responses that a record must have, for an objective that compares so many."""
+        return compared - 1
+
+    def check(self, objective: str, compared: int) -> None:
+        """Refuse an objective, by its name and number of responses, and settings that clash."""
+        also = ", or averaged" if 3 in self.compared else ""
+        require(compared in self.compared, "objective", objective, "one on pairs" + also)
+
+
 @dataclass(frozen=True)
-class OnlinePairs:
+class OnlinePairs(OnlineConfig):
     """Responses sampled from the policy, the best and the worst by an annotator (online-DPO); with
     offline_share, examples that keep the pair of the data (mixed-DPO; arXiv 2407.02477, Eq. 4)."""
 
+    maker: ClassVar[str] = "mllm_align.training.online.rollouts:BestAgainstWorst"
+    compared: ClassVar[tuple[int, ...]] = (2,)
     annotator: Annotator = JudgeModel()
     """Who ranks; `--online.annotator judge|endpoint|oracle|questions|scorer` on the command line."""
     samples: int = 2
@@ -37,19 +70,40 @@ class OnlinePairs:
         hot = self.sampling.temperature > 0
         require(hot, "online.sampling.temperature", self.sampling.temperature, "above 0: samples differ")
 
+    @property
+    def reserved_tokens(self) -> int:
+        return self.sampling.max_tokens
+
+    def data_responses(self, compared: int) -> int:
+        return compared if self.offline_share else 0
+
+    def check(self, objective: str, compared: int) -> None:
+        super().check(objective, compared)
+        wanted = "false: this annotator runs on the devices, in turn with the training"
+        require(not (self.stale and self.annotator.on_devices), "online.stale", self.stale, wanted)
+
 
 @dataclass(frozen=True)
-class OnlineBDHS(BDHSMethod):
+class OnlineBDHS(BDHSMethod, OnlineConfig):
     """A rejected response by BDHS with the current policy, in every step; no annotator."""
 
+    maker: ClassVar[str] = "mllm_align.training.online.rejected:RejectedByBDHS"
+    annotator: ClassVar[None] = None
+    samples: ClassVar[int] = 1
     mesh: MeshConfig | None = None
     """How the devices are cut while the policy samples; default: as in training (docs/online.md)."""
 
 
 @dataclass(frozen=True)
-class Distorted:
+class Distorted(OnlineConfig):
     """A rejected response drawn token by token along the chosen one, under a noisy image (POVID-style)."""
 
+    maker: ClassVar[str] = "mllm_align.training.online.rejected:RejectedByNoise"
+    generates: ClassVar[bool] = False
+    annotator: ClassVar[None] = None
+    samples: ClassVar[int] = 1
+    sampling: ClassVar[SamplingConfig] = SamplingConfig()
+    mesh: ClassVar[None] = None
     noise_steps: int = 500
     """Diffusion steps of noise on the preprocessed image, of 1000."""
 

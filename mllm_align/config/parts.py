@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mllm_align.config.checks import DAY, MANY, check_types, require, within
 
@@ -17,6 +17,7 @@ LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 class DataConfig:
     """How records become batches."""
 
+    may_change: ClassVar[frozenset[str]] = frozenset(("threads", "prefetch"))
     format: Format = "auto"
     """Layout of the data's rows; auto tells by the fields of the first."""
     split: str | None = None

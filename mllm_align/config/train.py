@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
-from mllm_align.align.objectives import DPO, Averaged, Objective
-from mllm_align.config.annotators import JudgeModel, SceneQuestions
+from mllm_align.align.contract import check_objective
+from mllm_align.align.objectives import Objective
+from mllm_align.align.pairwise import DPO
 from mllm_align.config.checks import MANY, SEED, STEPS, check_types, require, within
-from mllm_align.config.online import Online, OnlinePairs
+from mllm_align.config.online import Online
 from mllm_align.config.parts import (
     DataConfig,
     DistributedConfig,
@@ -26,9 +27,19 @@ PARTS = ("vision_tower", "projector", "image_newline", "decoder")
 class Config:
     """A training run."""
 
+    # Fields that a run that goes on may change: nothing that moves a number.
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        (
+            *("log_every", "eval_every", "save_every", "keep", "tensorboard", "checkpoints"),
+            # These move a number by rounding alone: another machine may need others.
+            *("mesh", "distributed", "micro_batches", "remat", "nonfinite"),
+            # How long a run goes on is checked by itself (run_folder.goes_on).
+            *("steps", "epochs"),
+        )
+    )
     objective: Objective = DPO()
-    """What is minimised. On the command line `--objective dpo|robust|ipo|slic|averaged|sft` changes the
-    kind."""
+    """What is minimised. On the command line `--objective KIND` changes the kind; KIND may be a class in a
+    file of your own, my_losses.py:Mine."""
     online: Online | None = None
     """Responses that the policy makes while it trains; None: all come from the data. On the command line
     `--online none|pairs|bdhs|distorted`."""
@@ -93,33 +104,38 @@ class Config:
             self.freeze,
             "fewer than all parts: nothing is left to train",
         )
+        check_objective(self.objective)
+        check_types(self.objective, "objective.")
         self._check_online()
 
     def _check_online(self) -> None:
         kind, online = type(self.objective).__name__, self.online
         if online is None:
-            good = not isinstance(self.objective, Averaged)
+            good = not self.objective.made
             require(good, "objective", kind, "another, or `online` must make the third response")
             return
         require(
             self.reference == "live", "reference", self.reference, "live: new responses come every step"
         )
-        made = (2,) if isinstance(online, OnlinePairs) else (2, 3)
-        good = self.objective.responses in made
-        require(good, "objective", kind, "one on pairs" + (", or averaged" if 3 in made else ""))
-        if isinstance(online, OnlinePairs) and online.stale:
-            good = not isinstance(online.annotator, JudgeModel | SceneQuestions)
-            wanted = "false: this annotator runs on the devices, in turn with the training"
-            require(good, "online.stale", online.stale, wanted)
+        online.check(kind, self.objective.responses)
+
+    @property
+    def rows_per_micro(self) -> int:
+        """Prompts of one micro-batch, over all devices."""
+        return self.batch_size // self.micro_batches
+
+    @property
+    def live_reference(self) -> bool:
+        """Whether the reference runs in every step."""
+        return "reference" in self.objective.needs and self.reference == "live"
+
+    @property
+    def stored_reference(self) -> bool:
+        """Whether batches hold the reference's log-probs."""
+        return "reference" in self.objective.needs and self.reference == "stored"
 
     @property
     def data_responses(self) -> int:
         """How many responses a training record must have."""
-        if isinstance(self.online, OnlinePairs):
-            return 2 if self.online.offline_share else 0
-        return self.objective.responses - (self.online is not None)
-
-    @property
-    def held_out_objective(self) -> Objective:
-        """What held-out records are evaluated by: no response is made for them."""
-        return self.objective.pair if isinstance(self.objective, Averaged) else self.objective
+        compared = self.objective.responses
+        return compared if self.online is None else self.online.data_responses(compared)

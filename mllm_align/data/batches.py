@@ -15,6 +15,7 @@ import numpy as np
 
 from mllm_align.batch import PromptGroup, Shape, pad, stack, with_responses
 from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.sizes import ladder
 
 
 @dataclass(frozen=True)
@@ -31,43 +32,13 @@ class HostBatch:
     shape: Shape
 
 
-def round_up(shape: Shape, multiple: int) -> Shape:
-    """Token lengths rounded up to a multiple. Responses take a quarter of it: they are shorter."""
-    small = max(multiple // 4, 1)
-    others = tuple((_up(length, multiple), tiles) for length, tiles in shape.others)
-    return Shape(_up(shape.prefix, multiple), _up(shape.response, small), shape.tiles, others)
-
-
-def _up(length: int, multiple: int) -> int:
-    return -(-length // multiple) * multiple
-
-
-def ladder(shapes: Sequence[Shape], responses: int, steps: int, multiple: int) -> tuple[Shape, ...]:
-    """At most `steps` padded shapes, each holding the one before; the last holds every record.
-
-    Records are ranked by their number of tokens and cut into equal parts; a rung is the union of all
-    shapes up to its part. So a run compiles a handful of programs and short records pad little.
-    """
-    ranked = sorted(
-        (round_up(s, multiple) for s in shapes),
-        key=lambda s: sum(length for length, _ in s.prefixes) + responses * s.response,
-    )
-    rungs: list[Shape] = []
-    rung = ranked[0]
-    for i, shape in enumerate(ranked):
-        rung = rung.union(shape)
-        if (i + 1) * steps // len(ranked) > i * steps // len(ranked) and (not rungs or rungs[-1] != rung):
-            rungs.append(rung)
-    return tuple(rungs)
-
-
 class Batches:
     """All batches of a data set.
 
-    size: rows of a batch; micro: parts it is split into; held: rows of each part that this process makes,
-    default all. With `shuffle`, every epoch has an order of
-    its own and records of one rung of the ladder share batches; without, batches follow the file. What
-    is left over at the end of an epoch fills a last batch whose missing rows have weight 0.
+    size: rows of a batch. micro: parts it is split into. local_rows: rows of each part that this process
+    makes, default all. With `shuffle`, every epoch has an order of its own and records of one rung of the
+    ladder share batches; without, batches follow the file. What is left over at the end of an epoch fills
+    a last batch whose missing rows have weight 0.
     """
 
     def __init__(
@@ -82,13 +53,13 @@ class Batches:
         shapes: int = 4,
         multiple: int = 32,
         reference: Sequence[Sequence[np.ndarray]] | None = None,
-        held: Sequence[int] | None = None,
+        local_rows: Sequence[int] | None = None,
     ):
         self.records = records
         self.encoder = encoder
         self.size, self.micro, self.seed, self.shuffle = size, micro, seed, shuffle
         self.reference = reference
-        self.held = range(size // micro) if held is None else held
+        self.local_rows = range(size // micro) if local_rows is None else local_rows
         self.per_epoch = -(-len(records) // size)
         self._parts = [tuple(range(i, min(i + size, len(records)))) for i in range(0, len(records), size)]
         needs = [r.shape for r in records]
@@ -135,10 +106,10 @@ class Batches:
         shape, records = self.plan(step)
         parts = []
         for start in range(0, self.size, self.size // self.micro):
-            here = [records[start + row] for row in self.held if start + row < len(records)]
+            here = [records[start + row] for row in self.local_rows if start + row < len(records)]
             # a part without a record repeats one with weight 0
             groups = [self.encoder.group(self.records[r]) for r in here or records[:1]]
-            part = pad(groups, shape, len(self.held))
+            part = pad(groups, shape, len(self.local_rows))
             if not here:
                 part = with_responses(part, weight=np.zeros_like(part.responses.weight))
             if self.reference is not None:

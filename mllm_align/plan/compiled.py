@@ -143,8 +143,8 @@ def splash_flops(call: hlo.Instruction, planned: Sizes, program: str) -> float |
 
 def _visited(planned: Sizes, program: str, queries: int, keys: int) -> float:
     """Share of the blocks of scores in which some query sees some key."""
-    from mllm_align.generate.decode import bucket
     from mllm_align.ops.splash import PromptGroupMask, _blocks
+    from mllm_align.sizes import bucket
 
     shape = planned.shape
     if program == "prefill":

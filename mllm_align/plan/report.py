@@ -169,7 +169,7 @@ def advice(bad: ProgramPlan, config: Any, mesh: dict[str, int]) -> str:
     change = []
     if mesh.get("data", 1) > 1:
         change.append(f"cut the parameters further (mesh.fsdp {mesh['fsdp'] * mesh['data']}, mesh.data 1)")
-    each = bad.rows // max(getattr(config, "micro_batches", 1), 1) // shards
+    each = bad.rows // config.micro_batches // shards
     if bad.program == "train":
         if each > 1:
             change.append(f"run fewer rows at once (micro_batches {config.micro_batches * each})")
@@ -177,7 +177,7 @@ def advice(bad: ProgramPlan, config: Any, mesh: dict[str, int]) -> str:
             change.append("keep less for the backward pass (remat full)")
         if config.lora is None:
             change.append("train low-rank terms (lora)")
-        if config.reference == "live" and config.objective.needs_reference:
+        if config.live_reference:
             change.append("store the reference (reference stored)")
     elif each > 1:
         change.append(f"run fewer rows at once (batch_size {shards})")

@@ -11,13 +11,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mllm_align.batch import Prefix, Shape, blank_prefix
-from mllm_align.config import BDHSConfig, BDHSMethod, Config, OnlinePairs, SamplingConfig
-from mllm_align.data.anyres import ImageLayout
+from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, SamplingConfig
+from mllm_align.data.layout import counts
 from mllm_align.generate import decode as generation
 from mllm_align.models.bundle import check_mesh, compute_dtype, make_model
-from mllm_align.models.config import LlavaConfig
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.families.registry import family_of
 from mllm_align.models.policy import policy_variables
 from mllm_align.sharding import batch_sharding, batch_shards, remade, replicated
+from mllm_align.sizes import bucket, round_up
 from mllm_align.training.programs import abstract_base, batch_structs, check_fits, struct, train_program
 from mllm_align.training.score import logps_program
 
@@ -36,46 +38,57 @@ class Sizes:
 
 
 def sizes(
-    config: Config | BDHSConfig, model: LlavaConfig, prefix: int | None = None, response: int | None = None
+    config: Config | BDHSConfig, model: ModelConfig, prefix: int | None = None, response: int | None = None
 ) -> Sizes:
     """One image of the worst size with TEXT tokens of text, padded as the config pads.
 
     prefix: another length of the prompt in tokens. response: of each response, 256 without.
     """
-    v = model.vision
-    layout = ImageLayout(v.image_size, v.side, v.tokens, model.pinpoints)
-    images = model.pinpoints or ((v.image_size, v.image_size),)  # at a canvas's own size nothing is cut
-    longest = max(len(layout.rows(*image, 0)) for image in images)
-    tiles = max(layout.tiles(*image) for image in images)
+    layout = family_of(model).layout(model)
+    found = [counts(layout, *image, 1) for image in layout.largest]
+    tiles, _, longest = (max(count) for count in zip(*found, strict=True))
     multiple = config.data.multiple
     wanted = longest + TEXT if prefix is None else prefix
-    wanted, answer = (-(-n // multiple) * multiple for n in (wanted, response or 256))
+    wanted, answer = (round_up(n, multiple) for n in (wanted, response or 256))
     responses = config.objective.responses if isinstance(config, Config) else 0
     return Sizes(Shape(wanted, answer, tiles), _sampling(config).max_tokens, responses)
 
 
 def _sampling_mesh(config: Config | BDHSConfig, mesh: Mesh, program: str) -> Mesh:
     """Where a program of generation runs."""
-    own = getattr(config.online, "mesh", None) if isinstance(config, Config) else None
+    own = _rollout_mesh(config)
     return remade(mesh, own) if own is not None and program in ("features", "prefill", "decode") else mesh
+
+
+def _rollout_mesh(config: Config | BDHSConfig) -> MeshConfig | None:
+    """That of an online run's rollouts, if they have their own."""
+    return config.online.mesh if isinstance(config, Config) and config.online is not None else None
 
 
 def _sampling(config: Config | BDHSConfig) -> SamplingConfig:
     source = config.online if isinstance(config, Config) else config
-    return source.sampling if isinstance(source, BDHSMethod | OnlinePairs) else SamplingConfig()
+    return SamplingConfig() if source is None else source.sampling
+
+
+def _generates(config: Config | BDHSConfig) -> bool:
+    """Whether the config's own work generates responses."""
+    return not isinstance(config, Config) or (config.online is not None and config.online.generates)
 
 
 def names(config: Config | BDHSConfig) -> tuple[str, ...]:
     """The programs that a config's work runs through."""
     if isinstance(config, BDHSConfig):
         return "features", "prefill", "decode"
-    if isinstance(config.online, BDHSMethod | OnlinePairs):
+    if _generates(config):
         return "train", "features", "prefill", "decode"
-    stored = config.reference == "stored" and config.objective.needs_reference
-    return ("train", "reference", "prefill", "decode") if stored else ("train", "prefill", "decode")
+    return (
+        ("train", "reference", "prefill", "decode")
+        if config.stored_reference
+        else ("train", "prefill", "decode")
+    )
 
 
-def check(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh) -> list[str]:
+def check(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> list[str]:
     """What stays whole on every device. Raises InputError for a config that this mesh can't run."""
     if isinstance(config, Config):
         return check_fits(config, model, mesh)
@@ -86,16 +99,12 @@ def rows(config: Config | BDHSConfig, mesh: Mesh, program: str) -> int:
     """Prompts that one run of a program takes."""
     if program == "train":
         return config.batch_size
-    size, mesh = config.batch_size, _sampling_mesh(config, mesh, program)
-    if isinstance(config, Config):
-        whole = program == "reference" or isinstance(config.online, BDHSMethod | OnlinePairs)
-        size = size // config.micro_batches if whole else 8
-    shards = batch_shards(mesh)
-    return -(-size // shards) * shards
+    size = config.rows_per_micro if program == "reference" or _generates(config) else 8
+    return round_up(size, batch_shards(_sampling_mesh(config, mesh, program)))
 
 
 def lower(
-    program: str, config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, planned: Sizes
+    program: str, config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, planned: Sizes
 ) -> jax.stages.Lowered:
     """train: a step. reference: log-probs of a batch. features, prefill, decode: those of generation."""
     if program == "train":
@@ -112,8 +121,7 @@ def lower(
     rule = replace(_sampling(config), max_tokens=1)  # forks carry their own limits
     see, fill, loop = generation.programs(model, mesh, 1.0, dtype, rule)
     if program == "features":
-        tiles = _group(model, mesh, planned, count).prefix.pixels
-        return see.lower(base, {}, tiles)
+        return see.lower(base, {}, _group(model, mesh, planned, count).prefix.pixels)
     if program == "prefill":
         found, text = _features(model, mesh, planned, count, dtype), _text(model, mesh, planned, count)
         source = config.online if isinstance(config, Config) else config
@@ -124,7 +132,7 @@ def lower(
     return loop.lower(base, {}, _cache(model, mesh, planned, count, dtype), forks, stops)
 
 
-def _group(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, config: Config | None = None) -> Any:
+def _group(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, config: Config | None = None) -> Any:
     """A batch without an axis of micro-batches."""
     config = config or Config()
     whole = replace(config, batch_size=count, micro_batches=1, reference="live")
@@ -133,46 +141,46 @@ def _group(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, config: C
     return jax.tree.map(lambda x: struct(x.shape[1:], x.dtype, where), group)
 
 
-def _text(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int) -> Prefix:
+def _text(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int) -> Prefix:
     """Prefixes without pixels, as prefill takes them."""
-    where, length = batch_sharding(mesh, micro=False), generation.bucket(planned.shape.prefix, 32)
+    where, length = batch_sharding(mesh, micro=False), bucket(planned.shape.prefix, 32)
     axes = model.decoder.num_rope_axes
     return blank_prefix(lambda dims, dtype: struct((count, *dims), dtype, where), length, axes)
 
 
-def _features(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
-    found = generation.bucket(planned.shape.tiles * model.vision.tokens, 1)
-    return struct((count, found, model.vision.hidden), dtype, batch_sharding(mesh, micro=False))
+def _features(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
+    found = bucket(planned.shape.tiles * model.vision.tokens, 1)
+    return struct((count, found, model.vision.features), dtype, batch_sharding(mesh, micro=False))
 
 
-def _cache(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
+def _cache(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
     features, text = _features(model, mesh, planned, count, dtype), _text(model, mesh, planned, count)
-    llava = make_model(model)
+    whole = make_model(model)
 
     def fill(params: Any, features: Any, prefix: Any) -> Any:
-        return llava.apply(policy_variables(params, {}, 1.0, dtype), features, prefix, method="prefill")
+        return whole.apply(policy_variables(params, {}, 1.0, dtype), features, prefix, method="prefill")
 
     kept = jax.eval_shape(fill, abstract_base(model, mesh, dtype), features, text)
     places = generation.cache_shardings(model, mesh)
     return jax.tree.map(lambda x, where: struct(x.shape, x.dtype, where), kept, places)
 
 
-def cache_bytes(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, planned: Sizes) -> int:
+def cache_bytes(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, planned: Sizes) -> int:
     """Keys and values of prefixes and responses on one chip, with every response at its longest."""
     dtype, count = compute_dtype(config.dtype, mesh), rows(config, mesh, "decode")
     mesh = _sampling_mesh(config, mesh, "decode")
     kept = _cache(model, mesh, planned, count, dtype)
     prefix = _bytes((kept.layers, kept.last))
-    length = generation.bucket(planned.shape.prefix, 32)
-    return prefix * (length + samples(config) * generation.bucket(planned.tokens)) // length
+    length = bucket(planned.shape.prefix, 32)
+    return prefix * (length + samples(config) * bucket(planned.tokens)) // length
 
 
-def held_bytes(program: str, config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh) -> int:
+def held_bytes(program: str, config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> int:
     """Bytes on one chip that an online run holds beside what a program itself takes: what is trained and
     its moments while it generates, and the other copy of the base where rollouts have their own mesh."""
     if not isinstance(config, Config) or config.online is None:
         return 0
-    dtype, own = compute_dtype(config.dtype, mesh), getattr(config.online, "mesh", None)
+    dtype, own = compute_dtype(config.dtype, mesh), config.online.mesh
     if program == "train":
         return _bytes(abstract_base(model, remade(mesh, own), dtype)) if own is not None else 0
     made = train_program(config, model, mesh, steps=1000)
@@ -187,8 +195,7 @@ def _bytes(tree: Any) -> int:
 
 def samples(config: Config | BDHSConfig) -> int:
     """Continuations of one prompt."""
-    online = config.online if isinstance(config, Config) else None
-    return online.samples if isinstance(online, OnlinePairs) else 1
+    return config.online.samples if isinstance(config, Config) and config.online is not None else 1
 
 
 def _forks(mesh: Mesh, planned: Sizes, count: int, samples_each: int) -> generation.Forks:
@@ -197,6 +204,6 @@ def _forks(mesh: Mesh, planned: Sizes, count: int, samples_each: int) -> generat
     def of(dtype: Any, *rest: int) -> Any:
         return struct((count, samples_each, *rest), dtype, where)
 
-    length = generation.bucket(planned.tokens) + 1
+    length = bucket(planned.tokens) + 1
     number = of(np.int32)
     return generation.Forks(number, number, of(np.int32, length), number, number, of(np.uint32, 2))

@@ -1,5 +1,5 @@
-"""Checkpoints of a run, through orbax: `checkpoints/STEP/{trained,optimizer,run}`, and `begun` where a
-batch was made ahead.
+"""Checkpoints of a run, through orbax: `checkpoints/STEP/{trained,optimizer,run}`, and `begun`,
+`begun_arrays` where a batch was begun ahead.
 
 A save goes on in the background, under a name of its own, and appears when it is whole, digests of its
 files with it. A checkpoint whose files have changed since is never restored: the one before it is.
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
@@ -25,6 +26,7 @@ from orbax.checkpoint.path import step as names
 from mllm_align import processes
 from mllm_align.errors import InputError, one_line
 from mllm_align.files import parse_json
+from mllm_align.training.online.maker import MakerState
 from mllm_align.training.step import TrainState
 
 Which = int | Literal["last", "best"]
@@ -59,8 +61,9 @@ class Checkpoints:
                 preservation_policy=_LastAndBest(keep, self._losses),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             )
-            arrays: Any = {name: ocp.StandardCheckpointHandler() for name in ("trained", "optimizer")}
-            handlers = {**arrays, "run": ocp.JsonCheckpointHandler(), "begun": ocp.JsonCheckpointHandler()}
+            trees, texts = ("trained", "optimizer", "objective", "begun_arrays"), ("run", "begun")
+            handlers: Any = {name: ocp.StandardCheckpointHandler() for name in trees}
+            handlers |= {name: ocp.JsonCheckpointHandler() for name in texts}
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def best_loss(self) -> float:
@@ -72,19 +75,25 @@ class Checkpoints:
         step: int,
         about: dict[str, Any],
         loss: float | None = None,
-        begun: Any = None,
+        begun: MakerState | None = None,
     ) -> None:
         """Begin to save. Raises InputError where the one before was not written.
 
-        about: JSON values that say what this is; begun: those of a batch that was made ahead, if any.
+        about: JSON values that say what this is. begun: what the maker of responses needs to go on.
         """
+        arrays = {} if begun is None else begun.arrays
+        about = {**about, "held_out_loss": loss, "begun": begun is not None, "begun_arrays": bool(arrays)}
         items: dict[str, Any] = {
             "trained": ocp.args.StandardSave(state.trained),  # type: ignore[call-arg]
             "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.optimizer}),  # type: ignore[call-arg]
-            "run": ocp.args.JsonSave({**about, "held_out_loss": loss, "begun": begun is not None}),  # type: ignore[call-arg]
+            "run": ocp.args.JsonSave(about),  # type: ignore[call-arg]
         }
         if begun is not None:
-            items["begun"] = ocp.args.JsonSave(begun)  # type: ignore[call-arg]
+            items["begun"] = ocp.args.JsonSave(begun.metadata)  # type: ignore[call-arg]
+        if arrays:
+            items["begun_arrays"] = ocp.args.StandardSave(arrays)  # type: ignore[call-arg]
+        if jax.tree.leaves(state.objective):
+            items["objective"] = ocp.args.StandardSave({"state": state.objective})  # type: ignore[call-arg]
         args = ocp.args.Composite(**items)
         assert self._manager is not None, "opened to read"
         with self._written():
@@ -99,31 +108,39 @@ class Checkpoints:
         with self._explained(step):
             return _about(self.folder / str(step))
 
-    def begun(self, step: int) -> Any:
-        """The batch that was made ahead when a step was saved, or None."""
-        if not self.about(step).get("begun"):
+    def begun(self, step: int) -> MakerState | None:
+        """What `save` kept of the maker of responses, if anything."""
+        about = self.about(step)
+        if not about.get("begun"):
             return None
         with self._explained(step):
-            return parse_json((self.folder / str(step) / BEGUN).read_bytes())
+            metadata = parse_json((self.folder / str(step) / BEGUN).read_bytes())
+        return MakerState(
+            metadata, self._on_host(step, "begun_arrays") if about.get("begun_arrays") else {}
+        )
 
     def restore(self, state: TrainState, step: int) -> TrainState:
         """The state of a step, placed like `state`, whose leaves may be shapes with shardings."""
         optimizer = self._array(step, "optimizer", {"step": state.step, "state": state.optimizer})
         trained = self._array(step, "trained", state.trained)
-        return TrainState(optimizer["step"], trained, optimizer["state"])
+        own = state.objective if not jax.tree.leaves(state.objective) else self._own(step, state.objective)
+        return TrainState(optimizer["step"], trained, optimizer["state"], own)
+
+    def _own(self, step: int, like: Any) -> Any:
+        """The objective's state."""
+        return self._array(step, "objective", {"state": like})["state"]
 
     def restore_trained(self, step: int, like: Any = None) -> Any:
         """What a step had trained, placed like `like`; without it, numpy arrays on the host."""
-        if like is not None:
-            return self._array(step, "trained", like)
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return self._on_host(step, "trained") if like is None else self._array(step, "trained", like)
+
+    def _on_host(self, step: int, name: str) -> Any:
+        """The arrays of an item, as numpy."""
         with self._explained(step):
-            found = self._arrays.metadata(self.folder / str(step) / "trained")
-            tree = jax.tree.map(
-                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device),
-                found.tree,  # type: ignore[attr-defined]
-            )
-        return jax.device_get(self._array(step, "trained", tree))
+            place = self.folder / str(step) / name
+            found: Any = self._arrays.metadata(place)
+            like = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), found.tree)
+            return self._arrays.restore(place, args=ocp.args.StandardRestore(like))  # type: ignore[call-arg]
 
     def _array(self, step: int, name: str, like: Any) -> Any:
         with self._explained(step):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +14,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from mllm_align import locks, processes
 from mllm_align.batch import PromptGroup
-from mllm_align.config import Config, Distorted, OnlinePairs, to_json
+from mllm_align.config import Config, to_json
 from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.table import counted
@@ -31,14 +28,17 @@ from mllm_align.prepare import check_batch, prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run_folder
 from mllm_align.training.checkpoint import Checkpoints, choose, set_aside
-from mllm_align.training.flops import peak_flops, step_flops
+from mllm_align.training.flops import step_flops
 from mllm_align.training.metrics import Log, add, divide, event_writer, line
-from mllm_align.training.online.common import Trainable
-from mllm_align.training.online.feed import Feed, Maker, make_maker
+from mllm_align.training.online.feed import Feed, open_maker
+from mllm_align.training.online.maker import Maker
 from mllm_align.training.optim import init_trained, schedule, trained_parts
+from mllm_align.training.preemption import notice_of_preemption
+from mllm_align.training.profiler import Profile
 from mllm_align.training.programs import check_fits, train_program
 from mllm_align.training.score import StoredReference, not_finite_among
-from mllm_align.training.step import Health, TrainState
+from mllm_align.training.step import TrainState
+from mllm_align.training.window import Window, culprits
 
 SKIP = "see what they hold, or leave such steps out: --nonfinite skip"
 
@@ -89,24 +89,25 @@ def _train(
     _check(config, bundle)
     writer = event_writer() if config.tensorboard else None
     bundle = replace(bundle, lora=config.lora, trained={})
-    room = config.online.sampling.max_tokens if isinstance(config.online, OnlinePairs) else 0
-    # what the policy writes stands beside what the data have: both must go on from one prompt
-    opening = config.online is not None and not isinstance(config.online, Distorted)
+    online = config.online
+    reserved = 0 if online is None else online.reserved_tokens
+    # generated responses stand beside those of the data: both must continue one prompt
+    opening = online is not None and online.generates
     dropped: Counter[str] = Counter()
     wanted = config.data_responses
-    encoder, records, left_out = prepare(bundle, data, config.data, wanted, room, opening, dropped)
+    encoder, records, left_out = prepare(bundle, data, config.data, wanted, reserved, opening, dropped)
     check_batch(config.batch_size, len(records))
     held_out, held_left_out = [], []
     if eval_data is not None:
-        wanted = config.held_out_objective.responses
-        held = replace(config.data, split=config.data.eval_split)
-        _, held_out, held_left_out = prepare(bundle, eval_data, held, wanted)
+        wanted = config.objective.held_out.responses
+        eval_config = replace(config.data, split=config.data.eval_split)
+        _, held_out, held_left_out = prepare(bundle, eval_data, eval_config, wanted)
     for what, these in (("training", left_out), ("held-out", held_left_out)):
         if these:
             warn(f"{counted(these)} {what} records left out")
     described = run_folder.facts(config, bundle, data, eval_data, records)
     processes.on_first(lambda: run_folder.check(out, config, described))
-    maker = make_maker(config, bundle, encoder, records, out)
+    maker = open_maker(config, bundle, encoder, records, out)
     step = processes.on_first(lambda: _newest(place))
     before = now = run_folder.length(config, len(records))
     if step:
@@ -148,7 +149,7 @@ def _newest(place: Any) -> int:
 
 def _check(config: Config, bundle: Bundle) -> None:
     """What only config and model together can tell."""
-    if config.lora is None and not trained_parts(config, bundle.config.anyres):
+    if config.lora is None and not trained_parts(config, bundle.config):
         rate = config.optim.projector_learning_rate
         raise InputError(
             f"nothing is left to train: freeze is {', '.join(config.freeze)} and "
@@ -173,7 +174,7 @@ class _Run:
         encoder: Encoder,
         records: list[Encoded],
         held_out: list[Encoded],
-        maker: Maker | None,
+        maker: Maker[Any],
         out: Path,
         log: Log,
         checkpoints: Checkpoints,
@@ -183,8 +184,8 @@ class _Run:
         self.config, self.bundle, self.records, self.log = config, bundle, records, log
         self.maker, self.out, self.checkpoints, self.on_step = maker, out, checkpoints, on_step
         references = self._references(encoder, held_out, out)
-        self.rows = config.batch_size // config.micro_batches
-        self.held = local_rows(bundle.mesh, self.rows)
+        self.rows = config.rows_per_micro
+        self.local_rows = local_rows(bundle.mesh, self.rows)
         self.batches = self._batches(encoder, records, references[0], shuffle=config.data.shuffle)
         self.held_out = self._batches(encoder, held_out, references[1]) if held_out else None
         self.held_records = held_out
@@ -192,7 +193,7 @@ class _Run:
         self.program = train_program(config, bundle.config, bundle.mesh, self.steps, warmup)
         self.base = {name: bundle.params[name] for name in self.program.base}
         self.rate = schedule(config.optim, config.optim.learning_rate, self.steps, warmup)
-        self.parts = trained_parts(config, bundle.config.anyres)
+        self.trains_tower = "vision_tower" in trained_parts(config, bundle.config)
 
     def begin(self, step: int) -> TrainState:
         """The state after `step` steps: of the checkpoint, or where the run starts."""
@@ -208,25 +209,26 @@ class _Run:
         places = jax.tree.map(lambda x: x.sharding, program.state)
         moments = jax.jit(program.optimizer.init, out_shardings=places.optimizer)(trained)
         zero = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=places.step)()
-        return TrainState(zero, trained, moments)
+        own = jax.jit(self.config.objective.init_state, out_shardings=places.objective)()
+        return TrainState(zero, trained, moments, own)
 
     def _references(self, encoder: Encoder, held_out: list[Encoded], out: Path):
         """Stored reference log-probs of the training and the held-out data, where the config wants them."""
         c = self.config
-        if c.reference != "stored" or not c.objective.needs_reference:
+        if not c.stored_reference:
             return None, None
 
         def stored(name: str, records: list[Encoded]):
             logps = StoredReference(out / name).load_or_make(
-                self.bundle, encoder, records, c.data, c.batch_size // c.micro_batches
+                self.bundle, encoder, records, c.data, c.rows_per_micro
             )
             broken = not_finite_among(records, logps) if c.nonfinite == "stop" else []
             if broken:
                 raise not_finite("reference log-probs are", broken, len(records), SKIP)
             return logps
 
-        held = stored("reference_eval.npz", held_out) if held_out else None
-        return stored("reference.npz", self.records), held
+        of_held_out = stored("reference_eval.npz", held_out) if held_out else None
+        return stored("reference.npz", self.records), of_held_out
 
     def _batches(self, encoder: Encoder, records, reference, shuffle: bool = False) -> Batches:
         c = self.config
@@ -240,11 +242,11 @@ class _Run:
             shapes=c.data.shapes,
             multiple=c.data.multiple,
             reference=reference,
-            held=self.held,
+            local_rows=self.local_rows,
         )
 
     def put(self, batch: HostBatch) -> PromptGroup:
-        return assemble(batch.group, batch_sharding(self.bundle.mesh), self.rows, self.held)
+        return assemble(batch.group, batch_sharding(self.bundle.mesh), self.rows, self.local_rows)
 
     def facts(self, state: TrainState) -> dict[str, Any]:
         leaves = jax.tree.leaves(state.trained)
@@ -260,20 +262,20 @@ class _Run:
         """
         config, best = self.config, self.checkpoints.best_loss()
         ahead = self.batches.iterate(begun, self.steps, config.data.threads, config.data.prefetch)
-        saved = self.checkpoints.begun(begun) if begun and self.maker else None
-        feed = Feed(ahead, self.put, self.records, self.maker, self.steps - 1, saved)
-        window = _Window(self)
+        saved = self.checkpoints.begun(begun) if begun else None
+        feed = Feed(ahead, self.put, self.maker, self.steps - 1, saved)
+        window = self._window()
         # where it looks for NaN, JAX runs a step again, operation by operation, from the host
         guard = "allow" if jax.config.values["jax_debug_nans"] else "disallow"
         profiled = closing(Profile(self.out / "profile", profile))
         with notice_of_preemption() as noticed, profiled as trace, closing(feed):
             for number in range(begun + 1, self.steps + 1):
-                given = feed(state.trained, number - 1)
+                batch = feed(state.trained, number - 1)
                 made = time.perf_counter()
                 with jax.transfer_guard(guard):
-                    state, metrics, health = self.program.step(state, self.base, given.group)
-                    window.add(given, metrics, health, feed.waited)
-                if self.maker is not None and not self.maker.ahead:  # the next one waits for it anyway
+                    state, metrics, health = self.program.step(state, self.base, batch.group)
+                    window.add(batch, metrics, health, feed.waited)
+                if self.maker.on_policy:  # the next responses wait for it anyway
                     jax.block_until_ready(state)
                     window.updated(time.perf_counter() - made)
                 trace.step(state)
@@ -281,10 +283,11 @@ class _Run:
                 if stop:
                     locks.ending()  # of several processes it is known only now
                 if number % config.log_every == 0 or last or stop or number == begun + 1:
-                    self._report(window.close(number))
-                    if given.example is not None:
-                        self.log("example", step=number, **given.example)
-                    window = _Window(self)
+                    rate = float(self.rate(number - 1))  # type: ignore[arg-type]
+                    self._report(window.close(number, self.steps, rate))
+                    if batch.example is not None:
+                        self.log("example", step=number, **batch.example)
+                    window = self._window()
                 due = config.eval_every is not None and number % config.eval_every == 0
                 loss = None
                 if self.held_out is not None and (due or last):
@@ -296,7 +299,7 @@ class _Run:
                     self.log("save", step=number)
                 if loss is not None:
                     window.check()
-                    best, window = min(loss, best), _Window(self)
+                    best, window = min(loss, best), self._window()
                 if stop and not last:
                     self.checkpoints.wait()
                     self.log("preempted", step=number)
@@ -304,6 +307,15 @@ class _Run:
         if begun < self.steps:
             self.checkpoints.wait()
         return state
+
+    def _window(self) -> Window:
+        return Window(self.config, self._flops, self._step_nonfinite)
+
+    def _flops(self, records: Sequence[Encoded]) -> float:
+        lora, reference = self.config.lora is not None, self.config.live_reference
+        return step_flops(
+            self.bundle.config, records, lora=lora, tower=self.trains_tower, reference=reference
+        )
 
     def _about(self, step: int, about: dict[str, Any]) -> dict[str, Any]:
         """The state of randomness is the config's seed and the step; so is the position in the data."""
@@ -324,8 +336,10 @@ class _Run:
         lets none go, or none is left."""
         assert self.held_out is not None
         data, total, seen = self.config.data, None, []
+        objective = self.config.objective
+        own = state.objective if objective.held_out is objective else objective.held_out.init_state()
         for batch in self.held_out.iterate(0, self.held_out.per_epoch, data.threads, data.prefetch):
-            more, health = self.program.evaluate(state.trained, self.base, self.put(batch))
+            more, health = self.program.evaluate(state.trained, self.base, self.put(batch), own)
             total = more if total is None else add(total, more)
             seen.append((batch.records, health))
         total, seen = jax.device_get((total, seen))
@@ -344,6 +358,10 @@ class _Run:
             print(f"eval {number}  {'  '.join(shown)}", flush=True)
         return values["loss"]
 
+    def _step_nonfinite(self, step: int, indices: Sequence[int]) -> None:
+        ids = [self.records[i].record.id for i in indices]
+        self.nonfinite(step, f"step {step}: loss or gradient is", ids, "train")
+
     def nonfinite(self, step: int, what: str, ids: list[str], event: str) -> None:
         """Write down the records; stop if the config says so. event: of which kind, train or evaluation."""
         policy = self.config.nonfinite
@@ -353,125 +371,6 @@ class _Run:
         if policy == "stop":
             raise NotFinite(f"{told}; {SKIP}")
         warn(f"{told}; the {'step' if event == 'train' else 'batch'} is left out")
-
-
-class _Window:
-    """Figures between two log lines. Device values are fetched once, when it is closed."""
-
-    def __init__(self, owner: _Run):
-        self.owner, self.total, self.start = owner, None, time.perf_counter()
-        self.count = self.pairs = self.real = self.padded = 0
-        self.waited = self.flops = 0.0
-        self.steps: list[tuple[HostBatch, Health]] = []
-        self.facts: dict[str, tuple[float, float]] = {}
-
-    def add(self, given: Trainable, metrics: Any, health: Health, waited: float) -> None:
-        self.total = metrics if self.total is None else add(self.total, metrics)
-        config, bundle, batch, shape = self.owner.config, self.owner.bundle, given.batch, given.batch.shape
-        records = [record for record in given.records if record is not None]
-        self._count(given.facts)
-        self.flops += step_flops(
-            bundle.config,
-            records,
-            lora=config.lora is not None,
-            tower="vision_tower" in self.owner.parts,
-            reference=config.objective.needs_reference and config.reference == "live",
-        )
-        self.count += 1
-        self.pairs += len(records)
-        self.real += sum(r.shape.prefix + sum(map(len, r.responses)) for r in records)
-        self.padded += config.batch_size * (shape.prefix + config.objective.responses * shape.response)
-        self.waited += waited
-        self.steps.append((HostBatch(batch.step, None, batch.records, shape), health))  # type: ignore[arg-type]
-
-    def _count(self, facts: dict[str, tuple[float, float]]) -> None:
-        for name, (value, weight) in facts.items():
-            before = self.facts.get(name, (0.0, 0.0))
-            self.facts[name] = before[0] + value, before[1] + weight
-
-    def updated(self, seconds: float) -> None:
-        """How long the device took for the step, where that was waited for."""
-        self._count({"update/seconds": (seconds, 1.0)})
-
-    def check(self, finite: list[Any] | None = None) -> None:
-        """Write down the records of steps that could not be taken, once; stop if the config says so."""
-        if finite is None:
-            finite = jax.device_get([health.finite for _, health in self.steps]) if self.steps else []
-        bad = [each for each, good in zip(self.steps, finite, strict=True) if not good]  # type: ignore[arg-type]
-        self.steps = []
-        for batch, health in bad:
-            ids = [self.owner.records[i].record.id for i in culprits(batch.records, health)]
-            step = batch.step + 1
-            self.owner.nonfinite(step, f"step {step}: loss or gradient is", ids, "train")
-
-    def close(self, step: int) -> dict[str, Any]:
-        total, finite = jax.device_get((self.total, [health.finite for _, health in self.steps]))
-        self.check(finite)
-        values = divide(total) | divide(self.facts)
-        seconds = time.perf_counter() - self.start
-        peak = peak_flops()
-        return {
-            "step": step,
-            **values,
-            "learning_rate": float(self.owner.rate(step - 1)),  # type: ignore[arg-type]
-            "pairs_per_second": self.pairs / seconds,
-            "tokens_per_second": self.real / seconds,
-            "padding": 1 - self.real / self.padded,
-            "flops_per_second": self.flops / seconds,
-            "mfu": None if peak is None else self.flops / seconds / peak,
-            "data_wait": self.waited / seconds,
-            "seconds_per_step": seconds / self.count,
-            "seconds_left": (self.owner.steps - step) * seconds / self.count,
-        }
-
-
-def culprits(records: Sequence[int], health: Health) -> list[int]:
-    """Those of a batch whose log-probs are not finite; all of them where that can't be told."""
-    rows = np.asarray(health.rows).reshape(-1)[: len(records)]
-    return [i for i, wrong in zip(records, rows, strict=True) if wrong] or list(records)
-
-
-class Profile:
-    """A trace of some steps for XProf, TensorBoard and Perfetto, without the first, which compiles."""
-
-    def __init__(self, folder: Path, steps: int):
-        self.folder, self.left, self.on = folder, steps, False
-
-    def step(self, result: Any) -> None:
-        """Called after every step."""
-        if self.on:
-            self.left -= 1
-        if self.left and not self.on:
-            jax.block_until_ready(result)
-            jax.profiler.start_trace(str(self.folder), create_perfetto_trace=True)
-            self.on = True
-        elif not self.left and self.on:
-            jax.block_until_ready(result)
-            self.close()
-
-    def close(self) -> None:
-        if self.on:
-            jax.profiler.stop_trace()
-            self.on, self.left = False, 0
-
-
-@contextmanager
-def notice_of_preemption() -> Iterator[Callable[[int], bool]]:
-    """asked(step) -> whether to save and end now: SIGTERM came, to this process or to another one."""
-    came: list[int] = []
-    if processes.several() or threading.current_thread() is not threading.main_thread():
-        yield processes.preempted
-        return
-
-    def notice(number: int, _: Any) -> None:
-        came.append(number)
-        locks.ending()
-
-    before = signal.signal(signal.SIGTERM, notice)
-    try:
-        yield lambda step: bool(came)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def warn(text: str) -> None:

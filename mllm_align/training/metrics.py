@@ -22,8 +22,15 @@ def add(total: Any, more: Any) -> Any:
 
 
 def divide(total: Any) -> dict[str, float | None]:
-    """(sum, weight) pairs on the host, divided; None where nothing weighs."""
-    return {name: float(s) / float(w) if float(w) else None for name, (s, w) in total.items()}
+    """(sum, weight) pairs on the host, divided; None where nothing weighs.
+
+    The loss of an objective of several terms is the sum of those: each has a weight of its own.
+    """
+    values = {name: float(s) / float(w) if float(w) else None for name, (s, w) in total.items()}
+    terms = [value for name, value in values.items() if name.startswith("loss/")]
+    if any(value is not None for value in terms):
+        values["loss"] = sum(value for value in terms if value is not None)
+    return values
 
 
 def event_writer() -> Any:

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from mllm_align.align.contract import Objective
 from mllm_align.batch import PromptGroup, Shape, blank
 from mllm_align.config import Config
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import abstract_params, base_shardings, check_mesh, compute_dtype, make_model
-from mllm_align.models.config import LlavaConfig
+from mllm_align.models.config import ModelConfig
 from mllm_align.sharding import batch_sharding, batch_shards, replicated
 from mllm_align.training.optim import abstract_trained, make_optimizer, trained_parts
 from mllm_align.training.step import TrainState, make_evaluation, make_step
@@ -26,8 +27,8 @@ from mllm_align.training.step import TrainState, make_evaluation, make_step
 
 @dataclass(frozen=True)
 class Program:
-    """step(state, base, batch) -> (state, metrics, health), evaluate(trained, base, batch) -> (metrics,
-    health): jitted, shardings pinned, the step's state donated.
+    """step(state, base, batch) -> (state, metrics, health), evaluate(trained, base, batch, objective's
+    state) -> (metrics, health): jitted, shardings pinned, the step's state donated.
 
     state, base: what they take, as shapes with shardings.
     """
@@ -43,7 +44,7 @@ def struct(shape: Any, dtype: Any, where: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=where)
 
 
-def abstract_base(config: LlavaConfig, mesh: Mesh, dtype: Any) -> Any:
+def abstract_base(config: ModelConfig, mesh: Mesh, dtype: Any) -> Any:
     """The checkpoint's parameters in the dtype of the computation."""
     places = base_shardings(config, mesh)
     boxed = abstract_params(config)
@@ -56,7 +57,10 @@ def abstract_base(config: LlavaConfig, mesh: Mesh, dtype: Any) -> Any:
 
 
 def abstract_state(
-    trained: Any, optimizer: optax.GradientTransformation, whole: jax.sharding.Sharding
+    trained: Any,
+    optimizer: optax.GradientTransformation,
+    objective: Objective,
+    whole: jax.sharding.Sharding,
 ) -> TrainState:
     """Optimizer moments live where the parameters live that they belong to."""
     moments = optax.tree_utils.tree_map_params(
@@ -66,44 +70,46 @@ def abstract_state(
         trained,
         transform_non_params=lambda leaf: struct(leaf.shape, leaf.dtype, whole),
     )
-    return TrainState(struct((), jnp.int32, whole), trained, moments)  # type: ignore[arg-type]
+    own = jax.tree.map(lambda x: struct(x.shape, x.dtype, whole), jax.eval_shape(objective.init_state))
+    return TrainState(struct((), jnp.int32, whole), trained, moments, own)  # type: ignore[arg-type]
 
 
 def train_program(
-    config: Config, model: LlavaConfig, mesh: Mesh, steps: int, warmup: int | None = None
+    config: Config, model: ModelConfig, mesh: Mesh, steps: int, warmup: int | None = None
 ) -> Program:
     """The programs of a run of `steps` steps, of them `warmup` with rising rates (default: the config's
     share)."""
     dtype = compute_dtype(config.dtype, mesh)
     trained = abstract_trained(config, model, mesh)
     optimizer = make_optimizer(config.optim, steps, warmup)
-    state, base = abstract_state(trained, optimizer, replicated(mesh)), abstract_base(model, mesh, dtype)
-    if config.reference == "stored" or not config.objective.needs_reference:
+    state = abstract_state(trained, optimizer, config.objective, replicated(mesh))
+    base = abstract_base(model, mesh, dtype)
+    if not config.live_reference:
         # no reference is run: what is trained needs no frozen copy
-        parts = trained_parts(config, model.anyres)
+        parts = trained_parts(config, model)
         base = {name: part for name, part in base.items() if name not in parts}
-    llava = make_model(model, config.remat)
+    policy = make_model(model, config.remat)
     common = (1.0 if config.lora is None else config.lora.scale, dtype, mesh)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     places, base_places = (jax.tree.map(lambda x: x.sharding, t) for t in (state, base))
     step = jax.jit(
-        make_step(llava, config.objective, optimizer, *common),
+        make_step(policy, config.objective, optimizer, *common),
         in_shardings=(places, base_places, rows),
         out_shardings=(places, whole, whole),
         donate_argnums=0,
     )
     evaluate = jax.jit(
-        make_evaluation(llava, config.held_out_objective, *common),
-        in_shardings=(places.trained, base_places, rows),
+        make_evaluation(policy, config.objective.held_out, *common),
+        in_shardings=(places.trained, base_places, rows, whole),
         out_shardings=whole,
     )
     return Program(step, evaluate, state, base, optimizer)
 
 
-def check_fits(config: Config, model: LlavaConfig, mesh: Mesh) -> list[str]:
+def check_fits(config: Config, model: ModelConfig, mesh: Mesh) -> list[str]:
     """Names what every device of the tensor axis keeps whole. Raises InputError where mesh, model and batch
     do not go together."""
-    rows, shards = config.batch_size // config.micro_batches, batch_shards(mesh)
+    rows, shards = config.rows_per_micro, batch_shards(mesh)
     if rows % shards:
         raise InputError(
             f"batch_size / micro_batches is {rows}; it must be a multiple of {shards}, the devices that "
@@ -113,15 +119,13 @@ def check_fits(config: Config, model: LlavaConfig, mesh: Mesh) -> list[str]:
 
 
 def batch_structs(
-    config: Config, model: LlavaConfig, mesh: Mesh, shape: Shape, responses: int
+    config: Config, model: ModelConfig, mesh: Mesh, shape: Shape, responses: int
 ) -> PromptGroup:
     """A batch of the run, padded to `shape`, as the step takes it: [micro-batches, rows, ...]."""
-    rows, size = config.batch_size // config.micro_batches, model.vision.image_size
-    where = batch_sharding(mesh)
+    v, where = model.vision, batch_sharding(mesh)
 
     def make(dims: tuple[int, ...], dtype: Any) -> Any:
-        return struct((config.micro_batches, rows, *dims), dtype, where)
+        return struct((config.micro_batches, config.rows_per_micro, *dims), dtype, where)
 
-    stored = config.reference == "stored" and config.objective.needs_reference
     axes, views = model.decoder.num_rope_axes, (tuple(range(responses)),)
-    return blank(make, shape, (size, size, 3), views, axes, stored)
+    return blank(make, shape, (v.patches, v.patch_width), views, axes, config.stored_reference)

@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,16 +27,7 @@ import jax
 from etils import epath
 
 from mllm_align import processes
-from mllm_align.config import (
-    Config,
-    Endpoint,
-    JudgeModel,
-    OnlineBDHS,
-    OnlinePairs,
-    from_json,
-    save_json,
-    to_json,
-)
+from mllm_align.config import Config, from_json, part_files, save_json, to_json
 from mllm_align.data.encode import Encoded
 from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json, read_json
@@ -50,15 +41,6 @@ from mllm_align.prepare import name_weights
 from mllm_align.training.checkpoint import Checkpoints, Which, choose, kept
 from mllm_align.training.optim import abstract_trained, schedule
 
-# What may change between a run and its continuation: nothing that moves a number.
-MAY_CHANGE = ("log_every", "eval_every", "save_every", "keep", "tensorboard", "checkpoints")
-# These move a number by rounding alone: another machine may need others.
-MAY_CHANGE += ("mesh", "distributed", "micro_batches", "remat", "nonfinite")
-# How long a run goes on is looked at by itself (see goes_on).
-MAY_CHANGE += ("steps", "epochs")
-DATA_MAY_CHANGE = ("threads", "prefetch")
-# How an endpoint is reached, not what it says.
-ENDPOINT_MAY_CHANGE = ("url", "key_variable", "concurrency", "timeout", "retries", "budget")
 # What a start that failed may leave without a run: it was dear, and says itself what it belongs to.
 LEFT = {"reference.npz", "reference_eval.npz", "answers"}
 MOST_STEPS = 10**9  # counters are of 32 bits
@@ -88,6 +70,7 @@ def facts(
         "data_fingerprint": digest.hexdigest()[:16],
         "eval_data": _name(held_out),
         **_judge(config, bundle),
+        "part_files": part_files(config),
         "dtype": str(bundle.dtype),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {
@@ -112,12 +95,10 @@ def _model(folder: Folder) -> dict[str, Any]:
 
 def _judge(config: Config, bundle: Bundle) -> dict[str, str]:
     """The folder of a judge that is not the policy's base."""
-    online = config.online
-    if not isinstance(online, OnlinePairs) or not isinstance(online.annotator, JudgeModel):
+    annotator = None if config.online is None else config.online.annotator
+    if annotator is None or annotator.model_folder is None:
         return {}
-    if online.annotator.model is None:
-        return {}
-    folder = open_model(online.annotator.model)
+    folder = open_model(annotator.model_folder)
     if (
         not folder.changes
         and folder.path.resolve() == bundle.folder.path.resolve()
@@ -206,17 +187,17 @@ def _check_config(out: Any, saved: Config, now: Config) -> None:
         )
 
 
-def _settled(config: Config) -> Config:
-    """The config with all that may change at a restart set to its default."""
-    plain = Config()
-    data = replace(config.data, **{n: getattr(plain.data, n) for n in DATA_MAY_CHANGE})
-    online = config.online
-    if isinstance(online, OnlinePairs | OnlineBDHS):
-        online = replace(online, mesh=None)
-    if isinstance(online, OnlinePairs) and isinstance(online.annotator, Endpoint):
-        reached = {n: getattr(Endpoint(), n) for n in ENDPOINT_MAY_CHANGE}
-        online = replace(online, annotator=replace(online.annotator, **reached))
-    return replace(config, data=data, online=online, **{n: getattr(plain, n) for n in MAY_CHANGE})
+def _settled(config: Any) -> Any:
+    """The config with all that may change at a restart set to its default, in its parts too."""
+    values = {}
+    for each in fields(config):
+        value = getattr(config, each.name)
+        if each.name in config.may_change:
+            value = each.default if each.default_factory is MISSING else each.default_factory()
+        elif hasattr(value, "may_change"):
+            value = _settled(value)
+        values[each.name] = value
+    return replace(config, **values)
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -252,6 +233,12 @@ def check(out: Path, config: Config, described: dict[str, Any]) -> None:
 
 
 def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> None:
+    for file, digest in described["part_files"].items():
+        if saved.get("part_files", {}).get(file, digest) != digest:
+            raise InputError(
+                f"{file} has changed since {out} was started; take its earlier version, or give --out a "
+                "new folder"
+            )
     for what, name in (
         ("from another model", "model"),
         ("from another projector", "projector"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import reduce
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,23 +13,27 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 
-from mllm_align.align.objectives import LogProbs, Metrics, Objective
+from mllm_align.align.contract import Metrics, Objective, Signals
 from mllm_align.batch import PromptGroup, Responses
-from mllm_align.models.llava import Llava, cast, variables
 from mllm_align.models.policy import policy_variables, tower_is_trained
+from mllm_align.models.vlm import VisionLanguageModel, cast, variables
 from mllm_align.sharding import traced_within
 
 Tree = dict[str, Any]
+Weights = dict[str, Any]
+"""Term of the objective -> its weight []."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """What a checkpoint saves: step [], trained parameters (float32) and the optimizer's state."""
+    """What a checkpoint saves: step [], trained parameters (float32), the optimizer's state and the
+    objective's."""
 
     step: jax.Array
     trained: Tree
     optimizer: Any
+    objective: Any = ()
 
 
 @jax.tree_util.register_dataclass
@@ -41,37 +46,69 @@ class Health:
     rows: Bool[Array, "micro B"]
 
 
-def make_loss(model: Llava, objective: Objective, lora_scale: float, dtype: Any) -> Callable:
-    """loss(trained, base, group) -> (sum, (weight, metrics, bad)) of one micro-batch.
+class Computed(NamedTuple):
+    """Of one micro-batch. bad [B]: rows with a log-prob that is not a finite number."""
 
-    bad [B]: rows with a log-prob that is not a finite number.
+    metrics: Metrics
+    stats: Any
+    bad: Bool[Array, " B"]
+
+
+def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: float, dtype: Any) -> Callable:
+    """loss(trained, base, group, weights, state) -> (sum, Computed) of one micro-batch.
+
+    weights: W_i of every term over the whole batch. The batch's loss is the sum over its micro-batches,
+    divided by the first term's weight: other terms are scaled to it.
     """
 
-    def loss(trained: Tree, base: Tree, group: PromptGroup):
+    def loss(trained: Tree, base: Tree, group: PromptGroup, weights: Weights, state: Any):
+        if group.views != objective.views:
+            raise ValueError(f"the batch has views {group.views}, {objective} takes {objective.views}")
         policy, responses = policy_variables(base, trained, lora_scale, dtype), group.responses
 
         def features(variables: Tree) -> Any:
-            tiles = (prefix.pixels.astype(dtype) for prefix in group.prefixes)
-            return tuple(model.apply(variables, each, method="features") for each in tiles)
+            pixels = (prefix.pixels.astype(dtype) for prefix in group.prefixes)
+            return tuple(model.apply(variables, each, method="features") for each in pixels)
 
-        seen = shared = features(policy)
+        own = shared = features(policy)
         reference: Any = responses.reference
-        if objective.needs_reference and reference is None:
+        if "reference" in objective.needs and reference is None:
             frozen = variables(cast(base, dtype))
-            # A frozen tower says the same for policy and reference: it runs once.
+            # A frozen tower has the same output for policy and reference: it runs once.
             if tower_is_trained(trained):
                 shared = features(frozen)
             reference = jax.lax.stop_gradient(model.apply(frozen, shared, group, method="logps"))
-        views: Any = model.apply(policy, seen, group, method="logps")
-        (logps,), (reference,) = views, (None,) if reference is None else reference
-        total, weight, metrics = objective(LogProbs(logps, reference, responses.mask, responses.weight))
-        bad = ~jnp.isfinite(logps if reference is None else logps + reference).all((1, 2))
-        metrics = {"loss": (total, weight), **metrics}
+        logps: Any = model.apply(policy, own, group, method="logps")
+        sums, metrics, stats = objective(Signals(logps, reference, responses, group.views), state)
+        unit, *others = sums
+        total = sums[unit]
+        for name in others:
+            total = total + sums[name] * (_divisor(weights[unit]) / _divisor(weights[name]))
+        part = objective.weights(responses)
+        terms = {f"loss/{name}": (sums[name], part[name]) for name in sums} if others else {}
+        metrics = {"loss": (total, part[unit]), **terms, **metrics}
         if responses.sampler is not None:
-            metrics["rollout/logp_gap"] = sampler_gap(logps, responses)
-        return total, (weight, metrics, bad)
+            metrics["rollout/logp_gap"] = sampler_gap(logps[0], responses)
+        both = logps if reference is None else jax.tree.map(jnp.add, logps, reference)
+        bad = ~jnp.stack([jnp.isfinite(view).all((1, 2)) for view in both]).all(0)
+        return total, Computed(metrics, stats, bad)
 
     return loss
+
+
+def is_loss(metric: str) -> bool:
+    """Whether a metric is the loss, or one of its terms where there are several."""
+    return metric == "loss" or metric.startswith("loss/")
+
+
+def _divisor(weight: Any) -> Any:
+    """The weight, or 1 where nothing weighs: the sum is 0 there, and stays so."""
+    return jnp.where(weight > 0, weight, 1)
+
+
+def batch_weights(objective: Objective, batch: PromptGroup) -> Weights:
+    """W_i of every term over all micro-batches."""
+    return jax.tree.map(lambda x: x.sum(0), jax.vmap(objective.weights)(batch.responses))
 
 
 def sampler_gap(logps: Any, responses: Responses) -> Any:
@@ -83,7 +120,7 @@ def sampler_gap(logps: Any, responses: Responses) -> Any:
 
 
 def make_step(
-    model: Llava,
+    model: VisionLanguageModel,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     lora_scale: float,
@@ -93,16 +130,18 @@ def make_step(
     """step(state, base, batch) -> (state, metrics, health), pure.
 
     batch: a PromptGroup whose leaves carry a leading axis of micro-batches. The gradient is that of the
-    whole batch: sums are added over micro-batches and divided once by the added weights. Where the loss
-    or the gradient is not finite, or nothing weighs, parameters and optimizer stay as they were; in the
-    first case the metrics weigh 0.
+    whole batch: sums are added over micro-batches and divided once by the weights of the batch. Where the
+    loss or the gradient is not finite, or nothing weighs, parameters, optimizer and objective stay as they
+    were; in the first case the metrics weigh 0.
     """
     gradient = jax.grad(make_loss(model, objective, lora_scale, dtype), has_aux=True)
 
     def step(state: TrainState, base: Tree, batch: PromptGroup) -> tuple[TrainState, Metrics, Health]:
+        weights = batch_weights(objective, batch)
+
         def micro(group: PromptGroup):
-            grads, (weight, metrics, bad) = gradient(state.trained, base, group)
-            return (grads, weight, metrics), bad
+            grads, made = gradient(state.trained, base, group, weights, state.objective)
+            return (grads, made.metrics, made.stats), made.bad
 
         def add(total, group):
             more, bad = micro(group)
@@ -115,23 +154,23 @@ def make_step(
         else:
             shapes, _ = jax.eval_shape(micro, first)
             total, rows = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, shapes), batch)
-        grads, weight, metrics = total
-        some = weight > 0  # else no group has a usable pair; the gradient is 0 and stays so
-        grads = jax.tree.map(lambda g: g / jnp.where(some, weight, 1), grads)
+        grads, metrics, stats = total
+        # without any weight no group has a usable pair; the gradient is 0 and stays so
+        _, unit = metrics["loss"]
+        some = reduce(jnp.logical_or, (w > 0 for name, (_, w) in metrics.items() if is_loss(name)))
+        grads = jax.tree.map(lambda g: g / _divisor(unit), grads)
         norm = optax.global_norm(grads)
         finite = _all_finite((norm, metrics))
         updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
-        trained, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite & some, new, old),
-            (trained, opt_state),
-            (state.trained, state.optimizer),
-        )
+        updated = trained, opt_state, objective.update(state.objective, stats)
+        before = state.trained, state.optimizer, state.objective
+        updated = jax.tree.map(lambda new, old: jnp.where(finite & some, new, old), updated, before)
         one = jnp.ones((), jnp.float32)
         metrics = {**metrics, "grad_norm": (norm, one)}
         metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)
         metrics["skipped"] = (1 - (finite & some).astype(jnp.float32), one)
-        return TrainState(state.step + 1, trained, opt_state), metrics, Health(finite, rows)  # type: ignore[arg-type]
+        return TrainState(state.step + 1, *updated), metrics, Health(finite, rows)  # type: ignore[arg-type]
 
     return traced_within(mesh, step, dtype)
 
@@ -143,16 +182,27 @@ def _all_finite(figures: Any) -> Bool[Array, ""]:
 
 
 def make_evaluation(
-    model: Llava, objective: Objective, lora_scale: float, dtype: Any, mesh: Mesh | None = None
-) -> Callable[[Tree, Tree, PromptGroup], tuple[Metrics, Health]]:
-    """evaluate(trained, base, batch) -> (metrics as (sum, weight), health), of a batch with micro-batches.
+    model: VisionLanguageModel,
+    objective: Objective,
+    lora_scale: float,
+    dtype: Any,
+    mesh: Mesh | None = None,
+) -> Callable[..., tuple[Metrics, Health]]:
+    """evaluate(trained, base, batch, state=()) -> (metrics as (sum, weight), health), of a batch with
+    micro-batches. state: the objective's.
 
     Where a figure is not finite, the metrics weigh 0.
     """
     loss = make_loss(model, objective, lora_scale, dtype)
 
-    def evaluate(trained: Tree, base: Tree, batch: PromptGroup) -> tuple[Metrics, Health]:
-        each, rows = jax.lax.map(lambda group: loss(trained, base, group)[1][1:], batch)
+    def evaluate(trained: Tree, base: Tree, batch: PromptGroup, state: Any = ()) -> tuple[Metrics, Health]:
+        weights = batch_weights(objective, batch)
+
+        def micro(group: PromptGroup) -> Any:
+            made = loss(trained, base, group, weights, state)[1]
+            return made.metrics, made.bad
+
+        each, rows = jax.lax.map(micro, batch)
         metrics = jax.tree.map(lambda x: x.sum(0), each)
         finite = _all_finite(metrics)
         metrics = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), metrics)

@@ -1,10 +1,10 @@
 """The averaged loss over (y+, y-, y~-), against float64 arithmetic written out from Eq. 5."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from signals import computed, signals
 
-from mllm_align.align.objectives import DPO, IPO, Averaged, LogProbs, SLiC
+from mllm_align.align.pairwise import DPO, IPO, Averaged, SLiC
 
 LENGTHS = np.array([[3, 5, 2], [6, 1, 4], [2, 2, 6], [4, 6, 0]])  # the last group has no y~-
 MASK = np.arange(6) < LENGTHS[:, :, None]
@@ -19,8 +19,7 @@ LOSSES = {
 
 
 def logps(policy=POLICY, mask=MASK):
-    values = (jnp.asarray(x, jnp.float32) for x in (policy, REFERENCE))
-    return LogProbs(*values, jnp.asarray(mask), jnp.asarray(WEIGHT, jnp.float32))
+    return signals(policy, REFERENCE, mask, WEIGHT)
 
 
 def each(pair, rejected):
@@ -34,7 +33,7 @@ def each(pair, rejected):
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("pair", LOSSES, ids=str)
 def test_both_rejected_responses_count(pair, gamma):
-    total, weight, metrics = Averaged(pair=pair, gamma=gamma)(logps())
+    total, weight, metrics = computed(Averaged(pair=pair, gamma=gamma), logps())
     data, own = each(pair, 1), each(pair, 2)
     wanted = gamma * data + (1 - gamma) * own
     wanted[3] = data[3]  # nothing to average with

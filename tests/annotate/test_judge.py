@@ -10,7 +10,7 @@ from judges import answering, base, likes, question, record, shown_first
 from runs import MODEL, compiling, one_device
 
 from mllm_align.annotate import judge as module
-from mllm_align.annotate.factory import asks_base, open_annotator
+from mllm_align.annotate.factory import open_annotator
 from mllm_align.annotate.judge import judge
 from mllm_align.annotate.pairwise import Asked
 from mllm_align.annotate.verdict import rank
@@ -146,7 +146,7 @@ def test_the_base_is_asked_without_what_was_trained(base, monkeypatch):
     policy = replace(base, trained={"lora": {"a": np.ones(3)}}, lora=LoraConfig())
     for config in (SMALL, SceneQuestions(batch_size=2)):
         annotator = open_annotator(config, policy, None)
-        assert annotator.everywhere and asks_base(config)
+        assert annotator.everywhere and config.asks_base
         with pytest.raises(InputError, match="far enough"):
             rank(annotator, [question("There is a cup.", "There is a hat.")])
     assert all(bundle.params is policy.params and not bundle.trained for bundle, _ in seen)
@@ -163,7 +163,7 @@ def test_another_model_is_loaded_once_and_late(base, answering, monkeypatch):
 
     monkeypatch.setattr(module, "load", load)
     config = replace(SMALL, model="other", dtype="bfloat16")
-    assert not asks_base(config)
+    assert not config.asks_base
     asks = judge(config, base, DataConfig(chat_template=FIXTURES / "gone.jinja"))
     assert not loaded and outcomes(asks) == [] and not loaded
     assert outcomes(asks, question()) == outcomes(asks, question()) == ["unparsable"]

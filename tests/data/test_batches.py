@@ -2,7 +2,6 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 
 import jax
 import numpy as np
@@ -10,8 +9,8 @@ import pytest
 from goldens import FIXTURES, goldens
 from PIL import Image
 
-from mllm_align.batch import Group, HostPrefix, Shape
-from mllm_align.data.batches import Batches, ladder, round_up
+from mllm_align.batch import Group, HostPrefix, Pixels, Shape
+from mllm_align.data.batches import Batches
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.records import parse_record
 from mllm_align.errors import InputError
@@ -26,7 +25,7 @@ class Stub:
         prompt = HostPrefix.causal(
             np.full(prefix, encoded.index, np.int32),
             np.full(prefix, -1, np.int32),
-            np.full((tiles, 2, 2, 3), encoded.index, np.float32),
+            Pixels(np.full((tiles, 4, 3), encoded.index, np.float32), np.zeros((tiles, 4, 2), np.int16)),
         )
         return Group((prompt,), encoded.responses)
 
@@ -62,31 +61,6 @@ def rows(batch):
 
 
 # ---- shapes ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 100])
-@pytest.mark.parametrize("count", [1, 2, 5, 64])
-@pytest.mark.parametrize("multiple", [1, 32])
-def test_ladder(steps, count, multiple):
-    shapes = [record.shape for record in some(count, seed=steps)]
-    rungs = ladder(shapes, 2, steps, multiple)
-    assert 1 <= len(rungs) <= steps and len(set(rungs)) == len(rungs)
-    assert all(high.holds(low) for low, high in pairwise(rungs))
-    assert all(rungs[-1].holds(shape) for shape in shapes)
-    assert all(r.prefix % multiple == 0 and r.response % max(multiple // 4, 1) == 0 for r in rungs)
-    # no more than it takes
-    assert rungs[-1].tiles == max(s.tiles for s in shapes)
-    assert rungs[-1].prefix < max(s.prefix for s in shapes) + multiple
-
-
-def test_round_up():
-    assert round_up(Shape(33, 9, 5), 32) == Shape(64, 16, 5)
-    assert round_up(Shape(64, 16, 0), 32) == Shape(64, 16, 0)
-    assert round_up(Shape(33, 9, 5), 1) == Shape(33, 9, 5)
-
-
-def test_records_of_one_length_share_one_shape():
-    assert ladder([Shape(10, 3, 1)] * 9, 2, 4, 32) == (Shape(32, 8, 1),)
 
 
 def test_a_ladder_pads_less_than_one_shape():
@@ -141,7 +115,7 @@ def test_rows_are_the_records_and_what_is_left_over_weighs_nothing(shuffle):
             shape = records[index].shape
             assert group.prefix.length[row] == shape.prefix
             assert set(group.prefix.tokens[row, : shape.prefix]) == {index}
-            assert (group.prefix.tiles[row, : shape.tiles] == index).all()
+            assert (group.prefix.patches[row, : shape.tiles] == index).all()
             for k, answer in enumerate(records[index].responses):
                 mask = group.responses.mask[row, k]
                 assert np.array_equal(group.responses.tokens[row, k][mask], answer)
@@ -277,9 +251,10 @@ def test_batches_of_pictures_hold_what_the_encoder_reads(pictures):
             length, tiles = one.shape.prefix, one.shape.tiles
             assert np.array_equal(group.prefix.tokens[row, :length], one.prefix.tokens)
             assert np.array_equal(group.prefix.image[row, :length], one.prefix.image)
-            assert np.array_equal(group.prefix.tiles[row, :tiles], one.prefix.tiles)
+            assert np.array_equal(group.prefix.patches[row, :tiles], one.prefix.patches)
             assert (
-                not group.prefix.tiles[row, tiles:].any() and (group.prefix.image[row, length:] == -1).all()
+                not group.prefix.patches[row, tiles:].any()
+                and (group.prefix.image[row, length:] == -1).all()
             )
 
 
@@ -314,7 +289,7 @@ def test_processes_make_the_rows_that_they_hold(parts):
     """Together they make every batch, the last one with its missing rows included; none reads more."""
     records = some(11)
     options = {"size": 8, "micro": 2, "seed": 3, "shuffle": True, "reference": None}
-    whole, shares = batches(records, **options), [batches(records, held=p, **options) for p in parts]
+    whole, shares = batches(records, **options), [batches(records, local_rows=p, **options) for p in parts]
     for step in range(2 * whole.per_epoch):
         expected, found = whole(step), [share(step) for share in shares]
         assert {(b.step, b.records, b.shape) for b in found} == {(step, expected.records, expected.shape)}

@@ -7,16 +7,17 @@ from functools import cache
 
 import numpy as np
 import pytest
-from goldens import FIXTURES, NAMES, goldens
+from goldens import FIXTURES, NAMES, goldens, of_transformers
 from pieces import pieces
 from PIL import Image
+from refusals import refusal
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
+from transformers import LlavaProcessor
 
 from mllm_align.data.encode import Encoder, fingerprint
 from mllm_align.data.records import Part, parse_record
 from mllm_align.data.table import encode_all
-from mllm_align.errors import InputError
 from mllm_align.models.processor import load_processor
 
 BOS, EOS, IMAGE = 1, 2, 4
@@ -56,7 +57,7 @@ def rendered(encoder, record, answer=None):
     chat = [message.chat() for message in record.messages]
     if answer is not None:
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return encoder.processor.apply_chat_template(
+    return encoder.tokenizer.apply_chat_template(
         chat, chat_template=encoder.template, add_generation_prompt=answer is None, tokenize=False
     )
 
@@ -74,15 +75,6 @@ def decoded(encoder, ids):
     return encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
-def refused(make):
-    """The message of the InputError that `make` raises, which is one line."""
-    with pytest.raises(InputError) as error:
-        make()
-    message = str(error.value)
-    assert "\n" not in message and len(message) < 400
-    return message
-
-
 # ---- where the prompt ends ---------------------------------------------------------------------------
 
 
@@ -98,8 +90,8 @@ def test_prefix_and_response_are_the_joint_tokenization(name, row):
 def same(ours, theirs):
     """Whether two groups have the same ids, image rows and pixels."""
     pairs = zip(
-        (ours.prefix.tiles, ours.prefix.tokens, ours.prefix.image, *ours.responses),
-        (theirs.prefix.tiles, theirs.prefix.tokens, theirs.prefix.image, *theirs.responses),
+        (*ours.prefix.pixels, ours.prefix.tokens, ours.prefix.image, *ours.responses),
+        (*theirs.prefix.pixels, theirs.prefix.tokens, theirs.prefix.image, *theirs.responses),
         strict=True,
     )
     return all(np.array_equal(a, b) for a, b in pairs)
@@ -258,7 +250,7 @@ def test_beginning_of_sequence_as_transformers_writes_it(adds, start):
     for ids, answer in zip(whole(encoded), pair.responses, strict=True):
         chat = [message.chat() for message in pair.messages]
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        theirs = own.apply_chat_template(
+        theirs = LlavaProcessor(own.image_processor, own.tokenizer).apply_chat_template(
             chat, chat_template=coder.template, tokenize=True, return_dict=True
         )
         assert ids == np.ravel(theirs["input_ids"]).tolist()
@@ -272,7 +264,7 @@ def test_a_template_that_refuses_a_message():
     coder = encoder(template=check + template())
     assert coder.encode(record(), 2).length
     messages = [{"role": "system", "content": "zi."}, {"role": "user", "content": "gi?"}]
-    message = refused(lambda: coder.encode(record(prompt=messages), 2))
+    message = refusal(lambda: coder.encode(record(prompt=messages), 2))
     assert (
         "pairs.jsonl record 3" in message
         and "no system turn" in message
@@ -281,7 +273,7 @@ def test_a_template_that_refuses_a_message():
 
 
 def test_a_template_with_a_fault_of_its_own():
-    message = refused(lambda: encoder(template="{% for m in messages %}").encode(record(), 2))
+    message = refusal(lambda: encoder(template="{% for m in messages %}").encode(record(), 2))
     assert "pairs.jsonl record 3: the chat template refuses it" in message
 
 
@@ -290,20 +282,20 @@ def test_a_template_with_a_fault_of_its_own():
 )
 def test_a_template_that_miscounts_image_places(change, places):
     coder = encoder(template=template().replace(*change))
-    message = refused(lambda: coder.encode(record(PAIRS[0]), 2))
+    message = refusal(lambda: coder.encode(record(PAIRS[0]), 2))
     assert f"pairs.jsonl record 3: the chat template writes {places} image places for 1 images" in message
 
 
 @pytest.mark.parametrize("place", ["<image>", ""])
 def test_a_template_that_writes_an_image_into_the_answer(place):
     own = template(end="<image></s>").replace("'image' %}<image>", f"'image' %}}{place}")
-    message = refused(lambda: encoder(template=own).encode(record(PAIRS[0]), 2))
+    message = refusal(lambda: encoder(template=own).encode(record(PAIRS[0]), 2))
     assert "pairs.jsonl record 3: the chat template writes an image place after the prompt" in message
 
 
 def test_a_template_that_shares_nothing():
     coder = encoder(template="{{ messages[-1].content[0].text }}")
-    assert "share no prompt token" in refused(lambda: coder.encode(record(), 2))
+    assert "share no prompt token" in refusal(lambda: coder.encode(record(), 2))
 
 
 def folder_copy(tmp_path, name, *without):
@@ -314,7 +306,7 @@ def folder_copy(tmp_path, name, *without):
 
 def test_no_chat_template(tmp_path):
     own = load_processor(folder_copy(tmp_path, "llava15", "chat_template.jinja"))
-    message = refused(lambda: encoder(processor=lambda name: own))
+    message = refusal(lambda: encoder(processor=lambda name: own))
     assert "has no chat template" in message and "--data.chat-template" in message
     coder = encoder(processor=lambda name: own, template=template())
     assert decoded(coder, coder.encode(record(), 2).prefix) == "<s>user: gi dan?\nassistant:"
@@ -326,17 +318,17 @@ def test_of_several_chat_templates_the_default_one():
     coder = encoder(processor=lambda name: own)
     assert decoded(coder, coder.encode(record(), 2).prefix) == "<s>user: gi dan?\na:"
     own.chat_template = {"tools": template()}
-    assert "has no chat template" in refused(lambda: encoder(processor=lambda name: own))
+    assert "has no chat template" in refusal(lambda: encoder(processor=lambda name: own))
 
 
 def test_no_end_of_sequence_token():
     own = load_processor(FIXTURES / "llava15")
     own.tokenizer.eos_token = None
-    assert "eos_token" in refused(lambda: encoder(processor=lambda name: own))
+    assert "eos_token" in refusal(lambda: encoder(processor=lambda name: own))
 
 
 def test_tokenizer_of_another_model():
-    message = refused(lambda: Encoder(processor(), goldens("llava15").layout, 32000))
+    message = refusal(lambda: Encoder(processor(), goldens("llava15").layout, 32000))
     assert "'<image>' is id 4" in message and "image_token_index 32000" in message
 
 
@@ -352,13 +344,16 @@ def test_ids_and_pixels_of_transformers_own_processor(name, row):
     picture = Image.open(FIXTURES / row["images"][0])
     for answer, ids in zip(pair.responses, group.responses, strict=True):
         text = rendered(coder, pair, answer)
-        theirs = coder.processor(images=picture, text=text, return_tensors="np", add_special_tokens=False)
+        theirs = of_transformers(name)(
+            images=picture, text=text, return_tensors="np", add_special_tokens=False
+        )
         assert np.array_equal([*group.prefix.tokens, *ids], theirs["input_ids"][0])
         pixels = theirs["pixel_values"].reshape(-1, 3, 56, 56)
-        assert np.array_equal(group.prefix.tiles.transpose(0, 3, 1, 2), pixels)
+        wanted = coder.layout.patched(pixels.transpose(0, 2, 3, 1))
+        assert all(np.array_equal(a, b) for a, b in zip(group.prefix.pixels, wanted, strict=True))
     assert np.array_equal(group.prefix.tokens == IMAGE, group.prefix.image >= 0)
     assert group.shape == encoded.shape and encoded.sizes == (picture.size,)
-    assert group.prefix.tiles.dtype == np.float32 and group.prefix.image.dtype == np.int32
+    assert group.prefix.patches.dtype == np.float32 and group.prefix.image.dtype == np.int32
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -369,18 +364,21 @@ def test_a_second_image_goes_on_after_the_tiles_of_the_first(name):
     encoded = coder.encode(pair, 2)
     group = coder.group(encoded)
     (w0, h0), (w1, h1) = encoded.sizes
-    first = coder.layout.tiles(h0, w0)
+    first, _ = coder.layout.tiles(h0, w0)
     wanted = np.concatenate([coder.layout.rows(h0, w0, 0), coder.layout.rows(h1, w1, first)])
     assert np.array_equal(group.prefix.image[group.prefix.image >= 0], wanted)
-    assert len(group.prefix.tiles) == encoded.shape.tiles == first + coder.layout.tiles(h1, w1)
-    alone = [coder.group(coder.encode(record(PAIRS[0], images=[file]), 2)).prefix.tiles for file in names]
-    assert np.array_equal(group.prefix.tiles, np.concatenate(alone))
+    assert len(group.prefix.patches) == encoded.shape.tiles == first + coder.layout.tiles(h1, w1)[0]
+    alone = [coder.group(coder.encode(record(PAIRS[0], images=[file]), 2)).prefix.pixels for file in names]
+    for ours, each in zip(group.prefix.pixels, zip(*alone, strict=True), strict=True):
+        assert np.array_equal(ours, np.concatenate(each))
     # every embedding of the table stands in the prompt at most once, in the order of the places
     rows = group.prefix.image[group.prefix.image > 0]
-    assert len(set(rows)) == len(rows) and rows.max() <= len(group.prefix.tiles) * coder.layout.tokens
+    assert len(set(rows)) == len(rows) and rows.max() <= len(group.prefix.patches) * coder.layout.tokens
     pictures = [Image.open(FIXTURES / file) for file in names]
     text = rendered(coder, pair, pair.responses[0])
-    theirs = coder.processor(images=[pictures], text=[text], return_tensors="np", add_special_tokens=False)
+    theirs = of_transformers(name)(
+        images=[pictures], text=[text], return_tensors="np", add_special_tokens=False
+    )
     assert np.array_equal([*group.prefix.tokens, *group.responses[0]], theirs["input_ids"][0])
 
 
@@ -389,7 +387,7 @@ def test_a_record_without_images(name):
     coder = encoder(name)
     encoded = coder.encode(record(), 2)
     group = coder.group(encoded)
-    assert encoded.shape.tiles == 0 and group.prefix.tiles.shape == (0, 56, 56, 3)
+    assert encoded.shape.tiles == 0 and group.prefix.patches.shape == (0, 16, 588)
     assert np.array_equal(group.prefix.tokens, encoded.prefix) and (group.prefix.image == -1).all()
 
 
@@ -403,7 +401,6 @@ def test_processors_saved_without_the_vision_encoders_numbers(name, tmp_path):
         del config[key]
     file.write_text(json.dumps(config))
     own = load_processor(folder)
-    assert own.patch_size is None
     with_it, without = (encoder(name, processor=p) for p in (processor, lambda name: own))
     for row in PAIRS[:3]:
         a, b = (coder.group(coder.encode(record(row), 2)) for coder in (with_it, without))
@@ -415,8 +412,8 @@ def test_an_image_processor_of_another_model():
     own.image_processor.crop_size = {"height": 28, "width": 28}
     coder = encoder(processor=lambda name: own)
     encoded = coder.encode(record(PAIRS[0]), 2)
-    message = refused(lambda: coder.group(encoded))
-    assert "[1, 3, 28, 28]" in message and "[1, 3, 56, 56]" in message and "0_L.png" in message
+    message = refusal(lambda: coder.group(encoded))
+    assert "1 x [3, 28, 28]" in message and "1 x [3, 56, 56]" in message and "0_L.png" in message
 
 
 # ---- responses of the same tokens --------------------------------------------------------------------
@@ -426,12 +423,12 @@ def test_an_image_processor_of_another_model():
 @pytest.mark.parametrize("text", ["part.text", "part.text | trim"])
 def test_identical_responses_are_refused(chosen, rejected, text):
     coder = encoder(template=template(text=text))
-    message = refused(lambda: coder.encode(record(chosen=chosen, rejected=rejected), 2))
+    message = refusal(lambda: coder.encode(record(chosen=chosen, rejected=rejected), 2))
     assert "pairs.jsonl record 3, rejected: the response is identical to that of chosen" in message
     assert "--data.identical skip" in message
     pair = record({**TEXT_ONLY, "rejected": "ku.", "responses": ["gi.", " ku. "]})
     assert pair.responses == ("tuku der.", "ku.", "gi.", " ku. ")
-    assert "responses[1]: the response is identical to that of rejected" in refused(
+    assert "responses[1]: the response is identical to that of rejected" in refusal(
         lambda: coder.encode(pair, 4)
     )
     assert len(coder.encode(pair, 3).responses) == 3
@@ -441,7 +438,7 @@ def test_identical_responses_are_refused(chosen, rejected, text):
 @pytest.mark.parametrize("change, rejected", [("lower", "KU tu."), ("replace('!', '.')", "ku tu!")])
 def test_responses_that_the_template_makes_the_same_are_refused(change, rejected):
     coder = encoder(template=template(text=f"part.text | {change}"))
-    message = refused(lambda: coder.encode(record(chosen="ku tu.", rejected=rejected), 2))
+    message = refusal(lambda: coder.encode(record(chosen="ku tu.", rejected=rejected), 2))
     assert f"rejected: '{rejected}' has the same tokens as 'ku tu.' of chosen" in message
 
 
@@ -449,7 +446,7 @@ def test_responses_that_a_normalizer_makes_the_same_are_refused():
     own = load_processor(FIXTURES / "llava15")
     own.tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     coder = encoder(processor=lambda name: own)
-    message = refused(lambda: coder.encode(record(chosen="ﬁ ku", rejected="fi ku"), 2))
+    message = refusal(lambda: coder.encode(record(chosen="ﬁ ku", rejected="fi ku"), 2))
     assert "rejected: 'fi ku' has the same tokens as 'ﬁ ku' of chosen" in message
     assert encoder().encode(record(chosen="ﬁ ku", rejected="fi ku"), 2)
 
@@ -462,8 +459,8 @@ def test_identical_records_are_skipped_and_counted_beside_over_long_ones():
     kept, left_out = encode_all(records, coder, identical="skip", **settings)
     assert [e.index for e in kept] == [0]
     assert left_out == [(1, "r1", "identical"), (2, "r2", "identical"), (3, "r3", "over-long")]
-    assert "identical to that of chosen" in refused(lambda: encode_all(records, coder, **settings))
-    message = refused(lambda: encode_all(records[1:], coder, identical="skip", **settings))
+    assert "identical to that of chosen" in refusal(lambda: encode_all(records, coder, **settings))
+    message = refusal(lambda: encode_all(records[1:], coder, identical="skip", **settings))
     assert "all 3 records are left out, 2 identical and 1 over-long" in message
     kept, left_out = encode_all(records, coder, responses=1, max_length=999)
     assert len(kept) == 4 and not left_out
@@ -507,7 +504,7 @@ def test_control_tokens_in_every_turn_are_text(name):
         assert decoded(coder, encoded.prefix).count(SAID) == 4
         assert [[i for i in ids if i < 5] for ids in encoded.responses] == [[EOS]] * count
     alone = coder.encode(record(PAIRS[0], prompt=turns, responses=0), 0)
-    assert np.array_equal(alone.prefix, coder.tokens(alone.record, 0)[0])
+    assert np.array_equal(alone.prefix, coder.tokens(alone.record, alone.sizes, 0)[0])
 
 
 def test_a_text_at_the_very_start_that_reads_like_the_beginning_of_sequence():
@@ -532,7 +529,7 @@ def test_an_image_mark_in_the_text_of_a_record_made_in_python():
 
 
 def test_private_use_characters_of_our_own_are_refused():
-    message = refused(lambda: encoder().encode(record(chosen="a \U0010fffd"), 2))
+    message = refusal(lambda: encoder().encode(record(chosen="a \U0010fffd"), 2))
     assert "pairs.jsonl record 3: its text can't be tokenized" in message and "U+10FFFD" in message
 
 
@@ -543,7 +540,7 @@ def test_private_use_characters_of_our_own_are_refused():
     "source", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 'x' * 9999999 }}"]
 )
 def test_a_template_that_has_no_end(source):
-    message = refused(lambda: encoder(template=source).encode(record(), 2))
+    message = refusal(lambda: encoder(template=source).encode(record(), 2))
     assert "pairs.jsonl record 3: the chat template refuses it" in message
 
 
@@ -561,11 +558,13 @@ def test_a_prompt_to_go_on_from_has_no_end_of_sequence(behind):
         plain = encoder(template=template(end=end))
         for pair in (record(), record(PAIRS[0]), record(chosen="tuku </s> der.")):
             theirs = plain.encode(pair, 2)
-            assert np.array_equal(coder.tokens(pair, 0)[0], plain.tokens(pair, 0)[0])
+            assert np.array_equal(
+                coder.tokens(pair, theirs.sizes, 0)[0], plain.tokens(pair, theirs.sizes, 0)[0]
+            )
             assert np.array_equal(coder.encode(pair, 0).prefix, theirs.prefix)
             assert whole(coder.encode(pair, 2)) == whole(theirs)
             for answer in pair.responses:
-                ours, wanted = (c.response_spans(pair, answer) for c in (coder, plain))
+                ours, wanted = (c.response_spans(pair, theirs.sizes, answer) for c in (coder, plain))
                 assert np.array_equal(ours[0], wanted[0])
                 assert ours[1][1:] == [(a - 0, b - 0) for a, b in wanted[1][1:]]
 
@@ -633,14 +632,14 @@ def test_a_prompt_alone_is_what_transformers_makes_of_it(name, row):
     assert encoded.prefix.dtype == np.int32 and encoded.responses == () and encoded.shape.response == 0
     with_answers = coder.encode(record(row), 2)
     assert encoded.sizes == with_answers.sizes and encoded.shape.tiles == with_answers.shape.tiles
-    np.testing.assert_array_equal(coder.tiles(encoded), coder.group(with_answers).prefix.tiles)
+    assert all(map(np.array_equal, coder.pixels(encoded), coder.group(with_answers).prefix.pixels))
 
 
 def test_a_prompt_of_text_alone_has_no_tiles():
     coder = encoder()
     encoded = coder.encode(record({"prompt": "gi dan?"}, responses=0), 0)
     assert decoded(coder, encoded.prefix) == "<s>USER: gi dan? ASSISTANT:"
-    assert coder.tiles(encoded).shape == (0, 56, 56, 3)
+    assert coder.pixels(encoded).patches.shape == (0, 16, 588)
 
 
 # ---- where a response's tokens stand -----------------------------------------------------------------
@@ -671,7 +670,7 @@ ANSWERS = [
 def test_spans_are_where_the_tokens_stand_in_the_response(kind, opening, answer):
     coder = coders(template=template(start="", opening=opening))[kind]
     pair = record(chosen=answer)
-    ids, spans = coder.response_spans(pair, answer)
+    ids, spans = coder.response_spans(pair, (), answer)
     assert ids.dtype == np.int32
     assert ids.tolist() == joint(coder, pair, answer) or "</s>" in answer
     assert len(ids) == len(spans) and ids[-1] == EOS and ids.tolist().count(EOS) == 1
@@ -690,7 +689,7 @@ def test_spans_are_where_the_tokens_stand_in_the_response(kind, opening, answer)
 @pytest.mark.parametrize("trim", ["trim", "replace('x', 'x')"])
 def test_spans_where_the_template_trims(trim, answer):
     for coder in coders(template=template(text=f"part.text | {trim}")):
-        ids, spans = coder.response_spans(record(chosen=answer), answer)
+        ids, spans = coder.response_spans(record(chosen=answer), (), answer)
         start = answer.index("tuku.")
         (stop,) = [i for i, span in enumerate(spans) if span[0] == start + 4]
         assert coder.text(ids[stop : stop + 1]).rstrip() == "."
@@ -700,7 +699,7 @@ def test_spans_where_the_template_trims(trim, answer):
 @pytest.mark.parametrize("change", ["upper", "replace('ku', '')", "first"])
 def test_templates_that_change_the_response(change):
     coder = encoder(template=template(text=f"part.text | {change}"))
-    message = refused(lambda: coder.response_spans(record(chosen="tuku."), "tuku."))
+    message = refusal(lambda: coder.response_spans(record(chosen="tuku."), (), "tuku."))
     assert "pairs.jsonl record 3: the chat template changes the response" in message
     assert "--data.chat-template" in message
 

@@ -4,17 +4,22 @@ import hashlib
 import json
 import re
 import shutil
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from runs import MODEL, PAIRS, TINY, bundle, compiling, events, one_device, same
 
 from mllm_align import InputError, load_run, processes, train
 from mllm_align.cli import main
 from mllm_align.models.bundle import load
-from mllm_align.training.checkpoint import DIGESTS, choose
+from mllm_align.training.checkpoint import DIGESTS, Checkpoints, choose
+from mllm_align.training.online.maker import MakerState
 from mllm_align.training.run_folder import open_run
+from mllm_align.training.step import TrainState
 
 assert compiling  # a fixture
 
@@ -80,10 +85,7 @@ HARMS = {
     "about gone": (lambda place: shutil.rmtree(place / "run"), "run/metadata is missing"),
     "weights altered": (alter_weights, "trained/d/.* is altered"),
     "optimizer gone": (lambda place: shutil.rmtree(place / "optimizer"), "optimizer/.* is missing"),
-    "of another step": (
-        lambda place: (shutil.rmtree(place), shutil.copytree(place.parent / "1", place)),
-        "1",
-    ),
+    "of another step": (become_first, "it is that of step 1$"),
     "list": (write("[]"), "digests.json holds no digests"),
     "null": (write("null"), "digests.json holds no digests"),
     "nothing": (write("{}"), "digests.json holds no digests"),
@@ -191,3 +193,63 @@ def test_other_processes_digest_nothing(copy, monkeypatch):
     monkeypatch.setattr(processes, "on_first", lambda f: next(answers))
     monkeypatch.setattr(hashlib, "file_digest", None)
     assert open_run(copy)[3] == 2
+
+
+# ---- what the maker of responses keeps -----------------------------------------------------------------
+
+
+def state():
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, {"params": {"a": jnp.arange(6.0).reshape(2, 3)}}, {"m": jnp.ones(3)})
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """saved(begun) -> a folder with one checkpoint that keeps this of the maker."""
+
+    def save(begun):
+        with closing(Checkpoints(tmp_path / "checkpoints", write=True)) as checkpoints:
+            checkpoints.save(state(), 1, {"step": 1}, None, begun)
+        return tmp_path / "checkpoints"
+
+    return save
+
+
+def test_arrays_of_a_maker_come_back_to_the_last_bit(saved):
+    """In every dtype: advantages are float64, which a device would round."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "tokens": rng.integers(0, 9, (2, 3, 4)).astype(np.int32),
+        "advantages": rng.standard_normal((2, 3)),
+        "logps": rng.standard_normal((2, 3, 4)).astype(np.float32),
+        "finite": np.array([True, False]),
+        "number": np.array([2**40 + 1]),
+    }
+    folder = saved(MakerState({"made_at": 3, "names": ["a", None]}, arrays))
+    assert choose(folder) == (1, [])
+    found = Checkpoints(folder).begun(1)
+    assert found.metadata == {"made_at": 3, "names": ["a", None]} and found.arrays.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert found.arrays[name].dtype == array.dtype and np.array_equal(found.arrays[name], array), name
+    assert same(Checkpoints(folder).restore(state(), 1), state())
+
+
+def test_a_maker_may_keep_json_alone_or_nothing(saved, tmp_path):
+    found = Checkpoints(saved(MakerState({"rows": [1]}))).begun(1)
+    assert found.metadata == {"rows": [1]} and found.arrays == {}
+    assert not (tmp_path / "checkpoints" / "1" / "begun_arrays").exists()
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert Checkpoints(saved(None)).begun(1) is None
+
+
+def test_arrays_of_a_maker_that_are_altered_are_damage(saved):
+    folder = saved(MakerState({}, {"a": np.arange(1000)}))
+    file = max((folder / "1" / "begun_arrays").rglob("d/*"), key=lambda p: p.stat().st_size)
+    file.write_bytes(file.read_bytes()[:-1])
+    newest, ((step, problem),) = choose(folder)
+    assert (newest, step) == (None, 1) and "begun_arrays" in problem and "altered" in problem
+
+
+def test_a_host_needs_no_device_for_what_was_trained(saved):
+    found = Checkpoints(saved(None)).restore_trained(1)
+    assert isinstance(found["params"]["a"], np.ndarray) and same(found, state().trained)

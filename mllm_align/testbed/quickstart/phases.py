@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from mllm_align.align.objectives import DPO, SFT
+from mllm_align.align.pairwise import DPO
+from mllm_align.align.sft import SFT
 from mllm_align.config import BDHSConfig, Config, DataConfig, OptimConfig, SamplingConfig
 from mllm_align.errors import refusal
 from mllm_align.files import json_text, new_file, new_folder, read_json

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
-from typing import Any
 
 import numpy as np
 
@@ -19,112 +17,130 @@ from mllm_align.generate.decode import Decoder
 from mllm_align.generate.rollout import distorted_program, features_program
 from mllm_align.generate.sampling import random_key
 from mllm_align.generate.similarity import open_similarity
-from mllm_align.training.online.common import Common, Facts, Pending, Response, Trainable
+from mllm_align.sizes import half_steps
+from mllm_align.training.online.context import Response, RunContext
+from mllm_align.training.online.maker import HostMetrics, InFlight, Maker, TrainBatch, Tree
+
+Made = tuple[list[np.ndarray | None], HostMetrics]
+"""Ids of a rejected response for each record of a batch, None where no usable one came, and metrics."""
 
 
-class Rejected:
-    """y~-, a rejected response by the current policy: by BDHS, or drawn along y+ under a noisy image."""
+@dataclass
+class Deferred(InFlight):
+    """A batch and the policy that makes its responses, once they are wanted."""
 
-    ahead = False
+    trained: Tree
 
-    def __init__(self, common: Common, online: OnlineBDHS | Distorted):
-        self.common, self.online = common, online
-        self.ends = common.encoder.end_mask(common.bundle.config.decoder.vocab)
-        if isinstance(online, OnlineBDHS):
-            bdhs.check(common.records, common.encoder, online)
-            similarity = open_similarity(online.similarity)
-            self.decoder = Decoder(common.sampler.bundle, online.sampling, common.rows)
-            self.maker = bdhs.BDHS(self.decoder, common.encoder, online, similarity, seed=0)
-            self.seen = features_program(*common.sampler.settings)
-        else:
-            self.program = distorted_program(*common.sampler.settings, online.noise_steps)
 
-    def begin(self, batch: HostBatch, group: PromptGroup, trained: Any, at: int) -> Pending:
-        make = self._bdhs if isinstance(self.online, OnlineBDHS) else self._distorted
-        return Pending(batch, group, batch.step, at, partial(make, batch, group, trained))
+class Rejected(Maker[Deferred]):
+    """A rejected response by the current policy for each record; subclasses say how."""
 
-    def _distorted(self, batch: HostBatch, group: PromptGroup, trained: Any) -> tuple[list[Any], Facts]:
-        keys = self.common.put(self.common.keys(batch, -2))
-        arrays = [np.asarray(x) for x in self.program(self.common.bundle.params, trained, group, keys)]
-        tokens, finite = (x.reshape(-1, *x.shape[2:]) for x in arrays)
-        made = []
-        for row, index in enumerate(batch.records):
-            if not finite[row]:
-                made.append(None)
-                continue
-            ids = tokens[row, : len(self.common.records[index].responses[0])]
-            stop = np.flatnonzero(self.ends[ids])  # a response ends at its first end of sequence
-            made.append(ids[: stop[0] + 1] if len(stop) else ids)
-        broken = [row for row in range(len(made)) if not finite[row]]
-        return made, self.common.broken(batch, broken)
+    context: RunContext
 
-    def _bdhs(self, batch: HostBatch, group: PromptGroup, trained: Any) -> tuple[list[Any], Facts]:
-        common, online = self.common, self.online
-        assert isinstance(online, OnlineBDHS)
-        self.maker.seed = int(random_key(common.config.seed, "bdhs", common.epoch(batch.step))[0])
-        self.decoder.trained = common.sampler.trained(trained)
-        seen = None
-        if online.distortion == "attention":  # noise is put on the pixels themselves, in every try
-            seen = self._features(batch, group)
-        made = {each.index: each for each in self.maker([common.records[i] for i in batch.records], seen)}
-        tries = [made[common.records[i].index] for i in batch.records]
-        good, broken = [m for m in tries if not m.broken], [row for row, m in enumerate(tries) if m.broken]
-        facts = {
-            "bdhs/iterations": (float(sum(m.iterations for m in good)), float(len(good))),
-            "bdhs/similarity": (float(sum(m.similarity[-1] for m in good)), float(len(good))),
-            "bdhs/unfinished": (float(sum(m.unfinished > 0 for m in good)), float(len(good))),
-            **common.broken(batch, broken),
-        }
-        return [self._encoded(i, m.rejected) for i, m in zip(batch.records, tries, strict=True)], facts
+    def make(self, batch: HostBatch, group: PromptGroup, trained: Tree) -> Made:
+        raise NotImplementedError
 
-    def _features(self, batch: HostBatch, group: PromptGroup) -> dict[int, np.ndarray]:
-        """What the tower says of the batch's images, by record: their pixels are on the devices already."""
-        common, per_tile = self.common, self.common.bundle.config.vision.tokens
-        tiles, seen = common.sampler.batch(group).prefix.pixels, {}
-        for micro in range(-(-len(batch.records) // common.rows)):
-            part = batch.records[micro * common.rows : (micro + 1) * common.rows]
-            params = common.sampler.bundle.params
-            found = np.asarray(self.seen(params, self.decoder.trained, tiles, np.int32(micro)))
-            for record, row in zip((common.records[i] for i in part), found, strict=False):
-                seen[record.index] = row[: record.shape.tiles * per_tile]
-        return seen
+    def begin(self, batch: HostBatch, group: PromptGroup, trained: Tree, step: int) -> Deferred:
+        return Deferred(batch, group, trained)
 
-    def _encoded(self, index: int, text: str) -> np.ndarray | None:
-        """Ids of a made response; None if it says nothing or the same, is too long or changes the prompt's
-        tokens."""
-        encoded = self.common.records[index]
-        if not text.strip():
-            return None
-        both = replace(encoded.record, responses=(encoded.record.responses[0], text))
-        try:
-            prefix, (_, ids) = self.common.encoder.tokens(both, 2)
-        except Identical:
-            return None
-        length = encoded.shape.prefix + max(len(encoded.responses[0]), len(ids))
-        good = np.array_equal(prefix, encoded.prefix) and length <= self.common.limit
-        return ids if good else None
-
-    def finish(self, pending: Pending) -> Trainable:
-        common, batch = self.common, pending.batch
+    def finish(self, pending: Deferred) -> TrainBatch:
+        context, batch = self.context, pending.batch
         began = time.perf_counter()
-        rejected, facts = pending.ready()
+        rejected, metrics = self.make(batch, pending.group, pending.trained)
         seconds = time.perf_counter() - began
         made: list[tuple[Response, ...] | None] = []
         usable = 0
         for index, ids in zip(batch.records, rejected, strict=True):
-            given = common.records[index].responses
+            given = context.records[index].responses
             responses = tuple(Response(r) for r in given)
             if ids is not None and not np.array_equal(ids, given[0]):
                 usable += 1
                 made.append((*responses, Response(ids)))
             else:  # the averaged loss goes on with the pair of the data
                 made.append(responses if len(responses) > 1 else None)
-        sizes = count(batch.shape.response, -(-batch.shape.response // 16) * 8)
-        facts |= {"rejected_usable": (usable, len(rejected)), "rollout/seconds": (seconds, 1.0)}
-        record, text = common.records[batch.records[0]].record, common.encoder.text
-        written = None if rejected[0] is None else text(rejected[0]).strip()
+        metrics |= {"rejected_usable": (usable, len(rejected)), "rollout/seconds": (seconds, 1.0)}
+        record, first = context.records[batch.records[0]].record, rejected[0]
+        written = None if first is None else context.encoder.text(first).strip()
         example = {"id": record.id, "responses": [record.responses[0], written]}
-        return common.filled(batch, pending.group, made, sizes, facts, example)
+        padded = partial(half_steps, usual=batch.shape.response)
+        return context.train_batch(batch, pending.group, made, padded, metrics, example)
 
-    def close(self) -> None:
-        pass
+
+class RejectedByNoise(Rejected):
+    """Drawn token by token along y+ under a noisy image."""
+
+    def __init__(self, context: RunContext, online: Distorted):
+        self.context = context
+        self.program = distorted_program(*context.sampler.settings, online.noise_steps)
+
+    def make(self, batch: HostBatch, group: PromptGroup, trained: Tree) -> Made:
+        context = self.context
+        keys = context.to_devices(context.keys(batch, -2))
+        arrays = [np.asarray(x) for x in self.program(context.bundle.params, trained, group, keys)]
+        tokens, finite = (x.reshape(-1, *x.shape[2:]) for x in arrays)
+        made: list[np.ndarray | None] = []
+        for row, index in enumerate(batch.records):
+            ids = tokens[row, : len(context.records[index].responses[0])]
+            stop = np.flatnonzero(context.eos_mask[ids])  # a response ends at its first end of sequence
+            ids = ids[: stop[0] + 1] if len(stop) else ids
+            made.append(ids if finite[row] else None)
+        return made, context.nonfinite(batch, [row for row in range(len(made)) if not finite[row]])
+
+
+class RejectedByBDHS(Rejected):
+    """By bias-driven hallucination sampling (arXiv 2407.02477, section 4)."""
+
+    def __init__(self, context: RunContext, online: OnlineBDHS):
+        self.context, self.online = context, online
+        bdhs.check(context.records, context.encoder, online)
+        similarity = open_similarity(online.similarity)
+        self.decoder = Decoder(context.sampler.bundle, online.sampling, context.rows)
+        self.bdhs = bdhs.BDHS(self.decoder, context.encoder, online, similarity, seed=0)
+        self.features = features_program(*context.sampler.settings)
+
+    def make(self, batch: HostBatch, group: PromptGroup, trained: Tree) -> Made:
+        context = self.context
+        self.bdhs.seed = int(random_key(context.config.seed, "bdhs", context.epoch(batch.step))[0])
+        self.decoder.trained = context.sampler.trained(trained)
+        features = None
+        if self.online.distortion == "attention":  # noise is put on the pixels themselves, in every try
+            features = self._features(batch, group)
+        made = {
+            each.index: each for each in self.bdhs([context.records[i] for i in batch.records], features)
+        }
+        tries = [made[context.records[i].index] for i in batch.records]
+        good, broken = [m for m in tries if not m.broken], [row for row, m in enumerate(tries) if m.broken]
+        metrics = {
+            "bdhs/iterations": (float(sum(m.iterations for m in good)), float(len(good))),
+            "bdhs/similarity": (float(sum(m.similarity[-1] for m in good)), float(len(good))),
+            "bdhs/unfinished": (float(sum(m.unfinished > 0 for m in good)), float(len(good))),
+            **context.nonfinite(batch, broken),
+        }
+        return [self._encoded(i, m.rejected) for i, m in zip(batch.records, tries, strict=True)], metrics
+
+    def _features(self, batch: HostBatch, group: PromptGroup) -> dict[int, np.ndarray]:
+        """The tower's features of each record's images, whose pixels are on the devices already."""
+        context, per_tile = self.context, self.context.bundle.config.vision.tokens
+        params, pixels = context.sampler.bundle.params, context.sampler.batch(group).prefix.pixels
+        features = {}
+        for micro, start in enumerate(range(0, len(batch.records), context.rows)):
+            part = [context.records[i] for i in batch.records[start : start + context.rows]]
+            rows = np.asarray(self.features(params, self.decoder.trained, pixels, np.int32(micro)))
+            for record, row in zip(part, rows, strict=False):
+                features[record.index] = row[: record.shape.tiles * per_tile]
+        return features
+
+    def _encoded(self, index: int, text: str) -> np.ndarray | None:
+        """Ids of a made response; None if it is empty or the chosen one, is too long, or changes the
+        prompt's tokens."""
+        encoded = self.context.records[index]
+        if not text.strip():
+            return None
+        both = replace(encoded.record, responses=(encoded.record.responses[0], text))
+        try:
+            prefix, (_, ids) = self.context.encoder.tokens(both, encoded.sizes, 2)
+        except Identical:
+            return None
+        length = encoded.shape.prefix + max(len(encoded.responses[0]), len(ids))
+        good = np.array_equal(prefix, encoded.prefix) and length <= self.context.max_length
+        return ids if good else None

@@ -28,7 +28,7 @@ class Sampler:
     def __init__(self, config: Config, bundle: Bundle, mesh: MeshConfig | None):
         self.bundle = replace(bundle, lora=config.lora, trained={})
         self.moves = mesh is not None
-        rows = config.batch_size // config.micro_batches
+        rows = config.rows_per_micro
         if mesh is not None:
             own = remade(bundle.mesh, mesh)
             check_mesh(bundle.config, own)

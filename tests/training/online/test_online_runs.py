@@ -40,7 +40,7 @@ from mllm_align.generate.sampling import random_key
 from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
 from mllm_align.training import run_folder
-from mllm_align.training.online import common, pairs, rejected
+from mllm_align.training.online import context, rejected, rollouts
 
 assert compiling and MODEL
 SAMPLING = SamplingConfig(max_tokens=12)
@@ -137,7 +137,7 @@ def test_no_preference_moves_nothing(tmp_path):
 def test_the_best_is_chosen_and_the_worst_rejected(tmp_path, monkeypatch):
     """What is trained on: the samples in the scorer's order, with the sampler's log-probs."""
     given = []
-    keep = common.Common.filled
+    keep = context.RunContext.train_batch
 
     def filled(self, batch, group, made, most, *rest):
         texts = [
@@ -146,7 +146,7 @@ def test_the_best_is_chosen_and_the_worst_rejected(tmp_path, monkeypatch):
         given.append((texts, keep(self, batch, group, made, most, *rest)))
         return given[-1][1]
 
-    monkeypatch.setattr(common.Common, "filled", filled)
+    monkeypatch.setattr(context.RunContext, "train_batch", filled)
     config = replace(ONLINE, online=replace(HASHED, samples=3), steps=1, objective=IPO())
     train(config, bundle(), PAIRS, tmp_path / "run")
     ((texts, trained),) = given
@@ -164,13 +164,13 @@ def test_the_best_is_chosen_and_the_worst_rejected(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_mixed_keeps_the_pairs_of_the_data_where_chance_says_so(tmp_path, monkeypatch):
     given = []
-    keep = common.Common.filled
+    keep = context.RunContext.train_batch
 
     def filled(self, batch, group, made, most, *rest):
         given.append((made, [self.records[i] for i in batch.records]))
         return keep(self, batch, group, made, most, *rest)
 
-    monkeypatch.setattr(common.Common, "filled", filled)
+    monkeypatch.setattr(context.RunContext, "train_batch", filled)
     config = replace(ONLINE, online=SOURCES["mixed"], steps=6)
     train(config, bundle(), PAIRS, tmp_path / "run")
     kept = []
@@ -186,7 +186,7 @@ def test_mixed_keeps_the_pairs_of_the_data_where_chance_says_so(tmp_path, monkey
 def test_bdhs_in_a_run_is_bdhs_of_a_file(tmp_path, monkeypatch):
     """In the first step the policy is the base: it makes what the job over a file makes with that seed."""
     given = {}
-    keep = common.Common.filled
+    keep = context.RunContext.train_batch
 
     def filled(self, batch, group, made, most, *rest):
         for i, each in zip(batch.records, made, strict=True):
@@ -194,7 +194,7 @@ def test_bdhs_in_a_run_is_bdhs_of_a_file(tmp_path, monkeypatch):
                 given[self.records[i].record.id] = self.encoder.text(each[1].ids).strip()
         return keep(self, batch, group, made, most, *rest)
 
-    monkeypatch.setattr(common.Common, "filled", filled)
+    monkeypatch.setattr(context.RunContext, "train_batch", filled)
     data = write_pairs(tmp_path, rows(4))
     config = replace(TINY, online=OnlineBDHS(**METHOD), steps=1)
     train(config, bundle(), data, tmp_path / "run")
@@ -240,7 +240,7 @@ def test_micro_batches_and_devices_change_nothing_but_rounding(tmp_path):
 def test_what_bdhs_needs_is_made_once(tmp_path, monkeypatch):
     """Over two epochs; what each step makes is what a decoder of its own makes with the policy as it is."""
     made, decoded, steps = [], [], []
-    keep, stops, make = decode.Decoder.__init__, generation.full_stops, rejected.Rejected._bdhs
+    keep, stops, make = decode.Decoder.__init__, generation.full_stops, rejected.RejectedByBDHS.make
 
     def init(self, *given):
         made.append(self)
@@ -252,14 +252,12 @@ def test_what_bdhs_needs_is_made_once(tmp_path, monkeypatch):
 
     def bdhs_of(self, batch, group, trained):
         out = make(self, batch, group, trained)
-        steps.append(
-            (self.maker, jax.tree.map(np.asarray, trained), batch.records, self.maker.seed, out[0])
-        )
+        steps.append((self.bdhs, jax.tree.map(np.asarray, trained), batch.records, self.bdhs.seed, out[0]))
         return out
 
     monkeypatch.setattr(decode.Decoder, "__init__", init)
     monkeypatch.setattr(generation, "full_stops", full_stops)
-    monkeypatch.setattr(rejected.Rejected, "_bdhs", bdhs_of)
+    monkeypatch.setattr(rejected.RejectedByBDHS, "make", bdhs_of)
     train(replace(TINY, online=SOURCES["bdhs"], steps=3), bundle(), PAIRS, tmp_path / "run")
     assert (len(made), len(decoded), len(steps)) == (1, 1, 3)
     assert len({seed for *_, seed, _ in steps}) == 2
@@ -303,7 +301,7 @@ def unfit(monkeypatch):
 
             monkeypatch.setattr(decode.Decoder, "decode", decoded)
         else:
-            roll = pairs.Pairs._roll
+            roll = rollouts.Rollouts._roll
 
             def rolled(self, *given):
                 out = roll(self, *given)
@@ -311,7 +309,7 @@ def unfit(monkeypatch):
                     finite=out.finite.at[0, 0, 0].set(False), logps=out.logps.at[0, 0, 0, 0].set(np.nan)
                 )
 
-            monkeypatch.setattr(pairs.Pairs, "_roll", rolled)
+            monkeypatch.setattr(rollouts.Rollouts, "_roll", rolled)
 
     return spoil
 

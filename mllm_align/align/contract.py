@@ -1,0 +1,133 @@
+"""The contract of an objective: log-probabilities in, sums of its terms out.
+
+An objective is a frozen dataclass of its settings. Its loss on a batch is
+
+    sum over terms i of S_i / W_i
+
+S_i is a sum over the batch that the objective computes, W_i what it divides by, known from masks and group
+weights alone. Sums and weights of micro-batches, devices and hosts therefore add up to those of the whole
+batch, also where terms have different denominators (pairs and tokens, say).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float
+
+from mllm_align.batch import Responses
+from mllm_align.errors import InputError, quoted
+from mllm_align.registry import Registry
+
+Scalar = Float[Array, ""]
+Metrics = dict[str, tuple[Scalar, Scalar]]
+"""Name -> (sum, weight); divided once, when logged."""
+Views = tuple[tuple[int, ...], ...]
+
+OBJECTIVES = Registry("objective")
+AVAILABLE = frozenset({"reference"})
+"""What the train step can give an objective beside the policy's log-probabilities."""
+LARGE = 1e6  # no setting is meant to be larger
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Signals:
+    """What an objective may look at.
+
+    policy, reference: log-probabilities of each view's responses, nats per token, 0 at padding. reference
+    is None for an objective that does not need it. responses: tokens, mask [B, K, R], group weights [B].
+    views: as in `batch.PromptGroup`.
+    """
+
+    policy: tuple[Float[Array, "B k R"], ...]
+    reference: tuple[Float[Array, "B k R"], ...] | None
+    responses: Responses
+    views: Views = dataclasses.field(metadata={"static": True})
+
+    @property
+    def weight(self) -> Float[Array, " B"]:
+        return self.responses.weight
+
+    def mask(self, view: int = 0) -> Bool[Array, "B k R"]:
+        """True at the tokens of a view's responses."""
+        return self.responses.take(self.views[view]).mask
+
+
+class Terms(NamedTuple):
+    """sums: S_i of every term, coefficients included. metrics: for the log. stats: sums that
+    `Objective.update` takes; the same tree for every micro-batch."""
+
+    sums: dict[str, Scalar]
+    metrics: Metrics
+    stats: Any = ()
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Base class of objectives; subclasses are frozen dataclasses.
+
+    responses: K, how many each group has. made: how many of them, the last ones, only the policy can make
+    (`Config.online`). needs: what is computed for it beside the policy's log-probabilities, of `AVAILABLE`.
+    """
+
+    responses: ClassVar[int]
+    made: ClassVar[int] = 0
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def views(self) -> Views:
+        """Which responses continue which prefix; default: all of them the only one."""
+        return (tuple(range(self.responses)),)
+
+    @property
+    def held_out(self) -> Objective:
+        """The objective of held-out records, for which the policy makes no responses."""
+        return self
+
+    def weights(self, responses: Responses) -> dict[str, Scalar]:
+        """W_i of every term for one micro-batch; those of a batch are their sums."""
+        raise NotImplementedError
+
+    def __call__(self, signals: Signals, state: Any = ()) -> Terms:
+        """The terms of one micro-batch. state: from before the step."""
+        raise NotImplementedError
+
+    def init_state(self) -> Any:
+        """A tree of arrays that is kept from step to step, saved and resumed; default: none."""
+        return ()
+
+    def update(self, state: Any, stats: Any) -> Any:
+        """The state after a step. stats: `Terms.stats` summed over the whole batch."""
+        return state
+
+
+def check_objective(objective: Objective) -> None:
+    """Raises InputError for an objective that does not keep the contract."""
+    kind, name = type(objective), type(objective).__name__
+    parameters = vars(kind).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        raise InputError(f"objective {name} is no frozen dataclass; put @dataclass(frozen=True) above it")
+    if not isinstance(getattr(kind, "responses", None), int) or not 0 <= kind.made < kind.responses:
+        raise InputError(f"objective {name} does not say how many responses it compares (responses = 2)")
+    missing = sorted(set(kind.needs) - AVAILABLE)
+    if missing:
+        known = ", ".join(sorted(AVAILABLE))
+        raise InputError(f"objective {name} needs {', '.join(missing)}; the train step computes {known}")
+    if len(objective.views) != 1:
+        raise InputError(
+            f"objective {name} has {len(objective.views)} views; batches of the data have one prefix"
+        )
+
+
+def check_setting(name: str, value: Any, low: float, high: float = LARGE) -> None:
+    """Raises InputError for a value that is no number, or not in [low, high)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"objective.{name} is {quoted(value)}; it must be a number")
+    if not low <= value < high:
+        limit = f"at least {low:g} and below {high:g}"
+        shown = f"{value:g}" if isinstance(value, float) or abs(value) < 1e300 else "far too large"
+        raise InputError(f"objective.{name} is {shown}; it must be {limit}")

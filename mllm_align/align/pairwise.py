@@ -1,0 +1,193 @@
+"""Objectives on (chosen, rejected) pairs, relative to a reference.
+
+Notation, per group: chosen y+ = response 0, rejected y- = response 1; logp(y) is the sum over a
+response's tokens, end of sequence included, in nats; the log-ratio of y is logp_policy - logp_reference;
+h = log-ratio(y+) - log-ratio(y-). The implicit reward of y is beta times its log-ratio.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mllm_align.align.contract import OBJECTIVES, Objective, Scalar, Signals, Terms, check_setting
+from mllm_align.batch import Responses
+from mllm_align.errors import InputError, quoted
+
+
+@dataclass(frozen=True)
+class Pairwise(Objective):
+    """Log-ratios, implicit rewards and their metrics; a subclass has `beta` and says what a pair loses."""
+
+    responses = 2
+    needs = frozenset({"reference"})
+    beta: float = 0.1
+
+    def loss(self, h: Float[Array, " B"]) -> Float[Array, " B"]:
+        """Of each pair, by its h."""
+        raise NotImplementedError
+
+    def difference(self, ratios: Float[Array, "B K"], mask: Bool[Array, "B K R"]) -> Float[Array, " B"]:
+        """h of each pair. ratios: log-ratios, nats per sequence."""
+        return ratios[:, 0] - ratios[:, 1]
+
+    def weights(self, responses: Responses) -> dict[str, Scalar]:
+        return {"pairs": responses.weight.sum()}
+
+    def __call__(self, signals: Signals, state: Any = ()) -> Terms:
+        if signals.reference is None:
+            raise ValueError(f"{type(self).__name__} compares with a reference; none was given")
+        policy = signals.policy[0].sum(-1)
+        ratios = policy - signals.reference[0].sum(-1)
+        rewards = self.beta * jax.lax.stop_gradient(ratios)
+        margin = rewards[:, 0] - rewards[:, 1]
+        weight, total = signals.weight, signals.weight.sum()
+        each = {
+            "rewards/chosen": rewards[:, 0],
+            "rewards/rejected": rewards[:, 1],
+            "rewards/margin": margin,
+            "rewards/accuracy": (margin > 0).astype(jnp.float32),
+            "logps/chosen": policy[:, 0],
+            "logps/rejected": policy[:, 1],
+        }
+        metrics = {name: ((value * weight).sum(), total) for name, value in each.items()}
+        losses = self.loss(self.difference(ratios, signals.mask()))
+        return Terms({"pairs": (losses * weight).sum()}, metrics)
+
+
+@OBJECTIVES.register("dpo")
+@dataclass(frozen=True)
+class DPO(Pairwise):
+    """-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), e = label_smoothing.
+
+    e = 0 is DPO (Rafailov et al. 2023, eq. 7); e > 0 is conservative DPO (cDPO), for labels that are
+    wrong with probability e. TRL's `label_smoothing` does not act in its sigmoid loss.
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+
+    def __post_init__(self):
+        check_setting("beta", self.beta, 0)
+        check_setting("label_smoothing", self.label_smoothing, 0, 0.5)
+
+    def loss(self, h):
+        e = self.label_smoothing
+        right, wrong = jax.nn.log_sigmoid(self.beta * h), jax.nn.log_sigmoid(-self.beta * h)
+        return -(1 - e) * right - e * wrong
+
+
+@OBJECTIVES.register("robust")
+@dataclass(frozen=True)
+class RobustDPO(Pairwise):
+    """[-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)] / (1 - 2e), e = label_smoothing.
+
+    Unbiased under labels that are flipped with probability e (Chowdhury et al. 2024, eq. 12).
+    """
+
+    beta: float = 0.1
+    label_smoothing: float = 0.1
+
+    def __post_init__(self):
+        check_setting("beta", self.beta, 0)
+        check_setting("label_smoothing", self.label_smoothing, 0, 0.5)
+
+    def loss(self, h):
+        e = self.label_smoothing
+        right, wrong = jax.nn.log_sigmoid(self.beta * h), jax.nn.log_sigmoid(-self.beta * h)
+        return (-(1 - e) * right + e * wrong) / (1 - 2 * e)
+
+
+@OBJECTIVES.register("ipo")
+@dataclass(frozen=True)
+class IPO(Pairwise):
+    """(hbar - 1 / (2 beta))^2 (Azar et al. 2023, eq. 17).
+
+    hbar divides each response's log-ratio by its number of tokens, as TRL's DPOTrainer does with the
+    paper's authors' word for it; `length_normalised=False` takes the sums, as others do.
+    """
+
+    beta: float = 0.1
+    length_normalised: bool = True
+
+    def __post_init__(self):
+        check_setting("beta", self.beta, 1e-6)
+        if not isinstance(self.length_normalised, bool):
+            raise InputError("objective.length_normalised is no bool; it must be True or False")
+
+    def difference(self, ratios, mask):
+        if self.length_normalised:
+            tokens = jnp.maximum(mask.sum(-1), 1).astype(ratios.dtype)
+            ratios = ratios / tokens
+        return ratios[:, 0] - ratios[:, 1]
+
+    def loss(self, h):
+        return jnp.square(h - 1 / (2 * self.beta))
+
+
+@OBJECTIVES.register("slic")
+@dataclass(frozen=True)
+class SLiC(Pairwise):
+    """max(0, 1 - beta h): the reference-relative hinge, not SLiC-HF's reference-free rank loss."""
+
+    beta: float = 0.1
+
+    def __post_init__(self):
+        check_setting("beta", self.beta, 0)
+
+    def loss(self, h):
+        return jax.nn.relu(1 - self.beta * h)
+
+
+@OBJECTIVES.register("averaged")
+@dataclass(frozen=True)
+class Averaged(Objective):
+    """gamma L(y+, y-) + (1 - gamma) L(y+, y~-) of groups (y+, y-, y~-) (arXiv 2407.02477, Eq. 5).
+
+    y- comes with the data, y~- from the policy. L is a pairwise objective; its metrics are those of
+    (y+, y-), and under policy/ those of (y+, y~-). A group without y~- has an empty one and counts with
+    L(y+, y-) alone.
+    """
+
+    responses = 3
+    made = 1
+    needs = frozenset({"reference"})
+    pair: Pairwise = DPO()
+    gamma: float = 0.5
+
+    def __post_init__(self):
+        check_setting("gamma", self.gamma, 0)
+        if self.gamma > 1:
+            raise InputError(f"objective.gamma is {self.gamma:g}; it must be from 0 to 1")
+        if not isinstance(self.pair, Pairwise):
+            raise InputError(f"objective.pair is {quoted(self.pair)}; it must be one on pairs")
+
+    @property
+    def held_out(self) -> Objective:
+        return self.pair
+
+    def weights(self, responses: Responses) -> dict[str, Scalar]:
+        return self.pair.weights(responses)
+
+    def __call__(self, signals: Signals, state: Any = ()) -> Terms:
+        weight = signals.weight
+        made = signals.mask()[:, 2].any(-1).astype(weight.dtype)
+        share = self.gamma * made + (1 - made)
+        data = self.pair(_pair(signals, 1, weight * share))
+        own = self.pair(_pair(signals, 2, weight * (1 - share)))
+        metrics = data.metrics | {f"policy/{name}": value for name, value in own.metrics.items()}
+        return Terms({name: value + own.sums[name] for name, value in data.sums.items()}, metrics)
+
+
+def _pair(signals: Signals, rejected: int, weight: Float[Array, " B"]) -> Signals:
+    """The group with its first response and another one."""
+    if signals.reference is None:
+        raise ValueError("pairs are compared with a reference; none was given")
+    which = jnp.array([0, rejected])
+    responses = replace(signals.responses.take((0, rejected)), weight=weight)
+    policy, reference = (each[0][:, which] for each in (signals.policy, signals.reference))
+    return Signals((policy,), (reference,), responses, ((0, 1),))

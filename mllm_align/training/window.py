@@ -1,0 +1,100 @@
+"""Figures of the steps between two log lines."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from mllm_align.config import Config
+from mllm_align.data.encode import Encoded
+from mllm_align.training.flops import peak_flops
+from mllm_align.training.metrics import add, divide
+from mllm_align.training.online.maker import HostMetrics, TrainBatch
+from mllm_align.training.step import Health
+
+
+class Window:
+    """Adds figures up. Device values are fetched once, when it is closed.
+
+    flops: of a step on these records. nonfinite: called with a step that could not be taken, counted from
+    1, and the indices of the records to blame.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        flops: Callable[[Sequence[Encoded]], float],
+        nonfinite: Callable[[int, Sequence[int]], None],
+    ):
+        self.config, self.flops_of, self.nonfinite = config, flops, nonfinite
+        self.total: Any = None
+        self.start = time.perf_counter()
+        self.count = self.pairs = self.real = self.padded = 0
+        self.waited = self.flops = 0.0
+        self.steps: list[tuple[int, tuple[int, ...], Health]] = []
+        self.metrics: HostMetrics = {}
+
+    def add(self, batch: TrainBatch, metrics: Any, health: Health, waited: float) -> None:
+        """A step. waited: seconds that it waited for its batch of the data."""
+        self.total = metrics if self.total is None else add(self.total, metrics)
+        records = [record for record in batch.records if record is not None]
+        self._count(batch.metrics)
+        self.flops += self.flops_of(records)
+        self.count += 1
+        self.pairs += len(records)
+        self.real += sum(r.shape.prefix + sum(map(len, r.responses)) for r in records)
+        row = batch.shape.prefix + self.config.objective.responses * batch.shape.response
+        self.padded += self.config.batch_size * row
+        self.waited += waited
+        self.steps.append((batch.step, batch.indices, health))
+
+    def _count(self, metrics: HostMetrics) -> None:
+        for name, (value, weight) in metrics.items():
+            total = self.metrics.get(name, (0.0, 0.0))
+            self.metrics[name] = total[0] + value, total[1] + weight
+
+    def updated(self, seconds: float) -> None:
+        """How long the device took for a step, where that was waited for."""
+        self._count({"update/seconds": (seconds, 1.0)})
+
+    def check(self) -> None:
+        """Report the steps that could not be taken, once each."""
+        if self.steps:
+            self._report(jax.device_get([health.finite for *_, health in self.steps]))
+
+    def _report(self, finite: Sequence[Any]) -> None:
+        broken = [each for each, good in zip(self.steps, finite, strict=True) if not good]
+        self.steps = []
+        for step, indices, health in broken:
+            self.nonfinite(step + 1, culprits(indices, health))
+
+    def close(self, step: int, steps: int, learning_rate: float) -> dict[str, Any]:
+        """The figures, after so many steps of the run. seconds_left is for the terminal alone."""
+        total, finite = jax.device_get((self.total, [health.finite for *_, health in self.steps]))
+        self._report(finite)
+        values = divide(total) | divide(self.metrics)
+        seconds = time.perf_counter() - self.start
+        peak = peak_flops()
+        return {
+            "step": step,
+            **values,
+            "learning_rate": learning_rate,
+            "pairs_per_second": self.pairs / seconds,
+            "tokens_per_second": self.real / seconds,
+            "padding": 1 - self.real / self.padded,
+            "flops_per_second": self.flops / seconds,
+            "mfu": None if peak is None else self.flops / seconds / peak,
+            "data_wait": self.waited / seconds,
+            "seconds_per_step": seconds / self.count,
+            "seconds_left": (steps - step) * seconds / self.count,
+        }
+
+
+def culprits(indices: Sequence[int], health: Health) -> list[int]:
+    """Records of a batch whose log-probs are not finite; all of them where that can't be told."""
+    rows = np.asarray(health.rows).reshape(-1)[: len(indices)]
+    return [i for i, wrong in zip(indices, rows, strict=True) if wrong] or list(indices)
