@@ -1,7 +1,8 @@
 """The command line: `mllm-align VERB ...`.
 
-One file a verb: a dataclass of its options, which `run()` acts on. What the options are and how they are
-read follows from the dataclasses (`options.py`).
+One file a verb: a dataclass of its options, called to do the work. What options there are, and what is
+refused, follows from the dataclasses (`options.py`); tyro reads the values and writes the full help and the
+completion scripts.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def _main(argv: list[str]) -> None:
     from mllm_align.cli import help, verbs
 
     if not argv or argv[0] in ("-h", "--help"):
-        print(help.program())
+        print(help.program(verbs.VERBS, verbs.SHELLS))
     elif argv[0] == "--version":
         from importlib.metadata import version
 
@@ -55,9 +56,9 @@ def _main(argv: list[str]) -> None:
         verbs.print_completion(argv[1:])
     else:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax; what fails there is raised, too
-        options = verbs.parse(argv[0], argv[1:])
-        if options is not None:
-            options.run()
+        verb = verbs.parse(argv[0], argv[1:])
+        if verb is not None:
+            verb()
 
 
 def _end(status: int, reason: str) -> None:
