@@ -12,7 +12,6 @@ pytest.importorskip("tensorflow_datasets")
 from mllm_align.annotate.factory import Context
 from mllm_align.annotate.verdict import Question, rank
 from mllm_align.errors import InputError
-from mllm_align.testbed import annotators as module
 from mllm_align.testbed.annotators import Oracle, SceneOracle, SceneQuestions
 from mllm_align.testbed.hallucination import count
 from mllm_align.testbed.scenes import builder
