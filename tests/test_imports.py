@@ -26,7 +26,7 @@ ORDER = (
     "data",
     "models",
 )
-ORDER += ("prepare", "generate", "evaluate", "annotate", "training", "plan", "testbed", "cli")
+ORDER += ("prepare", "generate", "annotate", "training", "evaluation", "plan", "testbed", "cli")
 LEVEL = {name: i for i, name in enumerate(ORDER)}
 # Stricter than the order; what is not here may import everything below.
 ONLY = {

@@ -9,7 +9,8 @@ import pytest
 from etils import epath
 from refusals import refusal
 
-from mllm_align.config import Config, DataConfig, Endpoint, MeshConfig, OnlinePairs, OptimConfig, save_json
+from mllm_align import Endpoint
+from mllm_align.config import Config, DataConfig, MeshConfig, OnlinePairs, OptimConfig, save_json
 from mllm_align.training import run_folder
 from mllm_align.training.run_folder import (
     Length,
