@@ -166,7 +166,7 @@ def _built(kind: Any, value: Any, at: str = "") -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise ValueError(
-                f"{at or 'config'} is {quoted(value)}; it must have the fields of {kind.__name__}"
+                f"{at or 'config'} is {quoted(value)}; it must have the fields of {kind.__name__}"  # type: ignore[attr-defined]
             )
         hints, known = get_type_hints(kind), _fields(kind)  # type: ignore[arg-type]
         inside = f"{at}." if at else ""
