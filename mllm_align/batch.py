@@ -14,12 +14,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+
+class Pixels(NamedTuple):
+    """Preprocessed images, cut into patches; of one record without the axis B.
+
+    patches: the pixels and channels of each patch, in the order in which the tower multiplies them.
+    place: (row, column) of each patch in its tile; -1 for a patch that only fills the tile.
+    """
+
+    patches: Float[Array | np.ndarray, "B T N C"]
+    place: Int[Array | np.ndarray, "B T N 2"]
+
+    def astype(self, dtype: Any) -> Pixels:
+        """The patches in the dtype of the computation."""
+        return self._replace(patches=self.patches.astype(dtype))
 
 
 @jax.tree_util.register_dataclass
@@ -36,7 +51,7 @@ class Prefix:
     rope: rotary positions, one for each axis.
     visible: False where a key is attended to by nothing (padding; masked image embeddings).
     length: how many of the P places are real. The last real one predicts each response's first token.
-    tiles: preprocessed pixels of the images, channels last; None where the tower's features are known.
+    patches, place: of the images, as in `Pixels`; None where the tower's features are known.
     """
 
     tokens: Int[Array, "B P"]
@@ -45,13 +60,14 @@ class Prefix:
     rope: Int[Array, "B A P"]
     visible: Bool[Array, "B P"]
     length: Int[Array, " B"]
-    tiles: Float[Array, "B T h w 3"] | None = None
+    patches: Float[Array, "B T N C"] | None = None
+    place: Int[Array, "B T N 2"] | None = None
 
     @property
-    def pixels(self) -> Float[Array, "B T h w 3"]:
-        """The tiles of a prefix that has them."""
-        assert self.tiles is not None
-        return self.tiles
+    def pixels(self) -> Pixels:
+        """Of a prefix that has them."""
+        assert self.patches is not None and self.place is not None
+        return Pixels(self.patches, self.place)
 
     @property
     def last(self) -> Int[Array, "B 1"]:
@@ -113,7 +129,7 @@ class PromptGroup:
 
     @property
     def shape(self) -> Shape:
-        sizes = [(p.tokens.shape[-1], p.pixels.shape[-4]) for p in self.prefixes]
+        sizes = [(p.tokens.shape[-1], p.pixels.patches.shape[-3]) for p in self.prefixes]
         return Shape(sizes[0][0], self.responses.tokens.shape[-1], sizes[0][1], tuple(sizes[1:]))
 
 
@@ -156,7 +172,7 @@ class Shape:
 class HostPrefix:
     """One prompt of p tokens before padding: numpy arrays as in `Prefix`, without its axis B.
 
-    tiles [t, h, w, 3] float32, or None.
+    patches [t, N, C] float32 and place [t, N, 2] int16, or None.
     """
 
     tokens: np.ndarray
@@ -164,13 +180,20 @@ class HostPrefix:
     order: np.ndarray
     rope: np.ndarray
     visible: np.ndarray
-    tiles: np.ndarray | None = None
+    patches: np.ndarray | None = None
+    place: np.ndarray | None = None
 
     @classmethod
-    def causal(cls, tokens: np.ndarray, image: np.ndarray, tiles: np.ndarray | None = None) -> HostPrefix:
+    def causal(cls, tokens: np.ndarray, image: np.ndarray, pixels: Pixels | None = None) -> HostPrefix:
         """Every token sees those before it; one axis of rotary positions that counts tokens."""
         at = np.arange(len(tokens), dtype=np.int32)
-        return cls(tokens, image, at, at[None], np.ones(len(tokens), bool), tiles)
+        return cls(tokens, image, at, at[None], np.ones(len(tokens), bool), *(pixels or ()))  # type: ignore[arg-type]
+
+    @property
+    def pixels(self) -> Pixels:
+        """Of a prefix that has them."""
+        assert self.patches is not None and self.place is not None
+        return Pixels(self.patches, self.place)
 
     def keep(self, places: np.ndarray) -> HostPrefix:
         """The prefix without its other tokens; those kept keep order and rotation. places [p] bool."""
@@ -201,7 +224,7 @@ class Group:
     @property
     def shape(self) -> Shape:
         longest = max((len(r) for r in self.responses), default=0)
-        sizes = [(len(p.tokens), 0 if p.tiles is None else len(p.tiles)) for p in self.prefixes]
+        sizes = [(len(p.tokens), 0 if p.patches is None else len(p.patches)) for p in self.prefixes]
         return Shape(sizes[0][0], longest, sizes[0][1], tuple(sizes[1:]))
 
 
@@ -242,11 +265,12 @@ def pad_prefixes(rows: Sequence[HostPrefix], length: int, tiles: int | None = No
         rope=stacked("rope"),
         visible=stacked("visible", False),
         length=np.array([len(row.tokens) for row in rows], np.int32),  # type: ignore[arg-type]
-        tiles=None if tiles is None else np.stack([padded(row.tiles, tiles) for row in rows]),  # type: ignore[arg-type]
+        patches=None if tiles is None else np.stack([padded(row.patches, tiles) for row in rows]),  # type: ignore[arg-type]
+        place=None if tiles is None else np.stack([padded(row.place, tiles, -1) for row in rows]),  # type: ignore[arg-type]
     )
 
 
-def padded(array: np.ndarray, length: int, fill: int | bool = 0, axis: int = 0) -> np.ndarray:
+def padded(array: Any, length: int, fill: int | bool = 0, axis: int = 0) -> np.ndarray:
     """The array, lengthened along an axis."""
     shape = list(array.shape)
     shape[axis] = length
@@ -271,20 +295,26 @@ def with_responses(group: PromptGroup, **fields: Any) -> PromptGroup:
 def blank(
     make: Callable[[tuple[int, ...], Any], Any],
     shape: Shape,
-    tile: tuple[int, ...],
+    tile: tuple[int, int],
     views: tuple[tuple[int, ...], ...],
     axes: int,
     reference: bool = False,
 ) -> PromptGroup:
     """A group whose leaves are make(shape without the leading axes, dtype): for tracing and compiling.
 
-    tile: shape of one tile's pixels. axes: of rotary positions. reference: with stored log-probs.
+    tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. reference: with stored
+    log-probs.
     """
     count = 1 + max((k for view in views for k in view), default=-1)
     answer = (count, shape.response)
     stored = tuple(make((len(view), shape.response), jnp.float32) for view in views)
     prefixes = tuple(
-        blank_prefix(make, length, axes, make((tiles, *tile), jnp.float32))
+        blank_prefix(
+            make,
+            length,
+            axes,
+            Pixels(make((tiles, *tile), jnp.float32), make((tiles, tile[0], 2), jnp.int16)),
+        )
         for length, tiles in shape.prefixes
     )
     responses = Responses(
@@ -297,7 +327,7 @@ def blank(
 
 
 def blank_prefix(
-    make: Callable[[tuple[int, ...], Any], Any], length: int, axes: int, tiles: Any = None
+    make: Callable[[tuple[int, ...], Any], Any], length: int, axes: int, pixels: Pixels | None = None
 ) -> Prefix:
     """As `blank`: one prefix."""
     return Prefix(
@@ -307,5 +337,5 @@ def blank_prefix(
         rope=make((axes, length), jnp.int32),
         visible=make((length,), jnp.bool_),
         length=make((), jnp.int32),
-        tiles=tiles,
+        **({} if pixels is None else pixels._asdict()),
     )

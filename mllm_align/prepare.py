@@ -14,12 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from mllm_align import processes
+from mllm_align.batch import Pixels
 from mllm_align.config import DataConfig
 from mllm_align.config.checks import MANY, check_number
-from mllm_align.data.anyres import ImageLayout
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.readers import records_from, told
 from mllm_align.data.records import Record
@@ -39,7 +37,7 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
             template = data.chat_template.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"chat template {data.chat_template} can't be read: {error}") from error
-    layout = ImageLayout(c.vision.image_size, c.vision.side, c.vision.tokens, c.pinpoints)
+    layout = bundle.folder.family.layout(c, bundle.processor)
     ends = end_tokens(bundle.folder.path, c.decoder.vocab)
     return Encoder(bundle.processor, layout, c.image_token, ends, template)
 
@@ -136,14 +134,14 @@ def _beside(data: Any) -> Path | None:
     return path.parent if there else None
 
 
-def tiles_ahead(
+def pixels_ahead(
     encoder: Encoder, records: Sequence[Encoded], ahead: int, threads: int = 2
-) -> Iterator[np.ndarray]:
-    """Each record's tiles [t, h, w, 3], in order, up to `ahead` of them read before they are asked for."""
+) -> Iterator[Pixels]:
+    """Each record's pixels, in order, up to `ahead` of them read before they are asked for."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = iter(records)
-        reading = deque(pool.submit(encoder.tiles, record) for record in islice(waiting, ahead))
+        reading = deque(pool.submit(encoder.pixels, record) for record in islice(waiting, ahead))
         while reading:
-            tiles = reading.popleft().result()
-            reading.extend(pool.submit(encoder.tiles, record) for record in islice(waiting, 1))
-            yield tiles
+            pixels = reading.popleft().result()
+            reading.extend(pool.submit(encoder.pixels, record) for record in islice(waiting, 1))
+            yield pixels

@@ -17,7 +17,7 @@ from mllm_align.config import SamplingConfig
 from mllm_align.generate.decode import Decoder, Fork, Row, _forks
 from mllm_align.generate.sampling import BLOCK, filtered, random_key, uniform
 from mllm_align.models.bundle import Bundle
-from mllm_align.models.llava import Llava
+from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import traced_within
 
 GREEDY = SamplingConfig(temperature=0.0)
@@ -64,7 +64,7 @@ def at_end(row: Row) -> list[Row]:
 
 @cache
 def _steps(config: Any, mesh: Any) -> Any:
-    model = Llava(config)
+    model = VisionLanguageModel(config)
 
     def steps(variables, prefix, forks):
         tokens = forks.tokens
@@ -138,7 +138,7 @@ class Scripted:
 
     def features(self, pictures: list[np.ndarray]) -> list[np.ndarray]:
         self.pictures += pictures
-        return [np.zeros((16 * len(tiles), 1), np.float32) for tiles in pictures]
+        return [np.zeros((16 * len(pixels.patches), 1), np.float32) for pixels in pictures]
 
     def __call__(self, rows: list[Row], stops: np.ndarray) -> list[list[np.ndarray]]:
         assert len(rows) <= self.size

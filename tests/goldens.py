@@ -7,18 +7,20 @@ import tempfile
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from oracle.noise import perturb
 from PIL import Image
 from safetensors.numpy import load_file, save_file
+from transformers import LlavaNextProcessor, LlavaProcessor
 
 from mllm_align.batch import Group, HostPrefix, PromptGroup, Shape, pad
-from mllm_align.data.anyres import ImageLayout
+from mllm_align.models.families.llava.layout import LlavaLayout
 from mllm_align.models.huggingface import Folder, load_params, open_folder
-from mllm_align.models.llava import Llava
 from mllm_align.models.processor import load_processor
+from mllm_align.models.vlm import VisionLanguageModel
 
 FIXTURES = Path(__file__).parent / "fixtures" / "goldens"
 NAMES = ("llava15", "llavanext")
@@ -42,8 +44,8 @@ class Goldens:
         return self.folder.config
 
     @cached_property
-    def model(self) -> Llava:
-        return Llava(self.config)
+    def model(self) -> VisionLanguageModel:
+        return VisionLanguageModel(self.config)
 
     @cached_property
     def base(self) -> dict:
@@ -59,9 +61,8 @@ class Goldens:
             return load_params(open_folder(path), np.float32)
 
     @cached_property
-    def layout(self) -> ImageLayout:
-        vision = self.config.vision
-        return ImageLayout(vision.image_size, vision.side, vision.tokens, self.config.pinpoints)
+    def layout(self) -> LlavaLayout:
+        return self.folder.family.layout(self.config)
 
     @cached_property
     def pictures(self) -> list[Image.Image]:
@@ -80,7 +81,7 @@ class Goldens:
 
     def _tiles(self, pixels: np.ndarray, pair: int) -> np.ndarray:
         width, height = self.pictures[pair].size
-        pixels = pixels.reshape(-1, *pixels.shape[-3:])[: self.layout.tiles(height, width)]
+        pixels = pixels.reshape(-1, *pixels.shape[-3:])[: self.layout.tiles(height, width)[0]]
         return pixels.transpose(0, 2, 3, 1)
 
     def groups(self, at: str = "") -> list[Group]:
@@ -95,7 +96,7 @@ class Goldens:
             image[prefix == self.config.image_token] = self.layout.rows(height, width, 0)
             stored = not at
             tiles = self._tiles(self.arrays["pixel_values"][i], pair) if stored else self.processed(pair)
-            prompt = HostPrefix.causal(prefix, image, np.ascontiguousarray(tiles))
+            prompt = HostPrefix.causal(prefix, image, self.layout.patched(tiles))
             groups.append(Group((prompt,), (chosen, rejected)))
         return groups
 
@@ -129,6 +130,12 @@ def goldens(name: str, root: Path = FIXTURES) -> Goldens:
         return Goldens(open_folder(root / name), dict(arrays), numbers, root)
 
 
+def of_transformers(name: str) -> Any:
+    """The processor of transformers for a stored model."""
+    kind = LlavaProcessor if name == "llava15" else LlavaNextProcessor
+    return kind.from_pretrained(FIXTURES / name)
+
+
 def union(groups: list[Group]) -> Shape:
     """The smallest shape that holds all of them."""
     shape = groups[0].shape
@@ -143,10 +150,10 @@ def responses(values: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
     return [v[m] for k in range(count) for v, m in zip(values[:, k], mask[:, k], strict=True)]
 
 
-def packed_images(model: Llava, params: dict, group: PromptGroup) -> list[np.ndarray]:
+def packed_images(model: VisionLanguageModel, params: dict, group: PromptGroup) -> list[np.ndarray]:
     """The image embeddings of each group's prompt, in the prompt's order."""
     variables = {"params": params}
-    features = model.apply(variables, group.prefix.tiles, method="features")
+    features = model.apply(variables, group.prefix.pixels, method="features")
     image = model.apply(variables, features, method=lambda m, x: m.projector(x))
     newline = params.get("image_newline", jnp.zeros(image.shape[-1]))
     newline = jnp.broadcast_to(newline, (image.shape[0], 1, image.shape[-1]))

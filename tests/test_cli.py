@@ -200,7 +200,7 @@ def test_inspect_shows_a_record(run):
     status, text, _ = run("inspect", "--model", MODEL, "--data", PAIRS, "--index", 3, "--json")
     told = json.loads(text)
     assert status == 0 and told["where"] == "pairs.jsonl record 3"
-    assert told["images"][0]["embeddings"] == 16 and told["pixels"]["shape"] == [1, 56, 56, 3]
+    assert told["images"][0]["embeddings"] == 16 and told["pixels"]["shape"] == [1, 16, 588]
     assert [len(r) for r in told["responses"]] == told["response_tokens"]
     assert all(token["loss"] == 1 for r in told["responses"] for token in r)
     assert all(entry["loss"] == 0 for entry in told["prefix"])

@@ -30,7 +30,7 @@ LEVEL = {name: i for i, name in enumerate(ORDER)}
 ONLY = {
     "align": {"ops", "batch", "errors", "registry"},
     "data": {"batch", "config", "errors", "files", "registry"},
-    "models": {"ops", "batch", "config", "sharding", "data", "errors", "files"},
+    "models": {"ops", "batch", "config", "sharding", "data", "errors", "files", "registry"},
 }
 AXES = {"slice", "data", "fsdp", "tensor"}
 

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from mllm_align.errors import InputError
-from mllm_align.prepare import tiles_ahead
+from mllm_align.prepare import pixels_ahead
 
 
 class Reader:
@@ -14,7 +14,7 @@ class Reader:
     def __init__(self):
         self.asked, self.lock = [], threading.Lock()
 
-    def tiles(self, record):
+    def pixels(self, record):
         with self.lock:
             self.asked.append(record)
         if record == 7:
@@ -23,22 +23,22 @@ class Reader:
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_tiles_come_in_order(threads):
-    assert list(tiles_ahead(Reader(), range(7), 3, threads)) == [0, 10, 20, 30, 40, 50, 60]
-    assert list(tiles_ahead(Reader(), [], 3, threads)) == []
+def test_pixels_come_in_order(threads):
+    assert list(pixels_ahead(Reader(), range(7), 3, threads)) == [0, 10, 20, 30, 40, 50, 60]
+    assert list(pixels_ahead(Reader(), [], 3, threads)) == []
 
 
 def test_no_more_is_read_than_may_be_ahead():
     reader = Reader()
-    tiles = tiles_ahead(reader, range(100), 3, threads=1)
+    pixels = pixels_ahead(reader, range(100), 3, threads=1)
     assert reader.asked == []
-    assert [next(tiles), next(tiles)] == [0, 10]
-    tiles.close()
+    assert [next(pixels), next(pixels)] == [0, 10]
+    pixels.close()
     assert set(reader.asked) <= set(range(5))
 
 
 def test_an_image_that_cannot_be_read_is_refused_at_its_turn():
-    tiles = tiles_ahead(Reader(), range(5, 10), 4)
-    assert [next(tiles), next(tiles)] == [50, 60]
+    pixels = pixels_ahead(Reader(), range(5, 10), 4)
+    assert [next(pixels), next(pixels)] == [50, 60]
     with pytest.raises(InputError, match="record 7"):
-        next(tiles)
+        next(pixels)

@@ -75,7 +75,7 @@ class Side:
         return numbers, jax.device_get(state.optimizer[1].mu)
 
     def rows(self, decoder):
-        features = decoder.features([self.encoder.tiles(record) for record in self.records[:3]])
+        features = decoder.features([self.encoder.pixels(record) for record in self.records[:3]])
         return [
             prompt_row(self.encoder, record, seen, 6, 2, 0)
             for record, seen in zip(self.records, features, strict=False)

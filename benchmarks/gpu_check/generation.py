@@ -45,12 +45,11 @@ def tower(held: Held) -> Figures:
     see, _, _ = programs(held.model, held.mesh, 1.0, held.dtype, SamplingConfig(max_tokens=1))
     each, _ = shapes.picture(held.model)
     where = batch_sharding(held.mesh, micro=False)
-    pixels = np.random.default_rng(0).standard_normal((s.records, each, v.image_size, v.image_size, 3))
-    tiles = jax.device_put(pixels.astype(np.float32), where)
+    pixels = jax.device_put(shapes.noise(held.model, np.random.default_rng(0), s.records, each), where)
     began = time.perf_counter()
-    jax.block_until_ready(see(held.params, {}, tiles))
+    jax.block_until_ready(see(held.params, {}, pixels))
     first = time.perf_counter() - began
-    taken = shapes.spread(shapes.seconds(lambda: see(held.params, {}, tiles), s.times))
+    taken = shapes.spread(shapes.seconds(lambda: see(held.params, {}, pixels), s.times))
     count, peak = s.records * each, shapes.peak()
     flops = vision_flops(held.model, count) / taken["median"]
     return {

@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from gpu_check.lines import Figures
-from mllm_align.batch import Group, HostPrefix, Shape, pad, stack
+from mllm_align.batch import Group, HostPrefix, Pixels, Shape, pad, stack
 from mllm_align.config import Config, LoraConfig, MeshConfig, load_config
-from mllm_align.data.anyres import ImageLayout
 from mllm_align.models.bundle import compute_dtype
-from mllm_align.models.config import DecoderConfig, LlavaConfig, VisionConfig
+from mllm_align.models.config import DecoderConfig, ModelConfig
+from mllm_align.models.families.llava.config import LlavaConfig
+from mllm_align.models.families.llava.vision import ClipConfig
+from mllm_align.models.families.registry import family_of, presets
 from mllm_align.models.lora import init_lora
-from mllm_align.models.presets import PRESETS
 from mllm_align.sharding import batch_sharding, make_mesh
 from mllm_align.training.flops import peak_flops
 from mllm_align.training.programs import Program, abstract_base
@@ -37,7 +38,7 @@ class Sizes:
     response and of a completion. times: that each is timed."""
 
     name: str
-    model: LlavaConfig
+    model: ModelConfig
     rank: int
     prefix: int = 3072
     response: int = 256
@@ -51,11 +52,12 @@ class Sizes:
     times: int = 5
 
 
-LLAVA_7B = Sizes("llava-1.6-7b", PRESETS["llava-1.6-7b"], rank=128)
+LLAVA_7B = Sizes("llava-1.6-7b", presets()["llava-1.6-7b"], rank=128)
 TINY = Sizes(
     "tiny",
     LlavaConfig(
-        VisionConfig(hidden=32, mlp=64, layers=2, heads=4, image_size=28, patch_size=14),
+        "llava_next",
+        ClipConfig(hidden=32, mlp=64, layers=2, heads=4, image_size=28, patch_size=14),
         DecoderConfig(vocab=256, hidden=64, mlp=128, layers=2, heads=4, kv_heads=2, head_dim=16),
         image_token=250,
         pinpoints=((28, 56), (56, 28), (56, 56)),
@@ -143,25 +145,21 @@ def begun(held: Held, config: Config, program: Program) -> TrainState:
     def make(params: Any) -> TrainState:
         own = {name: params[name] for name in program.state.trained.get("params", {})}
         trained: Any = {"params": jax.tree.map(lambda x: x.astype(jnp.float32), own)}
-        trained["lora"] = init_lora(held.model, lora.rank, lora.targets, jax.random.key(0))
+        trained["lora"] = init_lora(held.model.decoder, lora.rank, lora.targets, jax.random.key(0))
         return TrainState(jnp.zeros((), jnp.int32), trained, program.optimizer.init(trained))
 
     return jax.block_until_ready(jax.jit(make, out_shardings=places)(held.params))
 
 
-def layout(model: LlavaConfig) -> ImageLayout:
-    v = model.vision
-    return ImageLayout(v.image_size, v.side, v.tokens, model.pinpoints)
-
-
-def picture(model: LlavaConfig) -> tuple[int, np.ndarray]:
+def picture(model: ModelConfig) -> tuple[int, np.ndarray]:
     """(tiles, rows of the image table) of the image that takes the most of both: the largest canvas."""
-    size = max(model.pinpoints, key=lambda canvas: canvas[0] * canvas[1])
-    found = layout(model)
-    return found.tiles(*size), found.rows(*size, 0)
+    layout = family_of(model).layout(model)
+    size = max(layout.largest, key=lambda size: size[0] * size[1])
+    (run,) = layout.runs(*size, 1, 0)
+    return layout.tiles(*size, 1)[0], run.rows
 
 
-def prompt(model: LlavaConfig, prefix: int, rng: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray]:
+def prompt(model: ModelConfig, prefix: int, rng: np.random.Generator) -> tuple[int, np.ndarray, np.ndarray]:
     """(tiles, tokens, image) of a prompt of so many tokens: text, the image, text."""
     tiles, rows = picture(model)
     text = prefix - len(rows)
@@ -172,13 +170,21 @@ def prompt(model: LlavaConfig, prefix: int, rng: np.random.Generator) -> tuple[i
     return tiles, np.where(image < 0, words, model.image_token).astype(np.int32), image
 
 
+def noise(model: ModelConfig, rng: np.random.Generator, *tiles: int) -> Pixels:
+    """Pixels of so many tiles."""
+    layout, v = family_of(model).layout(model), model.vision
+    shape = (*tiles, v.patches, v.patch_width)
+    patches = layout.noise(lambda shape: rng.standard_normal(shape, np.float32), shape)
+    return Pixels(patches, np.zeros((*tiles, v.patches, 2), np.int16))
+
+
 def batch(held: Held, count: int, responses: int = 2) -> Any:
     """`count` groups at full length, as the train step takes them: one micro-batch, on the device."""
-    s, rng, v = held.sizes, np.random.default_rng(0), held.model.vision
+    s, rng = held.sizes, np.random.default_rng(0)
 
     def group() -> Group:
         tiles, tokens, image = prompt(held.model, s.prefix, rng)
-        pixels = rng.standard_normal((tiles, v.image_size, v.image_size, 3), np.float32)
+        pixels = noise(held.model, rng, tiles)
         said = rng.integers(0, held.model.image_token, (responses, s.response), np.int32)
         return Group((HostPrefix.causal(tokens, image, pixels),), tuple(said))
 

@@ -18,16 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from mllm_align.batch import Group, HostPrefix, Shape
-from mllm_align.data.anyres import ImageLayout
+from mllm_align.batch import Group, HostPrefix, Pixels, Shape
 from mllm_align.data.control import ControlTokens, Spans
 from mllm_align.data.images import image_size, load_rgb
+from mllm_align.data.layout import Layout, counts
 from mllm_align.data.records import Record
 from mllm_align.data.template import ChatTemplate
 from mllm_align.errors import InputError, one_line, quoted, refusal
 
 MARK = "\ue000"  # a private-use character: stands for a response, in no template
 KEPT_BYTES = 1 << 29
+Sizes = tuple[tuple[int, int], ...]
+"""(width, height) of each image of a record, after EXIF orientation."""
 
 
 class Identical(InputError):
@@ -38,14 +40,15 @@ class Identical(InputError):
 class Encoded:
     """A record as ids, images still unread: what lengths, order and batch shapes follow from.
 
-    prefix [p]: each image is one image token here. responses: K arrays of ids, end of sequence
-    included. sizes: (width, height) of each image after EXIF orientation. index: place in the data.
+    prefix [p]: each run of embeddings (see `layout.Run`) is one image token here. responses: K arrays of
+    ids, end of sequence included. sizes: (width, height) of each image after EXIF orientation. index: place
+    in the data.
     """
 
     record: Record
     prefix: np.ndarray
     responses: tuple[np.ndarray, ...]
-    sizes: tuple[tuple[int, int], ...]
+    sizes: Sizes
     shape: Shape
     index: int = 0
 
@@ -58,14 +61,15 @@ class Encoded:
 class Encoder:
     """Encodes records for one checkpoint.
 
-    processor: the checkpoint's transformers processor. layout, image_token: how its images become
-    tokens. ends: token ids that end a sequence. template: Jinja text in place of the checkpoint's own.
+    processor: the checkpoint's tokenizer, image processor and chat template. layout, image_token: how its
+    images become tokens. ends: token ids that end a sequence. template: Jinja text in place of the
+    checkpoint's own.
     """
 
     def __init__(
         self,
         processor: Any,
-        layout: ImageLayout,
+        layout: Layout,
         image_token: int,
         ends: frozenset[int] = frozenset(),
         template: str | None = None,
@@ -86,15 +90,14 @@ class Encoder:
         self.template = source
         self._rendered = ChatTemplate(source, self.tokenizer.special_tokens_map)
         # Pixels of the first images, as many as fit: small data are read once and not every epoch.
-        self._kept: dict[Any, np.ndarray] = {}
+        self._kept: dict[Any, Pixels] = {}
         self._room = KEPT_BYTES
         self.end = int(self.tokenizer.eos_token_id)
         self.ends = ends | {self.end}
-        mark = getattr(processor, "image_token", None) or "<image>"
-        if self.tokenizer.convert_tokens_to_ids(mark) != image_token:
-            found = self.tokenizer.convert_tokens_to_ids(mark)
+        token, found = layout.token, self.tokenizer.convert_tokens_to_ids(layout.token)
+        if found != image_token:
             raise InputError(
-                f"{name}: the tokenizer's {mark!r} is id {found}, config.json has image_token_index "
+                f"{name}: the tokenizer's {token!r} is id {found}, config.json has image_token_index "
                 f"{image_token}; take tokenizer and model from one folder"
             )
         self._control = ControlTokens(self.tokenizer, {image_token, *self.ends})
@@ -109,21 +112,21 @@ class Encoder:
         that can't be used, and `Identical` for two responses that are the same.
         """
         sizes = tuple(image_size(image) for image in record.images)
-        return self.encoded(record, *self.tokens(record, responses, opening), sizes, index)
+        return self.encoded(record, *self.tokens(record, sizes, responses, opening), sizes, index)
 
     def encoded(
         self,
         record: Record,
         prefix: np.ndarray,
         responses: tuple[np.ndarray, ...],
-        sizes: tuple[tuple[int, int], ...],
+        sizes: Sizes,
         index: int,
     ) -> Encoded:
         """A record whose ids and image sizes are known."""
-        tiles = sum(self.layout.tiles(height, width) for width, height in sizes)
-        embeddings = sum(self.layout.count(height, width) for width, height in sizes)
+        each = [counts(self.layout, height, width, len(sizes)) for width, height in sizes]
+        tiles, runs, embeddings = (sum(count) for count in zip((0, 0, 0), *each, strict=True))
         shape = Shape(
-            prefix=len(prefix) - len(sizes) + embeddings,
+            prefix=len(prefix) - runs + embeddings,
             response=max((len(answer) for answer in responses), default=0),
             tiles=tiles,
         )
@@ -136,17 +139,17 @@ class Encoder:
         return hashlib.sha256(repr((told, self.image_token)).encode()).hexdigest()[:24]
 
     def tokens(
-        self, record: Record, responses: int, opening: bool = False
+        self, record: Record, sizes: Sizes, responses: int, opening: bool = False
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """(prefix, responses) of `encode`; no image is looked at."""
         chat = self._chat(record)
-        prompt = self._render(chat, record, ask=True)
+        prompt = self._render(chat, record, sizes, ask=True)
         if not responses:
             prefix = np.array(self._tokenize(prompt, record)[0], np.int32)
-            self._check(record, prefix, [], len(prefix))
+            self._check(record, sizes, prefix, [], len(prefix))
             return prefix, ()
         texts = [
-            self._conversation(chat, self._guarded(answer, record), record)
+            self._conversation(chat, self._guarded(answer, record), record, sizes)
             for answer in record.responses[:responses]
         ]
         # A template may write the answer's turn otherwise than its own opening of that turn.
@@ -158,7 +161,7 @@ class Encoder:
             inside.append(next((i for i, (_, stop) in enumerate(spans) if stop > boundary), len(ids)))
         shared = min(common_length(rows), *inside)
         prefix = np.array(rows[0][:shared], np.int32)
-        self._check(record, prefix, rows, shared)
+        self._check(record, sizes, prefix, rows, shared)
         if opening and self._tokenize(prompt, record)[0] != prefix.tolist():
             problem = "the chat template opens an answer that is asked for otherwise than one that is there"
             raise refusal(record.where, problem, "use one that does not (--data.chat-template)")
@@ -166,7 +169,7 @@ class Encoder:
         _check_differ(record, answers)
         return prefix, answers
 
-    def response_spans(self, record: Record, response: str) -> tuple[np.ndarray, Spans]:
+    def response_spans(self, record: Record, sizes: Sizes, response: str) -> tuple[np.ndarray, Spans]:
         """Ids of the prompt followed by a response, and where each id stands in the response.
 
         Spans are in characters of `response`; ids of the prompt and of what the template writes after the
@@ -174,8 +177,8 @@ class Encoder:
         Raises InputError where the template changes the response.
         """
         chat, response = self._chat(record), self._guarded(response, record)
-        text = self._conversation(chat, response, record)
-        place = self._conversation(chat, MARK, record).rfind(MARK)
+        text = self._conversation(chat, response, record, sizes)
+        place = self._conversation(chat, MARK, record, sizes).rfind(MARK)
         start = text.find(response.strip(), place)  # templates may trim it
         if min(place, start) < 0 or text[place:start].strip():
             remedy = "use one that writes it as it is (--data.chat-template)"
@@ -191,30 +194,41 @@ class Encoder:
             part["text"] = self._guarded(part["text"], record)
         return chat
 
-    def _conversation(self, chat: list[dict[str, Any]], answer: str, record: Record) -> str:
+    def _conversation(self, chat: list[dict[str, Any]], answer: str, record: Record, sizes: Sizes) -> str:
         turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-        return self._render([*chat, turn], record, ask=False)
+        return self._render([*chat, turn], record, sizes, ask=False)
 
     def _guarded(self, text: str, record: Record) -> str:
         with _told(record, "its text can't be tokenized", "take it out"):
             return self._control.guard(text)
 
-    def _render(self, chat: list[dict[str, Any]], record: Record, ask: bool) -> str:
+    def _render(self, chat: list[dict[str, Any]], record: Record, sizes: Sizes, ask: bool) -> str:
         with _told(record, "the chat template refuses it", "mend the messages or --data.chat-template"):
-            return self._rendered(chat, ask)
+            return self._placed(self._rendered(chat, ask), sizes)
+
+    def _placed(self, text: str, sizes: Sizes) -> str:
+        """The text with each image's own text in place of its mark: only the template writes marks, in a
+        record they are guarded. Where their number is not that of the images, `_check` refuses."""
+        before, *after = text.split(self.layout.mark)
+        if len(after) != len(sizes):
+            return text
+        images = (self.layout.text(height, width, len(sizes)) for width, height in sizes)
+        return before + "".join(image + rest for image, rest in zip(images, after, strict=True))
 
     def _tokenize(self, text: str, record: Record) -> tuple[list[int], Spans]:
         begun = self.tokenizer.bos_token and text.startswith(self.tokenizer.bos_token)
         with _told(record, "its text can't be told from control tokens", "take their characters out"):
             return self._control.tokenize(text, special=not begun)
 
-    def _check(self, record: Record, prefix: np.ndarray, rows: list[list[int]], shared: int) -> None:
-        places, wanted = int((prefix == self.image_token).sum()), len(record.images)
+    def _check(
+        self, record: Record, sizes: Sizes, prefix: np.ndarray, rows: list[list[int]], shared: int
+    ) -> None:
+        places = int((prefix == self.image_token).sum())
+        wanted = sum(counts(self.layout, height, width, len(sizes))[1] for width, height in sizes)
         late = any(self.image_token in row[shared:] for row in rows)
         if late or places != wanted:
-            found = (
-                "an image place after the prompt" if late else f"{places} image places for {wanted} images"
-            )
+            what = f"{wanted} images" if wanted == len(sizes) else f"the {wanted} of {len(sizes)} images"
+            found = "an image place after the prompt" if late else f"{places} image places for {what}"
             remedy = "use a template that places images (--data.chat-template)"
             raise refusal(record.where, f"the chat template writes {found}", remedy)
         if not shared:
@@ -248,36 +262,35 @@ class Encoder:
 
     def group(self, encoded: Encoded) -> Group:
         """Read the images and put every embedding in its place."""
-        return Group((replace(self.prefix(encoded), tiles=self.tiles(encoded)),), encoded.responses)
+        prefix = replace(self.prefix(encoded), **self.pixels(encoded)._asdict())
+        return Group((prefix,), encoded.responses)
 
     def prefix(self, encoded: Encoded) -> HostPrefix:
         """The prompt with every image token repeated for its embeddings; no image is read."""
         return HostPrefix.causal(*expand(encoded, self.layout, self.image_token))
 
-    def tiles(self, encoded: Encoded) -> np.ndarray:
-        """Tiles [t, h, w, 3] float32 of all of a record's images."""
-        tiles = [self._pixels(encoded, i) for i in range(len(encoded.sizes))]
-        size = self.layout.image_size
-        return np.concatenate([np.zeros((0, size, size, 3), np.float32), *tiles])
+    def pixels(self, encoded: Encoded) -> Pixels:
+        """Of all of a record's images: patches [t, N, C] float32, place [t, N, 2] int16."""
+        images = [self._pixels(encoded, i) for i in range(len(encoded.sizes))]
+        return Pixels(*map(np.concatenate, zip(self.layout.empty(), *images, strict=True)))  # type: ignore
 
-    def _pixels(self, encoded: Encoded, index: int) -> np.ndarray:
-        """Tiles [t, h, w, 3] float32 of one image, from the checkpoint's own image processor."""
+    def _pixels(self, encoded: Encoded, index: int) -> Pixels:
         source, (width, height) = encoded.record.images[index], encoded.sizes[index]
-        key = source.key
+        images = len(encoded.sizes)
+        key = None if source.key is None else (source.key, images)
         if key in self._kept:
             return self._kept[key]
         image = load_rgb(source)
-        pixels = self.processor.image_processor([image], return_tensors="np")["pixel_values"][0]
-        pixels = np.asarray(pixels, np.float32)
-        pixels = pixels[None] if pixels.ndim == 3 else pixels
-        size, wanted = self.layout.image_size, self.layout.tiles(height, width)
-        if pixels.shape != (wanted, 3, size, size):
-            problem = f"the image processor gives pixels {list(pixels.shape)}"
-            remedy = f"config.json asks for {[wanted, 3, size, size]}: take both from one folder"
-            raise refusal(source.label, problem, remedy)
-        pixels = np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
-        if key is not None and self._room >= pixels.nbytes:
-            self._room -= pixels.nbytes
+        try:
+            pixels = self.layout.pixels(self.processor.image_processor, image, images)
+            if pixels.patches.shape[:2] != (wanted := self.layout.tiles(height, width, images)):
+                raise ValueError(f"it gives {pixels.patches.shape[:2]} tiles and patches, not {wanted}")
+        except ValueError as error:
+            remedy = "take it and config.json from one folder"
+            raise refusal(source.label, f"the image processor can't be used: {error}", remedy) from error
+        size = sum(array.nbytes for array in pixels)
+        if key is not None and self._room >= size:
+            self._room -= size
             self._kept[key] = pixels
         return pixels
 
@@ -308,19 +321,18 @@ def _name(response: int) -> str:
     return ("chosen", "rejected")[response] if response < 2 else f"responses[{response - 2}]"
 
 
-def expand(encoded: Encoded, layout: ImageLayout, image_token: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, image) of a `HostPrefix`, every image token repeated for its embeddings."""
+def expand(encoded: Encoded, layout: Layout, image_token: int) -> tuple[np.ndarray, np.ndarray]:
+    """(prefix_tokens, prefix_image) with every image token repeated for the embeddings of its run."""
     tokens: list[np.ndarray] = []
     image: list[np.ndarray] = []
-    first, start = 0, 0
-    for place, (width, height) in zip(
-        np.flatnonzero(encoded.prefix == image_token), encoded.sizes, strict=True
-    ):
-        rows = layout.rows(height, width, first)
-        first += layout.tiles(height, width)
+    runs, tile, start = [], 0, 0
+    for width, height in encoded.sizes:
+        runs += layout.runs(height, width, len(encoded.sizes), tile)
+        tile += counts(layout, height, width, len(encoded.sizes))[0]
+    for place, run in zip(np.flatnonzero(encoded.prefix == image_token), runs, strict=True):
         text = encoded.prefix[start:place]
-        tokens += [text, np.full(len(rows), image_token, np.int32)]
-        image += [np.full(len(text), -1, np.int32), rows]
+        tokens += [text, np.full(len(run.rows), image_token, np.int32)]
+        image += [np.full(len(text), -1, np.int32), run.rows]
         start = place + 1
     text = encoded.prefix[start:]
     tokens.append(text)

@@ -17,18 +17,19 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
     token's log-prob counts). Pixels are read, so a damaged image shows here.
     """
     (prefix,) = encoder.group(encoded).prefixes
-    tokens, pixels = prefix.tokens, prefix.tiles
+    tokens, pixels = prefix.tokens, prefix.patches
     assert pixels is not None
     images = []
     for source, (width, height) in zip(encoded.record.images, encoded.sizes, strict=True):
         grid = encoder.layout.grid(height, width)
-        rows = encoder.layout.rows(height, width, 0)
+        runs = encoder.layout.runs(height, width, len(encoded.sizes), 0)
+        rows = np.concatenate([run.rows for run in runs])
         images.append(
             {
                 "source": source.label,
                 "width": width,
                 "height": height,
-                "tiles": encoder.layout.tiles(height, width),
+                "tiles": encoder.layout.tiles(height, width, len(encoded.sizes))[0],
                 "grid": None if grid is None else list(grid),
                 "embeddings": len(rows),
                 "newlines": int((rows == 0).sum()),

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mllm_align.batch import Pixels
 from mllm_align.config import BDHSMethod
 from mllm_align.data.encode import Encoded, Encoder, common_length
 from mllm_align.errors import refusal
@@ -26,7 +27,7 @@ from mllm_align.generate.respond import prompt_row
 from mllm_align.generate.sampling import random_key
 from mllm_align.generate.sentences import split, yes_no
 from mllm_align.generate.similarity import Similarity
-from mllm_align.prepare import tiles_ahead
+from mllm_align.prepare import pixels_ahead
 
 FULL_STOPS = ".。"
 
@@ -107,7 +108,7 @@ def cuts(encoder: Encoder, encoded: Encoded, seed: int, iteration: int) -> list[
     there is one) and before its last. A sentence of a single token is left as it is.
     """
     record, chosen = encoded.record, encoded.record.responses[0]
-    ids, spans = encoder.response_spans(record, chosen)
+    ids, spans = encoder.response_spans(record, encoded.sizes, chosen)
     made = []
     for number, (start, stop) in enumerate(split(chosen)):
         rng = np.random.default_rng(random_key(seed, record.id, iteration, number, 0))
@@ -117,7 +118,7 @@ def cuts(encoder: Encoder, encoded: Encoded, seed: int, iteration: int) -> list[
             first, last, opposite = found
             swapped = chosen[start + first : start + last], opposite
             text = chosen[: start + first] + opposite + chosen[start + last :]
-            words = encoder.response_spans(record, text)
+            words = encoder.response_spans(record, encoded.sizes, text)
             length, floor = stop + len(text) - len(chosen), start + first + len(opposite)
         options = boundaries(words[1], floor, length)
         if not options:
@@ -151,7 +152,7 @@ def guided_row(
     iteration: int,
 ) -> Row:
     """The prompt and the whole chosen response, with a fork at every cut."""
-    ids, _ = encoder.response_spans(encoded.record, encoded.record.responses[0])
+    ids, _ = encoder.response_spans(encoded.record, encoded.sizes, encoded.record.responses[0])
     prefix = encoder.prefix(replace(encoded, prefix=ids))
     moved = len(prefix.tokens) - len(ids)  # image tokens repeated; all of them stand before the response
     forks = tuple(
@@ -200,7 +201,7 @@ class BDHS:
         for record in records:
             job = _Job(record, features=features[record.index] if features else None)
             waiting[self._free(job)].append(job)
-        pictures = tiles_ahead(self.encoder, records, 2 * size)  # first tries keep this order
+        pictures = pixels_ahead(self.encoder, records, 2 * size)  # first tries keep this order
         while any(waiting.values()):
             free = len(waiting[True]) >= size or not waiting[False]  # long: they wait to fill a batch
             wave = [waiting[free].popleft() for _ in range(min(len(waiting[free]), size))]
@@ -256,17 +257,21 @@ class BDHS:
             results.append(Made(job.record.index, text, *told))
         return results
 
-    def _look(self, wave: Sequence[_Job], pictures: Iterator[np.ndarray]) -> None:
+    def _look(self, wave: Sequence[_Job], pictures: Iterator[Pixels]) -> None:
         """Features of the images: once a record, or under fresh noise in every try."""
         noise = self.config.distortion == "noise"
         blank = [job for job in wave if noise or job.features is None]
-        tiles = [self.encoder.tiles(job.record) if job.iteration else next(pictures) for job in blank]
+        seen = [self.encoder.pixels(job.record) if job.iteration else next(pictures) for job in blank]
         if noise:
-            rngs = [self._rng(job) for job in blank]
-            tiles = [noisy(t, self.config.noise_steps, r) for t, r in zip(tiles, rngs, strict=True)]
-        if tiles:
-            for job, features in zip(blank, self.decoder.features(tiles), strict=True):
+            seen = [self._noisy(pixels, job) for pixels, job in zip(seen, blank, strict=True)]
+        if seen:
+            for job, features in zip(blank, self.decoder.features(seen), strict=True):
                 job.features = features
+
+    def _noisy(self, pixels: Pixels, job: _Job) -> Pixels:
+        patches: Any = pixels.patches
+        layout, steps = self.encoder.layout, self.config.noise_steps
+        return pixels._replace(patches=noisy(patches, steps, self._rng(job), layout))
 
     def _hidden(self, row: Row, job: _Job) -> Row:
         if self.config.distortion == "noise":
@@ -309,4 +314,4 @@ def check(records: Sequence[Encoded], encoder: Encoder, config: BDHSMethod) -> N
         if config.guided:
             if not split(record.responses[0]):
                 raise refusal(record.where, "the response has no sentence", "mend it or leave it out")
-            encoder.response_spans(record, record.responses[0])
+            encoder.response_spans(record, encoded.sizes, record.responses[0])

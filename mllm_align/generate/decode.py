@@ -18,14 +18,14 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from mllm_align.batch import HostPrefix, pad_prefixes, padded
+from mllm_align.batch import HostPrefix, Pixels, pad_prefixes, padded
 from mllm_align.config import SamplingConfig
 from mllm_align.generate.sampling import choose, uniform
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.cache import Cache
-from mllm_align.models.config import LlavaConfig
-from mllm_align.models.llava import Llava
+from mllm_align.models.config import ModelConfig
 from mllm_align.models.policy import policy_variables
+from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import (
     assemble,
     batch_sharding,
@@ -96,7 +96,7 @@ class Row:
 
 @lru_cache(maxsize=16)
 def programs(
-    config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any, sampling: SamplingConfig
+    config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any, sampling: SamplingConfig
 ) -> tuple:
     """(features, prefill, decode), compiled once for all models of one kind. Shardings are pinned: rows
     and heads of the cache are cut like the model; what the host reads is on every device."""
@@ -107,8 +107,8 @@ def programs(
     def policy(params: Any, trained: Any) -> Any:
         return policy_variables(params, trained, lora_scale, dtype)
 
-    def features(params, trained, tiles):
-        return model.apply(policy(params, trained), tiles.astype(dtype), method="features")
+    def features(params, trained, pixels):
+        return model.apply(policy(params, trained), pixels.astype(dtype), method="features")
 
     def prefill(params, trained, features, prefix, holes):
         return model.apply(policy(params, trained), features, prefix, holes, method="prefill")
@@ -128,7 +128,7 @@ def programs(
     )
 
 
-def cache_shardings(config: LlavaConfig, mesh: Mesh) -> Cache:
+def cache_shardings(config: ModelConfig, mesh: Mesh) -> Cache:
     """Rows and, where they divide, key-value heads."""
     rows = batch_sharding(mesh, micro=False)
     heads = config.decoder.kv_heads
@@ -154,7 +154,7 @@ class Decoder:
         rule = replace(sampling, max_tokens=1)  # forks carry their own limits
         see, fill, loop = programs(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, rule)
         self._per_tile = bundle.config.vision.tokens
-        self._features = lambda tiles: see(params, self.trained, put(tiles))
+        self._features = lambda pixels: see(params, self.trained, put(pixels))
         self._prefill = lambda features, prefix, holes: fill(
             params, self.trained, put(features), put(prefix), holes
         )
@@ -162,16 +162,17 @@ class Decoder:
             params, self.trained, prefix, put(forks), everywhere(stops)
         )
 
-    def features(self, pictures: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """What the tower says of each record's tiles [t, h, w, 3]: [t * I, F], in the model's dtype."""
+    def features(self, pictures: Sequence[Pixels]) -> list[np.ndarray]:
+        """The tower's output for each record's t tiles: [t * I, F], in the model's dtype."""
         out: list[np.ndarray] = []
         for start in range(0, len(pictures), self.size):
             part = pictures[start : start + self.size]
-            tiles = np.zeros((self.size, max(map(len, part)), *part[0].shape[1:]), np.float32)
-            for row, picture in zip(tiles, part, strict=False):
-                row[: len(picture)] = picture
-            seen = np.asarray(self._features(tiles))
-            out += [row[: len(picture) * self._per_tile] for row, picture in zip(seen, part, strict=False)]
+            counts = [len(pixels.patches) for pixels in part]
+            filled = [*part, *[Pixels(*(x[:0] for x in part[0]))] * (self.size - len(part))]
+            patches = np.stack([padded(pixels.patches, max(counts)) for pixels in filled])
+            place = np.stack([padded(pixels.place, max(counts), -1) for pixels in filled])
+            seen = np.asarray(self._features(Pixels(patches, place)))
+            out += [row[: count * self._per_tile] for row, count in zip(seen, counts, strict=False)]
         return out
 
     def prefill(self, rows: Sequence[Row]) -> Cache:
@@ -230,7 +231,7 @@ def _forks(rows: Sequence[Row], size: int) -> Forks:
 
 
 def run(
-    model: Llava,
+    model: VisionLanguageModel,
     variables: Any,
     prefix: Cache,
     forks: Forks,

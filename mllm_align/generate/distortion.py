@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from mllm_align.data.layout import Layout
 from mllm_align.generate.decode import Row
 
 
@@ -33,15 +34,15 @@ def gathered(row: Row) -> Row:
     return Row(row.features[used - 1], prefix, forks)
 
 
-def noisy(pixels: np.ndarray, steps: int, rng: np.random.Generator) -> np.ndarray:
-    """Preprocessed pixels after `steps` steps of diffusion: sqrt(abar) x + sqrt(1 - abar) eps.
+def noisy(patches: np.ndarray, steps: int, rng: np.random.Generator, layout: Layout) -> np.ndarray:
+    """Patches [..., N, C] after `steps` steps of diffusion: sqrt(abar) x + sqrt(1 - abar) eps.
 
     beta_k = sigmoid(-6 + 12 k / 1000) (0.5e-2 - 1e-5) + 1e-5, abar = prod_{k <= steps} (1 - beta_k)
     (arXiv 2407.02477, Appendix E.1).
     """
     left = kept_after(steps)
-    noise = rng.standard_normal(pixels.shape, np.float32)
-    return (np.sqrt(left) * pixels + np.sqrt(1 - left) * noise).astype(np.float32)
+    noise = layout.noise(lambda shape: rng.standard_normal(shape, np.float32), patches.shape)
+    return (np.sqrt(left) * patches + np.sqrt(1 - left) * noise).astype(np.float32)
 
 
 def kept_after(steps: int) -> float:

@@ -16,7 +16,7 @@ from mllm_align.errors import not_finite
 from mllm_align.generate.decode import Decoder, Fork, Row
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.bundle import Bundle
-from mllm_align.prepare import check_batch, prepare, tiles_ahead
+from mllm_align.prepare import check_batch, pixels_ahead, prepare
 from mllm_align.progress import progress_bar
 
 
@@ -69,7 +69,7 @@ def respond(
     stops = encoder.end_mask(decoder.vocab)
     order = sorted(range(len(records)), key=lambda i: records[i].shape)
     out: list[list[Any]] = [[] for _ in records]
-    pictures = tiles_ahead(encoder, [records[i] for i in order], 2 * decoder.size)
+    pictures = pixels_ahead(encoder, [records[i] for i in order], 2 * decoder.size)
     with nullcontext() if what is None else progress_bar(len(records), what) as bar:
         for start in range(0, len(order), decoder.size):
             part = order[start : start + decoder.size]

@@ -5,7 +5,7 @@ Shapes: M micro-batches of B rows as in training, K responses, R most tokens of 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,15 +13,17 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from mllm_align.batch import PromptGroup
+from mllm_align.batch import Pixels, PromptGroup
 from mllm_align.config import SamplingConfig
+from mllm_align.data.layout import Layout
 from mllm_align.generate.decode import Forks, run
 from mllm_align.generate.distortion import kept_after
 from mllm_align.generate.sampling import choose, uniform
 from mllm_align.models.bundle import base_shardings, make_model
-from mllm_align.models.config import LlavaConfig
-from mllm_align.models.llava import Llava
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.families.registry import family_of
 from mllm_align.models.policy import policy_variables
+from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import batch_sharding, constrain, replicated, traced_within
 
 POSITIONS = 8  # of a response meet the vocabulary at once
@@ -40,7 +42,7 @@ class Rollout(NamedTuple):
 
 @lru_cache(maxsize=8)
 def rollout_program(
-    config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any, sampling: SamplingConfig
+    config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any, sampling: SamplingConfig
 ) -> Any:
     """rollout(params, trained, batch, keys, stops) -> Rollout on every device, jitted.
 
@@ -70,7 +72,7 @@ def each_part(part: Any, micro: Any) -> Any:
 
 
 def sample(
-    model: Llava,
+    model: VisionLanguageModel,
     policy: Any,
     group: PromptGroup,
     keys: UInt32[Array, "B K 2"],
@@ -111,16 +113,16 @@ def pick_program(mesh: Mesh) -> Any:
 
 
 @lru_cache(maxsize=8)
-def features_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
-    """features(params, trained, tiles [M, B, T, h, w, 3], m) -> [B, T*I, F] on every device, jitted.
+def features_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
+    """features(params, trained, pixels [M, B, ...], m) -> [B, T*I, F] on every device, jitted.
 
     What the vision tower says of micro-batch m, whose pixels are on the devices already.
     """
     model = make_model(config)
 
-    def features(params: Any, trained: Any, tiles: Any, micro: Int[Array, ""]) -> Any:
+    def features(params: Any, trained: Any, pixels: Pixels, micro: Int[Array, ""]) -> Any:
         policy = policy_variables(params, trained, lora_scale, dtype)
-        part = jax.lax.dynamic_index_in_dim(tiles, micro, keepdims=False)
+        part: Any = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, micro, keepdims=False), pixels)
         return model.apply(policy, part.astype(dtype), method="features")
 
     rows, whole = batch_sharding(mesh), replicated(mesh)
@@ -129,21 +131,23 @@ def features_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: 
 
 
 @lru_cache(maxsize=8)
-def distorted_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any, steps: int) -> Any:
+def distorted_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any, steps: int) -> Any:
     """distorted(params, trained, batch, keys) -> (tokens [M, B, R], finite [M, B]) on every device, jitted.
 
     Token t is drawn from pi(. | x~, y+_{<t}): y+ is each group's first response, x~ its image after
     `steps` steps of noise (POVID, as arXiv 2407.02477 describes it). keys [M, B, 2]. finite: whether all
     logits are that the tokens along y+ were drawn from.
     """
-    model = make_model(config)
+    model, layout = make_model(config), family_of(config).layout(config)
     sampling = SamplingConfig()
 
     def part(
         policy: Any, group: PromptGroup, keys: UInt32[Array, "B 2"]
     ) -> tuple[Int[Array, "B R"], Bool[Array, " B"]]:
-        tiles = jax.vmap(lambda x, key: noisy(x, steps, key))(group.prefix.pixels, keys)
-        features = model.apply(policy, tiles.astype(dtype), method="features")
+        pixels = group.prefix.pixels
+        patches = jax.vmap(lambda x, key: noisy(x, steps, key, layout))(pixels.patches, keys)
+        pixels = pixels._replace(patches=patches).astype(dtype)
+        features = model.apply(policy, pixels, method="features")
         chosen = group.responses.take((0,))
         hidden: Any = model.apply(policy, features, group.prefix, chosen, method="hidden")
         last, states = hidden
@@ -177,9 +181,11 @@ def distorted_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype:
     return jax.jit(traced_within(mesh, distorted, dtype), in_shardings=places, out_shardings=whole)
 
 
-def noisy(pixels: Float[Array, "T h w 3"], steps: int, key: UInt32[Array, " 2"]) -> Float[Array, "T h w 3"]:
+def noisy(
+    patches: Float[Array, "T N C"], steps: int, key: UInt32[Array, " 2"], layout: Layout
+) -> Float[Array, "T N C"]:
     """As `distortion.noisy`, on the device."""
     left = kept_after(steps)
     drawn = jax.random.wrap_key_data(key, impl="threefry2x32")
-    noise = jax.random.normal(jax.random.fold_in(drawn, 1 << 20), pixels.shape, pixels.dtype)
-    return left**0.5 * pixels + (1 - left) ** 0.5 * noise
+    draw = partial(jax.random.normal, jax.random.fold_in(drawn, 1 << 20), dtype=patches.dtype)
+    return left**0.5 * patches + (1 - left) ** 0.5 * layout.noise(draw, patches.shape)

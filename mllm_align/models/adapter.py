@@ -16,7 +16,7 @@ from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.files import read_json
 from mllm_align.models.changes import Changes, LowRank, digest_of
 from mllm_align.models.huggingface import Folder, Reader
-from mllm_align.models.names import EMBEDDING, HEAD, canonical
+from mllm_align.models.names import HEAD
 from mllm_align.models.ranges import FLAG, Between, Maybe, Object, OneOf, Text, Whole, check, fields
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -47,7 +47,6 @@ FIELDS = {
     "monteclora_config": (None, NONE),
 }
 UNUSED = [name for name, (_, allowed) in FIELDS.items() if None in allowed]
-WHOLE_MODULES = ("multi_modal_projector.", "image_newline")
 
 
 class Adapter(Changes):
@@ -85,15 +84,18 @@ class Adapter(Changes):
     def _take(self, stored: str, tensor: np.ndarray) -> None:
         if not np.isfinite(tensor.astype(np.float32)).all():
             raise refusal(self.at, f"tensor {quoted(stored)} has numbers that are not finite", COPY)
+        base = self.base
         module, low_rank, side = stored.rpartition(".lora_")
         if low_rank and side in ("A.weight", "B.weight"):
-            name = canonical(f"{module}.weight")
-            self._check(name, stored, EMBEDDING, *((HEAD,) if self.base.config.decoder.tied else ()))
+            name = base.family.canonical(f"{module}.weight")
+            self._check(name, stored, base.family.embedding, *((HEAD,) if base.config.decoder.tied else ()))
             self.pairs.setdefault(name, {})[side[0]] = tensor
             self.modules[name] = module
             return
-        name = canonical(stored.replace(".modules_to_save.default.", ".").replace(".base_layer.", "."))
-        if low_rank or not name.startswith(WHOLE_MODULES):
+        name = base.family.canonical(
+            stored.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
+        )
+        if low_rank or not name.startswith(tuple(base.family.connector.values())):
             problem = f"tensor {quoted(stored)} changes what is not computed from an adapter here"
             raise refusal(self.at, problem, MERGE)
         wanted = self._check(name, stored)

@@ -15,11 +15,11 @@ from jax.sharding import Mesh
 from mllm_align.batch import Shape, blank
 from mllm_align.config import Dtype, LoraConfig, MeshConfig, Remat
 from mllm_align.errors import InputError
-from mllm_align.models.config import LlavaConfig
+from mllm_align.models.config import ModelConfig
 from mllm_align.models.huggingface import Folder, load_params
-from mllm_align.models.llava import Llava
-from mllm_align.models.processor import end_tokens, load_processor
+from mllm_align.models.processor import Processor, end_tokens, load_processor
 from mllm_align.models.sources import open_model
+from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import make_mesh, parameter_shardings, tensor_shards, tree_lookup
 
 
@@ -30,7 +30,7 @@ class Bundle:
     """
 
     folder: Folder
-    processor: Any
+    processor: Processor
     mesh: Mesh
     dtype: Any
     params: dict[str, Any]
@@ -38,7 +38,7 @@ class Bundle:
     lora: LoraConfig | None = None
 
     @property
-    def config(self) -> LlavaConfig:
+    def config(self) -> ModelConfig:
         return self.folder.config
 
     @property
@@ -54,17 +54,17 @@ def compute_dtype(name: Dtype, mesh: Mesh) -> Any:
 
 
 @cache  # tracing takes a second
-def abstract_params(config: LlavaConfig) -> Any:
+def abstract_params(config: ModelConfig) -> Any:
     """The parameter tree as shapes boxed with their logical axes; allocates nothing."""
-    size = config.vision.image_size
+    v = config.vision
 
     def init() -> Any:
         def make(dims: tuple[int, ...], dtype: Any) -> jax.Array:
             return jnp.ones((1, *dims), dtype)
 
         axes = config.decoder.num_rope_axes
-        tiny = blank(make, Shape(prefix=1, response=2, tiles=1), (size, size, 3), ((0,),), axes)
-        return Llava(config).init(jax.random.key(0), tiny)
+        tiny = blank(make, Shape(prefix=1, response=2, tiles=1), (v.patches, v.patch_width), ((0,),), axes)
+        return VisionLanguageModel(config).init(jax.random.key(0), tiny)
 
     return jax.eval_shape(init)["params"]
 
@@ -74,9 +74,9 @@ def load(
 ) -> Bundle:
     """Read a model: weights sharded over the mesh, processor, configuration.
 
-    model: a Hugging Face LLaVA folder, a PEFT adapter folder, the name of either in the local Hub cache, or
-    a folder that was opened before. mesh: default, all devices on one data axis. Raises InputError for a
-    model that can't be used.
+    model: a Hugging Face folder of a known family, a PEFT adapter folder, the name of either in the local
+    Hub cache, or a folder that was opened before. mesh: default, all devices on one data axis. Raises
+    InputError for a model that can't be used.
     """
     folder = model if isinstance(model, Folder) else open_model(model)
     processor = load_processor(folder.path)
@@ -84,18 +84,18 @@ def load(
     if not isinstance(mesh, Mesh):
         mesh = make_mesh(mesh or MeshConfig())
     check_mesh(folder.config, mesh)
-    kind = compute_dtype(dtype, mesh)
-    params = load_params(folder, kind, tree_lookup(base_shardings(folder.config, mesh)))
-    return Bundle(folder, processor, mesh, kind, params)
+    compute = compute_dtype(dtype, mesh)
+    params = load_params(folder, compute, tree_lookup(base_shardings(folder.config, mesh)))
+    return Bundle(folder, processor, mesh, compute, params)
 
 
-def _units(config: LlavaConfig) -> dict[str, int]:
+def _units(config: ModelConfig) -> dict[str, int]:
     """What the axes of heads are cut between."""
     d = config.decoder
     return {"heads": d.heads, "kv_heads": d.kv_heads, "vision_heads": config.vision.heads}
 
 
-def check_mesh(config: LlavaConfig, mesh: Mesh) -> list[str]:
+def check_mesh(config: ModelConfig, mesh: Mesh) -> list[str]:
     """Names what is kept whole on every device of the tensor axis because it does not divide.
 
     Raises InputError where the decoder's heads or feed-forward do not: that axis would then do nothing.
@@ -116,12 +116,12 @@ def check_mesh(config: LlavaConfig, mesh: Mesh) -> list[str]:
     return [what for what, size in parts.items() if size % shards]
 
 
-def base_shardings(config: LlavaConfig, mesh: Mesh) -> Any:
+def base_shardings(config: ModelConfig, mesh: Mesh) -> Any:
     """Where each parameter of the checkpoint lives."""
     return parameter_shardings(abstract_params(config), mesh, _units(config))
 
 
-def lora_shardings(config: LlavaConfig, lora: Any, mesh: Mesh) -> Any:
+def lora_shardings(config: ModelConfig, lora: Any, mesh: Mesh) -> Any:
     """`a` is cut like the input axis of its kernel, `b` like the output axis; that of the two which the
     embedding's axis does not cut has its rank cut instead. lora: shapes are enough."""
     decoder = abstract_params(config)["decoder"]
@@ -138,5 +138,5 @@ def lora_shardings(config: LlavaConfig, lora: Any, mesh: Mesh) -> Any:
     return parameter_shardings(jax.tree_util.tree_map_with_path(boxed, lora), mesh, _units(config))
 
 
-def make_model(config: LlavaConfig, remat: Remat = "none") -> Llava:
-    return Llava(config, remat)
+def make_model(config: ModelConfig, remat: Remat = "none") -> VisionLanguageModel:
+    return VisionLanguageModel(config, remat)

@@ -1,4 +1,4 @@
-"""Keys and values of prefixes: what `Llava.prefill` returns and `Llava.decode` takes."""
+"""Keys and values of prefixes: what `VisionLanguageModel.prefill` returns and `decode` takes."""
 
 from __future__ import annotations
 

@@ -10,15 +10,16 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from mllm_align.errors import InputError, refusal
-from mllm_align.models.config import LlavaConfig
-from mllm_align.models.names import EMBEDDING, HEAD, Entry, entries
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.families.registry import family_of
+from mllm_align.models.names import HEAD, Entry
 
 Leaves = dict[tuple[str, ...], Any]
 LowRank = tuple[np.ndarray, np.ndarray, float]
 
 
 class Changes:
-    """Tensors are called by their canonical names (`names.canonical`)."""
+    """Tensors are called by their canonical names (`ModelFamily.canonical`)."""
 
     digest: bytes
     """Of all numbers that are changed."""
@@ -42,13 +43,14 @@ class Trained(Changes):
     Raises InputError where it does not fit the model.
     """
 
-    def __init__(self, config: LlavaConfig, trained: dict, scale: float):
+    def __init__(self, config: ModelConfig, trained: dict, scale: float):
         self.scale = scale
         self.params: Leaves = flatten_dict(trained.get("params") or {})  # type: ignore[assignment]
         self.lora: Leaves = flatten_dict(trained.get("lora") or {})  # type: ignore[assignment]
-        self.entries = {entry.name: entry for entry in entries(config)}
+        family = family_of(config)
+        self.entries = {entry.name: entry for entry in family.entries(config)}
         if config.decoder.tied:  # a folder may store the tied head all the same
-            self.entries[HEAD] = self.entries[EMBEDDING]
+            self.entries[HEAD] = self.entries[family.embedding]
         known = {entry.path for entry in self.entries.values()}
         unknown = {*self.params, *((*path[:-1], "kernel") for path in self.lora)} - known
         if unknown:

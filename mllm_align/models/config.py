@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 
-@dataclass(frozen=True)
-class VisionConfig:
-    """A CLIP vision transformer. `layers` counts those that are run: up to the feature layer."""
+class VisionConfig(Protocol):
+    """A vision tower as the rest of the program knows it; a family's own class has more.
 
-    hidden: int
-    mlp: int
-    layers: int
-    heads: int
-    image_size: int
-    patch_size: int
-    activation: str = "quick_gelu"
-    norm_eps: float = 1e-5
-    keep_class_token: bool = False
+    heads: of attention, between which the tensor axis of a mesh is cut. patches: N, of a tile. patch_width:
+    C, numbers of a patch. tokens: I, features of a tile. features: F, their width.
+    """
 
     @property
-    def side(self) -> int:
-        """Patches along one side of a tile."""
-        return self.image_size // self.patch_size
-
+    def heads(self) -> int: ...
     @property
-    def tokens(self) -> int:
-        """Embeddings of one tile as the projector gets them."""
-        return self.side**2 + int(self.keep_class_token)
+    def patches(self) -> int: ...
+    @property
+    def patch_width(self) -> int: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def features(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -60,17 +55,22 @@ class DecoderConfig:
 
 
 @dataclass(frozen=True)
-class LlavaConfig:
-    """LLaVA 1.5 (`pinpoints` empty: one square tile an image) or 1.6 (AnyRes tiles and `image_newline`)."""
+class ModelConfig:
+    """What all families have. A family's own class adds its settings, with defaults."""
 
+    family: str
+    """Name in `families.registry.FAMILIES`: the model_type of config.json."""
     vision: VisionConfig
     decoder: DecoderConfig
     image_token: int
-    projector_activation: str = "gelu"
-    projector_bias: bool = True
-    pinpoints: tuple[tuple[int, int], ...] = ()
-    """Canvas sizes (height, width) in pixels that an AnyRes image may be fitted into."""
 
     @property
-    def anyres(self) -> bool:
-        return bool(self.pinpoints)
+    def newline(self) -> bool:
+        """Whether row 0 of the image table is a learned vector, the parameter `image_newline`."""
+        return False
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Top-level parts of the parameter tree."""
+        newline = ("image_newline",) if self.newline else ()
+        return "vision_tower", "projector", *newline, "decoder"

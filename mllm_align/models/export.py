@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from mllm_align.errors import NotFinite, refusal
 from mllm_align.files import new_folder, read_json
 from mllm_align.models.changes import Changes, LowRank, Trained, laid_over
 from mllm_align.models.huggingface import INDEX, Folder, Reader
-from mllm_align.models.names import Entry, canonical, decoder_linears, entries
+from mllm_align.models.names import Entry, decoder_linears
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -59,7 +60,9 @@ def export_merged(
         for file in sorted(set(folder.files.values())):
             with safe_open(folder.path / file, "numpy") as handle:
                 names, metadata = list(handle.keys()), handle.metadata()
-                tensors = {n: _exported(n, handle.get_tensor(n), changes, target, report) for n in names}
+                tensors = {
+                    n: _exported(folder, n, handle.get_tensor(n), changes, target, report) for n in names
+                }
             _save(tensors, partial / file, metadata)
         _copy_others(folder, partial)
         if target is not None:
@@ -92,9 +95,9 @@ def export_adapter(
     tensors = dict(_adapter_tensors(folder, (*folder.changes, last)))
     if folder.changes:  # the terms of all of them side by side, their scales within
         rank = next(len(tensor) for name, tensor in tensors.items() if name.endswith(A))
-        alpha, linears = float(rank), decoder_linears(folder.config).items()
+        alpha, linears = float(rank), decoder_linears(folder.config.decoder).items()
         targets = tuple(ours for ours, (theirs, *_) in linears if any(theirs in name for name in tensors))
-    projector = any(name.startswith("multi_modal_projector.") for name in tensors)
+    projector = any(name.startswith(folder.family.modules["projector"]) for name in tensors)
     config = _adapter_config(folder, rank, alpha, targets, projector)
     with new_folder(out) as partial:
         named = {f"base_model.model.model.{name}": _cast(name, x, target) for name, x in tensors.items()}
@@ -134,11 +137,16 @@ class _Report:
 
 
 def _exported(
-    stored: str, old: np.ndarray, changes: tuple[Changes, ...], target: np.dtype | None, report: _Report
+    folder: Folder,
+    stored: str,
+    old: np.ndarray,
+    changes: tuple[Changes, ...],
+    target: np.dtype | None,
+    report: _Report,
 ) -> np.ndarray:
     """The tensor as it goes out; what happened to it goes into the report."""
     dtype = target if target is not None and old.dtype in FLOATS else old.dtype
-    name = canonical(stored)
+    name = folder.family.canonical(stored)
     exact = laid_over(old, name, changes)
     if exact is not old and not np.isfinite(exact).all():
         raise NotFinite(
@@ -192,18 +200,20 @@ def _check_terms(changes: Trained, rank: int, targets: tuple[str, ...]) -> None:
 
 def _adapter_tensors(folder: Folder, changes: tuple[Changes, ...]) -> Iterator[tuple[str, np.ndarray]]:
     """Names of transformers' modules, as PEFT itself stores them (torch keeps [out, in])."""
-    projector, read = False, Reader(folder)
-    for name in map(canonical, folder.files):
+    family, projector, read = folder.family, False, Reader(folder)
+    for name in folder.stored:
         if any(each.replacement(name) is not None for each in changes):
-            if not name.startswith("multi_modal_projector."):
+            if not name.startswith(family.modules["projector"]):
                 problem = f"it can't carry the {name} that was trained"
                 raise refusal("adapter", problem, "export the merged folder instead")
             projector = True
-        elif not name.startswith("language_model.layers.") and any(each.low_rank(name) for each in changes):
+        elif not name.startswith(f"{family.modules['decoder']}.layers.") and any(
+            each.low_rank(name) for each in changes
+        ):
             problem = f"it can't carry the low-rank terms of {name}"
             raise refusal("adapter", problem, "export the merged folder instead")
     parts = [_ranks(folder, each) for each in changes] if len(changes) > 1 else []
-    for entry in entries(folder.config):
+    for entry in folder.entries:
         terms = [each.low_rank(entry.name) for each in changes]
         if any(each is not None for each in terms):
             yield from _side_by_side(entry, terms, parts)
@@ -213,7 +223,7 @@ def _adapter_tensors(folder: Folder, changes: tuple[Changes, ...]) -> Iterator[t
 
 def _ranks(folder: Folder, changes: Changes) -> int:
     """The largest rank of its terms."""
-    found = (changes.low_rank(entry.name) for entry in entries(folder.config))
+    found = (changes.low_rank(entry.name) for entry in folder.entries)
     return max((len(terms[0]) for terms in found if terms is not None), default=0)
 
 
@@ -239,7 +249,7 @@ def _side_by_side(
 def _adapter_config(
     folder: Folder, rank: int, alpha: float, targets: tuple[str, ...], projector: bool
 ) -> dict[str, Any]:
-    linears = decoder_linears(folder.config)
+    linears, modules = decoder_linears(folder.config.decoder), folder.family.modules
     maps = "|".join(linears[name][0].replace(".", r"\.") for name in targets)
     return {
         "base_model_name_or_path": str(folder.path.resolve()),
@@ -248,11 +258,11 @@ def _adapter_config(
         "inference_mode": True,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "modules_to_save": ["multi_modal_projector"] if projector else None,
+        "modules_to_save": [modules["projector"]] if projector else None,
         "peft_type": "LORA",
         "r": rank,
         # Only the decoder's: the vision tower has maps of the same names.
-        "target_modules": rf".*\blanguage_model\..*\blayers\.\d+\.(?:{maps})",
+        "target_modules": rf".*\b{re.escape(modules['decoder'])}\..*\blayers\.\d+\.(?:{maps})",
         "task_type": "CAUSAL_LM",
     }
 

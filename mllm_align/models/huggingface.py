@@ -1,7 +1,7 @@
-"""Hugging Face LLaVA folders: read configuration, processor and weights.
+"""Hugging Face folders: read configuration and weights.
 
-Folders are read as they are really published (see `names.canonical` for the key layouts). Weights come
-from safetensors only and no code from a folder is ever run.
+Folders are read as they are really published (see `ModelFamily.canonical` for the key layouts). Weights
+come from safetensors only and no code from a folder is ever run.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from mllm_align.errors import InputError, one_line
 from mllm_align.files import read_json
 from mllm_align.models.changes import Changes, laid_over
-from mllm_align.models.config import LlavaConfig
-from mllm_align.models.configuration import CONVERT, read_config
-from mllm_align.models.names import EMBEDDING, HEAD, Entry, canonical, entries
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.families.base import ModelFamily
+from mllm_align.models.families.registry import family_of, read_config
+from mllm_align.models.names import HEAD, Entry
 
 INDEX = "model.safetensors.index.json"
 ROWS = 1024  # of a matrix, read at once where all of it is not needed
@@ -32,27 +33,36 @@ ROWS = 1024  # of a matrix, read at once where all of it is not needed
 
 @dataclass(frozen=True)
 class Folder:
-    """A checked Hugging Face LLaVA folder. Nothing but its configuration is read until it is asked for.
+    """A checked Hugging Face folder. Nothing but its configuration is read until it is asked for.
 
     changes: what was trained over its weights, in order; the model is the folder with those laid over it.
     named, step: the run or adapter that they come from, and which checkpoint of the run.
     """
 
     path: Path
-    config: LlavaConfig
+    config: ModelConfig
     changes: tuple[Changes, ...] = ()
     named: Path | None = None
     step: int | None = None
 
+    @property
+    def family(self) -> ModelFamily[Any]:
+        return family_of(self.config)
+
+    @property
+    def entries(self) -> Iterator[Entry]:
+        """The tensors that the forward pass reads."""
+        return self.family.entries(self.config)
+
     @cached_property
     def files(self) -> dict[str, str]:
         """Tensor name as stored -> file name."""
-        return _weight_files(self.path)
+        return _weight_files(self.path, self.family)
 
     @cached_property
     def stored(self) -> dict[str, str]:
         """Canonical name -> name as stored."""
-        return {canonical(name): name for name in self.files}
+        return {self.family.canonical(name): name for name in self.files}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -70,17 +80,17 @@ class Folder:
     def projector_fingerprint(self) -> str:
         """Digest of the tensors between tower and decoder: where their training starts."""
         digest, read = hashlib.sha256(), Reader(self)
-        for entry in entries(self.config):
-            if entry.path[0] in ("projector", "image_newline"):
+        for entry in self.entries:
+            if entry.path[0] in self.family.connector:
                 digest.update(entry.name.encode() + read(entry.name).tobytes())
         return digest.hexdigest()[:16]
 
 
 def open_folder(path: str | Path) -> Folder:
-    """Read the configuration of a LLaVA folder and check that its weights are there.
+    """Read the configuration of a folder and check that its weights are there.
 
-    Raises InputError for a folder that is missing, is no LLaVA, is in the original (liuhaotian) layout,
-    uses a feature this project does not compute, or whose tensors are missing or misshapen.
+    Raises InputError for a folder that is missing, is of no family computed here, is in another program's
+    layout, uses a feature this project does not compute, or whose tensors are missing or misshapen.
     """
     folder = Folder(Path(path), read_config(path))
     apart = _untied(folder) if HEAD in folder.stored else folder
@@ -100,7 +110,7 @@ def load_params(
     sharding: leaf path -> where it lives (default: the first device). only: which leaves to read.
     """
     leaves: dict[tuple[str, ...], list[Entry]] = {}
-    for entry in entries(folder.config):
+    for entry in folder.entries:
         if only(entry.path):
             leaves.setdefault(entry.path, []).append(entry)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -171,7 +181,7 @@ def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
 # ---- weights ---------------------------------------------------------------------------------------
 
 
-def _weight_files(path: Path) -> dict[str, str]:
+def _weight_files(path: Path, family: ModelFamily[Any]) -> dict[str, str]:
     index = path / INDEX
     if index.exists():
         remedy = "copy the folder again"
@@ -194,8 +204,8 @@ def _weight_files(path: Path) -> dict[str, str]:
         raise InputError(
             f"{path} has no model.safetensors and no {INDEX}; copy the weights into the folder"
         )
-    if any("mm_projector" in name for name in files):
-        raise InputError(f"{path} holds weights in the original LLaVA layout; {CONVERT}")
+    if (what := family.foreign({}, files)) is not None:
+        raise InputError(f"{path} {what}")
     return files
 
 
@@ -223,9 +233,9 @@ def _check_tensors(folder: Folder) -> None:
                             "there; copy the folder again"
                         )
                     part = handle.get_slice(name)
-                    shapes[canonical(name)] = (tuple(part.get_shape()), part.get_dtype())
+                    shapes[folder.family.canonical(name)] = (tuple(part.get_shape()), part.get_dtype())
     missing = []
-    for entry in entries(folder.config):
+    for entry in folder.entries:
         if entry.name not in shapes:
             missing.append(entry.name)
             continue
@@ -252,7 +262,7 @@ def _same_head(folder: Folder) -> bool:
     if HEAD not in folder.stored:
         return True
     read = Reader(folder)
-    blocks = zip(read.rows(EMBEDDING), read.rows(HEAD), strict=True)
+    blocks = zip(read.rows(folder.family.embedding), read.rows(HEAD), strict=True)
     return all(np.array_equal(one.astype(np.float32), other.astype(np.float32)) for one, other in blocks)
 
 

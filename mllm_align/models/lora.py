@@ -8,19 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mllm_align.models.config import LlavaConfig
+from mllm_align.models.config import DecoderConfig
 from mllm_align.models.names import decoder_linears
 
 Tree = dict[str, Any]
 
 
-def init_lora(config: LlavaConfig, rank: int, targets: tuple[str, ...], key: jax.Array) -> Tree:
+def init_lora(config: DecoderConfig, rank: int, targets: tuple[str, ...], key: jax.Array) -> Tree:
     """float32 `a` [in, rank] (uniform, as torch's linear layers) and `b` [rank, out] (0) of each target.
 
-    The tree has the shape of Llava's parameters: decoder / layers (stacked) and last / target / {a, b}.
+    The tree has the shape of the model's parameters: decoder / layers (stacked) and last / target / {a, b}.
     """
     shapes = decoder_linears(config)
-    stacked = config.decoder.layers - 1
+    stacked = config.layers - 1
     tree: Tree = {"last": {}} | ({"layers": {}} if stacked else {})
     for name, place in zip(targets, jax.random.split(key, len(targets)), strict=True):
         out, inner = shapes[name][1]
@@ -34,7 +34,7 @@ def init_lora(config: LlavaConfig, rank: int, targets: tuple[str, ...], key: jax
 
 
 def scaled(lora: Tree, scale: float) -> Tree:
-    """The tree as `Llava.apply` takes it: scale = alpha / rank folded into `b`."""
+    """The tree as `VisionLanguageModel.apply` takes it: scale = alpha / rank folded into `b`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf * scale if path[-1].key == "b" else leaf, lora
     )

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mllm_align.models.llava import cast, variables
 from mllm_align.models.lora import scaled
+from mllm_align.models.vlm import cast, variables
 
 Tree = dict[str, Any]
 
@@ -29,7 +29,7 @@ def overlay(base: Tree, part: Tree) -> Tree:
 
 
 def policy_variables(base: Tree, trained: Tree, lora_scale: float, dtype: Any) -> dict[str, Tree]:
-    """The policy as `Llava.apply` takes it, everything in the dtype of the computation."""
+    """The policy as `VisionLanguageModel.apply` takes it, everything in the dtype of the computation."""
     lora = trained.get("lora")
     params = cast(overlay(base, trained.get("params", {})), dtype)
     return variables(params, None if lora is None else cast(scaled(lora, lora_scale), dtype))

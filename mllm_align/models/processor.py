@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ import numpy as np
 
 from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.files import read_json
-from mllm_align.models.config import LlavaConfig
-from mllm_align.models.configuration import PIXELS, read_config
-from mllm_align.models.ranges import FLAG, Between, Listed, Maybe, OneOf, Range, Whole, check
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.families.registry import family_of, read_config
+from mllm_align.models.ranges import COLOURS, Between, Listed, Maybe, Whole, check
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -35,29 +36,28 @@ SIDE_FILES = (
     "generation_config.json",
 )
 COPY = "copy the processor files of the model it came from into the folder"
-IDS = Whole(0, (1 << 31) - 1)
 GENERATION = "generation_config.json"
 
 SAMPLE = "A picture of 2 dogs."
-COLOURS = Whole(3, 3)
-PIXELS_OR_NONE = Maybe(PIXELS)
-IMAGE: dict[str, Range] = {
-    **dict.fromkeys(
-        ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_pad"),
-        Maybe(FLAG),
-    ),
-    "resample": Maybe(Whole(0, 5)),
-    "rescale_factor": Maybe(Between(0, 2)),
-    "image_mean": Maybe(Listed(COLOURS, Between(-256, 256))),
-    "image_std": Maybe(Listed(COLOURS, Between(0, 256))),
-    "data_format": Maybe(OneOf(("channels_first",))),
-    "input_data_format": OneOf((None,)),
-}
-SIDES = ("height", "width", "shortest_edge", "longest_edge", "max_height", "max_width")
 
 
-def load_processor(path: Path) -> Any:
-    """The folder's tokenizer, image processor and chat template, from transformers (Pillow backend).
+@dataclass
+class Processor:
+    """A folder's tokenizer and image processor (of transformers, Pillow backend) and chat template.
+
+    transformers' own processors join the same three, but those of many families need torch.
+    chat_template: Jinja text, or several by name. image_token: what the template writes for an image, where
+    the folder names it.
+    """
+
+    tokenizer: Any
+    image_processor: Any
+    chat_template: str | dict[str, str] | None = None
+    image_token: str | None = None
+
+
+def load_processor(path: Path) -> Processor:
+    """What a folder's texts and images are read with.
 
     Raises InputError where one of them can't be read, or can't be used with the folder's model.
     """
@@ -66,14 +66,34 @@ def load_processor(path: Path) -> Any:
         if (path / name).exists():
             read_json(path / name, COPY)
     with explained(f"{path}: tokenizer or image processor can't be read", COPY):
-        from transformers import LlavaNextProcessor, LlavaProcessor
+        from transformers import AutoImageProcessor, AutoTokenizer
 
-        processor = (LlavaNextProcessor if config.anyres else LlavaProcessor).from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
-    _check_images(path, processor.image_processor, config)
-    check_tokenizer(path, processor.tokenizer, config.decoder.vocab)
+        local = {"local_files_only": True, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(path, **local)
+        images = AutoImageProcessor.from_pretrained(path, **local)
+        template, token = _chat_template(path), getattr(tokenizer, "image_token", None)
+    processor = Processor(tokenizer, images, template, token or _settings(path).get("image_token"))
+    _check_images(path, processor, config)
+    check_tokenizer(path, tokenizer, config.decoder.vocab)
     return processor
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    file = path / "processor_config.json"
+    return read_json(file, COPY) if file.exists() else {}
+
+
+def _chat_template(path: Path) -> str | dict[str, str] | None:
+    """Where transformers has kept it, in its own order; None where only the tokenizer has one."""
+    if (named := _settings(path).get("chat_template")) is not None:
+        return named
+    if (path / "chat_template.json").exists():
+        return read_json(path / "chat_template.json", COPY)["chat_template"]
+    files = [path / "chat_template.jinja", *sorted((path / "additional_chat_templates").glob("*.jinja"))]
+    found = {file.stem: file.read_text(encoding="utf-8") for file in files if file.is_file()}
+    if "chat_template" in found:
+        found["default"] = found.pop("chat_template")
+    return found["default"] if list(found) == ["default"] else found or None
 
 
 @contextmanager
@@ -153,33 +173,29 @@ def end_tokens(path: Path, vocab: int) -> frozenset[int]:
     return frozenset() if ends is None else frozenset((ends,))
 
 
-def _check_images(path: Path, images: Any, config: LlavaConfig) -> None:
-    """The image processor's numbers, and that it makes tiles of the model's size."""
-    at = f"{path}: image processor"
+def _check_images(path: Path, processor: Processor, config: ModelConfig) -> None:
+    """The image processor's numbers, and that it makes patches as the model's layout has them."""
+    at, images, family = f"{path}: image processor", processor.image_processor, family_of(config)
     with explained(f"{at} can't be used", COPY):
-        values = {name: getattr(images, name, None) for name in IMAGE}
-        for name in ("size", "crop_size"):
-            sides = getattr(images, name, None) or {}
-            values |= {f"{name}.{side}": dict(sides).get(side) for side in SIDES}
-        pinpoints = getattr(images, "image_grid_pinpoints", None)
-        canvases = tuple((height, width) for height, width in pinpoints or ())
-    for name, value in values.items():
-        check(at, name, value, IMAGE.get(name, PIXELS_OR_NONE), COPY)
+        values = {name: _setting(images, name) for name in family.image_settings}
+    for name, allowed in family.image_settings.items():
+        check(at, name, values[name], allowed, COPY)
     if values["do_normalize"] and values["do_rescale"] and values["rescale_factor"]:
         white = 255 * values["rescale_factor"]
         for name, low in (("image_mean", -white), ("image_std", 0)):
             check(at, name, values[name], Maybe(Listed(COLOURS, Between(low, 1.001 * white))), COPY)
-    if config.anyres and canvases != config.pinpoints:
-        problem = f"image_grid_pinpoints are {quoted(canvases)}, in config.json {quoted(config.pinpoints)}"
-        raise refusal(at, problem, "take both files from one folder")
+    family.check_processor(at, images, config)
     from PIL import Image
 
-    side = config.vision.image_size
-    with explained(f"{at} can't be used", COPY):
-        made = images([Image.new("RGB", (24, 16), "gray")], return_tensors="np")["pixel_values"][0]
-        made = np.asarray(made, np.float32)
-        finite = bool(np.isfinite(made).all())
-    if made.shape[-3:] != (3, side, side) or not finite:
-        found = list(made.shape[-3:]) if finite else "numbers that are not finite"
-        problem = f"it gives pixels {found}, config.json asks for {[3, side, side]}"
-        raise refusal(at, problem, "take both files from one folder")
+    with explained(f"{at} can't be used", "take it and config.json from one folder"):
+        layout = family.layout(config, processor)
+        made = layout.pixels(images, Image.new("RGB", (24, 16), "gray"), 1)
+        if not np.isfinite(made.patches).all():
+            raise ValueError("it gives numbers that are not finite")
+
+
+def _setting(images: Any, name: str) -> Any:
+    """name: "resample", or "size.height"."""
+    field, _, key = name.partition(".")
+    value = getattr(images, field, None)
+    return dict(value or {}).get(key) if key else value

@@ -106,6 +106,8 @@ class Text:
 
 FLAG = OneOf((True, False))
 WIDTH, DEPTH, HEADS = Whole(1, 1 << 24), Whole(1, 1024), Whole(1, 1 << 14)
+PIXELS = Whole(1, 4096)
+COLOURS = Whole(3, 3)
 EPS = Between(1e-20, 0.1)  # float32 has smaller numbers, but no use for their roots
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.models.adapter import CONFIG as ADAPTER
 from mllm_align.models.adapter import Adapter, base_name
-from mllm_align.models.config import LlavaConfig
-from mllm_align.models.configuration import read_config
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.families.registry import presets, read_config
 from mllm_align.models.huggingface import INDEX, Folder, open_folder
 
 NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # of a repository on the Hub: owner/name
@@ -18,8 +18,9 @@ NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # of a repository on the Hub: o
 def open_model(model: str | Path) -> Folder:
     """The folder of a model, checked, with what an adapter trained over it.
 
-    model: a Hugging Face LLaVA folder, a PEFT adapter folder, or the name of either in the local Hub
-    cache; nothing is ever downloaded. Raises InputError for what is none of them, or can't be used.
+    model: a Hugging Face folder of a known family, a PEFT adapter folder, or the name of either in the
+    local Hub cache; nothing is ever downloaded. Raises InputError for what is none of them, or can't be
+    used.
     """
     path = local(model)
     if not is_adapter(path):
@@ -28,8 +29,14 @@ def open_model(model: str | Path) -> Folder:
     return adapter.folder
 
 
-def config_of(model: str | Path) -> LlavaConfig:
-    """The configuration alone; weights need not be there."""
+def config_of(model: str | Path) -> ModelConfig:
+    """The configuration alone, of a published model by its short name (`families.registry.presets`) or of
+    what `open_model` takes; weights need not be there. Raises InputError where it is neither."""
+    name = str(model)
+    if (published := presets()).get(name):
+        return published[name]
+    if not Path(model).is_dir() and "/" not in name:
+        raise InputError(f"model {name!r} is no folder and none of {', '.join(published)}")
     path = local(model)
     return read_config(base_of(path) if is_adapter(path) else path)
 

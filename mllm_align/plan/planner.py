@@ -11,8 +11,8 @@ from typing import Any
 from mllm_align.config import BDHSConfig, Config, MeshConfig
 from mllm_align.errors import InputError, one_line
 from mllm_align.files import json_text, new_file
-from mllm_align.models.config import LlavaConfig
-from mllm_align.models.presets import resolve
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.sources import config_of
 from mllm_align.plan import targets
 from mllm_align.plan.chips import Topology, topology
 from mllm_align.plan.compiled import compile_program
@@ -28,7 +28,7 @@ LARGEST_TENSOR = 8
 
 def plan(
     config: Config | BDHSConfig,
-    model: str | Path | LlavaConfig = "llava-1.6-7b",
+    model: str | Path | ModelConfig = "llava-1.6-7b",
     where: str | None = None,
     *,
     programs: Sequence[str] | None = None,
@@ -39,14 +39,14 @@ def plan(
 ) -> Plan:
     """Compile a config's programs for a topology, or for this machine's devices, and say what they take.
 
-    model: a name of `models.presets`, a Hugging Face folder (only config.json is read), or its config.
-    where: a topology's name (see `plan.chips.topology`); None, the devices of this machine. programs: some
-    of train, reference, features, prefill, decode. prefix, response: tokens in place of the longest
-    prompt's and 256. whole: make machine code too. say: gets the lines of the report as they come.
+    model: a name of `families.registry.presets`, a Hugging Face folder (only config.json is read), or its
+    config. where: a topology's name (see `plan.chips.topology`); None, the devices of this machine.
+    programs: some of train, reference, features, prefill, decode. prefix, response: tokens in place of the
+    longest prompt's and 256. whole: make machine code too. say: gets the lines of the report as they come.
     Nothing is allocated. Raises InputError for names that are not known and meshes that can't be.
     """
     name, shape_of = (
-        (str(model), resolve(base_folder(model))) if not isinstance(model, LlavaConfig) else ("", model)
+        (str(model), config_of(base_folder(model))) if not isinstance(model, ModelConfig) else ("", model)
     )
     place = topology(where) if where else None
     wanted = tuple(programs or targets.names(config))
@@ -102,7 +102,7 @@ def _made(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
     }
 
 
-def _model_flops(program: str, config: Any, model: LlavaConfig, size: Sizes) -> float:
+def _model_flops(program: str, config: Any, model: ModelConfig, size: Sizes) -> float:
     """Of one row."""
     s = size.shape
     if program == "features":
@@ -120,7 +120,7 @@ def _model_flops(program: str, config: Any, model: LlavaConfig, size: Sizes) -> 
     return train_flops(forward, lora=config.lora is not None, tower=tower, reference=live)
 
 
-def meshes(config: Config | BDHSConfig, model: LlavaConfig, place: Topology) -> list[MeshConfig]:
+def meshes(config: Config | BDHSConfig, model: ModelConfig, place: Topology) -> list[MeshConfig]:
     """Meshes of a slice that a config can run on, those that cut the parameters most first."""
     chips, d = prod(place.shape), model.decoder
     found = []
@@ -140,14 +140,14 @@ def meshes(config: Config | BDHSConfig, model: LlavaConfig, place: Topology) -> 
 
 def sweep(
     config: Config | BDHSConfig,
-    model: str | Path | LlavaConfig,
+    model: str | Path | ModelConfig,
     where: str,
     say: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> list[Plan]:
     """Plans of the config's first program for the meshes of a slice: those that fit, the fastest bound
     first."""
-    shape_of = model if isinstance(model, LlavaConfig) else resolve(base_folder(model))
+    shape_of = model if isinstance(model, ModelConfig) else config_of(base_folder(model))
     first = targets.names(config)[0] if isinstance(config, Config) else "decode"
     options = {"programs": (first,), **options}
     found = meshes(config, shape_of, topology(where))

@@ -12,10 +12,11 @@ from jax.sharding import Mesh
 
 from mllm_align.batch import Prefix, Shape, blank_prefix
 from mllm_align.config import BDHSConfig, BDHSMethod, Config, OnlinePairs, SamplingConfig
-from mllm_align.data.anyres import ImageLayout
+from mllm_align.data.layout import counts
 from mllm_align.generate import decode as generation
 from mllm_align.models.bundle import check_mesh, compute_dtype, make_model
-from mllm_align.models.config import LlavaConfig
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.families.registry import family_of
 from mllm_align.models.policy import policy_variables
 from mllm_align.sharding import batch_sharding, batch_shards, remade, replicated
 from mllm_align.training.programs import abstract_base, batch_structs, check_fits, struct, train_program
@@ -36,17 +37,15 @@ class Sizes:
 
 
 def sizes(
-    config: Config | BDHSConfig, model: LlavaConfig, prefix: int | None = None, response: int | None = None
+    config: Config | BDHSConfig, model: ModelConfig, prefix: int | None = None, response: int | None = None
 ) -> Sizes:
     """One image of the worst size with TEXT tokens of text, padded as the config pads.
 
     prefix: another length of the prompt in tokens. response: of each response, 256 without.
     """
-    v = model.vision
-    layout = ImageLayout(v.image_size, v.side, v.tokens, model.pinpoints)
-    images = model.pinpoints or ((v.image_size, v.image_size),)  # at a canvas's own size nothing is cut
-    longest = max(len(layout.rows(*image, 0)) for image in images)
-    tiles = max(layout.tiles(*image) for image in images)
+    layout = family_of(model).layout(model)
+    found = [counts(layout, *image, 1) for image in layout.largest]
+    tiles, _, longest = (max(count) for count in zip(*found, strict=True))
     multiple = config.data.multiple
     wanted = longest + TEXT if prefix is None else prefix
     wanted, answer = (-(-n // multiple) * multiple for n in (wanted, response or 256))
@@ -75,7 +74,7 @@ def names(config: Config | BDHSConfig) -> tuple[str, ...]:
     return ("train", "reference", "prefill", "decode") if stored else ("train", "prefill", "decode")
 
 
-def check(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh) -> list[str]:
+def check(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> list[str]:
     """What stays whole on every device. Raises InputError for a config that this mesh can't run."""
     if isinstance(config, Config):
         return check_fits(config, model, mesh)
@@ -95,7 +94,7 @@ def rows(config: Config | BDHSConfig, mesh: Mesh, program: str) -> int:
 
 
 def lower(
-    program: str, config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, planned: Sizes
+    program: str, config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, planned: Sizes
 ) -> jax.stages.Lowered:
     """train: a step. reference: log-probs of a batch. features, prefill, decode: those of generation."""
     if program == "train":
@@ -112,8 +111,7 @@ def lower(
     rule = replace(_sampling(config), max_tokens=1)  # forks carry their own limits
     see, fill, loop = generation.programs(model, mesh, 1.0, dtype, rule)
     if program == "features":
-        tiles = _group(model, mesh, planned, count).prefix.pixels
-        return see.lower(base, {}, tiles)
+        return see.lower(base, {}, _group(model, mesh, planned, count).prefix.pixels)
     if program == "prefill":
         found, text = _features(model, mesh, planned, count, dtype), _text(model, mesh, planned, count)
         source = config.online if isinstance(config, Config) else config
@@ -124,7 +122,7 @@ def lower(
     return loop.lower(base, {}, _cache(model, mesh, planned, count, dtype), forks, stops)
 
 
-def _group(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, config: Config | None = None) -> Any:
+def _group(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, config: Config | None = None) -> Any:
     """A batch without an axis of micro-batches."""
     config = config or Config()
     whole = replace(config, batch_size=count, micro_batches=1, reference="live")
@@ -133,31 +131,31 @@ def _group(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, config: C
     return jax.tree.map(lambda x: struct(x.shape[1:], x.dtype, where), group)
 
 
-def _text(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int) -> Prefix:
+def _text(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int) -> Prefix:
     """Prefixes without pixels, as prefill takes them."""
     where, length = batch_sharding(mesh, micro=False), generation.bucket(planned.shape.prefix, 32)
     axes = model.decoder.num_rope_axes
     return blank_prefix(lambda dims, dtype: struct((count, *dims), dtype, where), length, axes)
 
 
-def _features(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
+def _features(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
     found = generation.bucket(planned.shape.tiles * model.vision.tokens, 1)
-    return struct((count, found, model.vision.hidden), dtype, batch_sharding(mesh, micro=False))
+    return struct((count, found, model.vision.features), dtype, batch_sharding(mesh, micro=False))
 
 
-def _cache(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
+def _cache(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:
     features, text = _features(model, mesh, planned, count, dtype), _text(model, mesh, planned, count)
-    llava = make_model(model)
+    whole = make_model(model)
 
     def fill(params: Any, features: Any, prefix: Any) -> Any:
-        return llava.apply(policy_variables(params, {}, 1.0, dtype), features, prefix, method="prefill")
+        return whole.apply(policy_variables(params, {}, 1.0, dtype), features, prefix, method="prefill")
 
     kept = jax.eval_shape(fill, abstract_base(model, mesh, dtype), features, text)
     places = generation.cache_shardings(model, mesh)
     return jax.tree.map(lambda x, where: struct(x.shape, x.dtype, where), kept, places)
 
 
-def cache_bytes(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, planned: Sizes) -> int:
+def cache_bytes(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, planned: Sizes) -> int:
     """Keys and values of prefixes and responses on one chip, with every response at its longest."""
     dtype, count = compute_dtype(config.dtype, mesh), rows(config, mesh, "decode")
     mesh = _sampling_mesh(config, mesh, "decode")
@@ -167,7 +165,7 @@ def cache_bytes(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, pla
     return prefix * (length + samples(config) * generation.bucket(planned.tokens)) // length
 
 
-def held_bytes(program: str, config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh) -> int:
+def held_bytes(program: str, config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> int:
     """Bytes on one chip that an online run holds beside what a program itself takes: what is trained and
     its moments while it generates, and the other copy of the base where rollouts have their own mesh."""
     if not isinstance(config, Config) or config.online is None:

@@ -29,8 +29,9 @@ from PIL import Image, ImageDraw
 from safetensors.numpy import save
 
 from mllm_align.data.images import one_line, quoted, refusal
-from mllm_align.models.config import DecoderConfig, LlavaConfig, VisionConfig
-from mllm_align.models.names import Entry, entries
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.families.registry import family_of, parse_config
+from mllm_align.models.names import same
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -106,13 +107,6 @@ def make_model(
     tokenizer = _tokenizer(vocab, corpus or _corpus())
     named = {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}
     ids: dict[str, Any] = {f"{name}_token_id": SPECIALS.index(token) for name, token in named.items()}
-    # Elsewhere VisionConfig counts the layers that are run; here all, as the folder holds one more.
-    ours = LlavaConfig(
-        vision=VisionConfig(vision_hidden, vision_mlp, vision_layers, vision_heads, image_size, patch_size),
-        decoder=DecoderConfig(vocab, hidden, mlp, layers, heads, kv_heads, head_dim),
-        image_token=SPECIALS.index("<image>"),
-        pinpoints=tuple((height, width) for height, width in grids),
-    )
     vision = hf.CLIPVisionConfig(
         hidden_size=vision_hidden,
         intermediate_size=vision_mlp,
@@ -137,8 +131,8 @@ def make_model(
     whole = (hf.LlavaNextConfig if anyres else hf.LlavaConfig)(
         vision_config=vision,
         text_config=text,
-        image_token_index=ours.image_token,
-        image_seq_length=ours.vision.tokens,
+        image_token_index=SPECIALS.index("<image>"),
+        image_seq_length=(side // patch_size) ** 2,
         architectures=[f"{'LlavaNext' if anyres else 'Llava'}ForConditionalGeneration"],
         dtype="float32",
         **common,
@@ -155,6 +149,9 @@ def make_model(
         chat_template=CHAT_TEMPLATE,
     )
     out = Path(out)
+    ours = parse_config(out, whole.to_dict())
+    # The config counts the vision layers that are run; the folder holds one more.
+    ours = replace(ours, vision=replace(ours.vision, layers=vision_layers))  # type: ignore[type-var]
     with _new_folder(out):
         (out / "model.safetensors").write_bytes(save(_weights(ours, seed), {"format": "pt"}))
         whole.save_pretrained(out)
@@ -191,7 +188,7 @@ def _tokenizer(vocab: int, corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def _weights(config: LlavaConfig, seed: int) -> dict[str, np.ndarray]:
+def _weights(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     """Every tensor of the folder, large enough to matter.
 
     Initialisation as for training (0.02, unit gains, zero biases) would give flat logits, and one
@@ -199,11 +196,9 @@ def _weights(config: LlavaConfig, seed: int) -> dict[str, np.ndarray]:
     """
     rng = np.random.default_rng(seed)
     norm = "vision_tower.post_layernorm"  # like the last vision layer, there but never read
-    unread = [
-        Entry(f"{norm}.{leaf}", (), None, (config.vision.hidden,), "same") for leaf in ("weight", "bias")
-    ]
+    unread = [same((), f"{norm}.{leaf}", (config.vision.features,)) for leaf in ("weight", "bias")]
     tensors = {}
-    for entry in (*entries(config), *unread):
+    for entry in (*family_of(config).entries(config), *unread):
         x = rng.standard_normal(entry.shape, dtype=np.float32)
         if len(entry.shape) > 1:
             # an embedding [vocab, D] has no fan-in; rows of norm near 1
@@ -217,7 +212,7 @@ def _weights(config: LlavaConfig, seed: int) -> dict[str, np.ndarray]:
 
 
 def _published(name: str) -> str:
-    """Undo `names.canonical`: the name in the layout of llava-hf."""
+    """Undo `ModelFamily.canonical`: the name in the layout of llava-hf."""
     for start, published in (
         ("vision_tower.", "vision_tower.vision_model."),
         ("language_model.", "language_model.model."),

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import jax
 
 from mllm_align.data.encode import Encoded
-from mllm_align.models.config import LlavaConfig
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.families.registry import family_of
 
 # Dense bfloat16 peak of one chip in FLOP/s, as the vendors publish it, by JAX's `device_kind`.
 PEAK = {
@@ -31,19 +32,15 @@ def peak_flops() -> float | None:
     return None if each is None else each * jax.device_count()
 
 
-def vision_flops(config: LlavaConfig, tiles: int) -> float:
+def vision_flops(config: ModelConfig, tiles: int) -> float:
     """Of the tower, forward. A matrix product of m x k by k x n counts 2 m k n."""
-    v = config.vision
-    patches = v.side**2 + 1
-    block = 2 * patches * (4 * v.hidden**2 + 2 * v.hidden * v.mlp) + 4 * patches**2 * v.hidden
-    return tiles * v.layers * block
+    return family_of(config).tower_flops(config, tiles)
 
 
-def decoder_flops(config: LlavaConfig, tiles: int, tokens: int, seen: float, predicted: int) -> float:
+def decoder_flops(config: ModelConfig, tiles: int, tokens: int, seen: float, predicted: int) -> float:
     """Of projector, decoder and vocabulary, forward. tokens: that are run. seen: pairs of a query and a
     key that it sees, summed. predicted: positions whose next token is asked for."""
-    v, d = config.vision, config.decoder
-    projector = 2 * tiles * v.tokens * d.hidden * (v.hidden + d.hidden)
+    d, projector = config.decoder, family_of(config).projector_flops(config, tiles)
     width = d.heads * d.head_dim
     linear = d.hidden * (2 * width + 2 * d.kv_heads * d.head_dim + 3 * d.mlp)
     head = 2 * predicted * d.hidden * d.vocab
@@ -51,7 +48,7 @@ def decoder_flops(config: LlavaConfig, tiles: int, tokens: int, seen: float, pre
 
 
 def group_flops(
-    config: LlavaConfig, tiles: int, prefix: int, answers: Sequence[int]
+    config: ModelConfig, tiles: int, prefix: int, answers: Sequence[int]
 ) -> tuple[float, float]:
     """(vision tower, the rest) of one forward pass over a prompt group, in FLOPs; causal attention counts
     its visible half. prefix, answers: lengths in tokens."""
@@ -61,7 +58,7 @@ def group_flops(
     return vision_flops(config, tiles), decoder_flops(config, tiles, tokens, seen, predicted)
 
 
-def forward_flops(config: LlavaConfig, record: Encoded) -> tuple[float, float]:
+def forward_flops(config: ModelConfig, record: Encoded) -> tuple[float, float]:
     """(vision tower, the rest) of one forward pass over a record, in FLOPs."""
     answers = [len(r) for r in record.responses]
     return group_flops(config, record.shape.tiles, record.shape.prefix, answers)
@@ -76,7 +73,7 @@ def train_flops(forward: tuple[float, float], *, lora: bool, tower: bool, refere
 
 
 def step_flops(
-    config: LlavaConfig, records: Sequence[Encoded], *, lora: bool, tower: bool, reference: bool
+    config: ModelConfig, records: Sequence[Encoded], *, lora: bool, tower: bool, reference: bool
 ) -> float:
     """FLOPs of a train step on these records; see `train_flops`."""
     return sum(

@@ -148,7 +148,7 @@ def _newest(place: Any) -> int:
 
 def _check(config: Config, bundle: Bundle) -> None:
     """What only config and model together can tell."""
-    if config.lora is None and not trained_parts(config, bundle.config.anyres):
+    if config.lora is None and not trained_parts(config, bundle.config):
         rate = config.optim.projector_learning_rate
         raise InputError(
             f"nothing is left to train: freeze is {', '.join(config.freeze)} and "
@@ -192,7 +192,7 @@ class _Run:
         self.program = train_program(config, bundle.config, bundle.mesh, self.steps, warmup)
         self.base = {name: bundle.params[name] for name in self.program.base}
         self.rate = schedule(config.optim, config.optim.learning_rate, self.steps, warmup)
-        self.parts = trained_parts(config, bundle.config.anyres)
+        self.parts = trained_parts(config, bundle.config)
 
     def begin(self, step: int) -> TrainState:
         """The state after `step` steps: of the checkpoint, or where the run starts."""

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mllm_align.config import PARTS, Config, OptimConfig
+from mllm_align.config import Config, OptimConfig
 from mllm_align.models.bundle import Bundle, abstract_params, base_shardings, lora_shardings
-from mllm_align.models.config import LlavaConfig
+from mllm_align.models.config import ModelConfig
 from mllm_align.models.huggingface import load_params
 from mllm_align.models.lora import init_lora
 from mllm_align.sharding import tree_lookup
@@ -19,15 +19,15 @@ from mllm_align.sharding import tree_lookup
 Tree = dict[str, Any]
 
 
-def trained_parts(config: Config, anyres: bool) -> tuple[str, ...]:
+def trained_parts(config: Config, model: ModelConfig) -> tuple[str, ...]:
     """Top-level parts of the parameters that a run replaces (LoRA terms are beside these)."""
-    parts = ("projector",) if config.lora else tuple(p for p in PARTS if p not in config.freeze)
+    parts = ("projector",) if config.lora else tuple(p for p in model.parts if p not in config.freeze)
     if config.optim.projector_learning_rate == 0:
         parts = tuple(p for p in parts if p != "projector")
-    return tuple(p for p in parts if p != "image_newline" or anyres)
+    return parts
 
 
-def abstract_trained(config: Config, model: LlavaConfig, mesh: Mesh) -> Tree:
+def abstract_trained(config: Config, model: ModelConfig, mesh: Mesh) -> Tree:
     """The tree that is trained, float32, as shapes with shardings."""
     whole, places = abstract_params(model), base_shardings(model, mesh)
 
@@ -36,7 +36,7 @@ def abstract_trained(config: Config, model: LlavaConfig, mesh: Mesh) -> Tree:
 
     params = {
         part: jax.tree.map(wide, whole[part], places[part], is_leaf=lambda x: hasattr(x, "names"))
-        for part in trained_parts(config, model.anyres)
+        for part in trained_parts(config, model)
     }
     trained: Tree = {"params": params} if params else {}
     if config.lora:
@@ -49,10 +49,10 @@ def abstract_trained(config: Config, model: LlavaConfig, mesh: Mesh) -> Tree:
     return trained
 
 
-def _lora(config: Config, model: LlavaConfig) -> Tree:
+def _lora(config: Config, model: ModelConfig) -> Tree:
     assert config.lora is not None
     key = jax.random.fold_in(jax.random.key(config.seed), 0)
-    return init_lora(model, config.lora.rank, config.lora.targets, key)
+    return init_lora(model.decoder, config.lora.rank, config.lora.targets, key)
 
 
 def init_trained(bundle: Bundle, config: Config) -> Tree:

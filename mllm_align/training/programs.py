@@ -18,7 +18,7 @@ from mllm_align.batch import PromptGroup, Shape, blank
 from mllm_align.config import Config
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import abstract_params, base_shardings, check_mesh, compute_dtype, make_model
-from mllm_align.models.config import LlavaConfig
+from mllm_align.models.config import ModelConfig
 from mllm_align.sharding import batch_sharding, batch_shards, replicated
 from mllm_align.training.optim import abstract_trained, make_optimizer, trained_parts
 from mllm_align.training.step import TrainState, make_evaluation, make_step
@@ -43,7 +43,7 @@ def struct(shape: Any, dtype: Any, where: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=where)
 
 
-def abstract_base(config: LlavaConfig, mesh: Mesh, dtype: Any) -> Any:
+def abstract_base(config: ModelConfig, mesh: Mesh, dtype: Any) -> Any:
     """The checkpoint's parameters in the dtype of the computation."""
     places = base_shardings(config, mesh)
     boxed = abstract_params(config)
@@ -70,7 +70,7 @@ def abstract_state(
 
 
 def train_program(
-    config: Config, model: LlavaConfig, mesh: Mesh, steps: int, warmup: int | None = None
+    config: Config, model: ModelConfig, mesh: Mesh, steps: int, warmup: int | None = None
 ) -> Program:
     """The programs of a run of `steps` steps, of them `warmup` with rising rates (default: the config's
     share)."""
@@ -80,27 +80,27 @@ def train_program(
     state, base = abstract_state(trained, optimizer, replicated(mesh)), abstract_base(model, mesh, dtype)
     if config.reference == "stored" or not config.objective.needs_reference:
         # no reference is run: what is trained needs no frozen copy
-        parts = trained_parts(config, model.anyres)
+        parts = trained_parts(config, model)
         base = {name: part for name, part in base.items() if name not in parts}
-    llava = make_model(model, config.remat)
+    policy = make_model(model, config.remat)
     common = (1.0 if config.lora is None else config.lora.scale, dtype, mesh)
     rows, whole = batch_sharding(mesh), replicated(mesh)
     places, base_places = (jax.tree.map(lambda x: x.sharding, t) for t in (state, base))
     step = jax.jit(
-        make_step(llava, config.objective, optimizer, *common),
+        make_step(policy, config.objective, optimizer, *common),
         in_shardings=(places, base_places, rows),
         out_shardings=(places, whole, whole),
         donate_argnums=0,
     )
     evaluate = jax.jit(
-        make_evaluation(llava, config.held_out_objective, *common),
+        make_evaluation(policy, config.held_out_objective, *common),
         in_shardings=(places.trained, base_places, rows),
         out_shardings=whole,
     )
     return Program(step, evaluate, state, base, optimizer)
 
 
-def check_fits(config: Config, model: LlavaConfig, mesh: Mesh) -> list[str]:
+def check_fits(config: Config, model: ModelConfig, mesh: Mesh) -> list[str]:
     """Names what every device of the tensor axis keeps whole. Raises InputError where mesh, model and batch
     do not go together."""
     rows, shards = config.batch_size // config.micro_batches, batch_shards(mesh)
@@ -113,10 +113,10 @@ def check_fits(config: Config, model: LlavaConfig, mesh: Mesh) -> list[str]:
 
 
 def batch_structs(
-    config: Config, model: LlavaConfig, mesh: Mesh, shape: Shape, responses: int
+    config: Config, model: ModelConfig, mesh: Mesh, shape: Shape, responses: int
 ) -> PromptGroup:
     """A batch of the run, padded to `shape`, as the step takes it: [micro-batches, rows, ...]."""
-    rows, size = config.batch_size // config.micro_batches, model.vision.image_size
+    rows, v = config.batch_size // config.micro_batches, model.vision
     where = batch_sharding(mesh)
 
     def make(dims: tuple[int, ...], dtype: Any) -> Any:
@@ -124,4 +124,4 @@ def batch_structs(
 
     stored = config.reference == "stored" and config.objective.needs_reference
     axes, views = model.decoder.num_rope_axes, (tuple(range(responses)),)
-    return blank(make, shape, (size, size, 3), views, axes, stored)
+    return blank(make, shape, (v.patches, v.patch_width), views, axes, stored)

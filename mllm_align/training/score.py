@@ -18,14 +18,14 @@ from mllm_align.data.batches import Batches
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
 from mllm_align.errors import InputError, not_finite
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
-from mllm_align.models.config import LlavaConfig
+from mllm_align.models.config import ModelConfig
 from mllm_align.models.policy import policy_variables
 from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.progress import progress_bar
 from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
 
 
-def logps_program(config: LlavaConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
+def logps_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
     """logps(params, trained, group) -> [B, K, R] on every device, jitted."""
     model = make_model(config)
 

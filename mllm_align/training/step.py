@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool
 
 from mllm_align.align.objectives import LogProbs, Metrics, Objective
 from mllm_align.batch import PromptGroup, Responses
-from mllm_align.models.llava import Llava, cast, variables
 from mllm_align.models.policy import policy_variables, tower_is_trained
+from mllm_align.models.vlm import VisionLanguageModel, cast, variables
 from mllm_align.sharding import traced_within
 
 Tree = dict[str, Any]
@@ -41,7 +41,7 @@ class Health:
     rows: Bool[Array, "micro B"]
 
 
-def make_loss(model: Llava, objective: Objective, lora_scale: float, dtype: Any) -> Callable:
+def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: float, dtype: Any) -> Callable:
     """loss(trained, base, group) -> (sum, (weight, metrics, bad)) of one micro-batch.
 
     bad [B]: rows with a log-prob that is not a finite number.
@@ -51,8 +51,8 @@ def make_loss(model: Llava, objective: Objective, lora_scale: float, dtype: Any)
         policy, responses = policy_variables(base, trained, lora_scale, dtype), group.responses
 
         def features(variables: Tree) -> Any:
-            tiles = (prefix.pixels.astype(dtype) for prefix in group.prefixes)
-            return tuple(model.apply(variables, each, method="features") for each in tiles)
+            pixels = (prefix.pixels.astype(dtype) for prefix in group.prefixes)
+            return tuple(model.apply(variables, each, method="features") for each in pixels)
 
         seen = shared = features(policy)
         reference: Any = responses.reference
@@ -83,7 +83,7 @@ def sampler_gap(logps: Any, responses: Responses) -> Any:
 
 
 def make_step(
-    model: Llava,
+    model: VisionLanguageModel,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     lora_scale: float,
@@ -143,7 +143,11 @@ def _all_finite(figures: Any) -> Bool[Array, ""]:
 
 
 def make_evaluation(
-    model: Llava, objective: Objective, lora_scale: float, dtype: Any, mesh: Mesh | None = None
+    model: VisionLanguageModel,
+    objective: Objective,
+    lora_scale: float,
+    dtype: Any,
+    mesh: Mesh | None = None,
 ) -> Callable[[Tree, Tree, PromptGroup], tuple[Metrics, Health]]:
     """evaluate(trained, base, batch) -> (metrics as (sum, weight), health), of a batch with micro-batches.
 

@@ -10,7 +10,7 @@ import pytest
 from goldens import FIXTURES, goldens
 from PIL import Image
 
-from mllm_align.batch import Group, HostPrefix, Shape
+from mllm_align.batch import Group, HostPrefix, Pixels, Shape
 from mllm_align.data.batches import Batches, ladder, round_up
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.records import parse_record
@@ -26,7 +26,7 @@ class Stub:
         prompt = HostPrefix.causal(
             np.full(prefix, encoded.index, np.int32),
             np.full(prefix, -1, np.int32),
-            np.full((tiles, 2, 2, 3), encoded.index, np.float32),
+            Pixels(np.full((tiles, 4, 3), encoded.index, np.float32), np.zeros((tiles, 4, 2), np.int16)),
         )
         return Group((prompt,), encoded.responses)
 
@@ -141,7 +141,7 @@ def test_rows_are_the_records_and_what_is_left_over_weighs_nothing(shuffle):
             shape = records[index].shape
             assert group.prefix.length[row] == shape.prefix
             assert set(group.prefix.tokens[row, : shape.prefix]) == {index}
-            assert (group.prefix.tiles[row, : shape.tiles] == index).all()
+            assert (group.prefix.patches[row, : shape.tiles] == index).all()
             for k, answer in enumerate(records[index].responses):
                 mask = group.responses.mask[row, k]
                 assert np.array_equal(group.responses.tokens[row, k][mask], answer)
@@ -277,9 +277,10 @@ def test_batches_of_pictures_hold_what_the_encoder_reads(pictures):
             length, tiles = one.shape.prefix, one.shape.tiles
             assert np.array_equal(group.prefix.tokens[row, :length], one.prefix.tokens)
             assert np.array_equal(group.prefix.image[row, :length], one.prefix.image)
-            assert np.array_equal(group.prefix.tiles[row, :tiles], one.prefix.tiles)
+            assert np.array_equal(group.prefix.patches[row, :tiles], one.prefix.patches)
             assert (
-                not group.prefix.tiles[row, tiles:].any() and (group.prefix.image[row, length:] == -1).all()
+                not group.prefix.patches[row, tiles:].any()
+                and (group.prefix.image[row, length:] == -1).all()
             )
 
 

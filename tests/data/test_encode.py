@@ -3,16 +3,17 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
-from goldens import FIXTURES, NAMES, goldens
+from coders import PAIRS, TEXT_ONLY, encoder, processor, record
+from goldens import FIXTURES, NAMES, goldens, of_transformers
 from pieces import pieces
 from PIL import Image
 from refusals import refusal
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
+from transformers import LlavaProcessor
 
 from mllm_align.data.encode import Encoder, fingerprint
 from mllm_align.data.records import Part, parse_record
@@ -20,23 +21,6 @@ from mllm_align.data.table import encode_all
 from mllm_align.models.processor import load_processor
 
 BOS, EOS, IMAGE = 1, 2, 4
-PAIRS = [json.loads(line) for line in (FIXTURES / "pairs.jsonl").read_text().splitlines()]
-TEXT_ONLY = {"prompt": "gi dan?", "chosen": "tuku der.", "rejected": "poge ku."}
-
-
-@cache
-def processor(name="llava15"):
-    return load_processor(FIXTURES / name)
-
-
-def encoder(name="llava15", template=None, processor=processor):
-    golden = goldens(name)
-    return Encoder(processor(name), golden.layout, golden.config.image_token, template=template)
-
-
-def record(row=TEXT_ONLY, responses=2, **changes):
-    row = {**row, **changes}
-    return parse_record(row, index=3, where="pairs.jsonl record", root=FIXTURES, responses=responses)
 
 
 def template(start="<s>", opening="assistant:", end="</s>", text="part.text"):
@@ -56,7 +40,7 @@ def rendered(encoder, record, answer=None):
     chat = [message.chat() for message in record.messages]
     if answer is not None:
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    return encoder.processor.apply_chat_template(
+    return encoder.tokenizer.apply_chat_template(
         chat, chat_template=encoder.template, add_generation_prompt=answer is None, tokenize=False
     )
 
@@ -89,8 +73,8 @@ def test_prefix_and_response_are_the_joint_tokenization(name, row):
 def same(ours, theirs):
     """Whether two groups have the same ids, image rows and pixels."""
     pairs = zip(
-        (ours.prefix.tiles, ours.prefix.tokens, ours.prefix.image, *ours.responses),
-        (theirs.prefix.tiles, theirs.prefix.tokens, theirs.prefix.image, *theirs.responses),
+        (*ours.prefix.pixels, ours.prefix.tokens, ours.prefix.image, *ours.responses),
+        (*theirs.prefix.pixels, theirs.prefix.tokens, theirs.prefix.image, *theirs.responses),
         strict=True,
     )
     return all(np.array_equal(a, b) for a, b in pairs)
@@ -249,7 +233,7 @@ def test_beginning_of_sequence_as_transformers_writes_it(adds, start):
     for ids, answer in zip(whole(encoded), pair.responses, strict=True):
         chat = [message.chat() for message in pair.messages]
         chat.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        theirs = own.apply_chat_template(
+        theirs = LlavaProcessor(own.image_processor, own.tokenizer).apply_chat_template(
             chat, chat_template=coder.template, tokenize=True, return_dict=True
         )
         assert ids == np.ravel(theirs["input_ids"]).tolist()
@@ -343,13 +327,16 @@ def test_ids_and_pixels_of_transformers_own_processor(name, row):
     picture = Image.open(FIXTURES / row["images"][0])
     for answer, ids in zip(pair.responses, group.responses, strict=True):
         text = rendered(coder, pair, answer)
-        theirs = coder.processor(images=picture, text=text, return_tensors="np", add_special_tokens=False)
+        theirs = of_transformers(name)(
+            images=picture, text=text, return_tensors="np", add_special_tokens=False
+        )
         assert np.array_equal([*group.prefix.tokens, *ids], theirs["input_ids"][0])
         pixels = theirs["pixel_values"].reshape(-1, 3, 56, 56)
-        assert np.array_equal(group.prefix.tiles.transpose(0, 3, 1, 2), pixels)
+        wanted = coder.layout.patched(pixels.transpose(0, 2, 3, 1))
+        assert all(np.array_equal(a, b) for a, b in zip(group.prefix.pixels, wanted, strict=True))
     assert np.array_equal(group.prefix.tokens == IMAGE, group.prefix.image >= 0)
     assert group.shape == encoded.shape and encoded.sizes == (picture.size,)
-    assert group.prefix.tiles.dtype == np.float32 and group.prefix.image.dtype == np.int32
+    assert group.prefix.patches.dtype == np.float32 and group.prefix.image.dtype == np.int32
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -360,18 +347,21 @@ def test_a_second_image_goes_on_after_the_tiles_of_the_first(name):
     encoded = coder.encode(pair, 2)
     group = coder.group(encoded)
     (w0, h0), (w1, h1) = encoded.sizes
-    first = coder.layout.tiles(h0, w0)
+    first, _ = coder.layout.tiles(h0, w0)
     wanted = np.concatenate([coder.layout.rows(h0, w0, 0), coder.layout.rows(h1, w1, first)])
     assert np.array_equal(group.prefix.image[group.prefix.image >= 0], wanted)
-    assert len(group.prefix.tiles) == encoded.shape.tiles == first + coder.layout.tiles(h1, w1)
-    alone = [coder.group(coder.encode(record(PAIRS[0], images=[file]), 2)).prefix.tiles for file in names]
-    assert np.array_equal(group.prefix.tiles, np.concatenate(alone))
+    assert len(group.prefix.patches) == encoded.shape.tiles == first + coder.layout.tiles(h1, w1)[0]
+    alone = [coder.group(coder.encode(record(PAIRS[0], images=[file]), 2)).prefix.pixels for file in names]
+    for ours, each in zip(group.prefix.pixels, zip(*alone, strict=True), strict=True):
+        assert np.array_equal(ours, np.concatenate(each))
     # every embedding of the table stands in the prompt at most once, in the order of the places
     rows = group.prefix.image[group.prefix.image > 0]
-    assert len(set(rows)) == len(rows) and rows.max() <= len(group.prefix.tiles) * coder.layout.tokens
+    assert len(set(rows)) == len(rows) and rows.max() <= len(group.prefix.patches) * coder.layout.tokens
     pictures = [Image.open(FIXTURES / file) for file in names]
     text = rendered(coder, pair, pair.responses[0])
-    theirs = coder.processor(images=[pictures], text=[text], return_tensors="np", add_special_tokens=False)
+    theirs = of_transformers(name)(
+        images=[pictures], text=[text], return_tensors="np", add_special_tokens=False
+    )
     assert np.array_equal([*group.prefix.tokens, *group.responses[0]], theirs["input_ids"][0])
 
 
@@ -380,7 +370,7 @@ def test_a_record_without_images(name):
     coder = encoder(name)
     encoded = coder.encode(record(), 2)
     group = coder.group(encoded)
-    assert encoded.shape.tiles == 0 and group.prefix.tiles.shape == (0, 56, 56, 3)
+    assert encoded.shape.tiles == 0 and group.prefix.patches.shape == (0, 16, 588)
     assert np.array_equal(group.prefix.tokens, encoded.prefix) and (group.prefix.image == -1).all()
 
 
@@ -394,7 +384,6 @@ def test_processors_saved_without_the_vision_encoders_numbers(name, tmp_path):
         del config[key]
     file.write_text(json.dumps(config))
     own = load_processor(folder)
-    assert own.patch_size is None
     with_it, without = (encoder(name, processor=p) for p in (processor, lambda name: own))
     for row in PAIRS[:3]:
         a, b = (coder.group(coder.encode(record(row), 2)) for coder in (with_it, without))
@@ -407,7 +396,7 @@ def test_an_image_processor_of_another_model():
     coder = encoder(processor=lambda name: own)
     encoded = coder.encode(record(PAIRS[0]), 2)
     message = refusal(lambda: coder.group(encoded))
-    assert "[1, 3, 28, 28]" in message and "[1, 3, 56, 56]" in message and "0_L.png" in message
+    assert "1 x [3, 28, 28]" in message and "1 x [3, 56, 56]" in message and "0_L.png" in message
 
 
 # ---- responses of the same tokens --------------------------------------------------------------------
@@ -498,7 +487,7 @@ def test_control_tokens_in_every_turn_are_text(name):
         assert decoded(coder, encoded.prefix).count(SAID) == 4
         assert [[i for i in ids if i < 5] for ids in encoded.responses] == [[EOS]] * count
     alone = coder.encode(record(PAIRS[0], prompt=turns, responses=0), 0)
-    assert np.array_equal(alone.prefix, coder.tokens(alone.record, 0)[0])
+    assert np.array_equal(alone.prefix, coder.tokens(alone.record, alone.sizes, 0)[0])
 
 
 def test_a_text_at_the_very_start_that_reads_like_the_beginning_of_sequence():
@@ -552,11 +541,13 @@ def test_a_prompt_to_go_on_from_has_no_end_of_sequence(behind):
         plain = encoder(template=template(end=end))
         for pair in (record(), record(PAIRS[0]), record(chosen="tuku </s> der.")):
             theirs = plain.encode(pair, 2)
-            assert np.array_equal(coder.tokens(pair, 0)[0], plain.tokens(pair, 0)[0])
+            assert np.array_equal(
+                coder.tokens(pair, theirs.sizes, 0)[0], plain.tokens(pair, theirs.sizes, 0)[0]
+            )
             assert np.array_equal(coder.encode(pair, 0).prefix, theirs.prefix)
             assert whole(coder.encode(pair, 2)) == whole(theirs)
             for answer in pair.responses:
-                ours, wanted = (c.response_spans(pair, answer) for c in (coder, plain))
+                ours, wanted = (c.response_spans(pair, theirs.sizes, answer) for c in (coder, plain))
                 assert np.array_equal(ours[0], wanted[0])
                 assert ours[1][1:] == [(a - 0, b - 0) for a, b in wanted[1][1:]]
 
@@ -624,14 +615,14 @@ def test_a_prompt_alone_is_what_transformers_makes_of_it(name, row):
     assert encoded.prefix.dtype == np.int32 and encoded.responses == () and encoded.shape.response == 0
     with_answers = coder.encode(record(row), 2)
     assert encoded.sizes == with_answers.sizes and encoded.shape.tiles == with_answers.shape.tiles
-    np.testing.assert_array_equal(coder.tiles(encoded), coder.group(with_answers).prefix.tiles)
+    assert all(map(np.array_equal, coder.pixels(encoded), coder.group(with_answers).prefix.pixels))
 
 
 def test_a_prompt_of_text_alone_has_no_tiles():
     coder = encoder()
     encoded = coder.encode(record({"prompt": "gi dan?"}, responses=0), 0)
     assert decoded(coder, encoded.prefix) == "<s>USER: gi dan? ASSISTANT:"
-    assert coder.tiles(encoded).shape == (0, 56, 56, 3)
+    assert coder.pixels(encoded).patches.shape == (0, 16, 588)
 
 
 # ---- where a response's tokens stand -----------------------------------------------------------------
@@ -662,7 +653,7 @@ ANSWERS = [
 def test_spans_are_where_the_tokens_stand_in_the_response(kind, opening, answer):
     coder = coders(template=template(start="", opening=opening))[kind]
     pair = record(chosen=answer)
-    ids, spans = coder.response_spans(pair, answer)
+    ids, spans = coder.response_spans(pair, (), answer)
     assert ids.dtype == np.int32
     assert ids.tolist() == joint(coder, pair, answer) or "</s>" in answer
     assert len(ids) == len(spans) and ids[-1] == EOS and ids.tolist().count(EOS) == 1
@@ -681,7 +672,7 @@ def test_spans_are_where_the_tokens_stand_in_the_response(kind, opening, answer)
 @pytest.mark.parametrize("trim", ["trim", "replace('x', 'x')"])
 def test_spans_where_the_template_trims(trim, answer):
     for coder in coders(template=template(text=f"part.text | {trim}")):
-        ids, spans = coder.response_spans(record(chosen=answer), answer)
+        ids, spans = coder.response_spans(record(chosen=answer), (), answer)
         start = answer.index("tuku.")
         (stop,) = [i for i, span in enumerate(spans) if span[0] == start + 4]
         assert coder.text(ids[stop : stop + 1]).rstrip() == "."
@@ -691,7 +682,7 @@ def test_spans_where_the_template_trims(trim, answer):
 @pytest.mark.parametrize("change", ["upper", "replace('ku', '')", "first"])
 def test_templates_that_change_the_response(change):
     coder = encoder(template=template(text=f"part.text | {change}"))
-    message = refusal(lambda: coder.response_spans(record(chosen="tuku."), "tuku."))
+    message = refusal(lambda: coder.response_spans(record(chosen="tuku."), (), "tuku."))
     assert "pairs.jsonl record 3: the chat template changes the response" in message
     assert "--data.chat-template" in message
 

@@ -35,7 +35,7 @@ def test_counts_positions_and_loss(name, row):
     told = describe(encoder, one)
     assert told["prefix_tokens"] == len(group.prefix.tokens) == one.shape.prefix
     assert told["response_tokens"] == [len(ids) for ids in group.responses]
-    assert told["pixels"]["shape"] == list(group.prefix.tiles.shape)
+    assert told["pixels"]["shape"] == list(group.prefix.patches.shape)
 
     # the prefix: positions without a gap, every embedding in its run, no loss
     spans = [entry["positions"] for entry in told["prefix"]]
@@ -106,7 +106,7 @@ def test_text_of_a_record(name):
 def test_text_of_a_record_without_images(name):
     encoder, one = encoded(name, TEXT_ONLY)
     told = describe(encoder, one)
-    assert told["images"] == [] and told["pixels"] == {"shape": [0, 56, 56, 3], "min": None, "max": None}
+    assert told["images"] == [] and told["pixels"] == {"shape": [0, 16, 588], "min": None, "max": None}
     lines = text(told).splitlines()
     assert lines[0] == "record 2  (pairs.jsonl record 2)" and lines[1].startswith("tokens: prefix ")
     assert not any("tile" in line or "pixels" in line for line in lines)

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
-from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokenizerFast
+from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
-from mllm_align.data.anyres import ImageLayout
 from mllm_align.data.control import ControlTokens
 from mllm_align.data.encode import Encoder, expand
 from mllm_align.data.records import parse_record
+from mllm_align.models.families.llava.layout import LlavaLayout
+from mllm_align.models.processor import Processor
 
 pytestmark = pytest.mark.slow
 PACKAGE = "llama-tokenizer-js@1.2.2"
@@ -105,8 +106,8 @@ def vicuna(package):
 def encode(tokenizer, template, prompt, *answers):
     """(ids of the prefix, ids of each response) of a record with one image."""
     images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-    processor = LlavaProcessor(images, tokenizer, chat_template=template)
-    encoder = Encoder(processor, ImageLayout(28, 2, 4), IMAGE)
+    processor = Processor(tokenizer, images, template)
+    encoder = Encoder(processor, LlavaLayout(28, 14), IMAGE)
     chosen, rejected, *further = answers
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "responses": further}
     row["images"] = [np.zeros((3, 3, 3), np.uint8)]

@@ -6,11 +6,10 @@ import time
 from functools import cache
 
 import pytest
-from goldens import FIXTURES, NAMES
+from goldens import NAMES, of_transformers
 
 from mllm_align.data import template
 from mllm_align.data.template import ChatTemplate
-from mllm_align.models.processor import load_processor
 
 CHAT = [
     {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "gi?"}]},
@@ -29,7 +28,7 @@ LOOPS = {
 
 @cache
 def processor(name="llava15"):
-    return load_processor(FIXTURES / name)
+    return of_transformers(name)
 
 
 def rendered(source, chat=CHAT, ask=False):

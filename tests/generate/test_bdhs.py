@@ -101,7 +101,7 @@ def test_a_cut_keeps_a_token_of_the_sentence_and_leaves_one(request, kind, chose
 
 def test_every_place_is_as_likely_as_another(encoder):
     (one,) = encoded(encoder, record(SHORT))
-    _, spans = encoder.response_spans(one.record, SHORT)
+    _, spans = encoder.response_spans(one.record, one.sizes, SHORT)
     start, stop = split(SHORT)[1]
     options = [spans[i - 1][1] for i in boundaries(spans, start + 1, stop)]
     at = [cuts(encoder, one, seed, 0)[1].at for seed in range(60 * len(options))]
@@ -330,12 +330,13 @@ def test_noise_is_drawn_anew_and_masks_nothing(encoder):
     maker = making(encoder, iterations=3, distortion="noise")
     (one,) = encoded(encoder, record(SHORT))
     (made,) = maker([one])
-    clean, seen = encoder.tiles(one), maker.decoder.pictures
-    assert len(seen) == 3 and len({x.tobytes() for x in (clean, *seen)}) == 4
+    clean, seen = encoder.pixels(one), maker.decoder.pictures
+    assert len(seen) == 3 and len({x.patches.tobytes() for x in (clean, *seen)}) == 4
     assert all(rows[0].prefix.visible.all() for rows in maker.decoder.seen) and made.mask_share == 0
     again = making(encoder, iterations=3, distortion="noise")
     list(again([one]))
-    np.testing.assert_array_equal(seen, again.decoder.pictures)
+    for one, other in zip(seen, again.decoder.pictures, strict=True):
+        np.testing.assert_array_equal(one.patches, other.patches)
 
 
 @pytest.mark.parametrize("rate, share", [(0.0, 0.0), (1.0, 1.0)])
@@ -404,7 +405,7 @@ def naive(decoder, encoder, one, visible=None, **changes):
     """The rewritten sentences, each from a prefill of its own prefix."""
     config = replace(SETTINGS, **changes)
     stops = encoder.end_mask(decoder.vocab) | full_stops(encoder, decoder.vocab)
-    (features,) = decoder.features([encoder.tiles(one)])
+    (features,) = decoder.features([encoder.pixels(one)])
     made = cuts(encoder, one, config.seed, 0)
     rows = []
     for number, cut in enumerate(made):

@@ -11,12 +11,12 @@ from decoding import CLOSE, GREEDY, ROUNDING, at_end, fork, golden_bundle, logit
 from goldens import NAMES, goldens, union
 from runs import compiling
 
-from mllm_align.batch import pad
+from mllm_align.batch import Pixels, pad
 from mllm_align.config import MeshConfig, SamplingConfig
 from mllm_align.generate.decode import Decoder, Forks, _forks, bucket, run
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.cache import Cache
-from mllm_align.models.llava import Llava
+from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import make_mesh
 
 assert compiling  # a fixture
@@ -29,7 +29,7 @@ def decoding(name, tag="policy", sampling=SAMPLED):
     golden = goldens(name)
     bundle = golden_bundle(golden, tag)
     decoder, groups = Decoder(bundle, sampling, 4), golden.groups()
-    features = decoder.features([group.prefix.tiles for group in groups])
+    features = decoder.features([group.prefix.pixels for group in groups])
     stops = np.zeros(decoder.vocab, bool)
     return SimpleNamespace(
         golden=golden, bundle=bundle, decoder=decoder, groups=groups, features=features, stops=stops
@@ -294,7 +294,7 @@ def test_rows_without_a_fork_go_along(sampled):
 
 def test_a_decoder_of_one_layer_has_no_stack(sampled):
     config = replace(sampled.golden.config.decoder, layers=1)
-    model = Llava(replace(sampled.golden.config, decoder=config))
+    model = VisionLanguageModel(replace(sampled.golden.config, decoder=config))
     params = {**sampled.bundle.params, "decoder": dict(sampled.bundle.params["decoder"])}
     del params["decoder"]["layers"]
 
@@ -321,10 +321,11 @@ def test_buckets_are_few_and_near():
 
 def test_features_are_each_records_own_and_texts_have_none(sampled):
     groups = sampled.groups
-    text, pictures = groups[0].prefix.tiles[:0], [g.prefix.tiles for g in groups]
+    pictures = [g.prefix.pixels for g in groups]
+    text = Pixels(*(x[:0] for x in pictures[0]))
     out = sampled.decoder.features([text, *pictures[::-1]])
     assert out[0].shape == (0, sampled.features[0].shape[1])
     for ours, theirs, group in zip(out[1:], sampled.features[::-1], groups[::-1], strict=True):
-        assert len(ours) == 16 * len(group.prefix.tiles)
+        assert len(ours) == 16 * len(group.prefix.patches)
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert [len(x) for x in sampled.decoder.features([text])] == [0]

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,10 +32,13 @@ def abar(steps):
     return left
 
 
+PLAIN: Any = SimpleNamespace(noise=lambda draw, shape: draw(shape))
+
+
 @pytest.mark.parametrize("steps", [1, 500, 1000])
 def test_noise_is_the_diffusion_of_the_paper(steps):
     pixels = np.random.default_rng(1).standard_normal((2, 5, 7, 3)).astype(np.float32)
-    out = noisy(pixels, steps, np.random.default_rng(7))
+    out = noisy(pixels, steps, np.random.default_rng(7), PLAIN)
     noise = np.random.default_rng(7).standard_normal(pixels.shape, np.float32).astype(np.float64)
     expected = math.sqrt(abar(steps)) * pixels.astype(np.float64) + math.sqrt(1 - abar(steps)) * noise
     assert out.dtype == np.float32
@@ -43,7 +47,7 @@ def test_noise_is_the_diffusion_of_the_paper(steps):
 
 def test_how_much_of_the_image_is_left():
     assert abs(abar(500) - 0.745536) < 1e-6 and abs(abar(1000) - 0.081047) < 1e-6
-    out = noisy(np.full((1, 100, 100, 3), 2.0, np.float32), 500, np.random.default_rng(0))
+    out = noisy(np.full((1, 100, 100, 3), 2.0, np.float32), 500, np.random.default_rng(0), PLAIN)
     assert abs(out.mean() - 2 * math.sqrt(abar(500))) < 0.02
     assert abs(out.std() - math.sqrt(1 - abar(500))) < 0.02
 
@@ -79,7 +83,7 @@ def model():
     decoder, groups = Decoder(bundle, SAMPLED, 4), golden.groups()
     rows = []
     for i, (group, seen) in enumerate(
-        zip(groups, decoder.features([g.prefix.tiles for g in groups]), strict=True)
+        zip(groups, decoder.features([g.prefix.pixels for g in groups]), strict=True)
     ):
         ids = group.prefix.tokens
         forks = [fork(len(ids) - 1, ids[-1:], 12, f"record {i}", k) for k in range(2)]

@@ -1,5 +1,8 @@
 """Samples in the middle of a run: the same as plain generation's, and the same log-probs as training's."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,7 +102,7 @@ def test_rows_that_are_picked_sample_what_they_sample_in_the_whole_batch(encoder
 def test_distorted_tokens_follow_the_chosen_response(encoder, records, monkeypatch):
     """Without noise and without chance, token t is the likeliest one after the prompt and y+_{<t}."""
     b = bundle()
-    monkeypatch.setattr(rollouts, "noisy", lambda pixels, steps, key: pixels)
+    monkeypatch.setattr(rollouts, "noisy", lambda patches, steps, key, layout: patches)
     monkeypatch.setattr(rollouts, "choose", lambda logits, *_: logits.argmax(-1).astype("int32"))
     distorted_program.cache_clear()
     program = distorted_program(b.config, b.mesh, 1.0, b.dtype, 500)
@@ -118,21 +121,24 @@ def test_distorted_tokens_follow_the_chosen_response(encoder, records, monkeypat
     forks = tuple(
         Fork(last, np.concatenate([tokens[last:], chosen[:t]]), 1, key) for t in range(len(chosen))
     )
-    (features,) = decoder.features([encoder.tiles(record)])
+    (features,) = decoder.features([encoder.pixels(record)])
     row = Row(features, prefix, forks)
     wanted = [int(ids[0]) for ids in decoder([row], nothing)[0]]
     assert drawn[1, : len(chosen)].tolist() == wanted
+
+
+PLAIN: Any = SimpleNamespace(noise=lambda draw, shape: draw(shape))
 
 
 def test_noise_on_the_device_is_that_of_the_paper():
     pixels = jnp.full((2, 64, 64, 3), 3.0)
     keys = jnp.asarray(random_key(0, "a"))
     for steps in (1, 500, 1000):
-        made = np.asarray(rollouts.noisy(pixels, steps, keys))
+        made = np.asarray(rollouts.noisy(pixels, steps, keys, PLAIN))
         left = kept_after(steps)
         assert made.mean() == pytest.approx(3 * left**0.5, abs=0.03)
         assert made.var() == pytest.approx(1 - left, abs=0.03)
-    again = np.asarray(rollouts.noisy(pixels, 1000, keys))
+    again = np.asarray(rollouts.noisy(pixels, 1000, keys, PLAIN))
     assert np.array_equal(made, again)
-    other = rollouts.noisy(pixels, 1000, jnp.asarray(random_key(0, "b")))
+    other = rollouts.noisy(pixels, 1000, jnp.asarray(random_key(0, "b")), PLAIN)
     assert not np.array_equal(made, np.asarray(other))

@@ -44,7 +44,7 @@ def make_folders(out: Path) -> list[Path]:
         make_model(out / kind, kind)
         folders += [out / kind, older(out / kind, out / f"{kind}-older")]
     base, targets = open_folder(folders[0]), ("q", "down")
-    terms = jax.tree.map(np.asarray, init_lora(base.config, 2, targets, jax.random.key(0)))
+    terms = jax.tree.map(np.asarray, init_lora(base.config.decoder, 2, targets, jax.random.key(0)))
     export_adapter(base, out / "adapter", {"lora": terms}, 2, 4.0, targets)
     return [*folders, out / "adapter"]
 
@@ -206,7 +206,8 @@ def open_and_use(folder: Path, records: list[Any]) -> None:
         encoded = encoder.encode(record, 2)
         group = encoder.group(encoded)
         assert (
-            np.isfinite(group.prefix.tiles).all() and max(group.prefix.tokens) < opened.config.decoder.vocab
+            np.isfinite(group.prefix.patches).all()
+            and max(group.prefix.tokens) < opened.config.decoder.vocab
         )
         encoder.text(encoded.responses[0], encoded.prefix)
         encoder.end_mask(opened.config.decoder.vocab)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from mllm_align.errors import InputError
-from mllm_align.models.configuration import parse_config, read_config
+from mllm_align.models.families.registry import parse_config, read_config
 
 CLIP = {"hidden_size": 64, "num_attention_heads": 4, "image_size": 56, "patch_size": 14}
 WHOLE = {

@@ -14,9 +14,10 @@ from safetensors.numpy import load_file, save_file
 from mllm_align.errors import InputError, NotFinite
 from mllm_align.models import export
 from mllm_align.models.export import DTYPES, export_adapter, export_merged
+from mllm_align.models.families.llava.family import Llava
 from mllm_align.models.huggingface import INDEX, load_params, open_folder
 from mllm_align.models.lora import init_lora
-from mllm_align.models.names import canonical, decoder_linears
+from mllm_align.models.names import decoder_linears
 
 RANK, ALPHA = 4, 8
 SCALE = ALPHA / RANK
@@ -89,7 +90,7 @@ def stored(path):
 def weights(path):
     """Canonical name -> tensor."""
     return {
-        canonical(name): tensor
+        Llava().canonical(name): tensor
         for file in path.glob("*.safetensors")
         for name, tensor in load_file(file).items()
     }
@@ -100,7 +101,7 @@ def others(path):
 
 
 def random_lora(config, targets=LINEARS, scale=0.05):
-    shapes = jax.eval_shape(lambda: init_lora(config, RANK, targets, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_lora(config.decoder, RANK, targets, jax.random.key(0)))
     draw = np.random.default_rng(0).standard_normal
     return jax.tree.map(lambda x: (scale * draw(x.shape)).astype(np.float32), shapes)
 
@@ -122,7 +123,7 @@ def terms_of(lora, target, layer):
 def by_hand(folder, lora, dtype=None):
     """Canonical name -> (before, exact), both float64, of every map that the low-rank terms change."""
     before, out = weights(folder.path), {}
-    for ours, (theirs, _, _) in decoder_linears(folder.config).items():
+    for ours, (theirs, _, _) in decoder_linears(folder.config.decoder).items():
         for i in range(folder.config.decoder.layers):
             if terms := terms_of(lora, ours, i):
                 name = f"language_model.layers.{i}.{theirs}.weight"
@@ -377,7 +378,7 @@ def test_adapter_has_pefts_keys_and_shapes(tmp_path, name, dtype):
     assert names_in(tmp_path / "out") == ["adapter_config.json", "adapter_model.safetensors"]
     tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
     kind, root = DTYPES[dtype or "float32"], "base_model.model.model."
-    linears, wanted = decoder_linears(folder.config), {}
+    linears, wanted = decoder_linears(folder.config.decoder), {}
     for ours in targets:
         theirs, (out, inner), _ = linears[ours]
         for i in range(2):

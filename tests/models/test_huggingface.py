@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from mllm_align.errors import InputError
-from mllm_align.models.config import DecoderConfig, VisionConfig
-from mllm_align.models.configuration import parse_config
+from mllm_align.models.config import DecoderConfig
+from mllm_align.models.families.llava.vision import ClipConfig
+from mllm_align.models.families.registry import parse_config
 from mllm_align.models.huggingface import INDEX, load_params, open_folder
 from mllm_align.models.processor import load_processor
 
@@ -135,7 +136,7 @@ def assert_same_params(found, expected):
 
 # ---- configuration ---------------------------------------------------------------------------------
 
-CLIP_L = VisionConfig(
+CLIP_L = ClipConfig(
     hidden=1024, mlp=4096, layers=23, heads=16, image_size=336, patch_size=14, activation="quick_gelu"
 )
 VICUNA_7B = DecoderConfig(

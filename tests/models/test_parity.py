@@ -14,7 +14,6 @@ from goldens import NAMES, goldens, packed_images, responses, union
 from mllm_align.align.objectives import DPO, IPO, SFT, LogProbs, RobustDPO, SLiC
 from mllm_align.batch import pad, stack
 from mllm_align.models.huggingface import load_params, open_folder
-from mllm_align.models.names import canonical, entries
 from mllm_align.training.step import TrainState, make_step
 
 LOSSES = ("sigmoid", "ipo", "hinge", "robust", "sft")
@@ -31,15 +30,15 @@ def ours(golden):
     batch = golden.batch()
 
     @jax.jit
-    def logps(params, tiles):
-        prefix = replace(batch.prefix, tiles=tiles)
+    def logps(params, pixels):
+        prefix = replace(batch.prefix, **pixels._asdict())
         return golden.model.apply({"params": params}, replace(batch, prefixes=(prefix,)))[0]
 
     @jax.jit
     def pullback(params, cotangent):
         return jax.vjp(lambda p: golden.model.apply({"params": p}, batch)[0], params)[1](cotangent)[0]
 
-    values = {tag: logps(getattr(golden, tag), batch.prefix.tiles) for tag in ("base", "policy")}
+    values = {tag: logps(getattr(golden, tag), batch.prefix.pixels) for tag in ("base", "policy")}
     return SimpleNamespace(batch=batch, logps=logps, pullback=pullback, **values)
 
 
@@ -98,7 +97,7 @@ def test_a_flag_that_ties_the_head_does_not_hide_the_stored_one(golden, ours, tm
     (tmp_path / "model.safetensors").symlink_to(golden.folder.path / "model.safetensors")
     folder = open_folder(tmp_path)
     assert folder.config == golden.config
-    logps = ours.logps(load_params(folder, np.float32), ours.batch.prefix.tiles)
+    logps = ours.logps(load_params(folder, np.float32), ours.batch.prefix.pixels)
     found = np.concatenate(responses(np.asarray(logps), ours.batch.responses.mask))
     expected = np.concatenate(golden.rows(golden.arrays["base/per_token_logps"]))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
@@ -106,7 +105,8 @@ def test_a_flag_that_ties_the_head_does_not_hide_the_stored_one(golden, ours, tm
 
 @pytest.mark.parametrize("tag", ["base", "policy"])
 def test_black_images_change_the_log_probs_as_in_torch(golden, ours, tag):
-    black = ours.logps(getattr(golden, tag), np.zeros_like(ours.batch.prefix.tiles)).sum(-1).T.reshape(-1)
+    dark = jax.tree.map(np.zeros_like, ours.batch.prefix.pixels)
+    black = ours.logps(getattr(golden, tag), dark).sum(-1).T.reshape(-1)
     expected = golden.numbers[tag]["logps_black_images"]
     np.testing.assert_allclose(black, expected, rtol=1e-5)
     assert np.abs(black - np.array(golden.numbers[tag]["logps"])).max() > 1
@@ -133,7 +133,8 @@ def test_every_picture_gets_the_image_tokens_of_the_processor(golden):
 
 def test_pictures_become_the_stored_tiles(golden):
     for pair, group in enumerate(golden.groups()):
-        np.testing.assert_allclose(golden.processed(pair), group.prefix.tiles, atol=1e-6)
+        processed = golden.layout.patched(golden.processed(pair))
+        np.testing.assert_allclose(processed.patches, group.prefix.patches, atol=1e-6)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -146,11 +147,11 @@ def test_losses_and_gradients(golden, ours, loss):
     assert float(optax.global_norm(grads)) == pytest.approx(golden.numbers["grad_norm"][loss], rel=1e-3)
     if loss != "sigmoid":
         return
-    where = {entry.name: entry for entry in entries(golden.config)}
+    where = {entry.name: entry for entry in golden.folder.entries}
     stored = {k: v for k, v in golden.arrays.items() if k.startswith("policy/grad/")}
     assert len(stored) == 4
     for name, expected in stored.items():
-        entry = where[canonical(name.removeprefix("policy/grad/"))]
+        entry = where[golden.folder.family.canonical(name.removeprefix("policy/grad/"))]
         leaf = grads
         for key in entry.path:
             leaf = leaf[key]

@@ -6,7 +6,10 @@ from jax.tree_util import tree_leaves
 
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import abstract_params
-from mllm_align.models.presets import PRESETS, resolve
+from mllm_align.models.families.registry import presets
+from mllm_align.models.sources import config_of
+
+PRESETS = presets()
 
 # Parameters in billions, without the vision tower's last layer, which is not read.
 BILLIONS = {
@@ -33,6 +36,6 @@ def test_heads_make_up_the_width_of_attention():
 
 def test_unknown_name(tmp_path):
     with pytest.raises(InputError, match=r"'llava-7b' is no folder and none of llava-1\.5-7b"):
-        resolve("llava-7b")
+        config_of("llava-7b")
     with pytest.raises(InputError, match="no Hugging Face model folder"):
-        resolve(tmp_path)
+        config_of(tmp_path)

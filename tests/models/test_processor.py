@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 from goldens import FIXTURES, NAMES
+from transformers import LlavaNextProcessor, LlavaProcessor
 
 from mllm_align.cli import main
 from mllm_align.config import MeshConfig
@@ -155,3 +156,34 @@ def test_panic_of_the_tokenizers_library_is_one_line(folder, capfd):
     edit(folder / "tokenizer.json", lambda raw: raw.update(post_processor({})))
     refused(lambda: load_processor(folder), "tokenizer")
     assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("place", ["jinja", "json", "processor_config", "tokenizer_config", "several"])
+def test_the_parts_are_those_of_transformers_own_processor(name, place, tmp_path):
+    folder = shutil.copytree(FIXTURES / name, tmp_path / "model")
+    file = folder / "chat_template.jinja"
+    template = file.read_text()
+    if place == "several":
+        (folder / "additional_chat_templates").mkdir()
+        (folder / "additional_chat_templates" / "tools.jinja").write_text("{{ messages }}")
+    elif place != "jinja":
+        file.unlink()
+    if place == "json":
+        (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    elif place.endswith("config"):
+        edit(folder / f"{place}.json", lambda raw: raw.update(chat_template=template))
+    ours = load_processor(folder)
+    theirs = (LlavaProcessor if name == "llava15" else LlavaNextProcessor).from_pretrained(folder)
+    assert ours.chat_template == theirs.chat_template
+    found = ours.chat_template or ours.tokenizer.chat_template
+    assert (found["default"] if isinstance(found, dict) else found) == template
+    assert ours.image_token == theirs.image_token
+    assert ours.image_processor.to_json_string() == theirs.image_processor.to_json_string()
+    assert ours.tokenizer.backend_tokenizer.to_str() == theirs.tokenizer.backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("content", ["{}", '{"chat_template"', "[]"])
+def test_a_chat_template_that_is_none(content, folder):
+    (folder / "chat_template.json").write_text(content)
+    refused(lambda: load_processor(folder), str(folder))

@@ -10,19 +10,19 @@ import optax
 import pytest
 from goldens import goldens, packed_images, union
 
-from mllm_align.batch import Group, HostPrefix, Shape, pad
-from mllm_align.models.llava import Llava
+from mllm_align.batch import Group, HostPrefix, Pixels, Shape, pad
+from mllm_align.models.vlm import VisionLanguageModel
 
 
 def two_images(first, second):
     """Both prompts one after the other: the second's rows move on by the first's tiles."""
     config = goldens("llavanext").config
     one, two = first.prefix, second.prefix
-    moved = two.image + np.where(two.image > 0, len(one.tiles) * config.vision.tokens, 0)
+    moved = two.image + np.where(two.image > 0, len(one.patches) * config.vision.tokens, 0)
     prefix = HostPrefix.causal(
         np.concatenate([one.tokens, two.tokens]),
         np.concatenate([one.image, moved]).astype(np.int32),
-        np.concatenate([one.tiles, two.tiles]),
+        Pixels(*map(np.concatenate, zip(one.pixels, two.pixels, strict=True))),
     )
     return Group((prefix,), second.responses)
 
@@ -68,7 +68,7 @@ def run():
     @jax.jit(static_argnames="remat")
     def compiled(params, batch, weights, remat):
         def weighted(params):
-            (logps,) = Llava(golden.config, remat).apply({"params": params}, batch)
+            (logps,) = VisionLanguageModel(golden.config, remat).apply({"params": params}, batch)
             return (logps * weights).sum(), logps
 
         gradient, logps = jax.grad(weighted, has_aux=True)(params)
@@ -145,7 +145,7 @@ def test_padding_itself_changes_nothing(forward, three):
 def test_what_padding_holds_does_not_matter(run, three):
     batch, rng = three.batch, np.random.default_rng(0)
     prefix = np.arange(batch.shape.prefix) >= batch.prefix.length[:, None]
-    counts = [len(g.prefix.tiles) for g in (*three.groups, *three.groups[:1] * 2)]
+    counts = [len(g.prefix.patches) for g in (*three.groups, *three.groups[:1] * 2)]
     tiles = np.arange(batch.shape.tiles) >= np.array(counts)[:, None]
     filler = batch.responses.weight == 0
 
@@ -158,7 +158,8 @@ def test_what_padding_holds_does_not_matter(run, three):
     order = filled(one.order, prefix, 0, 500)
     noisy = replace(
         one,
-        tiles=filled(one.tiles, tiles | filler[:, None], -9, 9),
+        patches=filled(one.patches, tiles | filler[:, None], -9, 9),
+        place=filled(one.place, tiles | filler[:, None], -9, 9),
         tokens=filled(one.tokens, prefix, 0, 300),
         image=filled(one.image, prefix, -1, 20),
         order=order,
@@ -185,7 +186,7 @@ def test_two_images_in_one_prompt():
     pair = two_images(a, c)
     sizes = [golden.pictures[i].size for i in (0, 2)]
     first, second = (
-        golden.layout.rows(h, w, at) for (w, h), at in zip(sizes, (0, len(a.prefix.tiles)), strict=True)
+        golden.layout.rows(h, w, at) for (w, h), at in zip(sizes, (0, len(a.prefix.patches)), strict=True)
     )
     assert pair.prefix.image[pair.prefix.image >= 0].tolist() == [*first, *second]
     groups = [a, c, pair]

@@ -15,11 +15,10 @@ from mllm_align.cli import main
 from mllm_align.errors import InputError
 from mllm_align.models.changes import Trained
 from mllm_align.models.export import export_adapter, export_merged
+from mllm_align.models.families.llava.family import Llava
 from mllm_align.models.huggingface import Reader, load_params, open_folder
 from mllm_align.models.lora import init_lora
-from mllm_align.models.names import canonical
-from mllm_align.models.presets import resolve
-from mllm_align.models.sources import open_model
+from mllm_align.models.sources import config_of, open_model
 
 RANK, ALPHA, TARGETS = 3, 6.0, ("q", "down")
 BASE = FIXTURES / "llavanext"
@@ -32,7 +31,7 @@ def trained(seed=0, rank=RANK, targets=TARGETS, projector=True):
     def noise(like):
         return (0.05 * rng.standard_normal(like.shape)).astype(np.float32)
 
-    shapes = jax.eval_shape(lambda: init_lora(folder.config, rank, targets, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_lora(folder.config.decoder, rank, targets, jax.random.key(0)))
     tree = {"lora": jax.tree.map(noise, shapes)}
     if projector:
         base = load_params(folder, np.float32, only=lambda path: path[0] == "projector")["projector"]
@@ -135,7 +134,7 @@ def test_our_own_adapter_comes_back(adapter):
     found = open_model(adapter)
     same_tensors(tensors(found), expected)
     assert found.named == adapter and found.path == adapter.parent / "base"
-    assert found.fingerprint != folder.fingerprint and resolve(adapter) == folder.config
+    assert found.fingerprint != folder.fingerprint and config_of(adapter) == folder.config
 
 
 @pytest.mark.parametrize("name", ["../base", "base"])
@@ -178,7 +177,7 @@ def test_terms_on_the_vision_tower_and_projector_are_merged_too(adapter):
     change(adapter, add)
     found = tensors(open_model(adapter))
     for module in modules:
-        name = canonical(f"model.{module}.weight")
+        name = Llava().canonical(f"model.{module}.weight")
         exact = base[name] + ALPHA / RANK * b.astype(np.float64) @ a.astype(np.float64)
         np.testing.assert_allclose(found[name], exact, atol=1e-12)
 
@@ -282,7 +281,7 @@ def hub(tmp_path, monkeypatch):
 def test_a_name_in_the_hub_cache(hub, adapter):
     folder = open_model("someone/tiny-llava")
     assert folder.path == hub and folder.fingerprint == open_folder(BASE).fingerprint
-    assert resolve("someone/tiny-llava") == folder.config
+    assert config_of("someone/tiny-llava") == folder.config
     edit(adapter, base_model_name_or_path="someone/tiny-llava")
     assert open_model(adapter).path == hub
 

@@ -48,7 +48,7 @@ def trained(golden):
     def noise(like):
         return (0.05 * rng.standard_normal(like.shape)).astype(np.float32)
 
-    shapes = jax.eval_shape(lambda: init_lora(golden.config, RANK, TARGETS, jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_lora(golden.config.decoder, RANK, TARGETS, jax.random.key(0)))
     projector = jax.tree.map(lambda x: x + noise(x), golden.base["projector"])
     return {"params": {"projector": projector}, "lora": jax.tree.map(noise, shapes)}
 

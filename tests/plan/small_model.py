@@ -3,7 +3,9 @@
 import dataclasses
 
 from mllm_align import DPO, SFT, Averaged, Config, Distorted
-from mllm_align.models.presets import PRESETS
+from mllm_align.models.families.registry import presets
+
+PRESETS = presets()
 
 OF_RESPONSES = {1: SFT(), 2: DPO(), 3: Averaged()}
 

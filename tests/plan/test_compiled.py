@@ -13,7 +13,7 @@ from small_model import planned_for, small
 from mllm_align import BDHSConfig, Config, LoraConfig
 from mllm_align.config import MeshConfig
 from mllm_align.errors import InputError
-from mllm_align.models.presets import PRESETS
+from mllm_align.models.families.registry import presets
 from mllm_align.ops.splash import _blocks
 from mllm_align.plan import compiled as compiling
 from mllm_align.plan import hlo
@@ -23,6 +23,8 @@ from mllm_align.plan.hlo import Instruction
 from mllm_align.plan.planner import plan
 from mllm_align.plan.targets import sizes
 from mllm_align.plan.worker import Job
+
+PRESETS = presets()
 
 # ---- memory ------------------------------------------------------------------------------------------
 

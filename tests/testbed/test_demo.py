@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from transformers import LlavaNextProcessor, LlavaProcessor
 
 from mllm_align.data.images import load_rgb
 from mllm_align.data.readers import records_from
@@ -32,7 +33,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_same_bytes_by_seed(model, pairs, tmp_path):
-    kind = "llava_next" if open_folder(model).config.anyres else "llava"
+    kind = "llava_next" if open_folder(model).config.newline else "llava"
     assert contents(demo.make_model(tmp_path / "m", kind)) == contents(model)
     assert contents(demo.make_pairs(tmp_path / "p", 20).parent) == contents(pairs.parent)
     other = contents(demo.make_model(tmp_path / "m1", kind, seed=1))
@@ -45,7 +46,7 @@ def test_same_bytes_by_seed(model, pairs, tmp_path):
 def test_model_is_read(model):
     folder = open_folder(model)
     params = load_params(folder, np.float32)
-    assert ("image_newline" in params) == folder.config.anyres
+    assert ("image_newline" in params) == folder.config.newline
     assert all(np.isfinite(leaf).all() and leaf.std() > 0 for leaf in jax.tree.leaves(params))
 
 
@@ -65,8 +66,8 @@ def test_sizes_are_taken(tmp_path):
 
 def test_processor_and_tokenizer(model, pairs):
     config = open_folder(model).config
-    processor = load_processor(model)
-    tokenizer = processor.tokenizer
+    tokenizer = load_processor(model).tokenizer
+    processor = (LlavaNextProcessor if config.newline else LlavaProcessor).from_pretrained(model)
     assert tokenizer.convert_tokens_to_ids("<image>") == config.image_token
     assert len(tokenizer) <= config.decoder.vocab
     for text in ("Two orange stars and a green square.", "Ångström, 猫 and\n🙂"):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from goldens import goldens
 from runs import FULL, TINY, bundle, compiling
 
 from mllm_align import Config, LoraConfig, OptimConfig
@@ -83,17 +84,17 @@ def test_clip_is_over_all_parts_together_and_decay_is_decoupled():
 
 
 @pytest.mark.parametrize(
-    "config, anyres, parts",
+    "config, name, parts",
     [
-        (Config(), True, {"projector"}),
-        (Config(lora=None), True, {"projector", "image_newline", "decoder"}),
-        (Config(lora=None), False, {"projector", "decoder"}),
-        (Config(lora=None, freeze=("decoder",)), False, {"vision_tower", "projector"}),
-        (Config(optim=OptimConfig(projector_learning_rate=0.0)), True, set()),
+        (Config(), "llavanext", {"projector"}),
+        (Config(lora=None), "llavanext", {"projector", "image_newline", "decoder"}),
+        (Config(lora=None), "llava15", {"projector", "decoder"}),
+        (Config(lora=None, freeze=("decoder",)), "llava15", {"vision_tower", "projector"}),
+        (Config(optim=OptimConfig(projector_learning_rate=0.0)), "llavanext", set()),
     ],
 )
-def test_trained_parts(config, anyres, parts):
-    assert set(trained_parts(config, anyres)) == parts
+def test_trained_parts(config, name, parts):
+    assert set(trained_parts(config, goldens(name).config)) == parts
 
 
 def test_training_starts_where_the_checkpoint_is():

@@ -10,9 +10,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mllm_align.align.objectives import DPO, SFT, LogProbs
 from mllm_align.batch import pad, stack, with_responses
-from mllm_align.models.llava import variables
 from mllm_align.models.lora import init_lora, scaled
 from mllm_align.models.policy import overlay, policy_variables
+from mllm_align.models.vlm import variables
 from mllm_align.training.step import TrainState, make_evaluation, make_step
 
 GOLDEN = goldens("llava15")
@@ -143,7 +143,7 @@ def test_stored_reference_log_probs_stand_in_for_the_reference():
 
 
 def test_low_rank_terms_start_at_the_reference_and_are_trained_with_the_projector():
-    lora = init_lora(GOLDEN.config, 4, ("q", "v", "down"), jax.random.key(0))
+    lora = init_lora(GOLDEN.config.decoder, 4, ("q", "v", "down"), jax.random.key(0))
     trained = {"lora": lora, "params": {"projector": GOLDEN.base["projector"]}}
     state, metrics = run(trained, whole_batch())
     assert metrics["loss"] == pytest.approx(np.log(2), abs=1e-5)
@@ -161,7 +161,7 @@ def test_low_rank_terms_start_at_the_reference_and_are_trained_with_the_projecto
 
 
 def test_low_rank_terms_equal_merged_weights():
-    lora = init_lora(GOLDEN.config, 4, ("q", "o", "gate"), jax.random.key(0))
+    lora = init_lora(GOLDEN.config.decoder, 4, ("q", "o", "gate"), jax.random.key(0))
     merged = {}
     for block, targets in lora["decoder"].items():
         base = GOLDEN.base["decoder"][block]

@@ -80,11 +80,11 @@ class Rejected:
     def _features(self, batch: HostBatch, group: PromptGroup) -> dict[int, np.ndarray]:
         """What the tower says of the batch's images, by record: their pixels are on the devices already."""
         common, per_tile = self.common, self.common.bundle.config.vision.tokens
-        tiles, seen = common.sampler.batch(group).prefix.pixels, {}
+        pixels, seen = common.sampler.batch(group).prefix.pixels, {}
         for micro in range(-(-len(batch.records) // common.rows)):
             part = batch.records[micro * common.rows : (micro + 1) * common.rows]
             params = common.sampler.bundle.params
-            found = np.asarray(self.seen(params, self.decoder.trained, tiles, np.int32(micro)))
+            found = np.asarray(self.seen(params, self.decoder.trained, pixels, np.int32(micro)))
             for record, row in zip((common.records[i] for i in part), found, strict=False):
                 seen[record.index] = row[: record.shape.tiles * per_tile]
         return seen
@@ -97,7 +97,7 @@ class Rejected:
             return None
         both = replace(encoded.record, responses=(encoded.record.responses[0], text))
         try:
-            prefix, (_, ids) = self.common.encoder.tokens(both, 2)
+            prefix, (_, ids) = self.common.encoder.tokens(both, encoded.sizes, 2)
         except Identical:
             return None
         length = encoded.shape.prefix + max(len(encoded.responses[0]), len(ids))

@@ -1,4 +1,4 @@
-"""LLaVA 1.5 and 1.6: vision tower, projector, decoder, and the forward pass over prompt groups."""
+"""Vision tower, projector, decoder, and the forward pass over prompt groups: what all families share."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_align.batch import Prefix, PromptGroup, Responses
+from mllm_align.batch import Pixels, Prefix, PromptGroup, Responses
 from mllm_align.models.cache import Cache
-from mllm_align.models.config import LlavaConfig
+from mllm_align.models.config import ModelConfig
 from mllm_align.models.decoder import Decoder
-from mllm_align.models.layers import ACTIVATIONS, Linear, parameter
-from mllm_align.models.vision import VisionTower
+from mllm_align.models.families.registry import family_of
+from mllm_align.models.layers import parameter
 from mllm_align.ops.logprobs import token_logps
 from mllm_align.sharding import batch_shards, constrain, current
 
@@ -23,45 +23,38 @@ CHUNK = 1024  # hidden states that meet the vocabulary at once, on each device
 Params = dict[str, Any]
 
 
-class Projector(nn.Module):
-    hidden: int
-    activation: str
-    bias: bool
+class VisionLanguageModel(nn.Module):
+    """Parameters: `vision_tower`, `projector`, `decoder`, and `image_newline` where the config has one.
 
-    @nn.compact
-    def __call__(self, x):
-        x = Linear(self.hidden, ("embed", "mlp"), bias=self.bias, name="linear_1")(x)
-        x = ACTIVATIONS[self.activation](x)
-        return Linear(self.hidden, ("mlp", "embed"), bias=self.bias, name="linear_2")(x)
+    The first two are modules of the config's family.
+    """
 
-
-class Llava(nn.Module):
-    """Parameters: `vision_tower`, `projector`, `image_newline` (1.6 only), `decoder`."""
-
-    config: LlavaConfig
+    config: ModelConfig
     remat: str = "none"
 
     def setup(self):
         c = self.config
-        self.vision_tower = VisionTower(c.vision, self.remat)
-        self.projector = Projector(c.decoder.hidden, c.projector_activation, c.projector_bias)
+        family = family_of(c)
+        self.vision_tower: Any = family.tower(c, self.remat)
+        self.projector: Any = family.projector(c)
         self.decoder = Decoder(c.decoder, self.remat)
-        if c.anyres:
+        if c.newline:
             normal, shape = nn.initializers.normal(0.02), (c.decoder.hidden,)
             self.image_newline = parameter(self, "image_newline", normal, ("norm",), shape)
 
-    def features(self, tiles: Float[Array, "B T h w 3"]) -> Float[Array, "B T*I F"]:
+    def features(self, pixels: Pixels) -> Float[Array, "B T*I F"]:
         """The vision tower's output for each tile; the same for policy and reference while it is frozen."""
-        if not tiles.size:  # text alone; there is no attention over nothing
-            return jnp.zeros((tiles.shape[0], 0, self.config.vision.hidden), tiles.dtype)
-        out = self.vision_tower(tiles.reshape(-1, *tiles.shape[2:]))
-        return out.reshape(tiles.shape[0], -1, out.shape[-1])
+        size, tiles = pixels.patches.shape[:2]
+        if not tiles:  # text alone; there is no attention over nothing
+            return jnp.zeros((size, 0, self.config.vision.features), pixels.patches.dtype)
+        out = self.vision_tower(*(x.reshape(-1, *x.shape[2:]) for x in pixels))
+        return out.reshape(size, -1, out.shape[-1])
 
     def embed(self, features: Float[Array, "B n F"], prefix: Prefix) -> Float[Array, "B P D"]:
         """Embeddings of the prefix: text, and the rows of the image table that `prefix.image` names."""
         image = self.projector(features)
         newline = jnp.zeros((self.config.decoder.hidden,), image.dtype)
-        if self.config.anyres:
+        if self.config.newline:
             newline = self.image_newline
         row = jnp.broadcast_to(newline[None, None], (image.shape[0], 1, image.shape[-1]))
         table = jnp.concatenate([row, image], axis=1)
@@ -146,7 +139,7 @@ class Llava(nn.Module):
 
 
 def variables(params: Params, lora: Params | None = None) -> dict[str, Params]:
-    """What `Llava.apply` takes: parameters, and low-rank terms (already scaled) where there are any."""
+    """What `VisionLanguageModel.apply` takes: parameters, and scaled low-rank terms where there are any."""
     return {"params": params} if lora is None else {"params": params, "lora": lora}
 
 

@@ -1,0 +1,88 @@
+"""How images become patches, and where their embeddings stand in a prompt.
+
+All of it follows from an image's size, so it is done once on the host; the model only gathers rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from mllm_align.batch import Pixels
+
+
+@dataclass(frozen=True)
+class Run:
+    """Embeddings that follow each other in the prompt, without text between them.
+
+    rows [r] int32: of the group's image table (see `PromptGroup`): 0, or 1 + t * I + i for embedding i of
+    tile t.
+    """
+
+    rows: np.ndarray
+
+
+class Layout(Protocol):
+    """The numbers of a checkpoint that decide how images become tokens.
+
+    mark: what the chat template writes for an image. token: how the tokenizer spells the model's image
+    token. tokens: I, rows of the image table that a tile has. largest: sizes (height, width) of which one
+    becomes the most embeddings, and one the most tiles.
+
+    Sizes are those of the image after EXIF orientation. images: how many the record has, for families that
+    treat several otherwise than one. An implementation is hashable and picklable: other processes encode
+    with it, and what is counted is kept by it.
+    """
+
+    @property
+    def mark(self) -> str: ...
+    @property
+    def token(self) -> str: ...
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def largest(self) -> tuple[tuple[int, int], ...]: ...
+
+    def text(self, height: int, width: int, images: int) -> str:
+        """What takes the mark's place before the text is tokenized: `token` once for every run, with the
+        text that stands around the runs."""
+        ...
+
+    def runs(self, height: int, width: int, images: int, tile: int) -> list[Run]:
+        """The embeddings of an image whose tiles begin at number `tile` of the record's."""
+        ...
+
+    def grid(self, height: int, width: int) -> tuple[int, int] | None:
+        """(rows, columns) of the tiles that an image is cut into; None where it is not cut."""
+        ...
+
+    def tiles(self, height: int, width: int, images: int) -> tuple[int, int]:
+        """(T, N) of an image's pixels."""
+        ...
+
+    def empty(self) -> Pixels:
+        """Of a record without images: T is 0."""
+        ...
+
+    def pixels(self, process: Any, image: Image.Image, images: int) -> Pixels:
+        """patches [T, N, C] float32 and place [T, N, 2] int16 of an image, from the checkpoint's own image
+        processor. Raises ValueError, with the shapes found and wanted, where it makes something else than
+        the configuration asks for."""
+        ...
+
+    def noise(self, draw: Callable[[tuple[int, ...]], Any], shape: tuple[int, ...]) -> Any:
+        """Noise for patches of shape [..., N, C]: draw(shape) draws independent numbers, on the host or on
+        the device, in an order that belongs to the layout."""
+        ...
+
+
+@cache  # of 100,000 images, most share their size with others
+def counts(layout: Layout, height: int, width: int, images: int) -> tuple[int, int, int]:
+    """(tiles, image tokens in the text, embeddings) of an image of this size."""
+    runs = layout.runs(height, width, images, 0)
+    return layout.tiles(height, width, images)[0], len(runs), sum(len(run.rows) for run in runs)

@@ -1,0 +1,107 @@
+"""The text_config of Llama-family decoders: every field that is read, its range, and its default.
+
+The defaults are those of transformers' classes, which published folders leave out; a test compares them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mllm_align.models.config import DecoderConfig
+from mllm_align.models.ranges import (
+    DEPTH,
+    EPS,
+    FLAG,
+    HEADS,
+    WIDTH,
+    Between,
+    Maybe,
+    Object,
+    OneOf,
+    Whole,
+    check,
+    fields,
+    wrong,
+)
+
+LLAMA = {
+    "model_type": ("llama", OneOf(("llama", "mistral"))),
+    "hidden_act": ("silu", OneOf(("silu",))),
+    "vocab_size": (32000, WIDTH),
+    "hidden_size": (4096, WIDTH),
+    "intermediate_size": (11008, WIDTH),
+    "num_hidden_layers": (32, DEPTH),
+    "num_attention_heads": (32, HEADS),
+    "num_key_value_heads": (None, Maybe(HEADS)),
+    "head_dim": (None, Maybe(Whole(2, 1 << 14))),
+    "max_position_embeddings": (2048, Whole(1, 1 << 31)),
+    "sliding_window": (None, Maybe(Whole(1, 1 << 31))),
+    "rms_norm_eps": (1e-6, EPS),
+    "attention_bias": (False, FLAG),
+    "mlp_bias": (False, FLAG),
+    "tie_word_embeddings": (False, Maybe(FLAG)),
+    "partial_rotary_factor": (None, Maybe(OneOf((1, 1.0)))),
+    "rope_parameters": (None, Maybe(Object())),
+    "rope_scaling": (None, Maybe(Object())),
+}
+MISTRAL = {
+    "intermediate_size": (14336, WIDTH),
+    "num_key_value_heads": (8, Maybe(HEADS)),
+    "max_position_embeddings": (131072, Whole(1, 1 << 31)),
+    "sliding_window": (4096, Maybe(Whole(1, 1 << 31))),
+}
+ROPE = {
+    "type": ("default", OneOf(("default",))),
+    "rope_type": ("default", OneOf(("default",))),
+    "rope_theta": (10000.0, Between(0, 1e18)),
+    "partial_rotary_factor": (None, Maybe(OneOf((1, 1.0)))),
+}
+
+
+def decoder_config(
+    at: str, given: dict[str, Any], remedy: str, under: str = "text_config."
+) -> DecoderConfig:
+    """given: the value of text_config. at, remedy: the file and what to do, for messages.
+
+    Raises InputError for a value out of range, and for what is not computed.
+    """
+    under = "text_config."
+    table = LLAMA | (MISTRAL if given.get("model_type") == "mistral" else {})
+    t = fields(at, given, table, remedy, under)
+    heads = t["num_attention_heads"]
+    kv_heads = t["num_key_value_heads"] or heads
+    if heads % kv_heads:
+        wanted = f"a divisor of the {heads} attention heads"
+        raise wrong(at, f"{under}num_key_value_heads", kv_heads, wanted, remedy)
+    head_dim, left = (t["head_dim"], 0) if t["head_dim"] else divmod(t["hidden_size"], heads)
+    if left or head_dim % 2 or not head_dim:
+        wanted = f"an even size of head; hidden_size / num_attention_heads is {t['hidden_size']} / {heads}"
+        raise wrong(at, f"{under}head_dim", t["head_dim"], wanted, remedy)
+    return DecoderConfig(
+        vocab=t["vocab_size"],
+        hidden=t["hidden_size"],
+        mlp=t["intermediate_size"],
+        layers=t["num_hidden_layers"],
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        rope_theta=_rope_theta(at, given, remedy, under),
+        norm_eps=float(t["rms_norm_eps"]),
+        attention_bias=t["attention_bias"],
+        mlp_bias=t["mlp_bias"],
+        tied=bool(t["tie_word_embeddings"]),
+        # within the window a sliding mask is the full one; longer records are refused
+        max_length=min(t["sliding_window"] or t["max_position_embeddings"], t["max_position_embeddings"]),
+    )
+
+
+def _rope_theta(at: str, text: dict[str, Any], remedy: str, under: str) -> float:
+    """Newer folders have it in rope_parameters, older ones beside rope_scaling."""
+    rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
+    where = f"{under}rope_scaling." if text.get("rope_scaling") else f"{under}rope_parameters."
+    outer = text.get("rope_theta", 10000.0)
+    nested = next((name for name, value in rope.items() if isinstance(value, dict)), None)
+    if nested is not None:
+        raise wrong(at, where + nested, rope[nested], "one rule for all layers", remedy)
+    check(at, f"{under}rope_theta", outer, ROPE["rope_theta"][1], remedy)
+    return float(fields(at, {"rope_theta": outer, **rope}, ROPE, remedy, where)["rope_theta"])

@@ -1,0 +1,150 @@
+"""LLaVA's config.json: every field that is read, its range, and what an absent one stands for.
+
+The defaults are those of transformers' classes, which published folders leave out; a test compares them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.families.llama import decoder_config
+from mllm_align.models.families.llava.vision import ClipConfig
+from mllm_align.models.ranges import (
+    DEPTH,
+    EPS,
+    FLAG,
+    HEADS,
+    PIXELS,
+    WIDTH,
+    Listed,
+    Maybe,
+    Object,
+    OneOf,
+    Whole,
+    fields,
+    wrong,
+)
+
+COPY = "take a LLaVA 1.5 or 1.6 folder, or copy the file again from where it came from"
+
+GELU = OneOf(("gelu", "quick_gelu"))
+TILES = 64  # most of them along one side of an AnyRes canvas
+
+WHOLE = {
+    "image_token_index": (32000, Whole(0, 1 << 31)),
+    "projector_hidden_act": ("gelu", GELU),
+    "vision_feature_select_strategy": ("default", OneOf(("default", "full"))),
+    "multimodal_projector_bias": (True, FLAG),
+    "tie_word_embeddings": (False, Maybe(FLAG)),
+    "text_config": (None, Maybe(Object())),
+    "vision_config": (None, Maybe(Object())),
+    "image_grid_pinpoints": (
+        None,
+        Maybe(Listed(Whole(1, 1024), Listed(Whole(2, 2), Whole(1, TILES * PIXELS.high)))),
+    ),
+}
+PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
+VISION = {
+    "model_type": ("clip_vision_model", OneOf(("clip_vision_model",))),
+    "hidden_act": ("quick_gelu", GELU),
+    "hidden_size": (768, WIDTH),
+    "intermediate_size": (3072, WIDTH),
+    "num_hidden_layers": (12, DEPTH),
+    "num_attention_heads": (12, HEADS),
+    "num_channels": (3, OneOf((3,))),
+    "image_size": (224, PIXELS),
+    "patch_size": (32, PIXELS),
+    "layer_norm_eps": (1e-5, EPS),
+}
+# A folder without any vision_config means CLIP ViT-L/14 at 336 pixels.
+CLIP_L = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
+
+@dataclass(frozen=True)
+class LlavaConfig(ModelConfig):
+    """LLaVA 1.5 (`pinpoints` empty: one square tile an image) or 1.6 (AnyRes tiles and `image_newline`)."""
+
+    vision: ClipConfig
+    projector_activation: str = "gelu"
+    projector_bias: bool = True
+    pinpoints: tuple[tuple[int, int], ...] = ()
+    """Canvas sizes (height, width) in pixels that an AnyRes image may be fitted into."""
+
+    @property
+    def newline(self) -> bool:
+        return bool(self.pinpoints)
+
+
+def parse_config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
+    """raw: the value of config.json. Raises InputError for a value that is out of range, and for what is
+    not computed here."""
+    at, family = f"{path}/config.json", raw["model_type"]
+    whole = fields(at, raw, WHOLE, COPY)
+    anyres = family == "llava_next"
+    if anyres and whole["vision_feature_select_strategy"] != "default":
+        strategy = whole["vision_feature_select_strategy"]
+        raise wrong(at, "vision_feature_select_strategy", strategy, "'default' for LLaVA 1.6", COPY)
+    vision = _vision(at, raw, whole)
+    decoder = decoder_config(at, whole["text_config"] or {}, COPY)
+    # transformers takes the decoder's own flag in LLaVA 1.5 alone
+    decoder = replace(decoder, tied=bool(whole["tie_word_embeddings"] or (decoder.tied and not anyres)))
+    if whole["image_token_index"] >= decoder.vocab:
+        wanted = f"an id within the vocabulary of {decoder.vocab}"
+        raise wrong(at, "image_token_index", whole["image_token_index"], wanted, COPY)
+    return LlavaConfig(
+        family=family,
+        vision=vision,
+        decoder=decoder,
+        image_token=whole["image_token_index"],
+        projector_activation=whole["projector_hidden_act"],
+        projector_bias=whole["multimodal_projector_bias"],
+        pinpoints=_pinpoints(at, whole["image_grid_pinpoints"], vision.image_size) if anyres else (),
+    )
+
+
+def _vision(at: str, raw: dict[str, Any], whole: dict[str, Any]) -> ClipConfig:
+    given = CLIP_L if whole["vision_config"] is None else whole["vision_config"]
+    v = fields(at, given, VISION, COPY, "vision_config.")
+    width, heads, blocks = v["hidden_size"], v["num_attention_heads"], v["num_hidden_layers"]
+    if width % heads:
+        raise wrong(at, "vision_config.num_attention_heads", heads, f"a divisor of the width {width}", COPY)
+    if v["patch_size"] > v["image_size"]:
+        wanted = f"at most the image_size {v['image_size']}"
+        raise wrong(at, "vision_config.patch_size", v["patch_size"], wanted, COPY)
+    layer = raw.get("vision_feature_layer", -2)
+    # hidden_states[0] is the input of the first block
+    run = blocks + 1 + layer if type(layer) is int and layer < 0 else layer
+    if run not in Whole(1, blocks):
+        wanted = f"one of the outputs of the {blocks} vision layers"
+        raise wrong(at, "vision_feature_layer", layer, wanted, COPY)
+    return ClipConfig(
+        hidden=width,
+        mlp=v["intermediate_size"],
+        layers=run,
+        heads=heads,
+        image_size=v["image_size"],
+        patch_size=v["patch_size"],
+        activation=v["hidden_act"],
+        norm_eps=float(v["layer_norm_eps"]),
+        keep_class_token=whole["vision_feature_select_strategy"] == "full",
+    )
+
+
+def _pinpoints(at: str, given: Any, tile: int) -> tuple[tuple[int, int], ...]:
+    """Canvases are cut into tiles, so that their sides are multiples of a tile's."""
+    pinpoints = tuple((height, width) for height, width in given or PINPOINTS)
+    bad = [p for p in pinpoints if any(side % tile or side > TILES * tile for side in p)]
+    if bad:
+        wanted = f"multiples of the tile's {tile} pixels, {TILES} tiles a side at most"
+        raise wrong(at, "image_grid_pinpoints", list(bad[0]), wanted, COPY)
+    return pinpoints

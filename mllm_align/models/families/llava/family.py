@@ -1,0 +1,117 @@
+"""LLaVA 1.5 and 1.6: CLIP, a projector of two linear maps, a Llama-family decoder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mllm_align.errors import quoted, refusal
+from mllm_align.models import names
+from mllm_align.models.families.base import ModelFamily
+from mllm_align.models.families.llava.config import LlavaConfig, parse_config
+from mllm_align.models.families.llava.layout import LlavaLayout
+from mllm_align.models.families.llava.presets import LLAVA_15, LLAVA_16
+from mllm_align.models.families.llava.vision import ClipTower, Projector
+from mllm_align.models.names import Entry
+
+CONVERT = (
+    "is in the original LLaVA (liuhaotian) layout; convert it with transformers'"
+    " convert_llava_next_weights_to_hf.py (or convert_llava_weights_to_hf.py for 1.5), or take the same"
+    " model from a llava-hf folder"
+)
+
+
+class Llava(ModelFamily[LlavaConfig]):
+    modules = {
+        "vision_tower": "vision_tower",
+        "projector": "multi_modal_projector",
+        "image_newline": "image_newline",
+        "decoder": "language_model",
+    }
+    presets = LLAVA_15
+
+    def config(self, path: Path, raw: dict[str, Any]) -> LlavaConfig:
+        return parse_config(path, raw)
+
+    def foreign(self, raw: Mapping[str, Any], tensors: Mapping[str, str] = {}) -> str | None:
+        original = "mm_vision_tower" in raw or "mm_projector_type" in raw
+        return CONVERT if original or any("mm_projector" in name for name in tensors) else None
+
+    def canonical(self, name: str) -> str:
+        # llava-hf:  language_model.model.layers.0...   language_model.lm_head  vision_tower.vision_model...
+        # 4.52:      model.language_model.layers.0...   lm_head                 model.vision_tower...
+        # 5.x:       either, with or without `vision_model`
+        name = name.removeprefix("model.")
+        name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
+        name = re.sub(r"^language_model\.model\.", "language_model.", name)
+        return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
+
+    def entries(self, config: LlavaConfig) -> Iterator[Entry]:
+        yield from _clip(config)
+        hidden, module = config.decoder.hidden, self.modules["projector"]
+        for name, width in (("linear_1", config.vision.hidden), ("linear_2", hidden)):
+            shape = (hidden, width)
+            yield from names.linear(("projector", name), f"{module}.{name}", shape, config.projector_bias)
+        if config.newline:
+            yield names.same(("image_newline",), "image_newline", (hidden,))
+        yield from names.decoder(config.decoder, self.modules["decoder"])
+
+    def tower(self, config: LlavaConfig, remat: str) -> ClipTower:
+        return ClipTower(config.vision, remat)
+
+    def projector(self, config: LlavaConfig) -> Projector:
+        return Projector(config.decoder.hidden, config.projector_activation, config.projector_bias)
+
+    def tower_flops(self, config: LlavaConfig, tiles: int) -> float:
+        v, patches = config.vision, config.vision.patches + 1
+        block = 2 * patches * (4 * v.hidden**2 + 2 * v.hidden * v.mlp) + 4 * patches**2 * v.hidden
+        return tiles * v.layers * block
+
+    def projector_flops(self, config: LlavaConfig, tiles: int) -> float:
+        v, d = config.vision, config.decoder
+        return 2 * tiles * v.tokens * d.hidden * (v.hidden + d.hidden)
+
+    def layout(self, config: LlavaConfig, processor: Any = None) -> LlavaLayout:
+        v = config.vision
+        token = getattr(processor, "image_token", None) or LlavaLayout.token
+        return LlavaLayout(v.image_size, v.patch_size, v.keep_class_token, config.pinpoints, token)
+
+
+class LlavaNext(Llava):
+    presets = LLAVA_16
+
+    def check_processor(self, at: str, images: Any, config: LlavaConfig) -> None:
+        pinpoints = getattr(images, "image_grid_pinpoints", None)
+        canvases = tuple((height, width) for height, width in pinpoints or ())
+        if canvases != config.pinpoints:
+            problem = (
+                f"image_grid_pinpoints are {quoted(canvases)}, in config.json {quoted(config.pinpoints)}"
+            )
+            raise refusal(at, problem, "take both files from one folder")
+
+
+def _clip(config: LlavaConfig) -> Iterator[Entry]:
+    c, tower, name = config.vision, ("vision_tower",), "vision_tower"
+    embeddings = f"{name}.embeddings"
+    yield names.same((*tower, "class_embedding"), f"{embeddings}.class_embedding", (c.hidden,))
+    yield Entry(
+        f"{embeddings}.patch_embedding.weight",
+        (*tower, "patch_embedding", "kernel"),
+        None,
+        (c.hidden, 3, c.patch_size, c.patch_size),
+        "patch",
+    )
+    places = (c.patches + 1, c.hidden)
+    yield names.same((*tower, "position_embedding"), f"{embeddings}.position_embedding.weight", places)
+    yield from names.norm((*tower, "pre_norm"), f"{name}.pre_layrnorm", c.hidden, True)
+    for i in range(c.layers):
+        block, here = (*tower, "layers"), f"{name}.encoder.layers.{i}"
+        for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("o", "out_proj")):
+            shape = (c.hidden, c.hidden)
+            yield from names.linear((*block, ours), f"{here}.self_attn.{theirs}", shape, True, i)
+        yield from names.linear((*block, "fc_1"), f"{here}.mlp.fc1", (c.mlp, c.hidden), True, i)
+        yield from names.linear((*block, "fc_2"), f"{here}.mlp.fc2", (c.hidden, c.mlp), True, i)
+        yield from names.norm((*block, "norm_1"), f"{here}.layer_norm1", c.hidden, True, i)
+        yield from names.norm((*block, "norm_2"), f"{here}.layer_norm2", c.hidden, True, i)

@@ -1,0 +1,108 @@
+"""CLIP's vision transformer up to the layer whose output LLaVA reads, and LLaVA's projector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from mllm_align.models.attention import full_attention
+from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, parameter, scanned
+from mllm_align.sharding import constrain
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """`layers` counts those that are run: up to the feature layer."""
+
+    hidden: int
+    mlp: int
+    layers: int
+    heads: int
+    image_size: int
+    patch_size: int
+    activation: str = "quick_gelu"
+    norm_eps: float = 1e-5
+    keep_class_token: bool = False
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of a tile."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        return self.side**2
+
+    @property
+    def patch_width(self) -> int:
+        return 3 * self.patch_size**2
+
+    @property
+    def tokens(self) -> int:
+        return self.patches + int(self.keep_class_token)
+
+    @property
+    def features(self) -> int:
+        return self.hidden
+
+
+class ClipBlock(nn.Module):
+    config: ClipConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n S D"]):
+        c = self.config
+        split = (*x.shape[:2], c.heads, c.hidden // c.heads)
+        h = LayerNorm(c.norm_eps, name="norm_1")(x)
+        q, k, v = (
+            Linear(c.hidden, ("embed", "vision_heads"), bias=True, name=name)(h).reshape(split)
+            for name in ("q", "k", "v")
+        )
+        h = full_attention(q, k, v).reshape(x.shape)
+        x = x + Linear(c.hidden, ("vision_heads", "embed"), bias=True, name="o")(h)
+        h = LayerNorm(c.norm_eps, name="norm_2")(x)
+        h = Linear(c.mlp, ("embed", "mlp"), bias=True, name="fc_1")(h)
+        h = ACTIVATIONS[c.activation](h)
+        x = x + Linear(c.hidden, ("mlp", "embed"), bias=True, name="fc_2")(h)
+        return constrain(x, "rows", None, None), None
+
+
+class ClipTower(nn.Module):
+    config: ClipConfig
+    remat: str = "none"
+
+    @nn.compact
+    def __call__(self, patches: Float[Array, "n N C"], place: Int[Array, "n N 2"]) -> Float[Array, "n I F"]:
+        """Hidden states after `config.layers` blocks, class token dropped unless the config keeps it.
+
+        A convolution whose stride is its width is a matrix product over patches. They fill their tile line
+        by line, so that `place` tells nothing new.
+        """
+        c = self.config
+        x = Linear(c.hidden, ("patch", "embed"), name="patch_embedding")(patches)
+        normal = nn.initializers.normal(0.02)
+        class_embedding = parameter(self, "class_embedding", normal, ("norm",), (c.hidden,))
+        places = (c.patches + 1, c.hidden)
+        positions = parameter(self, "position_embedding", normal, (None, "embed"), places)
+        first = jnp.broadcast_to(class_embedding[None, None], (len(patches), 1, c.hidden))
+        x = jnp.concatenate([first, x], axis=1) + positions[None]
+        x = constrain(LayerNorm(c.norm_eps, name="pre_norm")(x), "rows", None, None)
+        x, _ = scanned(ClipBlock, c.layers, self.remat)(c, name="layers")(x)
+        return x if c.keep_class_token else x[:, 1:]
+
+
+class Projector(nn.Module):
+    """Two linear maps with an activation between them."""
+
+    hidden: int
+    activation: str
+    bias: bool
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... F"]) -> Float[Array, "... D"]:
+        x = Linear(self.hidden, ("embed", "mlp"), bias=self.bias, name="linear_1")(x)
+        x = ACTIVATIONS[self.activation](x)
+        return Linear(self.hidden, ("mlp", "embed"), bias=self.bias, name="linear_2")(x)
