@@ -1,4 +1,4 @@
-"""What an encoder needs to know of an image before it is read; the layouts are tested with their families."""
+"""What is known of an image before it is read; the layouts are tested with their families."""
 
 import numpy as np
 
