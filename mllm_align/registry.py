@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from mllm_align.errors import InputError, one_line, quoted
 
 T = TypeVar("T")
-USER = "mllm_align_user."  # modules that are run from a file
+USER = "mllm_align_user_"  # modules that are run from a file
 _NAMES: dict[type, str] = {}  # registered classes
 
 

@@ -15,6 +15,8 @@ from mllm_align.plan.targets import cache_bytes, check, held_bytes, lower, names
 from mllm_align.sharding import make_mesh
 from mllm_align.training.programs import abstract_base
 
+PRESETS = presets()
+
 ORACLE = OnlinePairs(annotator=SceneOracle(), samples=4)
 
 
