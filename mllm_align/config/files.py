@@ -52,9 +52,10 @@ def to_json(config: Any) -> dict[str, Any]:
         if dataclasses.is_dataclass(value):
             fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
             kind = kinds.get(type(value)) or part_name(type(value))  # type: ignore[arg-type]
-            if kind is None and type(value).__module__ == "__main__":
-                where = "it is defined in no file, so that a run could not find it again; put it in one"
-                raise InputError(f"{type(value).__name__}: {where}")
+            own = not type(value).__module__.startswith("mllm_align.")
+            if own and (kind is None or "." in type(value).__qualname__):
+                problem = f"{type(value).__qualname__} is not defined at the top of a Python file"
+                raise InputError(f"{problem}; put it there, where a saved run finds it again")
             return fields if kind is None else {"kind": kind, **fields}
         if isinstance(value, tuple):
             return [plain(v) for v in value]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import pytest
 
 from mllm_align import DPO, SFT, Averaged, Config
-from mllm_align.align.contract import Objective, check_objective
+from mllm_align.align.checks import check_objective
+from mllm_align.align.contract import Objective
 from mllm_align.align.objectives import OBJECTIVES
 from mllm_align.errors import InputError
 
