@@ -717,13 +717,13 @@ def _choices(config: Any, argv: list[str]) -> tuple[Any, list[str]]:
             value = argv[i] if i < len(argv) else ""
         if value not in kinds[name] and not (name == "--objective" and ":" in value):
             raise InputError(f"{name} is {value!r}; it must be one of {', '.join(kinds[name])}")
-        own = None if value in kinds[name] else made(OBJECTIVES.find(value), value)
+        own = None if value in kinds[name] else _default_of(OBJECTIVES.find(value), value)
         chosen[name.removeprefix("--")] = own or kinds[name][value]
         i += 1
     return _replaced(config, chosen), rest
 
 
-def made(part: Any, name: str) -> Any:
+def _default_of(part: Any, name: str) -> Any:
     """A user's part with its default settings."""
     try:
         return part()
@@ -733,16 +733,19 @@ def made(part: Any, name: str) -> Any:
         raise InputError(f"{name} can't be made without arguments ({one_line(error, 200)})") from error
 
 
+def _fields(config: Any) -> list[str]:
+    return [] if config is None else [each.name for each in dataclasses.fields(config)]
+
+
 def _replaced(config: Any, branches: dict[str, Any], path: str = "") -> Any:
     """The config with these branches, of one level at once as one may need the other, then of the levels
     below. A branch that is of the wanted kind already stays as it is."""
-    known = [] if config is None else [each.name for each in dataclasses.fields(config)]  # type: ignore[arg-type]
     for name in branches:
-        if name.partition(".")[0] not in known:
+        if name.partition(".")[0] not in _fields(config):
             raise InputError(f"--{path}{name} does not go with {path[:-1]} {type(config).__name__}")
     here = {k: v for k, v in branches.items() if "." not in k}
     differ = {k: v for k, v in here.items() if type(getattr(config, k)) is not type(v)}
-    config = dataclasses.replace(config, **differ)
+    config = dataclasses.replace(config, **differ)  # type: ignore[type-var]
     for first in dict.fromkeys(k.partition(".")[0] for k in branches if "." in k):
         below = {k.partition(".")[2]: v for k, v in branches.items() if k.startswith(f"{first}.")}
         made = _replaced(getattr(config, first), below, f"{path}{first}.")

@@ -11,6 +11,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -33,7 +34,7 @@ class Registry(Mapping[str, Any]):
 
         def put(part: T) -> T:
             if name in self._parts:
-                raise ValueError(f"two {self.what}s are named {name!r}")
+                raise ValueError(f"{name!r} is registered twice as {self.what}")
             self._parts[name] = part
             return part
 
@@ -109,7 +110,7 @@ def _run_once(path: Path, *version: int) -> ModuleType:
 
 def run_file(path: Path) -> ModuleType:
     """A user's Python file as a module. Raises what the file raises, and ImportError if it is no .py."""
-    name = f"{USER}{path.stem}_{abs(hash(str(path.resolve()))):x}"
+    name = f"{USER}{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not Python; it must end in .py")

@@ -1,10 +1,13 @@
-"""A row of each published format, made up here."""
+"""A row of each published format, made up here; what is read of rows, and the line that refuses them."""
 
 import io
 import json
 from typing import Any
 
 from PIL import Image
+from refusals import refusal
+
+from mllm_align.data.readers import records_from
 
 
 def png(width=3, height=2) -> bytes:
@@ -110,3 +113,16 @@ ROWS = {
     "llavarlhf": llavarlhf,
     "sharegpt": sharegpt_pairs,
 }
+
+
+def turns(record):
+    """(role, text, how many images) of each message of the prompt."""
+    return [(message.role, message.text, message.places) for message in record.messages]
+
+
+def assert_refused(data, *words, **options):
+    """Data are refused in one line that has all these words."""
+    message = refusal(records_from, data, **options)
+    for word in words:
+        assert word in message, message
+    return message

@@ -17,6 +17,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from command_line import run
 from decoding import Scripted
 from PIL import Image
 from runs import MODEL, PAIRS, TINY, bundle, compiling, events, one_device, rows, write_pairs
@@ -27,7 +28,7 @@ from mllm_align.config import save_json
 from mllm_align.errors import InputError, NotFinite, Preempted
 from mllm_align.locks import alone
 
-assert compiling  # a fixture
+assert compiling and run  # fixtures
 VERBS = ("train", "bdhs", "generate", "score", "judge", "inspect", "export", "plan", "quickstart")
 KEYS = ["index", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens"]
 
@@ -37,23 +38,6 @@ def on_one_device(monkeypatch):
     """The programs of the other tests are there then, compiled."""
     monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
     monkeypatch.setattr("mllm_align.training.loop.make_mesh", one_device)
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the program in this process: (status, stdout, stderr)."""
-
-    def run(*argv) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main([str(arg) for arg in argv])
-        except SystemExit as stop:
-            status = stop.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

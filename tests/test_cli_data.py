@@ -7,37 +7,20 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from command_line import run
 from goldens import FIXTURES
 from published import ROWS, completion, llavarlhf, png, sharegpt, vlfeedback
 from runs import MODEL, PAIRS, TINY, bundle, compiling, events, one_device, rows
 
-from mllm_align import cli
 from mllm_align.config import Config, DataConfig, from_json, to_json
 from mllm_align.training import loop
 
-assert compiling  # a fixture
+assert compiling and run  # fixtures
 
 
 @pytest.fixture(autouse=True)
 def on_one_device(monkeypatch):
     monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
-
-
-@pytest.fixture
-def run(capsys):
-    """Run the program in this process: (status, stdout, stderr)."""
-
-    def run(*argv):
-        capsys.readouterr()
-        status = 0
-        try:
-            cli.main([str(arg) for arg in argv])
-        except SystemExit as stop:
-            status = stop.code or 0
-        said = capsys.readouterr()
-        return status, said.out, said.err
-
-    return run
 
 
 @pytest.fixture

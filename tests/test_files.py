@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refusal
 
-from mllm_align.errors import InputError, NotFinite, not_finite
+from mllm_align.errors import InputError, NotFinite
 from mllm_align.files import MAX_DEPTH, json_text, new_file, new_folder, parse_json, read_json
 
 
@@ -23,14 +24,6 @@ def fill_file(out):
 
 
 WRITERS = pytest.mark.parametrize("write", [fill_folder, fill_file])
-
-
-def refusal(call, *args):
-    with pytest.raises(InputError) as caught:
-        call(*args)
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < 500
-    return message
 
 
 def everything(folder):
@@ -214,10 +207,3 @@ def test_results_hold_no_number_that_is_not_finite():
             json_text({"scores": [{"logp": 0.0}, {"logp": value}]})
     with pytest.raises(NotFinite, match="a number is not finite"):
         json_text({"x": np.float32("nan")})
-
-
-def test_an_error_names_each_record_once_and_a_few():
-    few = str(not_finite("logits are", ["b", "a", "b"], 9, "mend it"))
-    assert few == "logits are not finite for 2 of 9 records: b, a; mend it"
-    many = str(not_finite("logits are", [str(i) for i in range(20)], 30))
-    assert "for 20 of 30 records: 0, 1, 2, 3, 4, ...; look for NaN" in many

@@ -100,7 +100,7 @@ def test_text_is_as_transformers_has_it_without_special_tokens(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_text_reads_as_it_was_written(kind):
+def test_tokens_cover_a_text_that_reads_like_control_tokens(kind):
     of = control(kind)
     text = "a </s> b <|im_end|> c"
     guarded = of.guard(text)

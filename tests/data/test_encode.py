@@ -10,6 +10,7 @@ import pytest
 from goldens import FIXTURES, NAMES, goldens, of_transformers
 from pieces import pieces
 from PIL import Image
+from refusals import refusal
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import LlavaProcessor
@@ -17,7 +18,6 @@ from transformers import LlavaProcessor
 from mllm_align.data.encode import Encoder, fingerprint
 from mllm_align.data.records import Part, parse_record
 from mllm_align.data.table import encode_all
-from mllm_align.errors import InputError
 from mllm_align.models.processor import load_processor
 
 BOS, EOS, IMAGE = 1, 2, 4
@@ -73,15 +73,6 @@ def whole(encoded):
 
 def decoded(encoder, ids):
     return encoder.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-
-
-def refused(make):
-    """The message of the InputError that `make` raises, which is one line."""
-    with pytest.raises(InputError) as error:
-        make()
-    message = str(error.value)
-    assert "\n" not in message and len(message) < 400
-    return message
 
 
 # ---- where the prompt ends ---------------------------------------------------------------------------
@@ -273,7 +264,7 @@ def test_a_template_that_refuses_a_message():
     coder = encoder(template=check + template())
     assert coder.encode(record(), 2).length
     messages = [{"role": "system", "content": "zi."}, {"role": "user", "content": "gi?"}]
-    message = refused(lambda: coder.encode(record(prompt=messages), 2))
+    message = refusal(lambda: coder.encode(record(prompt=messages), 2))
     assert (
         "pairs.jsonl record 3" in message
         and "no system turn" in message
@@ -282,7 +273,7 @@ def test_a_template_that_refuses_a_message():
 
 
 def test_a_template_with_a_fault_of_its_own():
-    message = refused(lambda: encoder(template="{% for m in messages %}").encode(record(), 2))
+    message = refusal(lambda: encoder(template="{% for m in messages %}").encode(record(), 2))
     assert "pairs.jsonl record 3: the chat template refuses it" in message
 
 
@@ -291,20 +282,20 @@ def test_a_template_with_a_fault_of_its_own():
 )
 def test_a_template_that_miscounts_image_places(change, places):
     coder = encoder(template=template().replace(*change))
-    message = refused(lambda: coder.encode(record(PAIRS[0]), 2))
+    message = refusal(lambda: coder.encode(record(PAIRS[0]), 2))
     assert f"pairs.jsonl record 3: the chat template writes {places} image places for 1 images" in message
 
 
 @pytest.mark.parametrize("place", ["<image>", ""])
 def test_a_template_that_writes_an_image_into_the_answer(place):
     own = template(end="<image></s>").replace("'image' %}<image>", f"'image' %}}{place}")
-    message = refused(lambda: encoder(template=own).encode(record(PAIRS[0]), 2))
+    message = refusal(lambda: encoder(template=own).encode(record(PAIRS[0]), 2))
     assert "pairs.jsonl record 3: the chat template writes an image place after the prompt" in message
 
 
 def test_a_template_that_shares_nothing():
     coder = encoder(template="{{ messages[-1].content[0].text }}")
-    assert "share no prompt token" in refused(lambda: coder.encode(record(), 2))
+    assert "share no prompt token" in refusal(lambda: coder.encode(record(), 2))
 
 
 def folder_copy(tmp_path, name, *without):
@@ -315,7 +306,7 @@ def folder_copy(tmp_path, name, *without):
 
 def test_no_chat_template(tmp_path):
     own = load_processor(folder_copy(tmp_path, "llava15", "chat_template.jinja"))
-    message = refused(lambda: encoder(processor=lambda name: own))
+    message = refusal(lambda: encoder(processor=lambda name: own))
     assert "has no chat template" in message and "--data.chat-template" in message
     coder = encoder(processor=lambda name: own, template=template())
     assert decoded(coder, coder.encode(record(), 2).prefix) == "<s>user: gi dan?\nassistant:"
@@ -327,17 +318,17 @@ def test_of_several_chat_templates_the_default_one():
     coder = encoder(processor=lambda name: own)
     assert decoded(coder, coder.encode(record(), 2).prefix) == "<s>user: gi dan?\na:"
     own.chat_template = {"tools": template()}
-    assert "has no chat template" in refused(lambda: encoder(processor=lambda name: own))
+    assert "has no chat template" in refusal(lambda: encoder(processor=lambda name: own))
 
 
 def test_no_end_of_sequence_token():
     own = load_processor(FIXTURES / "llava15")
     own.tokenizer.eos_token = None
-    assert "eos_token" in refused(lambda: encoder(processor=lambda name: own))
+    assert "eos_token" in refusal(lambda: encoder(processor=lambda name: own))
 
 
 def test_tokenizer_of_another_model():
-    message = refused(lambda: Encoder(processor(), goldens("llava15").layout, 32000))
+    message = refusal(lambda: Encoder(processor(), goldens("llava15").layout, 32000))
     assert "'<image>' is id 4" in message and "image_token_index 32000" in message
 
 
@@ -421,7 +412,7 @@ def test_an_image_processor_of_another_model():
     own.image_processor.crop_size = {"height": 28, "width": 28}
     coder = encoder(processor=lambda name: own)
     encoded = coder.encode(record(PAIRS[0]), 2)
-    message = refused(lambda: coder.group(encoded))
+    message = refusal(lambda: coder.group(encoded))
     assert "1 x [3, 28, 28]" in message and "1 x [3, 56, 56]" in message and "0_L.png" in message
 
 
@@ -432,12 +423,12 @@ def test_an_image_processor_of_another_model():
 @pytest.mark.parametrize("text", ["part.text", "part.text | trim"])
 def test_identical_responses_are_refused(chosen, rejected, text):
     coder = encoder(template=template(text=text))
-    message = refused(lambda: coder.encode(record(chosen=chosen, rejected=rejected), 2))
+    message = refusal(lambda: coder.encode(record(chosen=chosen, rejected=rejected), 2))
     assert "pairs.jsonl record 3, rejected: the response is identical to that of chosen" in message
     assert "--data.identical skip" in message
     pair = record({**TEXT_ONLY, "rejected": "ku.", "responses": ["gi.", " ku. "]})
     assert pair.responses == ("tuku der.", "ku.", "gi.", " ku. ")
-    assert "responses[1]: the response is identical to that of rejected" in refused(
+    assert "responses[1]: the response is identical to that of rejected" in refusal(
         lambda: coder.encode(pair, 4)
     )
     assert len(coder.encode(pair, 3).responses) == 3
@@ -447,7 +438,7 @@ def test_identical_responses_are_refused(chosen, rejected, text):
 @pytest.mark.parametrize("change, rejected", [("lower", "KU tu."), ("replace('!', '.')", "ku tu!")])
 def test_responses_that_the_template_makes_the_same_are_refused(change, rejected):
     coder = encoder(template=template(text=f"part.text | {change}"))
-    message = refused(lambda: coder.encode(record(chosen="ku tu.", rejected=rejected), 2))
+    message = refusal(lambda: coder.encode(record(chosen="ku tu.", rejected=rejected), 2))
     assert f"rejected: '{rejected}' has the same tokens as 'ku tu.' of chosen" in message
 
 
@@ -455,7 +446,7 @@ def test_responses_that_a_normalizer_makes_the_same_are_refused():
     own = load_processor(FIXTURES / "llava15")
     own.tokenizer.backend_tokenizer.normalizer = normalizers.NFKC()
     coder = encoder(processor=lambda name: own)
-    message = refused(lambda: coder.encode(record(chosen="ﬁ ku", rejected="fi ku"), 2))
+    message = refusal(lambda: coder.encode(record(chosen="ﬁ ku", rejected="fi ku"), 2))
     assert "rejected: 'fi ku' has the same tokens as 'ﬁ ku' of chosen" in message
     assert encoder().encode(record(chosen="ﬁ ku", rejected="fi ku"), 2)
 
@@ -468,8 +459,8 @@ def test_identical_records_are_skipped_and_counted_beside_over_long_ones():
     kept, left_out = encode_all(records, coder, identical="skip", **settings)
     assert [e.index for e in kept] == [0]
     assert left_out == [(1, "r1", "identical"), (2, "r2", "identical"), (3, "r3", "over-long")]
-    assert "identical to that of chosen" in refused(lambda: encode_all(records, coder, **settings))
-    message = refused(lambda: encode_all(records[1:], coder, identical="skip", **settings))
+    assert "identical to that of chosen" in refusal(lambda: encode_all(records, coder, **settings))
+    message = refusal(lambda: encode_all(records[1:], coder, identical="skip", **settings))
     assert "all 3 records are left out, 2 identical and 1 over-long" in message
     kept, left_out = encode_all(records, coder, responses=1, max_length=999)
     assert len(kept) == 4 and not left_out
@@ -538,7 +529,7 @@ def test_an_image_mark_in_the_text_of_a_record_made_in_python():
 
 
 def test_private_use_characters_of_our_own_are_refused():
-    message = refused(lambda: encoder().encode(record(chosen="a \U0010fffd"), 2))
+    message = refusal(lambda: encoder().encode(record(chosen="a \U0010fffd"), 2))
     assert "pairs.jsonl record 3: its text can't be tokenized" in message and "U+10FFFD" in message
 
 
@@ -549,7 +540,7 @@ def test_private_use_characters_of_our_own_are_refused():
     "source", ["{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{{ 'x' * 9999999 }}"]
 )
 def test_a_template_that_has_no_end(source):
-    message = refused(lambda: encoder(template=source).encode(record(), 2))
+    message = refusal(lambda: encoder(template=source).encode(record(), 2))
     assert "pairs.jsonl record 3: the chat template refuses it" in message
 
 
@@ -708,7 +699,7 @@ def test_spans_where_the_template_trims(trim, answer):
 @pytest.mark.parametrize("change", ["upper", "replace('ku', '')", "first"])
 def test_templates_that_change_the_response(change):
     coder = encoder(template=template(text=f"part.text | {change}"))
-    message = refused(lambda: coder.response_spans(record(chosen="tuku."), (), "tuku."))
+    message = refusal(lambda: coder.response_spans(record(chosen="tuku."), (), "tuku."))
     assert "pairs.jsonl record 3: the chat template changes the response" in message
     assert "--data.chat-template" in message
 

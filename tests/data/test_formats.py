@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from published import (
     ROWS,
+    assert_refused,
     completion,
     gpt,
     human,
@@ -21,13 +22,13 @@ from published import (
     sharegpt,
     sharegpt_pairs,
     trl,
+    turns,
     vlfeedback,
 )
 
 from mllm_align.config.parts import Format
 from mllm_align.data.formats import FORMATS, format_of
 from mllm_align.data.readers import records_from, told
-from mllm_align.errors import InputError
 
 
 def read(*rows, **options):
@@ -36,16 +37,7 @@ def read(*rows, **options):
 
 
 def refused(row, *words, **options):
-    with pytest.raises(InputError) as caught:
-        records_from([row], **options)
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < 500
-    for word in words:
-        assert word in message, message
-
-
-def turns(record):
-    return [(message.role, message.text, message.places) for message in record.messages]
+    assert_refused([row], *words, **options)
 
 
 def test_formats_are_those_of_the_config():

@@ -1,7 +1,6 @@
 """Rows and files that nobody meant: they give records or one line, and never another error."""
 
 import copy
-import gzip
 import json
 import random
 from collections import Counter
@@ -171,47 +170,3 @@ def test_changed_bytes_of_json_lines(tmp_path):
         damaged[noise.integers(len(whole))] = noise.integers(256)
         (tmp_path / "a.jsonl").write_bytes(damaged)
         outcome(tmp_path / "a.jsonl")
-
-
-# --- gzip -----------------------------------------------------------------------------------------
-
-LINES = "".join(json.dumps(ROWS["trl"](id=i)) + "\n" for i in range(50)).encode()
-
-
-def test_gzipped_files(tmp_path):
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES[:9]) + gzip.compress(LINES[9:]))
-    (tmp_path / "B.JSON.GZ").write_bytes(gzip.compress(b"[" + b",".join(LINES.splitlines()) + b"]"))
-    for name in ("a.jsonl.gz", "B.JSON.GZ"):
-        records = records_from(tmp_path / name)
-        assert len(records) == 50 and records[7].where == f"{name} record 7"
-        assert records[7].images[0].path == tmp_path.resolve() / "a.png"
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES + b"{"))
-    with pytest.raises(InputError, match=r"a\.jsonl\.gz line 51, column 2"):
-        records_from(tmp_path / "a.jsonl.gz")
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b""))
-    with pytest.raises(InputError, match=r"a\.jsonl\.gz: holds no records"):
-        records_from(tmp_path / "a.jsonl.gz")
-
-
-@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz"])
-def test_damaged_gzip(tmp_path, name):
-    whole = bytearray(
-        gzip.compress(LINES if "jsonl" in name else b"[" + b",".join(LINES.splitlines()) + b"]")
-    )
-    wrong_crc, wrong_middle = bytearray(whole), bytearray(whole)
-    wrong_crc[-6] ^= 1
-    wrong_middle[60:70] = bytes(10)
-    damaged = [
-        whole[:-4],
-        whole[:50],
-        whole[:5],
-        whole + b"garbage",
-        wrong_crc,
-        wrong_middle,
-        LINES,
-        b"\x1f\x8b",
-    ]
-    for data in damaged:
-        (tmp_path / name).write_bytes(data)
-        with pytest.raises(InputError, match=rf"^{name}: is damaged or cut short, as gzip tells"):
-            records_from(tmp_path / name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mllm_align.data.images import ImageSource, image_size, load_rgb, one_line
+from mllm_align.data.images import ImageSource, image_size, load_rgb
 from mllm_align.errors import InputError
 
 WHERE = "pairs.jsonl record 3, images[0]"
@@ -317,8 +317,3 @@ def test_pixel_limit_may_be_above_pillows(monkeypatch):
 def test_eps_is_refused():
     data = encoded(Image.new("RGB", (4, 4)), "EPS")
     assert_refused(source(data), "EPS", "PNG or JPEG")
-
-
-def test_one_line():
-    assert one_line("a\nb\t\x1b[1mc\u2028d") == "a b [1mc d"
-    assert one_line("x" * 200).count("x") == 76 and "..." in one_line("x" * 200)

@@ -1,6 +1,5 @@
 """Files and rows in memory to records, in three formats, and every refusal."""
 
-import io
 import json
 import re
 
@@ -9,18 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from published import assert_refused, gpt, human, png, povid, rlhfv, turns
 
 from mllm_align.data.images import image_size, load_rgb
 from mllm_align.data.readers import records_from
-from mllm_align.errors import InputError
 
 ROW = {"images": ["a.png"], "prompt": "What?", "chosen": "A cat.", "rejected": "A dog."}
-
-
-def png(width=3, height=2):
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (1, 2, 3)).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def write(path, *rows):
@@ -28,47 +21,6 @@ def write(path, *rows):
     lines = [json.dumps(row) for row in rows]
     path.write_text(f"[{','.join(lines)}]" if path.suffix == ".json" else "\n".join(lines) + "\n")
     return path
-
-
-def human(text):
-    return {"from": "human", "value": text}
-
-
-def gpt(text):
-    return {"from": "gpt", "value": text}
-
-
-def povid(chosen, rejected, **fields):
-    row = {"id": "7", "image": "a.png"}
-    return {**row, "conversations": chosen, "rejected_conversations": rejected, **fields}
-
-
-def rlhfv(**fields):
-    answers = {"question": "What?", "chosen": "A cat.", "rejected": "A dog."}
-    return {
-        "ds_name": "RLHF-V",
-        "image": {"bytes": png(), "path": None},
-        "text": json.dumps(answers),
-        "origin_dataset": "coco",
-        "origin_split": "{}",
-        "idx": 4,
-        "image_path": "a.png",
-        **fields,
-    }
-
-
-def assert_refused(data, *words, **options):
-    with pytest.raises(InputError) as caught:
-        records_from(data, **options)
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < 500
-    for word in words:
-        assert word in message
-    return message
-
-
-def turns(record):
-    return [(message.role, message.text, message.places) for message in record.messages]
 
 
 # --- files ----------------------------------------------------------------------------------------
@@ -85,53 +37,10 @@ def test_json_files(tmp_path, suffix):
     assert records_from(str(path)) == records
 
 
-def test_jsonl_tolerates_bom_crlf_blank_lines_and_line_separators(tmp_path):
-    row = {**ROW, "chosen": "two\u2028lines"}
-    lines = ["", json.dumps(row, ensure_ascii=False), "  ", json.dumps(ROW), ""]
-    path = tmp_path / "pairs.jsonl"
-    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
-    records = records_from(path)
-    assert [record.where for record in records] == ["pairs.jsonl record 0", "pairs.jsonl record 1"]
-    assert records[0].responses[0] == "two\u2028lines"
-
-
-def test_json_tolerates_bom(tmp_path):
-    path = tmp_path / "pairs.json"
-    path.write_bytes(b"\xef\xbb\xbf" + json.dumps([ROW]).encode())
-    assert len(records_from(path)) == 1
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        (b'{"a": 1,, }', ["pairs.jsonl line 3, column 9", "not JSON"]),
-        (b'{"a": 1', ["pairs.jsonl line 3", "not JSON"]),
-        (b"[1, 2]", ["pairs.jsonl line 3", "found list", "object"]),
-        (b'{"a": "\xff"}', ["pairs.jsonl line 3", "UTF-8"]),
-        (b'{"a": ' + b"9" * 5000 + b"}", ["pairs.jsonl line 3", "cannot be read"]),
-        (b"[" * 100_000, ["pairs.jsonl line 3", "cannot be read"]),
-        (b'{"prompt": "What?", "chosen": "x"}', ["pairs.jsonl record 1, rejected", "missing"]),
-    ],
-)
-def test_faulty_jsonl(tmp_path, line, words):
-    path = tmp_path / "pairs.jsonl"
-    path.write_bytes(json.dumps(ROW).encode() + b"\n\n" + line + b"\n")
-    assert_refused(path, *words)
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (b'[\n{"a": 1},\n{"a" 2}]', ["pairs.json line 3, column 6", "not JSON"]),
-        (b'[\n"\xff"]', ["pairs.json line 2", "UTF-8"]),
-        (b'{"a": 1}', ["pairs.json", "holds dict", ".jsonl"]),
-        (b"[1]", ["pairs.json record 0", "found int"]),
-    ],
-)
-def test_faulty_json(tmp_path, text, words):
-    path = tmp_path / "pairs.json"
-    path.write_bytes(text)
-    assert_refused(path, *words)
+def test_faulty_records_of_a_file_are_named(tmp_path):
+    faulty = {name: value for name, value in ROW.items() if name != "rejected"}
+    assert_refused(write(tmp_path / "a.jsonl", ROW, faulty), "a.jsonl record 1, rejected", "missing")
+    assert_refused(write(tmp_path / "a.json", 1), "a.json record 0", "found int")
 
 
 @pytest.mark.parametrize(
@@ -157,16 +66,6 @@ def test_unusable_files(tmp_path):
     assert_refused(tmp_path / ("x" * 300), "no such file")
     assert_refused(tmp_path / "a\0b.jsonl", "no such file")
     assert_refused(tmp_path / "two\nlines.jsonl", "two lines.jsonl")
-
-
-@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_forbidden_files(tmp_path, name, monkeypatch):
-    def forbidden(*_, **__):
-        raise PermissionError(13, "Permission denied")
-
-    path = write(tmp_path / name, ROW)
-    monkeypatch.setattr("pathlib.Path.open", forbidden)
-    assert_refused(path, name, "cannot be read", "Permission denied")
 
 
 def test_forbidden_folder(tmp_path, monkeypatch):
@@ -294,7 +193,7 @@ def test_faulty_povid():
     at = "record 0, rejected_conversations"
     assert_refused([povid(chosen, [human("Who?"), rejected[1]])], f"{at}[0].value", "human turn")
     assert_refused([povid(chosen, rejected * 2)], at, "same turns")
-    assert_refused([povid(chosen, None)], at, "found null")
+    assert_refused([povid(chosen, rejected_conversations=None)], at, "found null")
     assert_refused([povid(chosen, [])], at, "empty list")
     assert_refused([povid(chosen, "x")], at, "found str")
     assert_refused([povid(chosen, ["x", "y"])], f"{at}[0]", "found str")

@@ -6,9 +6,9 @@ import re
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from published import assert_refused
 
 from mllm_align.data.readers import records_from
-from mllm_align.errors import InputError
 
 
 def rows(*answers):
@@ -36,16 +36,6 @@ def make(folder, *names):
 
 def chosen(data, **options):
     return [record.responses[0] for record in records_from(data, **options)]
-
-
-def assert_refused(data, *words, **options):
-    with pytest.raises(InputError) as caught:
-        records_from(data, **options)
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < 700
-    for word in words:
-        assert word in message, message
-    return message
 
 
 # --- splits -------------------------------------------------------------------------------------

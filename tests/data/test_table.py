@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from goldens import FIXTURES, goldens
 from PIL import Image
+from refusals import refusal
 
 from mllm_align.data import table
 from mllm_align.data.encode import Encoder
@@ -21,7 +22,6 @@ from mllm_align.data.images import ImageSource
 from mllm_align.data.readers import records_from
 from mllm_align.data.records import parse_record
 from mllm_align.data.table import FOLDER, encode_all, encode_each
-from mllm_align.errors import InputError
 from mllm_align.models.processor import load_processor
 
 PAIRS = [json.loads(line) for line in (FIXTURES / "pairs.jsonl").read_text().splitlines()]
@@ -35,15 +35,6 @@ def encoder(name="llava15", template=None):
 
 def record(row, root=FIXTURES, **changes):
     return parse_record({**row, **changes}, index=3, where="pairs.jsonl record", root=root)
-
-
-def refused(make):
-    """The message of the InputError that `make` raises, which is one line."""
-    with pytest.raises(InputError) as error:
-        make()
-    message = str(error.value)
-    assert "\n" not in message and len(message) < 400
-    return message
 
 
 @pytest.fixture
@@ -97,7 +88,7 @@ def test_the_limit_itself_is_not_over_long():
 def test_over_long_records_are_refused_by_name_and_number():
     coder, pair = encoder(), record(PAIRS[0])
     length = coder.encode(pair, 2).length
-    message = refused(lambda: encode_all([pair], coder, responses=2, max_length=length - 1))
+    message = refusal(lambda: encode_all([pair], coder, responses=2, max_length=length - 1))
     assert "pairs.jsonl record 3: " in message
     assert f"are {length} tokens, the limit is {length - 1}" in message
     assert "--data.max-length" in message and "--data.over-long skip" in message
@@ -118,7 +109,7 @@ def test_over_long_records_are_skipped_and_counted():
 
 def test_all_records_over_long():
     records = [record(row) for row in PAIRS]
-    message = refused(lambda: encode_all(records, encoder(), responses=2, max_length=3, over_long="skip"))
+    message = refusal(lambda: encode_all(records, encoder(), responses=2, max_length=3, over_long="skip"))
     assert "all 8 records are left out, 8 over-long" in message and "--data.max-length above 3" in message
 
 
@@ -137,7 +128,7 @@ def test_parts_and_other_processes_encode_the_same(monkeypatch, shared):
     # what another process refuses is refused here, and the first of two
     bad = [*records[:4], record(PAIRS[0], images=["images/none.png"]), *records[5:]]
     bad[7] = record(PAIRS[0], images=["images/nor_this.png"])
-    assert "none.png" in refused(lambda: list(encode_each(bad, coder, 2)))
+    assert "none.png" in refusal(lambda: list(encode_each(bad, coder, 2)))
 
 
 def test_identical_responses_are_told_from_a_table_as_without_one(tmp_path, counted):
@@ -147,7 +138,7 @@ def test_identical_responses_are_told_from_a_table_as_without_one(tmp_path, coun
     for _ in range(2):
         kept, left_out = encode_all(records, coder, identical="skip", **settings)
         assert [e.index for e in kept] == [0, 2] and left_out == [(1, records[1].id, "identical")]
-        message = refused(lambda: encode_all(records, coder, **settings))
+        message = refusal(lambda: encode_all(records, coder, **settings))
         assert "rejected: the response is identical to that of chosen" in message
     assert counted == [3]
 

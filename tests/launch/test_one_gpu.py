@@ -61,7 +61,9 @@ def test_mistakes_are_told_in_one_line(gpu, tmp_path):
         (gpu(79000, driver="N/A"), "not understood"),
         (launch("gpu.sh"), "give -- --model M --data D --out RUN"),
     ]:
-        assert done.returncode == 2 and says in done.stderr.splitlines()[-1]
+        *found, line = done.stderr.splitlines()
+        assert done.returncode == 2 and line.startswith("gpu.sh: error: ") and says in line
+        assert all("MiB free" in each for each in found), "before it stands at most the GPU"
     program(tmp_path, "nvidia-smi", 'echo "No devices were found"; exit 6')
     done = launch("gpu.sh", *RUN, folder=tmp_path)
     assert done.returncode == 2 and "shows no GPU 0: No devices were found" in done.stderr

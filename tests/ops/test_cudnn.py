@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from definition import defined, pulled
 from jax._src.cudnn import fused_attention_stablehlo as fused
 
 from mllm_align.ops import attention, cudnn
@@ -22,32 +23,6 @@ def inputs(responses, heads, groups):
     return arrays, visible, visible.any(1)[:, None, None, None]
 
 
-def pulled(attend, q, k, v, cotangent, dtype=jnp.float32):
-    """Output and gradients."""
-
-    @jax.jit
-    def run(q, k, v, cotangent):
-        out, pull = jax.vjp(attend, q, k, v)
-        return (out, *pull(cotangent))
-
-    found = run(*(jnp.asarray(x, dtype) for x in (q, k, v, cotangent)))
-    assert all(x.dtype == dtype and np.isfinite(np.asarray(x, np.float32)).all() for x in found)
-    return [np.asarray(x, np.float32) for x in found]
-
-
-def defined(q, k, v, cotangent, visible, sees, responses):
-    """The definition, where what sees no key counts for nothing."""
-    place = np.arange(PREFIX + responses * LENGTH)
-    late = PREFIX + (place - PREFIX) % LENGTH
-    at = jnp.asarray(np.broadcast_to(np.where(place < PREFIX, place, late), visible.shape), jnp.int32)
-
-    def attend(q, k, v):
-        return attention.prompt_group_attention(q, k, v, at, at, visible, PREFIX, responses)
-
-    out, *grads = pulled(attend, q, k, v, cotangent * sees)
-    return [out * sees, *grads]
-
-
 def ours(visible, responses):
     layout = {"prefix": PREFIX, "responses": responses, "implementation": "xla"}
     return lambda q, k, v: cudnn.prompt_group_attention(q, k, v, visible, **layout)
@@ -57,7 +32,7 @@ def ours(visible, responses):
 def test_equals_the_definition(responses, heads, groups):
     (*qkv, cotangent), visible, sees = inputs(responses, heads, groups)
     found = pulled(ours(visible, responses), *qkv, cotangent)
-    expected = defined(*qkv, cotangent, visible, sees, responses)
+    expected = defined(*qkv, cotangent, visible, sees, PREFIX, responses)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
     assert not any(x[2].any() for x in found)  # the row that sees nothing
@@ -68,7 +43,7 @@ def test_bfloat16_is_near():
     *qkv, cotangent = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in (*qkv, cotangent))
     with jax.numpy_dtype_promotion("standard"):  # JAX's own attention mixes types
         found = pulled(ours(visible, 2), *qkv, cotangent, jnp.bfloat16)
-    expected = defined(*qkv, cotangent, visible, sees, 2)
+    expected = defined(*qkv, cotangent, visible, sees, PREFIX, 2)
     for a, b in zip(found, expected, strict=True):
         assert np.linalg.norm(a - b) < 0.02 * np.linalg.norm(b)
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from definition import defined, pulled
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -46,32 +47,6 @@ def inputs(responses, heads, groups):
     return arrays, visible, sees[:, :, None, None]
 
 
-def pulled(attend, q, k, v, cotangent, dtype=jnp.float32):
-    """Output and gradients."""
-
-    @jax.jit
-    def run(q, k, v, cotangent):
-        out, pull = jax.vjp(attend, q, k, v)
-        return (out, *pull(cotangent))
-
-    found = run(*(jnp.asarray(x, dtype) for x in (q, k, v, cotangent)))
-    assert all(x.dtype == dtype and np.isfinite(np.asarray(x, np.float32)).all() for x in found)
-    return [np.asarray(x, np.float32) for x in found]
-
-
-def defined(q, k, v, cotangent, visible, sees, responses):
-    """The definition, where what sees no key counts for nothing."""
-    place = np.arange(PREFIX + responses * LENGTH)
-    late = PREFIX + (place - PREFIX) % LENGTH
-    at = jnp.asarray(np.broadcast_to(np.where(place < PREFIX, place, late), visible.shape), jnp.int32)
-
-    def attend(q, k, v):
-        return attention.prompt_group_attention(q, k, v, at, at, visible, PREFIX, responses)
-
-    out, *grads = pulled(attend, q, k, v, cotangent * sees)
-    return [out * sees, *grads]
-
-
 def ours(visible, responses):
     return lambda q, k, v: splash.prompt_group_attention(
         q, k, v, visible, PREFIX, responses, interpret=True
@@ -82,7 +57,7 @@ def ours(visible, responses):
 def test_equals_the_definition(responses, heads, groups):
     (*qkv, cotangent), visible, sees = inputs(responses, heads, groups)
     found = pulled(ours(visible, responses), *qkv, cotangent)
-    expected = defined(*qkv, cotangent, visible, sees, responses)
+    expected = defined(*qkv, cotangent, visible, sees, PREFIX, responses)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
     assert not found[0][2].any() and not any(x[2].any() for x in found[1:])  # the row that sees nothing
@@ -92,7 +67,7 @@ def test_bfloat16_is_near():
     (*qkv, cotangent), visible, sees = inputs(2, 2, 1)
     *qkv, cotangent = (np.asarray(jnp.asarray(x, jnp.bfloat16), np.float32) for x in (*qkv, cotangent))
     found = pulled(ours(visible, 2), *qkv, cotangent, jnp.bfloat16)
-    expected = defined(*qkv, cotangent, visible, sees, 2)
+    expected = defined(*qkv, cotangent, visible, sees, PREFIX, 2)
     for a, b in zip(found, expected, strict=True):
         assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(b)
 

@@ -98,6 +98,13 @@ def test_a_run_that_began_from_itself(chain, tmp_path):
         base_folder(tmp_path / "first")
 
 
-def test_verbs_take_a_run(chain, capsys):
-    main(["inspect", "--model", str(chain / "second"), "--data", str(PAIRS), "--json"])
+def test_verbs_take_a_run(chain, capsys, tmp_path):
+    """inspect reads no weights; score reads those of both runs."""
+    run = ["--model", str(chain / "second"), "--data", str(PAIRS)]
+    main(["inspect", *run, "--json"])
     assert json.loads(capsys.readouterr().out)["responses"]
+    main(["score", *run, "--out", str(tmp_path / "scores.jsonl")])
+    found = [json.loads(line) for line in (tmp_path / "scores.jsonl").read_text().splitlines()]
+    expected = scores(load_run(chain / "second", "float32", one_device()))
+    found = [[row["chosen_logp"], row["rejected_logp"]] for row in found]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)

@@ -85,10 +85,7 @@ HARMS = {
     "about gone": (lambda place: shutil.rmtree(place / "run"), "run/metadata is missing"),
     "weights altered": (alter_weights, "trained/d/.* is altered"),
     "optimizer gone": (lambda place: shutil.rmtree(place / "optimizer"), "optimizer/.* is missing"),
-    "of another step": (
-        lambda place: (shutil.rmtree(place), shutil.copytree(place.parent / "1", place)),
-        "1",
-    ),
+    "of another step": (become_first, "it is that of step 1$"),
     "list": (write("[]"), "digests.json holds no digests"),
     "null": (write("null"), "digests.json holds no digests"),
     "nothing": (write("{}"), "digests.json holds no digests"),

@@ -46,7 +46,8 @@ def test_scores_are_the_models_log_probs(scores):
 
 
 def test_batch_size_shapes_and_order_do_not_matter(scores):
-    turned = score(bundle(), write_rows(rows()[::-1]), config=ONE_SHAPE, batch_size=3)
+    several = DataConfig(shapes=3, multiple=4)
+    turned = score(bundle(), write_rows(rows()[::-1]), config=several, batch_size=3)
     assert np.abs(sums(turned[::-1]) - sums(scores)).max() < 1e-4
     assert [s["chosen_tokens"] for s in turned[::-1]] == [s["chosen_tokens"] for s in scores]
 

@@ -135,8 +135,7 @@ class Rollouts(Maker[Rolling]):
             ]
         ).reshape(parts, size, count, 2)
         mesh = sampler.bundle.mesh
-        local = local_rows(mesh, size)
-        keys = assemble(keys[:, local], batch_sharding(mesh), size, local)
+        keys = assemble(keys[:, local_rows(mesh, size)], batch_sharding(mesh), size)
         policy = sampler.policy(trained)
         return self.rollout(policy.params, policy.trained, sampler.batch(group), keys, self.stop_mask)
 

@@ -9,7 +9,6 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image, ImageDraw
 
-from mllm_align.testbed.report import charts
 from mllm_align.testbed.report.page import Curve, Example, Marked, Report, render, write
 
 NAN = math.nan
@@ -339,37 +338,6 @@ def test_small_pictures_grow_by_whole_factors():
     example = replace(sample().examples[0], png=png(300, 200))
     page = render(Report("r", examples=[example]))
     assert 'width="300" height="200"' in page and 'class="enlarged"' not in page
-
-
-def test_ticks_are_round_and_inside():
-    assert charts.ticks(0, 100) == [0, 20, 40, 60, 80, 100]
-    assert charts.ticks(-0.13, 0.11) == pytest.approx([-0.1, -0.05, 0, 0.05, 0.1])
-    for low, high in ((0, 1e-7), (1e6, 1e6 + 3), (-5, 99999), (3, 3.3)):
-        found = charts.ticks(low, high)
-        assert 2 <= len(found) <= 7 and low <= found[0] and found[-1] <= high * (1 + 1e-12)
-
-
-def test_charts_of_shares_have_one_scale():
-    def dots(*means):
-        return [charts.Dot("a", "sft", mean, mean - 2, mean + 2) for mean in means]
-
-    ranges = charts.spans([dots(15, 31), dots(67, 69), dots(1)])
-    assert {round(high - low, 6) for low, high in ranges} == {26.0}
-    assert all(low >= 0 and high <= 100 for low, high in ranges)
-    assert charts.spans([dots(0, 100)]) == [(0, 100)]
-    assert charts.spans([]) == []
-
-
-@pytest.mark.parametrize(
-    "points", [[(0, 1)], [(0, 2.5), (1, 2.5)], [(5, 0), (5, 0)], [(0, 1e30), (1, -1e30)]]
-)
-def test_flat_lines_are_drawn(points):
-    svg = charts.lines([points], "x", "y", "label")
-    assert ("polyline" in svg or "circle" in svg) and "nan" not in svg and "inf" not in svg
-
-
-def test_many_series_take_the_styles_in_turn():
-    assert 'class="curve c0"' in charts.lines([[]] * 6 + [[(0, 0), (1, 1)]], "x", "y", "label")
 
 
 def test_the_file_is_the_page(tmp_path):

@@ -42,7 +42,14 @@ class NoImages:
     def group(self, record: Encoded) -> Group:
         group = prepared()[0].group(record)
         (prefix,) = group.prefixes
-        return replace(group, prefixes=(replace(prefix, tiles=np.zeros((1, 1, 1, 3), np.float32)),))
+        return replace(
+            group,
+            prefixes=(
+                replace(
+                    prefix, patches=np.zeros((1, 1, 3), np.float32), place=np.zeros((1, 1, 2), np.int16)
+                ),
+            ),
+        )
 
 
 def batch_of(context: RunContext, step: int = 0) -> tuple[HostBatch, Any]:
@@ -50,5 +57,5 @@ def batch_of(context: RunContext, step: int = 0) -> tuple[HostBatch, Any]:
     config: Config = context.config
     size = {"size": config.batch_size, "micro": config.micro_batches, "shapes": 1}
     batch = Batches(context.records, NoImages(), **size)(step)  # type: ignore[arg-type]
-    group = assemble(batch.group, batch_sharding(context.bundle.mesh), context.rows, context.local_rows)
+    group = assemble(batch.group, batch_sharding(context.bundle.mesh), context.rows)
     return batch, group

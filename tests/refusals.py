@@ -1,0 +1,19 @@
+"""The one line in which bad input is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mllm_align.errors import InputError
+
+
+def refusal(call: Callable[..., Any], *args: Any, **options: Any) -> str:
+    """The message of the InputError that a call raises: one printable line, and not a long one."""
+    with pytest.raises(InputError) as error:
+        call(*args, **options)
+    message = str(error.value)
+    assert message.isprintable() and len(message) < 700
+    return message
