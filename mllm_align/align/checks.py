@@ -42,7 +42,7 @@ def check_objective(objective: Objective) -> None:
 def check_terms(objective: Objective) -> None:
     """Raises InputError for an objective whose functions fail or do not fit together, in one line.
 
-    They are traced with shapes alone: B = 2 groups of R = 3 tokens; nothing is computed.
+    They are traced with shapes alone, B = 2 groups and R = 3 tokens; nothing is computed.
     """
     real = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     shape = 2, objective.responses, 3
@@ -74,7 +74,8 @@ def _problem(weights: Any, terms: Any) -> str | None:
     for what, values in (("sum", terms.sums), ("weight", weights)):
         for name, value in values.items():
             if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
-                return f"the {what} of {name!r} is {value.dtype}{list(value.shape)}; it must be a real scalar"
+                found = f"{value.dtype}{list(value.shape)}"
+                return f"the {what} of {name!r} is {found}; it must be a real scalar"
     for name, value in terms.metrics.items():
         if not isinstance(value, tuple) or len(value) != 2 or any(x.shape for x in value):
             return f"metric {name!r} must be (sum, weight), two scalars"
