@@ -39,6 +39,8 @@ if TYPE_CHECKING:
         load_config,
     )
     from mllm_align.errors import InputError
+    from mllm_align.evaluation.base import Evaluator, Item, Scored
+    from mllm_align.evaluation.run import evaluate
     from mllm_align.generate.bdhs_job import bdhs
     from mllm_align.models.bundle import Bundle, load
     from mllm_align.testbed.annotators import SceneOracle, SceneQuestions
@@ -57,8 +59,10 @@ _HOME = {
     "DataConfig": "config",
     "Distorted": "config",
     "Endpoint": "annotate.endpoint",
+    "Evaluator": "evaluation.base",
     "IPO": "align.pairwise",
     "InputError": "errors",
+    "Item": "evaluation.base",
     "JudgeConfig": "config",
     "JudgeModel": "annotate.judge",
     "LoraConfig": "config",
@@ -74,11 +78,13 @@ _HOME = {
     "SamplingConfig": "config",
     "SceneOracle": "testbed.annotators",
     "SceneQuestions": "testbed.annotators",
+    "Scored": "evaluation.base",
     "Scorer": "annotate.scorer",
     "Signals": "align.contract",
     "Terms": "align.contract",
     "Verdict": "annotate.verdict",
     "bdhs": "generate.bdhs_job",
+    "evaluate": "evaluation.run",
     "export": "training.run_folder:export_run",
     "load": "models.bundle",
     "load_config": "config",
@@ -100,7 +106,9 @@ __all__ = [
     "DataConfig",
     "Distorted",
     "Endpoint",
+    "Evaluator",
     "InputError",
+    "Item",
     "JudgeConfig",
     "JudgeModel",
     "LoraConfig",
@@ -115,11 +123,13 @@ __all__ = [
     "SamplingConfig",
     "SceneOracle",
     "SceneQuestions",
+    "Scored",
     "Scorer",
     "Signals",
     "Terms",
     "Verdict",
     "bdhs",
+    "evaluate",
     "export",
     "load",
     "load_config",

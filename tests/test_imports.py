@@ -16,6 +16,7 @@ ORDER = (
     "processes",
     "files",
     "locks",
+    "part_file",
     "progress",
     "batch",
     "sizes",

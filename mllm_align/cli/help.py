@@ -39,7 +39,7 @@ def screen(name: str, verb: type, known: dict[str, Option]) -> str:
         each: option for each, option in known.items() if not each.rpartition(".")[2].startswith("--no-")
     }
     needed = {each: option for each, option in known.items() if option.required}
-    positional = "CONFIG " if "--config-file" in own else ""
+    positional = f"{getattr(verb, 'FIRST', 'CONFIG')} " if "--config-file" in own else ""
     words = positional + "".join(f"{each} {_metavar(option.kind)} " for each, option in needed.items())
     shown = [
         [each for each in known if each in needed],

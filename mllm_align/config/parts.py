@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mllm_align.config.checks import DAY, MANY, check_types, require, within
-from mllm_align.registry import Registry, absolute, part_name
+from mllm_align.registry import Registry, absolute
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 READERS = Registry("reader", "mllm_align.data.formats")
@@ -60,8 +60,6 @@ class DataConfig:
         if isinstance(roots, list | tuple):
             roots = tuple(Path(root) if isinstance(root, str) else root for root in roots)
         object.__setattr__(self, "image_root", roots)
-        if callable(self.format):
-            object.__setattr__(self, "format", part_name(self.format))
         check_types(self, "data.")
         object.__setattr__(self, "format", absolute(self.format))
         known = self.format == "auto" or ":" in self.format or self.format in READERS
