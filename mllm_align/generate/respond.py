@@ -83,7 +83,7 @@ def respond(
             for i, tokens in zip(part, decoder(rows, stops), strict=True):
                 out[i] = tokens
                 if done is not None and not any(ids is None for ids in tokens):
-                    done(i, tokens)
+                    done(i, tokens)  # type: ignore[arg-type]
             if bar is not None:
                 bar.update(len(part))
     broken = [
