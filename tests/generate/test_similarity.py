@@ -220,7 +220,7 @@ def test_limit_and_case_come_from_the_folder(folder):
     (
         folder / "sentence_bert_config.json"
     ).unlink()  # then the tokenizer's own, here the positions there are
-    assert open_encoder(folder).limit == LIMIT
+    assert open_encoder(folder).max_length == LIMIT
 
 
 def test_half_precision_weights(folder):
