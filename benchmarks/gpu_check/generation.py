@@ -17,7 +17,7 @@ from gpu_check.lines import Figures, Lines
 from gpu_check.model import Held
 from mllm_align.batch import HostPrefix
 from mllm_align.config import BDHSConfig, SamplingConfig
-from mllm_align.generate.decode import Decoder, Fork, Row, programs
+from mllm_align.generate.decode import Fork, Generator, Row, programs
 from mllm_align.generate.distortion import gathered, visible_embeddings
 from mllm_align.generate.rollout import rollout_program
 from mllm_align.models.bundle import Bundle
@@ -69,21 +69,21 @@ def bdhs(held: Held) -> Figures:
     before, s, rng = shapes.memory(), held.sizes, np.random.default_rng(0)
     folder: Any = SimpleNamespace(config=held.model)
     bundle = Bundle(folder, None, held.mesh, held.dtype, held.params)
-    decoder = Decoder(bundle, SamplingConfig(), s.records)
+    generator = Generator(bundle, SamplingConfig(), s.records)
     each, _ = shapes.picture(held.model)
     side = held.model.vision.image_size
     pixels = [rng.standard_normal((each, side, side, 3), np.float32) for _ in range(s.records)]
-    stops = np.zeros(held.model.decoder.vocab, bool)  # every completion takes all its tokens
+    stop_mask = np.zeros(held.model.decoder.vocab, bool)  # every completion takes all its tokens
 
     def once() -> dict[str, float]:
         began = time.perf_counter()
-        features = decoder.features(pixels)
+        features = generator.features(pixels)
         seen = time.perf_counter()
         rows = [hidden_row(held, of_image, np.random.default_rng(i)) for i, of_image in enumerate(features)]
         ready = time.perf_counter()
-        cache = jax.block_until_ready(decoder.prefill(rows))
+        cache = jax.block_until_ready(generator.prefill(rows))
         filled = time.perf_counter()
-        made = decoder.decode(rows, cache, stops)
+        made = generator.decode(rows, cache, stop_mask)
         done = time.perf_counter()
         tokens = sum(len(ids) for row in made for ids in row)
         if tokens != s.records * s.sentences * s.cut:

@@ -11,7 +11,7 @@ from mllm_align.config import DataConfig, JudgeModel, SamplingConfig
 from mllm_align.data.encode import Encoder
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError
-from mllm_align.generate.decode import Decoder
+from mllm_align.generate.decode import Generator
 from mllm_align.generate.respond import respond
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import make_encoder
@@ -32,10 +32,10 @@ class Asker:
     what: str | None = None
 
     @cached_property
-    def _opened(self) -> tuple[Encoder, Decoder, int]:
+    def _opened(self) -> tuple[Encoder, Generator, int]:
         bundle = self.bundle()
-        decoder = Decoder(bundle, self._greedy, self.batch_size)
-        return make_encoder(bundle, self.data), decoder, bundle.config.decoder.max_length
+        generator = Generator(bundle, self._greedy, self.batch_size)
+        return make_encoder(bundle, self.data), generator, bundle.config.decoder.max_length
 
     @property
     def _greedy(self) -> SamplingConfig:
@@ -47,11 +47,11 @@ class Asker:
         out: list[str | None] = [None] * len(records)
         if not records:
             return out
-        encoder, decoder, limit = self._opened
+        encoder, generator, limit = self._opened
         taken = [encoder.encode(record, 0, index) for index, record in enumerate(records)]
         taken = [each for each in taken if each.shape.prefix + self.max_tokens <= limit]
         if taken:
-            tokens = respond(decoder, encoder, taken, self._greedy, what=self.what)
+            tokens = respond(generator, encoder, taken, self._greedy, what=self.what)
             for each, (ids,) in zip(taken, tokens, strict=True):
                 out[each.index] = encoder.text(ids).strip()
         return out

@@ -1,4 +1,4 @@
-"""mllm-align plan: what a config takes on a machine that need not be there."""
+"""mllm-align plan: memory and time bounds of a config on hardware that need not be available."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mllm_align.training.flops import decoder_flops, group_flops, train_flops, v
 from mllm_align.training.run_folder import base_folder
 
 LARGEST_TENSOR = 8
-"""Of a sweep: more devices wait for each other longer than they compute."""
+"""Limit of a sweep: on more devices, communication takes longer than computation."""
 
 
 def plan(
@@ -37,13 +37,13 @@ def plan(
     whole: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Compile a config's programs for a topology, or for this machine's devices, and say what they take.
+    """Compile a config's programs for a topology, or for this machine's devices, and report their costs.
 
     model: a name of `models.presets`, a Hugging Face folder (only config.json is read), or its config.
     where: a topology's name (see `plan.chips.topology`); None, the devices of this machine. programs: some
-    of train, reference, features, prefill, decode. prefix, response: tokens in place of the longest
-    prompt's and 256. whole: make machine code too. say: gets the lines of the report as they come.
-    Nothing is allocated. Raises InputError for names that are not known and meshes that can't be.
+    of train, reference, features, prefill, decode. prefix, response: tokens, instead of the longest prompt
+    and 256. whole: generate machine code too. say: called with each part of the report. Nothing is
+    allocated. Raises InputError for unknown names and impossible meshes.
     """
     name, shape_of = (
         (str(model), resolve(base_folder(model))) if not isinstance(model, LlavaConfig) else ("", model)
@@ -57,39 +57,41 @@ def plan(
             raise InputError(f"a {kind} has no program {each!r}; take some of {', '.join(known)}")
     size = sizes(config, shape_of, prefix, response)
     parts: list[ProgramPlan] = []
-    facts: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     for each in wanted:
         job = Job(each, config, shape_of, size, place, Path())
         compiled = compile_program(job, place.chips if place else 0, whole)
-        made = _made(compiled.facts["rows"], size, config)[each]
-        model_flops = _model_flops(each, config, shape_of, size) * compiled.facts["rows"]
-        parts.append(program_plan(each, compiled, place, model_flops / compiled.facts["devices"], made))
-        if not facts:
-            facts = compiled.facts
-            say(heading(_plan(name, place, facts, size, [], "")))
+        output = _output(compiled.metadata["rows"], size, config)[each]
+        model_flops = _model_flops(each, config, shape_of, size) * compiled.metadata["rows"]
+        parts.append(
+            program_plan(each, compiled, place, model_flops / compiled.metadata["devices"], output)
+        )
+        if not metadata:
+            metadata = compiled.metadata
+            say(heading(_plan(name, place, metadata, size, [], "")))
         say(program_text(parts[-1]))
-    done = _plan(name, place, facts, size, parts, verdict(parts, config, facts["mesh"], place))
+    done = _plan(name, place, metadata, size, parts, verdict(parts, config, metadata["mesh"], place))
     say(done.verdict)
     return done
 
 
-def _plan(name: str, place: Topology | None, facts: dict, size: Sizes, parts: list, words: str) -> Plan:
+def _plan(name: str, place: Topology | None, metadata: dict, size: Sizes, parts: list, words: str) -> Plan:
     return Plan(
-        topology=place.name if place else f"{facts['devices']} x {facts['device']}",
+        topology=place.name if place else f"{metadata['devices']} x {metadata['device']}",
         vendor_name=place.vendor_name if place else None,
-        chips=facts["devices"],
+        chips=metadata["devices"],
         model=name,
-        mesh=facts["mesh"],
+        mesh=metadata["mesh"],
         shape=asdict(size.shape),
         tokens=size.tokens,
         programs=parts,
-        kept_whole=facts["kept_whole"],
+        kept_whole=metadata["kept_whole"],
         verdict=words,
     )
 
 
-def _made(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
-    """What one run of each program makes."""
+def _output(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
+    """Numbers of items that one run of each program processes or generates."""
     s = size.shape
     tokens, made = rows * (s.prefix + size.responses * s.response), rows * targets.samples(config)
     group = "pairs" if size.responses == 2 else "prompts"
@@ -103,7 +105,7 @@ def _made(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
 
 
 def _model_flops(program: str, config: Any, model: LlavaConfig, size: Sizes) -> float:
-    """Of one row."""
+    """The model's FLOPs per row."""
     s = size.shape
     if program == "features":
         return vision_flops(model, s.tiles)
@@ -121,7 +123,7 @@ def _model_flops(program: str, config: Any, model: LlavaConfig, size: Sizes) -> 
 
 
 def meshes(config: Config | BDHSConfig, model: LlavaConfig, place: Topology) -> list[MeshConfig]:
-    """Meshes of a slice that a config can run on, those that cut the parameters most first."""
+    """Meshes of a slice that a config can run on, those with the most parameter shards first."""
     chips, d = prod(place.shape), model.decoder
     found = []
     for tensor in (n for n in (1, 2, 4, 8) if n <= LARGEST_TENSOR and chips % n == 0):
@@ -145,8 +147,8 @@ def sweep(
     say: Callable[[str], None] = lambda text: None,
     **options: Any,
 ) -> list[Plan]:
-    """Plans of the config's first program for the meshes of a slice: those that fit, the fastest bound
-    first."""
+    """Plans of the config's first program for all meshes of a slice on which it fits, by increasing
+    bound."""
     shape_of = model if isinstance(model, LlavaConfig) else resolve(base_folder(model))
     first = targets.names(config)[0] if isinstance(config, Config) else "decode"
     options = {"programs": (first,), **options}

@@ -1,4 +1,4 @@
-"""The programs of a config, lowered from shapes alone."""
+"""The programs of a config, lowered from shapes only."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from mllm_align.training.programs import abstract_base, batch_structs, check_fit
 from mllm_align.training.score import logps_program
 
 TEXT = 128
-"""Tokens of text beside the image in the prompt that is planned for."""
+"""Tokens of text besides the image in the planned prompt."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is planned for: a padded batch shape, the most tokens of a generated response, and how many
-    responses a prompt is trained on."""
+    """The planned sizes: padded batch shape, maximum tokens of a generated response, and number of
+    responses per prompt in training."""
 
     shape: Shape
     tokens: int
@@ -38,9 +38,9 @@ class Sizes:
 def sizes(
     config: Config | BDHSConfig, model: LlavaConfig, prefix: int | None = None, response: int | None = None
 ) -> Sizes:
-    """One image of the worst size with TEXT tokens of text, padded as the config pads.
+    """Sizes for one image of the largest size with TEXT tokens of text, padded according to the config.
 
-    prefix: another length of the prompt in tokens. response: of each response, 256 without.
+    prefix: length of the prompt in tokens, instead. response: tokens of each response, by default 256.
     """
     v = model.vision
     layout = ImageLayout(v.image_size, v.side, v.tokens, model.pinpoints)
@@ -55,7 +55,7 @@ def sizes(
 
 
 def _sampling_mesh(config: Config | BDHSConfig, mesh: Mesh, program: str) -> Mesh:
-    """Where a program of generation runs."""
+    """The mesh on which a program runs: generation may have its own."""
     own = getattr(config.online, "mesh", None) if isinstance(config, Config) else None
     return remade(mesh, own) if own is not None and program in ("features", "prefill", "decode") else mesh
 
@@ -66,7 +66,7 @@ def _sampling(config: Config | BDHSConfig) -> SamplingConfig:
 
 
 def names(config: Config | BDHSConfig) -> tuple[str, ...]:
-    """The programs that a config's work runs through."""
+    """The programs that a config runs."""
     if isinstance(config, BDHSConfig):
         return "features", "prefill", "decode"
     if isinstance(config.online, BDHSMethod | OnlinePairs):
@@ -76,14 +76,14 @@ def names(config: Config | BDHSConfig) -> tuple[str, ...]:
 
 
 def check(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh) -> list[str]:
-    """What stays whole on every device. Raises InputError for a config that this mesh can't run."""
+    """Names of what is not sharded. Raises InputError for a config that this mesh can't run."""
     if isinstance(config, Config):
         return check_fits(config, model, mesh)
     return check_mesh(model, mesh)
 
 
 def rows(config: Config | BDHSConfig, mesh: Mesh, program: str) -> int:
-    """Prompts that one run of a program takes."""
+    """Prompts per run of a program."""
     if program == "train":
         return config.batch_size
     size, mesh = config.batch_size, _sampling_mesh(config, mesh, program)
@@ -97,7 +97,8 @@ def rows(config: Config | BDHSConfig, mesh: Mesh, program: str) -> int:
 def lower(
     program: str, config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, planned: Sizes
 ) -> jax.stages.Lowered:
-    """train: a step. reference: log-probs of a batch. features, prefill, decode: those of generation."""
+    """Lower a program. train: a step. reference: log-probs of a batch. features, prefill, decode: of
+    generation."""
     if program == "train":
         assert isinstance(config, Config)
         made = train_program(config, model, mesh, steps=1000)
@@ -125,7 +126,7 @@ def lower(
 
 
 def _group(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, config: Config | None = None) -> Any:
-    """A batch without an axis of micro-batches."""
+    """A batch without the micro-batch axis."""
     config = config or Config()
     whole = replace(config, batch_size=count, micro_batches=1, reference="live")
     group = batch_structs(whole, model, mesh, planned.shape, planned.responses)
@@ -158,7 +159,8 @@ def _cache(model: LlavaConfig, mesh: Mesh, planned: Sizes, count: int, dtype: An
 
 
 def cache_bytes(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, planned: Sizes) -> int:
-    """Keys and values of prefixes and responses on one chip, with every response at its longest."""
+    """Bytes of keys and values of prefixes and responses on one chip, with all responses at maximum
+    length."""
     dtype, count = compute_dtype(config.dtype, mesh), rows(config, mesh, "decode")
     mesh = _sampling_mesh(config, mesh, "decode")
     kept = _cache(model, mesh, planned, count, dtype)
@@ -167,9 +169,10 @@ def cache_bytes(config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh, pla
     return prefix * (length + samples(config) * generation.bucket(planned.tokens)) // length
 
 
-def held_bytes(program: str, config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh) -> int:
-    """Bytes on one chip that an online run holds beside what a program itself takes: what is trained and
-    its moments while it generates, and the other copy of the base where rollouts have their own mesh."""
+def resident_bytes(program: str, config: Config | BDHSConfig, model: LlavaConfig, mesh: Mesh) -> int:
+    """Bytes on one chip that an online run keeps resident besides the program's own memory: during
+    generation, the trained parameters and the optimizer's moments; with a separate rollout mesh, also the
+    other copy of the base."""
     if not isinstance(config, Config) or config.online is None:
         return 0
     dtype, own = compute_dtype(config.dtype, mesh), getattr(config.online, "mesh", None)
@@ -180,13 +183,13 @@ def held_bytes(program: str, config: Config | BDHSConfig, model: LlavaConfig, me
 
 
 def _bytes(tree: Any) -> int:
-    """On one chip."""
+    """Bytes of a tree on one chip."""
     leaves = jax.tree.leaves(tree)
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
 
 
 def samples(config: Config | BDHSConfig) -> int:
-    """Continuations of one prompt."""
+    """Continuations per prompt."""
     online = config.online if isinstance(config, Config) else None
     return online.samples if isinstance(online, OnlinePairs) else 1
 

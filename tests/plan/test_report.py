@@ -21,17 +21,17 @@ from mllm_align.plan.counts import Collective, Counts
 from mllm_align.plan.hlo import Instruction
 from mllm_align.plan.planner import meshes, plan
 from mllm_align.plan.report import program_plan, program_text, verdict
-from mllm_align.plan.targets import held_bytes, sizes
+from mllm_align.plan.targets import resident_bytes, sizes
 from mllm_align.sharding import make_mesh
 from mllm_align.training.programs import abstract_base
 
 WHERE = topology("v5e:4x4")
-FACTS = {"rows": 32, "devices": 16, "mesh": {"slice": 1, "data": 1, "fsdp": 16, "tensor": 1}}
+METADATA = {"rows": 32, "devices": 16, "mesh": {"slice": 1, "data": 1, "fsdp": 16, "tensor": 1}}
 
 
 def compiled(temporaries=4 * GIB, **counts):
     memory = {"arguments": 3 * GIB, "outputs": 2 * GIB, "aliased": 2 * GIB, "temporaries": temporaries}
-    return Compiled(memory, None, Counts(**counts), FACTS, 1.0)
+    return Compiled(memory, None, Counts(**counts), METADATA, 1.0)
 
 
 def test_bound_is_the_slowest_part():
@@ -51,10 +51,10 @@ def test_what_crosses_slices_takes_the_network():
 
 
 def test_what_a_run_holds_meanwhile_counts():
-    held = dataclasses.replace(compiled(), facts=FACTS | {"held": 10 * GIB})
+    held = dataclasses.replace(compiled(), metadata=METADATA | {"resident": 10 * GIB})
     made = program_plan("decode", held, WHERE, 1, {})
     assert made.needed == 17 * GIB and not made.fits
-    assert "held meanwhile 10.00" in program_text(made)
+    assert "resident besides 10.00" in program_text(made)
 
 
 def test_online_runs_hold_their_state_while_they_generate():
@@ -62,13 +62,13 @@ def test_online_runs_hold_their_state_while_they_generate():
     model, mesh = small(pinpoints=()), make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices())
     base = sum(x.size for x in jax.tree.leaves(abstract_base(model, mesh, jnp.float32)))
     config = Config(lora=None, freeze=(), batch_size=8, online=OnlinePairs(annotator=SceneOracle()))
-    assert [held_bytes(name, Config(), model, mesh) for name in ("train", "decode")] == [0, 0]
-    assert held_bytes("train", config, model, mesh) == 0
+    assert [resident_bytes(name, Config(), model, mesh) for name in ("train", "decode")] == [0, 0]
+    assert resident_bytes("train", config, model, mesh) == 0
     moments = 3 * base * 4 / 8
-    assert held_bytes("decode", config, model, mesh) == pytest.approx(moments, rel=0.01)
+    assert resident_bytes("decode", config, model, mesh) == pytest.approx(moments, rel=0.01)
     whole = dataclasses.replace(config, online=dataclasses.replace(config.online, mesh=MeshConfig(data=8)))
-    assert held_bytes("train", whole, model, mesh) == base * 4
-    assert held_bytes("decode", whole, model, mesh) == pytest.approx(moments + base * 4 / 8, rel=0.01)
+    assert resident_bytes("train", whole, model, mesh) == base * 4
+    assert resident_bytes("decode", whole, model, mesh) == pytest.approx(moments + base * 4 / 8, rel=0.01)
 
 
 def test_no_bound_where_peaks_are_unknown():
@@ -77,7 +77,7 @@ def test_no_bound_where_peaks_are_unknown():
 
 
 def test_verdict_says_what_to_change():
-    config, mesh = Config(batch_size=32), FACTS["mesh"]
+    config, mesh = Config(batch_size=32), METADATA["mesh"]
     fits = program_plan("train", compiled(), WHERE, 1, {})
     assert verdict([fits], config, mesh, WHERE).startswith(
         "fits: train needs 7.00 of 15.75 GiB a chip, 8.75"
@@ -99,8 +99,8 @@ def test_advice_starts_with_what_is_not_cut():
 
 def test_a_refusal_of_the_compiler_is_a_verdict():
     said = "RESOURCE_EXHAUSTED: HLO temporaries (17.16G) exceeds available HBM (15.75G). See"
-    refused = program_plan("train", Compiled(None, said, None, FACTS, 1.0), WHERE, 1, {})
-    words = verdict([refused], Config(), FACTS["mesh"], WHERE)
+    refused = program_plan("train", Compiled(None, said, None, METADATA, 1.0), WHERE, 1, {})
+    words = verdict([refused], Config(), METADATA["mesh"], WHERE)
     assert not refused.fits
     assert words.startswith("does not fit: train needs 17.16 GiB of temporaries alone, of 15.75 a chip; ")
     assert "17.16" in program_text(refused)

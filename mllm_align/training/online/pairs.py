@@ -36,9 +36,9 @@ class Pairs:
         sampling = online.sampling
         self.rollout = rollout_program(*common.sampler.settings, sampling)
         self.pick = pick_program(common.bundle.mesh)
-        ends = common.encoder.end_mask(common.bundle.config.decoder.vocab)
-        self.ends = ends
-        self.stops = assemble(ends, replicated(common.sampler.bundle.mesh))
+        eos_mask = common.encoder.eos_mask(common.bundle.config.decoder.vocab)
+        self.eos_mask = eos_mask
+        self.stops = assemble(eos_mask, replicated(common.sampler.bundle.mesh))
         self.pool = ThreadPoolExecutor(1)
 
     def begin(self, batch: HostBatch, group: PromptGroup, trained: Any, at: int) -> Pending:
@@ -175,7 +175,7 @@ class Pairs:
     ) -> Facts:
         flat = [s for each in samples for s in each]
         tokens, asked = float(sum(len(s.ids) for s in flat)), len(verdicts)
-        open_ended = float(sum(not self.ends[s.ids[-1]] for s in flat))
+        open_ended = float(sum(not self.eos_mask[s.ids[-1]] for s in flat))
         rolled, annotated = pending.ready["seconds"]
         outcomes = counted(verdicts)
         first, parsed = (float(sum(getattr(v, n) for v in verdicts)) for n in ("first", "parsed"))

@@ -15,7 +15,7 @@ from mllm_align.config import Distorted, OnlineBDHS
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Identical
 from mllm_align.generate import bdhs
-from mllm_align.generate.decode import Decoder
+from mllm_align.generate.decode import Generator
 from mllm_align.generate.rollout import distorted_program, features_program
 from mllm_align.generate.sampling import random_key
 from mllm_align.generate.similarity import open_similarity
@@ -29,12 +29,12 @@ class Rejected:
 
     def __init__(self, common: Common, online: OnlineBDHS | Distorted):
         self.common, self.online = common, online
-        self.ends = common.encoder.end_mask(common.bundle.config.decoder.vocab)
+        self.eos_mask = common.encoder.eos_mask(common.bundle.config.decoder.vocab)
         if isinstance(online, OnlineBDHS):
             bdhs.check(common.records, common.encoder, online)
             similarity = open_similarity(online.similarity)
-            self.decoder = Decoder(common.sampler.bundle, online.sampling, common.rows)
-            self.maker = bdhs.BDHS(self.decoder, common.encoder, online, similarity, seed=0)
+            self.generator = Generator(common.sampler.bundle, online.sampling, common.rows)
+            self.maker = bdhs.BDHS(self.generator, common.encoder, online, similarity, seed=0)
             self.seen = features_program(*common.sampler.settings)
         else:
             self.program = distorted_program(*common.sampler.settings, online.noise_steps)
@@ -53,7 +53,7 @@ class Rejected:
                 made.append(None)
                 continue
             ids = tokens[row, : len(self.common.records[index].responses[0])]
-            stop = np.flatnonzero(self.ends[ids])  # a response ends at its first end of sequence
+            stop = np.flatnonzero(self.eos_mask[ids])  # a response ends at its first end of sequence
             made.append(ids[: stop[0] + 1] if len(stop) else ids)
         broken = [row for row in range(len(made)) if not finite[row]]
         return made, self.common.broken(batch, broken)
@@ -62,7 +62,7 @@ class Rejected:
         common, online = self.common, self.online
         assert isinstance(online, OnlineBDHS)
         self.maker.seed = int(random_key(common.config.seed, "bdhs", common.epoch(batch.step))[0])
-        self.decoder.trained = common.sampler.trained(trained)
+        self.generator.trained = common.sampler.trained(trained)
         seen = None
         if online.distortion == "attention":  # noise is put on the pixels themselves, in every try
             seen = self._features(batch, group)
@@ -84,7 +84,7 @@ class Rejected:
         for micro in range(-(-len(batch.records) // common.rows)):
             part = batch.records[micro * common.rows : (micro + 1) * common.rows]
             params = common.sampler.bundle.params
-            found = np.asarray(self.seen(params, self.decoder.trained, tiles, np.int32(micro)))
+            found = np.asarray(self.seen(params, self.generator.trained, tiles, np.int32(micro)))
             for record, row in zip((common.records[i] for i in part), found, strict=False):
                 seen[record.index] = row[: record.shape.tiles * per_tile]
         return seen
