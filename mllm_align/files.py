@@ -64,7 +64,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
         return json.dumps(value, indent=indent, default=_plain, allow_nan=False)
     except ValueError as error:
         at = _where_not_finite(value) or "a number"
-        raise NotFinite(f"{at} is not finite and can't be reported") from error
+        raise NotFinite(f"{at} is not finite, so it can't be reported") from error
 
 
 def _plain(value: Any) -> Any:
