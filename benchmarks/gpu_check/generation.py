@@ -40,7 +40,7 @@ def run(lines: Lines, work: Path, tiny: bool) -> None:
 
 
 def tower(held: Held) -> Figures:
-    """All tiles of a BDHS batch at once, pixels on the device already."""
+    """All tiles of a BDHS batch at once, with the pixels already on the device."""
     before, s, v = shapes.memory(), held.sizes, held.model.vision
     see, _, _ = programs(held.model, held.mesh, 1.0, held.dtype, SamplingConfig(max_tokens=1))
     each, _ = shapes.picture(held.model)
@@ -65,7 +65,8 @@ def tower(held: Held) -> Figures:
 
 
 def bdhs(held: Held) -> Figures:
-    """One try of a batch of records, through the host as BDHS itself goes: masked places are left out."""
+    """One BDHS iteration of a batch of records, including the host's part: masked embeddings are
+    removed."""
     before, s, rng = shapes.memory(), held.sizes, np.random.default_rng(0)
     folder: Any = SimpleNamespace(config=held.model)
     bundle = Bundle(folder, None, held.mesh, held.dtype, held.params)
@@ -114,7 +115,7 @@ def bdhs(held: Held) -> Figures:
 
 
 def hidden_row(held: Held, features: np.ndarray, rng: np.random.Generator) -> Row:
-    """A prompt with its chosen response, nearly all of the image hidden, and a fork in every sentence."""
+    """A prompt with its chosen response, most of the image hidden, and a fork in every sentence."""
     s = held.sizes
     _, tokens, image = shapes.prompt(held.model, s.prefix, rng)
     chosen = rng.integers(0, held.model.image_token, s.chosen, np.int32)
@@ -131,7 +132,7 @@ def hidden_row(held: Held, features: np.ndarray, rng: np.random.Generator) -> Ro
 
 
 def rollout(held: Held, count: int) -> Figures:
-    """Samples of every prompt, in the one program that online training runs."""
+    """Samples for every prompt, with the rollout program of online training."""
     before, s = shapes.memory(), held.sizes
     rule = SamplingConfig(max_tokens=s.response)
     program = rollout_program(held.model, held.mesh, 1.0, held.dtype, rule)
