@@ -52,10 +52,8 @@ def screen(name: str, verb: type, known: dict[str, Option]) -> str:
         lines += ["", heading] * bool(names)
         lines += [_described(each, known[each]) for each in names]
     if sum(map(len, shown)) < len(known):
-        lines += [
-            "",
-            f"All {len(known)} options, with all that is said of them: mllm-align {name} --help-all",
-        ]
+        more = f"mllm-align {name} --help-all has all {len(known)} options, and more about each"
+        lines += ["", _wrapped(more)]
     return "\n".join(lines)
 
 
