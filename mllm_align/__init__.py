@@ -18,28 +18,31 @@ with epy.lazy_api_imports(globals()):
     from mllm_align.align.contract import Objective, Signals, Terms
     from mllm_align.align.pairwise import DPO, IPO, Averaged, RobustDPO, SLiC
     from mllm_align.align.sft import SFT
+    from mllm_align.annotate.endpoint import Endpoint
+    from mllm_align.annotate.judge import JudgeModel
+    from mllm_align.annotate.scorer import Scorer
+    from mllm_align.annotate.verdict import Question, Verdict, scored
     from mllm_align.config import (
+        AnnotatorConfig,
         BDHSConfig,
         Config,
         DataConfig,
         Distorted,
-        Endpoint,
         JudgeConfig,
-        JudgeModel,
         LoraConfig,
         MeshConfig,
         OnlineBDHS,
         OnlinePairs,
         OptimConfig,
         SamplingConfig,
-        SceneOracle,
-        SceneQuestions,
-        Scorer,
         load_config,
     )
     from mllm_align.errors import InputError
+    from mllm_align.evaluation.base import Evaluator, Item, Scored
+    from mllm_align.evaluation.run import evaluate
     from mllm_align.generate.bdhs_job import bdhs
     from mllm_align.models.bundle import Bundle, load
+    from mllm_align.testbed.annotators import SceneOracle, SceneQuestions
     from mllm_align.training.loop import train
     from mllm_align.training.run_folder import export_run as export
     from mllm_align.training.run_folder import load_run
@@ -49,6 +52,7 @@ __all__ = [
     "DPO",
     "IPO",
     "SFT",
+    "AnnotatorConfig",
     "Averaged",
     "BDHSConfig",
     "Bundle",
@@ -56,7 +60,9 @@ __all__ = [
     "DataConfig",
     "Distorted",
     "Endpoint",
+    "Evaluator",
     "InputError",
+    "Item",
     "JudgeConfig",
     "JudgeModel",
     "LoraConfig",
@@ -65,19 +71,24 @@ __all__ = [
     "OnlineBDHS",
     "OnlinePairs",
     "OptimConfig",
+    "Question",
     "RobustDPO",
     "SLiC",
     "SamplingConfig",
     "SceneOracle",
     "SceneQuestions",
+    "Scored",
     "Scorer",
     "Signals",
     "Terms",
+    "Verdict",
     "bdhs",
+    "evaluate",
     "export",
     "load",
     "load_config",
     "load_run",
     "score",
+    "scored",
     "train",
 ]

@@ -42,23 +42,29 @@ _MESH: ContextVar[Mesh | None] = ContextVar("mesh", default=None)
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh slice x data x fsdp x tensor over all devices.
 
-    Slices of a multi-slice pod are told by the devices; the other sizes are of one slice. Raises
-    InputError if they do not multiply to its number of devices.
+    The devices know how many slices of a multi-slice pod there are; the other sizes are of one slice.
+    Raises InputError if they do not multiply to its number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    told = len({getattr(d, "slice_index", 0) for d in devices})
-    slices, *sizes = _sizes(config, len(devices), config.slices or told)
+    physical = len({getattr(d, "slice_index", 0) for d in devices})
+    slices, *sizes = _sizes(config, len(devices), config.slices or physical)
     kinds = (AxisType.Auto,) * len(AXES)
-    if 1 < slices == told:  # only the slice axis crosses the network between slices
+    if 1 < slices == physical:  # only the slice axis crosses the network between slices
         grid = mesh_utils.create_hybrid_device_mesh((1, *sizes), (slices, 1, 1, 1), devices)
         return Mesh(grid, AXES, axis_types=kinds)
     return jax.make_mesh((slices, *sizes), AXES, axis_types=kinds, devices=devices)
 
 
 def remade(mesh: Mesh, config: MeshConfig) -> Mesh:
-    """The same devices in the same order, cut otherwise: arrays move between the two within a program."""
+    """The same devices in the same order with other axes: arrays move between the two within a program."""
     sizes = _sizes(config, mesh.size, config.slices or mesh.shape["slice"])
     return Mesh(mesh.devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_config(shape: Mapping[str, int]) -> MeshConfig:
+    """The settings that make a mesh of these sizes; axes that are not named have size 1."""
+    slices, data, fsdp, tensor = (shape.get(axis, 1) for axis in AXES)
+    return MeshConfig(data, fsdp, tensor, slices)
 
 
 def _sizes(config: MeshConfig, devices: int, slices: int) -> list[int]:
@@ -69,8 +75,8 @@ def _sizes(config: MeshConfig, devices: int, slices: int) -> list[int]:
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(each // fixed, 1)
     if left or int(np.prod(sizes)) != each:
-        asked = " x ".join(f"{name} {size}" for name, size in zip(AXES, [slices, *sizes], strict=True))
-        raise InputError(f"mesh: {asked} does not make {devices} devices; set --mesh.* to match")
+        given = " x ".join(f"{name} {size}" for name, size in zip(AXES, [slices, *sizes], strict=True))
+        raise InputError(f"mesh: {given} does not make {devices} devices; set --mesh.* to match")
     return [slices, *sizes]
 
 
@@ -94,7 +100,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def sharding_of(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
-    """Where an array with these logical axes lives. An axis that does not divide stays whole."""
+    """The sharding of an array with these logical axes. An axis that does not divide is not cut."""
 
     def of(name: str | None, size: int) -> Any:
         axes = RULES.get(name)
@@ -107,7 +113,7 @@ def sharding_of(mesh: Mesh, names: Sequence[str | None], shape: Sequence[int]) -
 def parameter_shardings(boxed: Any, mesh: Mesh, units: Mapping[str, int]) -> Any:
     """Shardings for a tree whose leaves carry `.names` (logical axes) and `.value` with a shape.
 
-    units: logical axis -> how many things it must be cut between (heads: never through one).
+    units: logical axis -> number of units that must stay whole (heads).
     """
 
     def of(leaf: Any) -> NamedSharding:
@@ -127,7 +133,7 @@ def tree_lookup(tree: Any) -> Callable[[tuple[str, ...]], NamedSharding]:
 
 
 def traced_within(mesh: Mesh | None, step: F, dtype: Any = None) -> F:
-    """The step, for whose tracing `constrain` and `per_shard` mean this mesh.
+    """The step, traced with this mesh: `constrain` and `per_shard` refer to it.
 
     dtype: of the computation. float32 asks for full-precision matrix products, in this program alone.
     """
@@ -150,13 +156,13 @@ def current() -> Mesh | None:
 
 
 def platform() -> str:
-    """Of the devices that a step is traced for: "cpu", "gpu" or "tpu"."""
+    """Platform of the devices that a step is traced for: "cpu", "gpu" or "tpu"."""
     mesh = current()
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """x, kept where its logical axes say, whatever the compiler would find cheaper."""
+    """x with the sharding of its logical axes, whatever the compiler would choose."""
     mesh = current()
     if mesh is None or mesh.size == 1:
         return x
@@ -185,33 +191,24 @@ def per_shard(
 
 
 def local_rows(mesh: Mesh, rows: int) -> list[int]:
-    """Which of a micro-batch's rows this process's devices hold."""
+    """The rows of a micro-batch that this process's devices hold, in order."""
     places = batch_sharding(mesh, micro=False).addressable_devices_indices_map((rows,))
-    held = {row for (part,) in places.values() for row in range(*part.indices(rows))}  # type: ignore[misc]
-    return sorted(held)
+    return sorted({row for (part,) in places.values() for row in range(*part.indices(rows))})  # type: ignore[misc]
 
 
-def assemble(tree: Any, where: NamedSharding, rows: int = 0, held: Sequence[int] = ()) -> Any:
-    """Host arrays as global ones, cut as `where` says along their rows.
+def assemble(tree: Any, where: NamedSharding, rows: int | None = None) -> Any:
+    """Global arrays from host arrays, with the sharding `where`.
 
-    held: the numbers of the `rows` rows that the arrays hold, in order; without it, all processes have all.
+    rows: number of rows of the global array, where each process has its `local_rows` alone; None where all
+    processes have all rows.
     """
     if where.is_fully_addressable:
         return jax.device_put(tree, where)
     axis = next((i for i, part in enumerate(where.spec) if part is not None), 0)
-    place = {row: i for i, row in enumerate(held)}
 
     def put(x: Any) -> jax.Array:
         x = np.asarray(x)
-        shape = (*x.shape[:axis], rows, *x.shape[axis + 1 :]) if held else x.shape
-
-        def part(index: tuple[slice, ...]) -> np.ndarray:
-            if held:
-                first, last, _ = index[axis].indices(rows)
-                here = slice(place[first], place[first] + last - first)
-                index = (*index[:axis], here, *index[axis + 1 :])
-            return x[index]
-
-        return jax.make_array_from_callback(shape, where, part)  # type: ignore[arg-type]
+        shape = x.shape if rows is None else (*x.shape[:axis], rows, *x.shape[axis + 1 :])
+        return jax.make_array_from_process_local_data(where, x, shape)
 
     return jax.tree.map(put, tree)

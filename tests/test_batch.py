@@ -10,6 +10,7 @@ import pytest
 from mllm_align.batch import (
     Group,
     HostPrefix,
+    Pixels,
     Prefix,
     Responses,
     Shape,
@@ -22,7 +23,7 @@ from mllm_align.batch import (
     with_responses,
 )
 
-TILE = (2, 2, 3)
+TILE = (4, 3)  # patches of a tile, numbers of a patch
 
 
 def ids(*values):
@@ -32,8 +33,9 @@ def ids(*values):
 def host_prefix(tokens, tiles=0):
     """Text of these tokens; its first `tiles` places are image embeddings, all in one tile each."""
     image = np.where(np.arange(len(tokens)) < tiles, 1 + np.arange(len(tokens)), -1).astype(np.int32)
-    pixels = np.arange(tiles * 12, dtype=np.float32).reshape(tiles, *TILE) + 1
-    return HostPrefix.causal(ids(*tokens), image, pixels)
+    patches = np.arange(tiles * 12, dtype=np.float32).reshape(tiles, *TILE) + 1
+    place = np.zeros((tiles, TILE[0], 2), np.int16)
+    return HostPrefix.causal(ids(*tokens), image, Pixels(patches, place))
 
 
 def group(tokens, *responses, tiles=1):
@@ -63,9 +65,12 @@ def test_prefixes_are_padded_at_the_end_of_their_row():
     assert found.rope.tolist() == [[row] for row in found.order.tolist()]
     assert found.visible.tolist() == [[True] * 3 + [False] * 3, [True] * 5 + [False]]
     assert found.length.tolist() == [3, 5] and found.last.tolist() == [[2], [4]]
-    assert found.pixels.shape == (2, 3, *TILE)
-    assert (found.pixels[0, :1] == SHORT.prefix.tiles).all() and not found.pixels[0, 1:].any()
-    assert pad_prefixes([SHORT.prefix], 4).tiles is None
+    patches, place = found.pixels
+    assert patches.shape == (2, 3, *TILE) and place.shape == (2, 3, TILE[0], 2)
+    assert (patches[0, :1] == SHORT.prefix.patches).all() and not patches[0, 1:].any()
+    assert not place[0, :1].any() and (place[0, 1:] == -1).all()
+    without = pad_prefixes([SHORT.prefix], 4)
+    assert without.patches is None and without.place is None
 
 
 def test_a_batch_holds_every_response_and_says_what_is_padding():
@@ -121,7 +126,7 @@ def test_a_kept_token_keeps_its_order_and_rotation():
     found = prefix.keep(np.array([True, False, True, False, True]))
     assert found.tokens.tolist() == [9, 1, 3] and found.image.tolist() == [1, -1, -1]
     assert found.order.tolist() == [0, 2, 4] and found.rope.tolist() == [[0, 20, 40], [0, 40, 80]]
-    assert found.visible.all() and found.tiles is prefix.tiles
+    assert found.visible.all() and found.patches is prefix.patches
 
 
 def test_a_continuation_counts_on_from_the_last_real_token():
@@ -223,5 +228,5 @@ def test_blank_has_the_leaves_of_a_padded_group(views):
 
 def test_a_blank_prefix_has_its_axes_of_rotation():
     found = blank_prefix(lambda shape, dtype: (shape, dtype), 7, axes=3)
-    assert isinstance(found, Prefix) and found.tiles is None
+    assert isinstance(found, Prefix) and found.patches is None
     assert found.rope == ((3, 7), jnp.int32) and found.order == ((7,), jnp.int32)

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from decoding import CLOSE, ROUNDING, logits, margin
+from jobs import Processes
 from runs import TINY, compiling
 
 from mllm_align import DataConfig, InputError, MeshConfig, SamplingConfig, load
@@ -14,7 +15,7 @@ from mllm_align.generate.decode import Decoder
 from mllm_align.generate.respond import prompt_row
 from mllm_align.models.bundle import check_mesh
 from mllm_align.prepare import prepare
-from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
+from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh, mesh_config
 from mllm_align.testbed.demo import make_model, make_pairs
 from mllm_align.training.optim import init_trained
 from mllm_align.training.programs import batch_structs, train_program
@@ -182,6 +183,45 @@ def test_meshes_that_do_not_fit_are_refused(config):
         make_mesh(config)
 
 
+def test_settings_of_a_mesh_make_it_again():
+    for config in (MeshConfig(), MeshConfig(1, -1, 2), MeshConfig(2, 2, -1, slices=2)):
+        mesh = make_mesh(config)
+        assert make_mesh(mesh_config(mesh.shape)).shape == mesh.shape
+    assert mesh_config({"fsdp": 4}) == MeshConfig(1, 4, 1, slices=1)
+
+
+# ---- arrays of several processes ---------------------------------------------------------------------
+
+
 def test_rows_of_this_process():
-    """All of them where one process has all devices; several processes are tested as such."""
+    """All of them where one process has all devices."""
     assert local_rows(make_mesh(MeshConfig(2, 2, 2)), 8) == list(range(8))
+
+
+SEVERAL = """
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from mllm_align import processes
+from mllm_align.sharding import AXES, assemble, batch_sharding, local_rows, replicated
+
+processes.start(30, 30)
+whole = np.arange(2 * 12 * 2.0).reshape(2, 12, 2)
+for order in (range(6), (5, 4, 3, 2, 1, 0), (0, 3, 1, 4, 2, 5)):
+    for shape in ((1, 3, 1, 2), (1, 6, 1, 1), (1, 2, 3, 1), (1, 1, 1, 6), (3, 1, 2, 1)):
+        devices = np.array([jax.devices()[i] for i in order]).reshape(shape)
+        mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 4)
+        rows, where = local_rows(mesh, 12), batch_sharding(mesh)
+        made = [assemble({"a": whole[:, rows]}, where, 12)["a"], assemble(whole, where)]
+        made.append(assemble(whole, replicated(mesh)))
+        for array in made:
+            assert array.shape == whole.shape
+            assert all(np.array_equal(s.data, whole[s.index]) for s in array.addressable_shards)
+"""
+
+
+@pytest.mark.slow
+def test_every_process_gives_its_own_rows(tmp_path):
+    """Also where devices of two processes take turns, and where both hold some of the rows."""
+    Processes(tmp_path / "several", 2, ["-c", SEVERAL], devices=3).done()

@@ -39,7 +39,7 @@ def screen(name: str, verb: type, known: dict[str, Option]) -> str:
         each: option for each, option in known.items() if not each.rpartition(".")[2].startswith("--no-")
     }
     needed = {each: option for each, option in known.items() if option.required}
-    positional = "CONFIG " if "--config-file" in own else ""
+    positional = f"{getattr(verb, 'FIRST', 'CONFIG')} " if "--config-file" in own else ""
     words = positional + "".join(f"{each} {_metavar(option.kind)} " for each, option in needed.items())
     shown = [
         [each for each in known if each in needed],
@@ -64,7 +64,7 @@ def _described(name: str, option: Option) -> str:
         name = re.sub(r"([^-.]+[^.]*)$", r"[no-]\1", name)
     if len(metavar) > LONG:
         about, metavar = f"{about}: {metavar.replace('|', ', ')}", "KIND"
-    if option.default not in (None, False, dataclasses.MISSING, ()):
+    if not (option.default is False or option.default in (None, dataclasses.MISSING, ())):
         values = option.default if isinstance(option.default, tuple) else [option.default]
         about += f" (default: {' '.join(map(str, values))})"
     return _entry(f"{name} {metavar}".rstrip(), about, COLUMN)

@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from mllm_align.cli.shared import Data, PrintConfig, begin, result, tell
 from mllm_align.config import Config, JudgeConfig, load_config
 from mllm_align.errors import InputError, refusal
-from mllm_align.files import json_text
+from mllm_align.files import json_text, lines_beside
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Judge:
         return JudgeConfig(config.online.annotator, c.data, c.mesh, c.distributed, c.dtype)
 
     def __call__(self) -> None:
-        config, out, beside = self.config, self.out, _lines_beside(self.out)
+        config, out, beside = self.config, self.out, lines_beside(self.out)
         begin(config.distributed)
-        from mllm_align.annotate.accuracy import accuracy, table
+        from mllm_align.evaluation.accuracy import accuracy, table
         from mllm_align.models.bundle import load
         from mllm_align.training.run_folder import open_base
 
@@ -71,15 +71,3 @@ class Judge:
             file.write(json_text(about | summary, indent=2) + "\n")
             lines_file.writelines(json_text(line) + "\n" for line in lines)
         tell(table(summary))
-
-
-def _lines_beside(out: Path) -> Path:
-    """result.json -> result.jsonl. Raises InputError where that is something else's."""
-    if out.is_dir():
-        raise refusal(str(out), "this is a folder", "name a file")
-    beside = out.with_suffix(".jsonl")
-    if beside == out:
-        raise refusal(str(out), "is named as the lines beside it", "give --out a name that ends in .json")
-    if beside.exists() and not out.exists():
-        raise refusal(str(beside), "is there without its .json, so it is not ours", "give another --out")
-    return beside

@@ -19,10 +19,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from mllm_align.config import ANNOTATORS, OBJECTIVES, ONLINE
 from mllm_align.errors import InputError, nearest, one_line, quoted
+from mllm_align.evaluation.base import EVALUATORS
 from mllm_align.registry import load_part, part_name
 
 # Fields of several kinds, by name. Other branches that may be absent are `none` or `on`.
-KINDS: dict[str, Mapping[str, Any]] = {"objective": OBJECTIVES, "online": ONLINE, "annotator": ANNOTATORS}
+KINDS: dict[str, Mapping[str, Any]] = {
+    "objective": OBJECTIVES,
+    "online": ONLINE,
+    "annotator": ANNOTATORS,
+    "evaluator": EVALUATORS,
+}
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import tyro
 from mllm_align.cli import help
 from mllm_align.cli.bdhs import Bdhs
 from mllm_align.cli.configs import Configs
+from mllm_align.cli.evaluate import Evaluate
 from mllm_align.cli.export import Export
 from mllm_align.cli.generate import Generate
 from mllm_align.cli.inspect import Inspect
@@ -33,6 +34,7 @@ VERBS: dict[str, type] = {
     "generate": Generate,
     "score": Score,
     "judge": Judge,
+    "evaluate": Evaluate,
     "inspect": Inspect,
     "export": Export,
     "plan": Plan,
@@ -50,11 +52,15 @@ def parse(name: str, argv: list[str]) -> Any:
     if name not in VERBS:
         raise InputError(f"no verb {quoted(name)}{nearest(name, VERBS)}; mllm-align --help lists them")
     verb, config = VERBS[name], None
+    argv = getattr(verb, "place", list)(argv)
     file = argv[0] if argv and not argv[0].startswith("-") else None
     helping = {"-h", "--help", "--help-all"} & set(argv)
     if "config" in get_type_hints(verb) and not (helping and file is None):
         if file is None:
-            raise InputError(f"{name} needs a config first: mllm-align {name} CONFIG --model ...")
+            first = getattr(verb, "FIRST", "CONFIG")
+            article = "an" if first[0] in "AEIOU" else "a"
+            usage = f"mllm-align {name} {first} --model ..."
+            raise InputError(f"{name} needs {article} {first.lower()} first: {usage}")
         config, argv = choose(_load(verb, file), argv[1:])
     known = options(verb, config)
     if helping:

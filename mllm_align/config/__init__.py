@@ -5,16 +5,7 @@ fields that differ from `base`. The command line may override any field (`--opti
 """
 
 from mllm_align.align.objectives import OBJECTIVES
-from mllm_align.config.annotators import (
-    ANNOTATORS,
-    Annotator,
-    Endpoint,
-    JudgeConfig,
-    JudgeModel,
-    SceneOracle,
-    SceneQuestions,
-    Scorer,
-)
+from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig, JudgeConfig
 from mllm_align.config.bdhs import BDHSConfig, BDHSMethod
 from mllm_align.config.files import (
     from_json,
@@ -44,7 +35,7 @@ __all__ = [
     "OBJECTIVES",
     "ONLINE",
     "PARTS",
-    "Annotator",
+    "AnnotatorConfig",
     "BDHSConfig",
     "BDHSMethod",
     "Config",
@@ -52,9 +43,7 @@ __all__ = [
     "Distorted",
     "DistributedConfig",
     "Dtype",
-    "Endpoint",
     "JudgeConfig",
-    "JudgeModel",
     "LoraConfig",
     "MeshConfig",
     "Online",
@@ -63,9 +52,6 @@ __all__ = [
     "OptimConfig",
     "Remat",
     "SamplingConfig",
-    "SceneOracle",
-    "SceneQuestions",
-    "Scorer",
     "from_json",
     "load_config",
     "named_configs",

@@ -15,10 +15,7 @@ from mllm_align.config.documents import read_yaml, write_yaml
 from mllm_align.config.online import ONLINE
 from mllm_align.config.train import Config
 from mllm_align.errors import InputError, nearest, one_line, quoted
-from mllm_align.registry import load_part, part_file, part_name, run_file
-
-# Kinds of a field: their names in JSON and on the command line.
-KINDS: dict[str, type] = {**OBJECTIVES, **ONLINE, **ANNOTATORS}
+from mllm_align.registry import load_part, part_file, part_name, registered_name, run_file
 
 C = TypeVar("C")
 
@@ -125,15 +122,16 @@ def _fields(kind: type) -> set[str]:
 
 def to_json(config: Any) -> dict[str, Any]:
     """A config as plain JSON values; a field of several kinds carries its kind, a user's as FILE:CLASS."""
-    kinds = {cls: kind for kind, cls in KINDS.items()}
+    online = {cls: kind for kind, cls in ONLINE.items()}
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            kind = kinds.get(type(value)) or part_name(type(value))  # type: ignore[arg-type]
-            if kind is None and type(value).__module__ == "__main__":
+            cls: type = type(value)  # type: ignore[assignment]
+            kind = registered_name(cls) or online.get(cls) or part_name(cls)
+            if kind is None and cls.__module__ == "__main__":
                 where = "it is defined in no file, so that a run could not find it again; put it in one"
-                raise InputError(f"{type(value).__name__}: {where}")
+                raise InputError(f"{cls.__name__}: {where}")
             return fields if kind is None else {"kind": kind, **fields}
         if isinstance(value, tuple):
             return [plain(v) for v in value]
@@ -160,9 +158,9 @@ def _built(kind: Any, value: Any, at: str = "") -> Any:
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if isinstance(value, dict) and "kind" in value:
         name = str(value["kind"])
-        if ":" not in name and name not in KINDS:
-            raise ValueError(f"{at}.kind is {quoted(name)}{nearest(name, KINDS)}")
-        kind = load_part(name, "part of a config") if ":" in name else KINDS[name]
+        kind = load_part(name, "part of a config") if ":" in name else _kinds().get(name)
+        if kind is None:
+            raise ValueError(f"{at}.kind is {quoted(name)}{nearest(name, _kinds())}")
         if not isinstance(kind, type) or not issubclass(kind, kinds):
             raise ValueError(f"{at}.kind is {quoted(name)}, which has no place there")
         return _built(kind, {name: each for name, each in value.items() if name != "kind"}, at)
@@ -182,6 +180,11 @@ def _built(kind: Any, value: Any, at: str = "") -> Any:
     return Path(str(value)) if kind is Path else value
 
 
+def _kinds() -> dict[str, type]:
+    """Kinds of a field by name, in JSON and on the command line."""
+    return {**OBJECTIVES, **ONLINE, **ANNOTATORS}
+
+
 def save_json(config: Any) -> str:
     """The text of a config file, as a run folder holds it."""
     return json.dumps(to_json(config), indent=2) + "\n"
@@ -199,7 +202,9 @@ def part_files(config: Any) -> dict[str, str]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             found |= part_files(value)
-    file = part_file(type(config))
-    if part_name(type(config)) is not None and file is not None:
-        found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    parts = [] if part_name(type(config)) is None else [type(config)]
+    parts += [load_part(name, what) for what, name in getattr(config, "own_functions", {}).items()]
+    for file in map(part_file, parts):
+        if file is not None:
+            found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return found

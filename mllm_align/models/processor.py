@@ -184,7 +184,8 @@ def _check_images(path: Path, processor: Processor, config: ModelConfig) -> None
         white = 255 * values["rescale_factor"]
         for name, low in (("image_mean", -white), ("image_std", 0)):
             check(at, name, values[name], Maybe(Listed(COLOURS, Between(low, 1.001 * white))), COPY)
-    family.check_processor(at, images, config)
+    with explained(f"{at} can't be used", COPY):
+        family.check_processor(at, images, config)
     from PIL import Image
 
     with explained(f"{at} can't be used", "take it and config.json from one folder"):

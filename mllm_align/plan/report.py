@@ -9,6 +9,7 @@ from typing import Any
 from mllm_align.plan.chips import GIB, Topology
 from mllm_align.plan.compiled import Compiled, total
 from mllm_align.plan.counts import Counts
+from mllm_align.sharding import mesh_config
 
 
 @dataclass(frozen=True)
@@ -163,12 +164,11 @@ def refusal(said: str | None) -> str:
 
 def advice(bad: ProgramPlan, config: Any, mesh: dict[str, int]) -> str:
     """What makes a program smaller, what costs least first."""
-    shards = 1
-    for axis, size in mesh.items():
-        shards *= 1 if axis == "tensor" else size
+    now = mesh_config(mesh)
+    shards = (now.slices or 1) * now.data * now.fsdp
     change = []
-    if mesh.get("data", 1) > 1:
-        change.append(f"cut the parameters further (mesh.fsdp {mesh['fsdp'] * mesh['data']}, mesh.data 1)")
+    if now.data > 1:
+        change.append(f"cut the parameters further (mesh.fsdp {now.fsdp * now.data}, mesh.data 1)")
     each = bad.rows // config.micro_batches // shards
     if bad.program == "train":
         if each > 1:
@@ -181,7 +181,7 @@ def advice(bad: ProgramPlan, config: Any, mesh: dict[str, int]) -> str:
             change.append("store the reference (reference stored)")
     elif each > 1:
         change.append(f"run fewer rows at once (batch_size {shards})")
-    change.append(f"cut heads and feed-forward (mesh.tensor {2 * mesh.get('tensor', 1)})")
+    change.append(f"cut heads and feed-forward (mesh.tensor {2 * now.tensor})")
     change.append("take a larger slice")
     return "; or ".join(change)
 

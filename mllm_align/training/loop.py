@@ -105,7 +105,7 @@ def _train(
     for what, these in (("training", left_out), ("held-out", held_left_out)):
         if these:
             warn(f"{counted(these)} {what} records left out")
-    described = run_folder.facts(config, bundle, data, eval_data, records)
+    described = run_folder.metadata(config, bundle, data, eval_data, records)
     processes.on_first(lambda: run_folder.check(out, config, described))
     maker = open_maker(config, bundle, encoder, records, out)
     step = processes.on_first(lambda: _newest(place))
@@ -131,7 +131,7 @@ def _train(
         counts = {"records": len(records), "skipped": [each.id for each in left_out]}
         counts |= {"left_out": dict(+dropped)}
         counts |= {"eval_records": len(held_out), "eval_skipped": [each.id for each in held_left_out]}
-        log("start", step=step, **described, **counts, **trainer.facts(state))
+        log("start", step=step, **described, **counts, **trainer.metadata(state))
         state = trainer.loop(state, step, described, profile)
         log("done", step=trainer.steps)
     return replace(bundle, trained=state.trained)
@@ -246,9 +246,9 @@ class _Run:
         )
 
     def put(self, batch: HostBatch) -> PromptGroup:
-        return assemble(batch.group, batch_sharding(self.bundle.mesh), self.rows, self.local_rows)
+        return assemble(batch.group, batch_sharding(self.bundle.mesh), self.rows)
 
-    def facts(self, state: TrainState) -> dict[str, Any]:
+    def metadata(self, state: TrainState) -> dict[str, Any]:
         leaves = jax.tree.leaves(state.trained)
         return {
             "trained_parameters": sum(x.size for x in leaves),
@@ -367,10 +367,10 @@ class _Run:
         policy = self.config.nonfinite
         self.log("nonfinite", step=step, records=ids, policy=policy, during=event)
         count = f" ({len(ids)})" * (len(ids) > SHOWN)
-        told = f"{what} not finite, with records {first_few(ids)}{count}"
+        problem = f"{what} not finite, with records {first_few(ids)}{count}"
         if policy == "stop":
-            raise NotFinite(f"{told}; {SKIP}")
-        warn(f"{told}; the {'step' if event == 'train' else 'batch'} is left out")
+            raise NotFinite(f"{problem}; {SKIP}")
+        warn(f"{problem}; the {'step' if event == 'train' else 'batch'} is left out")
 
 
 def warn(text: str) -> None:

@@ -53,7 +53,7 @@ class Length(NamedTuple):
     warmup: int
 
 
-def facts(
+def metadata(
     config: Config, bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]
 ) -> dict[str, Any]:
     """What run.json says of a run beside its config. Raises InputError for a judge that is no model."""
@@ -73,11 +73,14 @@ def facts(
         "part_files": part_files(config),
         "dtype": str(bundle.dtype),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("mllm-align", "jax", "flax", "optax", "transformers")},
-        },
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this program and of what it computes with."""
+    names = ("mllm-align", "jax", "flax", "optax", "transformers")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
 
 
 def _version(name: str) -> str:
@@ -214,26 +217,26 @@ def read_config(out: Path) -> Config:
     return from_json(read_json(out / "config.json", f"{out} is no run folder: {NO_RUN}"))
 
 
-def read_facts(out: Path) -> dict[str, Any]:
+def read_metadata(out: Path) -> dict[str, Any]:
     """What run.json says. Raises InputError where it does not say what a run needs."""
-    facts = read_json(out / "run.json", f"{out} is no run folder: {NO_RUN}")
+    metadata = read_json(out / "run.json", f"{out} is no run folder: {NO_RUN}")
     for name in ("model", "model_fingerprint"):
-        if not isinstance(facts.get(name), str):
-            raise refusal(str(out / "run.json"), f"{name} is {one_line(facts.get(name))}", NO_RUN)
-    step = facts.get("model_step", 1)  # of the run that this one began from
+        if not isinstance(metadata.get(name), str):
+            raise refusal(str(out / "run.json"), f"{name} is {one_line(metadata.get(name))}", NO_RUN)
+    step = metadata.get("model_step", 1)  # of the run that this one began from
     if not isinstance(step, int) or step < 1:
         raise refusal(str(out / "run.json"), f"model_step is {one_line(step)}", NO_RUN)
-    return facts
+    return metadata
 
 
 def check(out: Path, config: Config, described: dict[str, Any]) -> None:
     """Refuse to continue a run of another model or other data."""
     if (out / "run.json").exists() and has_begun(out, checkpoints_folder(out, config)):
-        _check_same(out, read_facts(out), described)
+        _check_same(out, read_metadata(out), described)
 
 
 def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> None:
-    for file, digest in described["part_files"].items():
+    for file, digest in described.get("part_files", {}).items():
         if saved.get("part_files", {}).get(file, digest) != digest:
             raise InputError(
                 f"{file} has changed since {out} was started; take its earlier version, or give --out a "
@@ -290,7 +293,7 @@ def goes_on(
     begun = (out / "run.json").exists()
     saved = read_config(out) if begun else _config_of(out, about)
     before, now = (
-        _recorded(out, read_facts(out) if begun else about, saved, records),
+        _recorded(out, read_metadata(out) if begun else about, saved, records),
         length(config, records),
     )
     if now.steps == before.steps:
@@ -347,7 +350,7 @@ def start(out: Path, config: Config, described: dict[str, Any], step: int) -> No
 def lengthen(out: Path, config: Config, now: Length) -> None:
     """Put down that a run is to be longer, or shorter."""
     saved = replace(read_config(out), steps=config.steps, epochs=config.epochs)
-    _write(out, saved, read_facts(out) | lengths(now))
+    _write(out, saved, read_metadata(out) | lengths(now))
 
 
 def lengths(length: Length) -> dict[str, int]:
@@ -384,7 +387,7 @@ def base_again(model: str | Path, out: Path) -> Folder:
     far that one has come since."""
     step: Any = "last"
     if is_run(Path(model)) and is_run(out):
-        described = read_facts(out)
+        described = read_metadata(out)
         same = described["model"] == str(Path(model).resolve())
         step = described.get("model_step", step) if same else step
     return open_base(model, step)
@@ -400,7 +403,7 @@ def base_folder(model: str | Path) -> str | Path:
     while is_run(Path(model)):
         _refuse_circle(Path(model), seen)
         seen.append(Path(model).resolve())
-        model = read_facts(seen[-1])["model"]
+        model = read_metadata(seen[-1])["model"]
     return model
 
 
@@ -416,7 +419,7 @@ def open_run(
     stderr tells, and the next one is taken, unless a step was asked for by its number."""
     out = Path(out)
     _refuse_circle(out, within)
-    config, described = read_config(out), read_facts(out)
+    config, described = read_config(out), read_metadata(out)
     began = str(described["model"]), described.get("model_step", "last"), (*within, out.resolve())
     folder = open_base(*began)
     name_weights(folder)

@@ -1,10 +1,11 @@
-"""`mllm-align judge`: its config, and the files that it writes. What is measured: test_accuracy.py."""
+"""`mllm-align judge`: its config, and where that comes from. What is measured: test_accuracy.py."""
 
 import pytest
 from refusals import refusal
 
-from mllm_align.cli.judge import Judge, _lines_beside
-from mllm_align.config import JudgeConfig, JudgeModel, load_config
+from mllm_align import JudgeModel
+from mllm_align.cli.judge import Judge
+from mllm_align.config import JudgeConfig, load_config
 
 
 def test_a_runs_config_gives_its_annotator_and_devices():
@@ -18,11 +19,3 @@ def test_a_runs_config_gives_its_annotator_and_devices():
 def test_a_config_without_an_annotator_is_refused(name, kind):
     line = refusal(Judge.load, name)
     assert f"online is {kind}" in line and "a Config with online=OnlinePairs" in line
-
-
-def test_lines_stand_beside_the_result(tmp_path):
-    assert _lines_beside(tmp_path / "a.json") == tmp_path / "a.jsonl"
-    (tmp_path / "b.jsonl").touch()
-    assert "is there without its .json" in refusal(_lines_beside, tmp_path / "b.json")
-    assert "give --out a name that ends in .json" in refusal(_lines_beside, tmp_path / "b.jsonl")
-    assert "this is a folder" in refusal(_lines_beside, tmp_path)

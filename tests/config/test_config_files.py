@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from refusals import refusal
 
+from mllm_align import Endpoint
 from mllm_align.config import (
     OBJECTIVES,
     BDHSConfig,
     Config,
     DataConfig,
-    Endpoint,
     JudgeConfig,
     LoraConfig,
     MeshConfig,

@@ -148,6 +148,9 @@ def test_canvases_of_the_configuration_and_of_the_processor(tmp_path):
     other = {"image_grid_pinpoints": [[56, 112], [112, 56]]}
     edit(folder / "processor_config.json", lambda raw: raw["image_processor"].update(other))
     refused(lambda: load_processor(folder), "image_grid_pinpoints", "one folder")
+    other["image_grid_pinpoints"] = [[56, 112], [112]]
+    edit(folder / "processor_config.json", lambda raw: raw["image_processor"].update(other))
+    refused(lambda: load_processor(folder), str(folder), "image processor")
 
 
 def test_panic_of_the_tokenizers_library_is_one_line(folder, capfd):

@@ -642,7 +642,7 @@ FAILURES = {
     "compiling": ("mllm_align.training.window.Window.add", OutOfMemory),
     "interrupt": ("mllm_align.training.window.Window.add", KeyboardInterrupt),
     "data": ("mllm_align.training.loop._Run.put", InputError),
-    "log": ("mllm_align.training.loop._Run.facts", OSError),
+    "log": ("mllm_align.training.loop._Run.metadata", OSError),
 }
 
 

@@ -10,7 +10,8 @@ import pytest
 from etils import epath
 from refusals import refusal
 
-from mllm_align.config import Config, DataConfig, Endpoint, MeshConfig, OnlinePairs, OptimConfig, save_json
+from mllm_align import Endpoint
+from mllm_align.config import Config, DataConfig, MeshConfig, OnlinePairs, OptimConfig, save_json
 from mllm_align.training import run_folder
 from mllm_align.training.run_folder import (
     Length,
@@ -22,7 +23,7 @@ from mllm_align.training.run_folder import (
     has_begun,
     is_run,
     length,
-    read_facts,
+    read_metadata,
     undone_unless_begun,
 )
 
@@ -193,7 +194,7 @@ def test_data_are_known_by_their_tokens(monkeypatch):
             SimpleNamespace(prefix=np.array(p, np.int32), responses=[np.array(r, np.int32) for r in rest])
             for p, *rest in records
         ]
-        return run_folder.facts(CONFIG, bundle, "d.jsonl", None, made)["data_fingerprint"]
+        return run_folder.metadata(CONFIG, bundle, "d.jsonl", None, made)["data_fingerprint"]
 
     base = fingerprint(([1, 2], [3], [4]))
     assert base == fingerprint(([1, 2], [3], [4]))
@@ -220,9 +221,9 @@ def test_a_checkout_that_is_not_installed_can_train(monkeypatch):
 @pytest.mark.parametrize("text, said", [("{", "is not JSON"), ("{}", "model is None"), ("[]", "list")])
 def test_a_run_that_says_too_little_is_refused(tmp_path, text, said):
     (tmp_path / "run.json").write_text(text)
-    assert said in refusal(read_facts, tmp_path)
+    assert said in refusal(read_metadata, tmp_path)
     (tmp_path / "run.json").write_text(json.dumps(FACTS | {"model_step": 0}))
-    assert "model_step is 0" in refusal(read_facts, tmp_path)
+    assert "model_step is 0" in refusal(read_metadata, tmp_path)
 
 
 # ---- how long --------------------------------------------------------------------------------------

@@ -74,8 +74,7 @@ class RunContext:
 
     def to_devices(self, array: np.ndarray) -> jax.Array:
         """[M, B, ...] on the host of every process -> the devices."""
-        local = array[:, self.local_rows]
-        return assemble(local, batch_sharding(self.bundle.mesh), self.rows, self.local_rows)
+        return assemble(array[:, self.local_rows], batch_sharding(self.bundle.mesh), self.rows)
 
     def train_batch(
         self,

@@ -57,5 +57,5 @@ def batch_of(context: RunContext, step: int = 0) -> tuple[HostBatch, Any]:
     config: Config = context.config
     size = {"size": config.batch_size, "micro": config.micro_batches, "shapes": 1}
     batch = Batches(context.records, NoImages(), **size)(step)  # type: ignore[arg-type]
-    group = assemble(batch.group, batch_sharding(context.bundle.mesh), context.rows, context.local_rows)
+    group = assemble(batch.group, batch_sharding(context.bundle.mesh), context.rows)
     return batch, group

@@ -81,6 +81,21 @@ def test_two_processes_train_on_what_one_does(folder, annotator):
         assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], abs=2e-5)
 
 
+def test_two_processes_go_on_with_a_batch_begun_ahead(folder):
+    """Samples and verdicts come from the checkpoint; each process has asked about its own rows."""
+    options = (*ONLINE, *SCORER, "--online.stale", "--online.offline-share", 0.3)
+    whole, out = folder / "whole-two", folder / "stopped-two"
+    Job(folder, whole, 2, *options).done()
+    job = Job(folder, out, 2, *options)
+    reach(out, 4, job=job)
+    job.kill(0, signal.SIGTERM)
+    assert job.wait() == [75, 75], job.said()
+    step = max(int(place.name) for place in (out / "checkpoints").iterdir() if place.name.isdigit())
+    assert (out / "checkpoints" / str(step) / "begun_arrays").is_dir()
+    Job(folder, out, 2, *options).done()
+    assert_same(out, whole)
+
+
 @pytest.mark.parametrize("kind", ["bdhs", "distorted"])
 def test_two_processes_make_the_same_rejected_responses(folder, kind):
     one, two = folder / f"one-{kind}", folder / f"two-{kind}"

@@ -413,7 +413,7 @@ def test_a_judge_that_has_changed_is_refused(tmp_path):
     config, out = replace(TINY, online=online), tmp_path / "run"
 
     def described():
-        return run_folder.facts(config, bundle(), PAIRS, None, [])
+        return run_folder.metadata(config, bundle(), PAIRS, None, [])
 
     before = described()
     assert before["judge_fingerprint"] == before["model_fingerprint"]
