@@ -72,8 +72,8 @@ def evaluate(
     InputError for data or an evaluator that can't be used and an `out` of something else; NotFinite where
     numbers of some records are not finite, after all others, whose answers are kept.
     """
-    evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
-    settings = EvaluationConfig(evaluator, config or DataConfig(), batch_size=batch_size, seed=seed)
+    made: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
+    settings = EvaluationConfig(made, config or DataConfig(), batch_size=batch_size, seed=seed)
     if out is None:
         return _evaluate(bundle, data, settings, None)
     lines_beside(Path(out))
