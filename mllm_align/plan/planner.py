@@ -8,6 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mllm_align.align.checks import check_terms
 from mllm_align.config import BDHSConfig, Config, MeshConfig
 from mllm_align.errors import InputError, one_line
 from mllm_align.files import json_text, new_file
@@ -48,6 +49,8 @@ def plan(
     name, shape_of = (
         (str(model), config_of(base_folder(model))) if not isinstance(model, ModelConfig) else ("", model)
     )
+    if isinstance(config, Config):
+        check_terms(config.objective)
     place = topology(where) if where else None
     wanted = tuple(programs or targets.names(config))
     known = ("train", "reference", "features", "prefill", "decode")

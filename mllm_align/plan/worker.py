@@ -29,6 +29,18 @@ class Job:
     """None: the devices of this machine."""
     folder: Path
 
+    def __reduce__(self) -> Any:
+        """The config travels as JSON: a class in a user's file is known to this process alone."""
+        from mllm_align.config import to_json
+
+        return _job, ({**vars(self), "config": to_json(self.config)}, type(self.config))
+
+
+def _job(values: dict[str, Any], kind: type) -> Job:
+    from mllm_align.config import from_json
+
+    return Job(**{**values, "config": from_json(values["config"], kind)})
+
 
 def memory(compiled: Any) -> dict[str, int]:
     """Bytes on one device."""
@@ -93,12 +105,11 @@ def _end_with_parent() -> None:
 def main() -> None:
     _end_with_parent()
     path = Path(sys.argv[1])
-    job = pickle.loads(path.read_bytes())
     try:
-        result = work(job)
+        result = work(pickle.loads(path.read_bytes()))
     except Exception as error:  # it comes out in the process that waits
         result = {"raised": error}
-    _write(job.folder / RESULT, result)
+    _write(path.parent / RESULT, result)
     os._exit(0)
 
 
