@@ -90,8 +90,8 @@ def prepare(
 ) -> tuple[Encoder, list[Encoded], list[LeftOut]]:
     """Read, check and encode a data set or rows: (encoder, encoded records, left out).
 
-    max_new_tokens: tokens reserved for a response to be generated. opening: see `Encoder.encode`. dropped: counts the
-    records left out by a published data set's own rules.
+    max_new_tokens: tokens reserved for a response to be generated. opening: see `Encoder.encode`. dropped:
+    counts the records left out by a published data set's own rules.
     """
     encoder = make_encoder(bundle, config)
     with _no_collection():

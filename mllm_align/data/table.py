@@ -118,9 +118,9 @@ def encode_all(
     """Encode all records: (encoded, left out). Left out are over-long records, of more than `max_length`
     tokens, and those with identical responses.
 
-    max_new_tokens: tokens reserved for a response to be generated. opening: see `Encoder.encode`; beside, tell: see
-    `encode_each`. Nothing is ever truncated. Raises InputError for such a record unless over_long, or
-    identical, is "skip", and if no record is left.
+    max_new_tokens: tokens reserved for a response to be generated. opening: see `Encoder.encode`; beside,
+    tell: see `encode_each`. Nothing is ever truncated. Raises InputError for such a record unless
+    over_long, or identical, is "skip", and if no record is left.
     """
     kept, left_out = [], []
     every = zip(records, encode_each(records, encoder, responses, beside, tell, opening), strict=True)
