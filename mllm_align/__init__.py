@@ -19,34 +19,38 @@ if TYPE_CHECKING:
     from mllm_align.align.contract import Objective, Signals, Terms
     from mllm_align.align.pairwise import DPO, IPO, Averaged, RobustDPO, SLiC
     from mllm_align.align.sft import SFT
+    from mllm_align.annotate.endpoint import Endpoint
+    from mllm_align.annotate.judge import JudgeModel
+    from mllm_align.annotate.scorer import Scorer
+    from mllm_align.annotate.verdict import Question, Verdict, scored
     from mllm_align.config import (
+        AnnotatorConfig,
         BDHSConfig,
         Config,
         DataConfig,
         Distorted,
-        Endpoint,
         JudgeConfig,
-        JudgeModel,
         LoraConfig,
         MeshConfig,
         OnlineBDHS,
         OnlinePairs,
         OptimConfig,
         SamplingConfig,
-        SceneOracle,
-        SceneQuestions,
-        Scorer,
         load_config,
     )
     from mllm_align.errors import InputError
+    from mllm_align.evaluation.base import Evaluator, Item, Scored
+    from mllm_align.evaluation.run import evaluate
     from mllm_align.generate.bdhs_job import bdhs
     from mllm_align.models.bundle import Bundle, load
+    from mllm_align.testbed.annotators import SceneOracle, SceneQuestions
     from mllm_align.training.loop import train
     from mllm_align.training.run_folder import export_run as export
     from mllm_align.training.run_folder import load_run
     from mllm_align.training.score import score
 
 _HOME = {
+    "AnnotatorConfig": "config",
     "Averaged": "align.pairwise",
     "BDHSConfig": "config",
     "Bundle": "models.bundle",
@@ -54,32 +58,39 @@ _HOME = {
     "DPO": "align.pairwise",
     "DataConfig": "config",
     "Distorted": "config",
-    "Endpoint": "config",
+    "Endpoint": "annotate.endpoint",
+    "Evaluator": "evaluation.base",
     "IPO": "align.pairwise",
     "InputError": "errors",
+    "Item": "evaluation.base",
     "JudgeConfig": "config",
-    "JudgeModel": "config",
+    "JudgeModel": "annotate.judge",
     "LoraConfig": "config",
     "MeshConfig": "config",
     "Objective": "align.contract",
     "OnlineBDHS": "config",
     "OnlinePairs": "config",
     "OptimConfig": "config",
+    "Question": "annotate.verdict",
     "RobustDPO": "align.pairwise",
     "SFT": "align.sft",
     "SLiC": "align.pairwise",
     "SamplingConfig": "config",
-    "SceneOracle": "config",
-    "SceneQuestions": "config",
-    "Scorer": "config",
+    "SceneOracle": "testbed.annotators",
+    "SceneQuestions": "testbed.annotators",
+    "Scored": "evaluation.base",
+    "Scorer": "annotate.scorer",
     "Signals": "align.contract",
     "Terms": "align.contract",
+    "Verdict": "annotate.verdict",
     "bdhs": "generate.bdhs_job",
+    "evaluate": "evaluation.run",
     "export": "training.run_folder:export_run",
     "load": "models.bundle",
     "load_config": "config",
     "load_run": "training.run_folder",
     "score": "training.score",
+    "scored": "annotate.verdict",
     "train": "training.loop",
 }
 
@@ -87,6 +98,7 @@ __all__ = [
     "DPO",
     "IPO",
     "SFT",
+    "AnnotatorConfig",
     "Averaged",
     "BDHSConfig",
     "Bundle",
@@ -94,7 +106,9 @@ __all__ = [
     "DataConfig",
     "Distorted",
     "Endpoint",
+    "Evaluator",
     "InputError",
+    "Item",
     "JudgeConfig",
     "JudgeModel",
     "LoraConfig",
@@ -103,20 +117,25 @@ __all__ = [
     "OnlineBDHS",
     "OnlinePairs",
     "OptimConfig",
+    "Question",
     "RobustDPO",
     "SLiC",
     "SamplingConfig",
     "SceneOracle",
     "SceneQuestions",
+    "Scored",
     "Scorer",
     "Signals",
     "Terms",
+    "Verdict",
     "bdhs",
+    "evaluate",
     "export",
     "load",
     "load_config",
     "load_run",
     "score",
+    "scored",
     "train",
 ]
 

@@ -1,6 +1,7 @@
 """What ends a run before its time."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 
 SHOWN = 5  # records that an error names
 WEIGHTS = "look for NaN in the weights; where 16 bits overflow, take --dtype float32"
@@ -57,3 +58,22 @@ def quoted(value: object) -> str:
 def refusal(at: str, problem: str, remedy: str) -> InputError:
     """Return the error to raise: where, what is wrong, how to mend it, in one line."""
     return InputError(one_line(f"{at}: {problem}; {remedy}", limit=2000))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the known name that `name` most likely stands for, or "".
+
+    Names may have groups: `rank` stands for `lora.rank`, and `lr` for `optim.learning-rate`.
+    """
+    last = _last_part(name)
+    same = [each for each in known if last in (_last_part(each), _initials(_last_part(each)))]
+    close = difflib.get_close_matches(name, sorted(same or known), n=1, cutoff=0.1 if same else 0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _last_part(name: str) -> str:
+    return name.rpartition(".")[2].lstrip("-").replace("_", "-")
+
+
+def _initials(name: str) -> str:
+    return "".join(word[:1] for word in name.split("-"))

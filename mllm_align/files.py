@@ -114,6 +114,19 @@ def new_file(out: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any
             yield file
 
 
+def lines_beside(out: Path) -> Path:
+    """result.json -> result.jsonl. Raises InputError where that is something else's."""
+    if out.is_dir():
+        raise refusal(str(out), "this is a folder", "name a file")
+    beside = out.with_suffix(".jsonl")
+    if beside == out:
+        raise refusal(str(out), "is named as the lines beside it", "give --out a name that ends in .json")
+    begun = out.exists() or out.with_name(out.name + ".part").exists()
+    if beside.exists() and not begun:
+        raise refusal(str(beside), "is there without its .json, so it is not ours", "give another --out")
+    return beside
+
+
 @contextmanager
 def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
     """Where `out` really is (links followed), and a hidden sibling that is renamed to it at the end."""

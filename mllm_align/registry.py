@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pkgutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
@@ -20,22 +21,38 @@ from mllm_align.errors import InputError, one_line, quoted
 
 T = TypeVar("T")
 USER = "mllm_align_user_"  # modules that are run from a file
+_NAMES: dict[type, str] = {}  # registered classes
 
 
 class Registry(Mapping[str, Any]):
-    """Name -> part, in the order of registration. what: "objective", for messages."""
+    """Name -> part, in the order of registration.
 
-    def __init__(self, what: str):
+    what: "objective", for messages. homes: modules and packages whose modules register parts; imported at
+    the first lookup, so that a lower layer can hold the registry of a higher one's parts.
+    """
+
+    def __init__(self, what: str, *homes: str):
         self.what = what
-        self._parts: dict[str, Any] = {}
+        self._homes = list(homes)
+        self._registered: dict[str, Any] = {}
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        while self._homes:
+            home = importlib.import_module(self._homes.pop(0))
+            for module in pkgutil.iter_modules(getattr(home, "__path__", ()), f"{home.__name__}."):
+                importlib.import_module(module.name)
+        return self._registered
 
     def register(self, name: str) -> Callable[[T], T]:
         """A decorator: the part is known by this name in configs, on the command line, in help and docs."""
 
         def put(part: T) -> T:
-            if name in self._parts:
+            if name in self._registered:
                 raise ValueError(f"{name!r} is registered twice as {self.what}")
-            self._parts[name] = part
+            self._registered[name] = part
+            if isinstance(part, type):
+                _NAMES[part] = name
             return part
 
         return put
@@ -60,6 +77,11 @@ class Registry(Mapping[str, Any]):
         return len(self._parts)
 
 
+def registered_name(part: type) -> str | None:
+    """The name of one of this package's registered classes."""
+    return _NAMES.get(part) if part_name(part) is None else None
+
+
 def part_name(part: Any) -> str | None:
     """The name by which `load_part` finds a class or function again; None for this package's own, and for
     what is defined in no file."""
@@ -76,6 +98,12 @@ def part_file(part: Any) -> Path | None:
     """The file that a class or function is defined in."""
     file = getattr(sys.modules.get(part.__module__), "__file__", None)
     return None if file is None else Path(file).resolve()
+
+
+def absolute(name: str) -> str:
+    """`file.py:Name` with the file's absolute path; any other name as it is."""
+    place, colon, attribute = name.rpartition(":")
+    return f"{Path(place).resolve()}{colon}{attribute}" if place.endswith(".py") else name
 
 
 def load_part(name: str, what: str) -> Any:

@@ -12,7 +12,6 @@ import pytest
 from goldens import FIXTURES
 from runs import one_device
 
-from mllm_align.annotate import judge as module
 from mllm_align.annotate.pairwise import PROMPT
 from mllm_align.annotate.verdict import Question
 from mllm_align.data.records import Record, parse_record
@@ -48,7 +47,7 @@ def answering(monkeypatch) -> Callable[[Callable[[Record], str]], list[dict[str,
             ids = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
             return [[np.array([*each, encoder.end], np.int32)] for each in ids]
 
-        monkeypatch.setattr(module, "respond", respond)
+        monkeypatch.setattr("mllm_align.generate.respond.respond", respond)
         return calls
 
     return answering

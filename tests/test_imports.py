@@ -16,6 +16,7 @@ ORDER = (
     "processes",
     "files",
     "locks",
+    "part_file",
     "progress",
     "batch",
     "sizes",
@@ -26,7 +27,7 @@ ORDER = (
     "data",
     "models",
 )
-ORDER += ("prepare", "generate", "evaluate", "annotate", "training", "plan", "testbed", "cli")
+ORDER += ("prepare", "generate", "annotate", "training", "evaluation", "plan", "testbed", "cli")
 LEVEL = {name: i for i, name in enumerate(ORDER)}
 # Stricter than the order; what is not here may import everything below.
 ONLY = {

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement, tostring
 
-from mllm_align.evaluate.intervals import Interval
+from mllm_align.evaluation.intervals import Interval
 from mllm_align.testbed.report.charts import ticks
 
 STYLE = (

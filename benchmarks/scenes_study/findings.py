@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from mllm_align.evaluate.intervals import Interval
+from mllm_align.evaluation.intervals import Interval
 from scenes_study.rows import Rows, difference, over_pictures
 
 Verdict = Literal["holds", "contradicted", "cannot be told"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mllm_align.evaluate.intervals import Interval
+from mllm_align.evaluation.intervals import Interval
 from scenes_study import figures
 from scenes_study.findings import FINDINGS, Judged, judge_finding
 from scenes_study.rows import Rows, figure, read_rows, spread, useful

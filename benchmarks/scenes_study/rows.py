@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_align.evaluate.intervals import Interval, bootstrap, over_seeds
+from mllm_align.evaluation.intervals import Interval, bootstrap, over_seeds
 from mllm_align.testbed.hallucination import FIGURES
 
 Row = dict[str, Any]

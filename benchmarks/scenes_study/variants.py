@@ -27,9 +27,9 @@ from mllm_align import (
     SceneQuestions,
 )
 from mllm_align.align.pairwise import DPO, Averaged
-from mllm_align.annotate.accuracy import accuracy
 from mllm_align.config import Online
 from mllm_align.config import to_json as config_json
+from mllm_align.evaluation.accuracy import accuracy
 from mllm_align.files import new_file
 from mllm_align.generate.bdhs_job import bdhs
 from mllm_align.models.bundle import Bundle, load

@@ -23,13 +23,15 @@ from functools import cache
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import httpx2
 from PIL import ExifTags, Image
 
+from mllm_align.annotate.factory import Context
 from mllm_align.annotate.pairwise import Asked, Pairwise
-from mllm_align.config.annotators import Endpoint
+from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig
+from mllm_align.config.checks import DAY, MANY, STEPS, check_types, require, within
 from mllm_align.data.images import ImageSource, image_size, load_rgb
 from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.files import parse_json
@@ -43,9 +45,58 @@ SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP", "GIF")
 SHORTEST_SECRET = 8  # "EMPTY" and the like protect nothing; words of an answer shall stay
 
 
-def endpoint(config: Endpoint, folder: Path | None, process: int = 0) -> Pairwise:
-    """The annotator. folder: of the answers of all processes of a run; None keeps them in memory."""
-    return Pairwise(Asker(config, folder, process), everywhere=False)
+@ANNOTATORS.register("endpoint")
+@dataclass(frozen=True)
+class Endpoint(AnnotatorConfig):
+    """An OpenAI-compatible chat endpoint that takes images (vLLM, SGLang, a cloud), asked in both orders.
+
+    Answers are kept on disk beside the run and never asked for twice.
+    """
+
+    # How it is reached, not what it answers.
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        ("url", "key_variable", "concurrency", "timeout", "retries", "budget")
+    )
+    url: str = "http://localhost:8000/v1"
+    """Base address; /chat/completions is appended."""
+    model: str = "default"
+    """The model's name there."""
+    key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key, if one is needed; the key is never written anywhere."""
+    concurrency: int = 8
+    """Most requests on their way at once, of each process."""
+    timeout: float = 60.0
+    """Seconds until a request counts as failed."""
+    retries: int = 5
+    """How often a failed request is sent again, after growing pauses."""
+    budget: int | None = None
+    """Most requests of a run, of each process; retries count, answers on disk do not."""
+    max_tokens: int = 256
+    """Most tokens of an answer."""
+    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What a request calls that; some servers take only the newer name."""
+    temperature: float | None = 0.0
+    """None leaves it out, for models that refuse it."""
+
+    def __post_init__(self):
+        check_types(self, "annotator.")
+        good = self.url.startswith(("http://", "https://")) and "@" not in self.url
+        require(good, "annotator.url", self.url, "an http(s) address; a key belongs in the environment")
+        require(self.model != "", "annotator.model", self.model, "a name")
+        require(self.key_variable != "", "annotator.key_variable", self.key_variable, "a variable's name")
+        within(self, "annotator.", 1, 1024, "concurrency")
+        within(self, "annotator.", 1, 16 * MANY, "max_tokens")
+        require(0 < self.timeout <= DAY, "annotator.timeout", self.timeout, f"above 0, and at most {DAY}")
+        within(self, "annotator.", 0, 100, "retries")
+        warm = self.temperature is None or 0 <= self.temperature <= 2
+        require(warm, "annotator.temperature", self.temperature, "from 0 to 2, or none")
+        within(self, "annotator.", 1, STEPS, "budget")
+
+    def open(self, context: Context) -> Pairwise:
+        """Answers are kept in context.folder; without one, in memory."""
+        import jax
+
+        return Pairwise(Asker(self, context.folder, jax.process_index()))
 
 
 class Asker:

@@ -5,34 +5,84 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar
 
+from mllm_align.annotate.factory import Context
 from mllm_align.annotate.pairwise import Asked, Pairwise
-from mllm_align.config import DataConfig, JudgeModel, SamplingConfig
-from mllm_align.data.encode import Encoder
+from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig
+from mllm_align.config.checks import MANY, check_types, within
+from mllm_align.config.parts import DataConfig, Dtype, MeshConfig, SamplingConfig
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError
-from mllm_align.generate.decode import Decoder
-from mllm_align.generate.respond import respond
-from mllm_align.models.bundle import Bundle, load
-from mllm_align.prepare import make_encoder
+
+if TYPE_CHECKING:
+    from mllm_align.data.encode import Encoder
+    from mllm_align.generate.decode import Decoder
+    from mllm_align.models.bundle import Bundle
+
+
+@ANNOTATORS.register("judge")
+@dataclass(frozen=True)
+class JudgeModel(AnnotatorConfig):
+    """A LLaVA model on the same devices, asked in both orders which response is better."""
+
+    on_devices: ClassVar[bool] = True
+    model: str | None = None
+    """Hugging Face LLaVA folder; default: the one that is judged or trained (the policy's own base)."""
+    max_tokens: int = 96
+    """Most tokens of its answer."""
+    batch_size: int = 8
+    """Questions at once, over all devices."""
+    dtype: Dtype = "auto"
+    """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
+    mesh: MeshConfig | None = None
+    """Of the judge, if it is another model than the policy's base; default: that of the run."""
+
+    def __post_init__(self):
+        check_types(self, "annotator.")
+        within(self, "annotator.", 1, MANY, "max_tokens", "batch_size")
+
+    @property
+    def asks_base(self) -> bool:
+        return self.model is None
+
+    @property
+    def model_folder(self) -> str | None:
+        return self.model
+
+    def on_mesh(self, mesh: MeshConfig) -> JudgeModel:
+        return replace(self, mesh=mesh) if self.model is not None and self.mesh is None else self
+
+    def open(self, context: Context) -> Pairwise:
+        """A model that compares: `model`, loaded before its first answer, else the base without what a run
+        has trained. The run's chat template is that of the base alone."""
+        if self.model is None:
+            bundle, template = untrained(context.base), context.data
+        else:
+            bundle, template = _other(self, self.model, context.base), DataConfig()
+        asker = Asker(bundle, self.max_tokens, self.batch_size, template, context.progress)
+        return Pairwise(lambda asked: asker([_record(each) for each in asked]))
 
 
 @dataclass(frozen=True)
 class Asker:
     """Greedy answers of a model under its own tokenizer and chat template.
 
-    bundle: gives the model; called once, before the first answer. max_tokens: most of an answer.
-    batch_size: questions at once. data: chat_template of it is used. what: name of the progress bar.
+    bundle: gives the model; called once, before the first answer. max_tokens: limit of an answer.
+    batch_size: questions at once. data: chat_template of it is used. progress: name of the progress bar.
     """
 
     bundle: Callable[[], Bundle]
     max_tokens: int
     batch_size: int
     data: DataConfig = DataConfig()
-    what: str | None = None
+    progress: str | None = None
 
     @cached_property
     def _opened(self) -> tuple[Encoder, Decoder, int]:
+        from mllm_align.generate.decode import Decoder
+        from mllm_align.prepare import make_encoder
+
         bundle = self.bundle()
         decoder = Decoder(bundle, self._greedy, self.batch_size)
         return make_encoder(bundle, self.data), decoder, bundle.config.decoder.max_length
@@ -47,34 +97,16 @@ class Asker:
         out: list[str | None] = [None] * len(records)
         if not records:
             return out
+        from mllm_align.generate.respond import respond
+
         encoder, decoder, limit = self._opened
         taken = [encoder.encode(record, 0, index) for index, record in enumerate(records)]
         taken = [each for each in taken if each.shape.prefix + self.max_tokens <= limit]
         if taken:
-            tokens = respond(decoder, encoder, taken, self._greedy, what=self.what)
+            tokens = respond(decoder, encoder, taken, self._greedy, what=self.progress)
             for each, (ids,) in zip(taken, tokens, strict=True):
                 out[each.index] = encoder.text(ids).strip()
         return out
-
-
-def judge(
-    config: JudgeModel, base: Bundle | None, data: DataConfig | None = None, what: str | None = None
-) -> Pairwise:
-    """A model that compares: config.model, loaded before its first answer, else `base` without what a run
-    has trained.
-
-    data: of the run; its chat template is that of the base alone. what: name of the progress bar.
-    """
-    if config.model is None:
-        bundle, template = untrained(base), data or DataConfig()
-    else:
-        bundle, template = _other(config, config.model, base), DataConfig()
-    asker = Asker(bundle, config.max_tokens, config.batch_size, template, what)
-
-    def ask(asked: Sequence[Asked]) -> list[str | None]:
-        return asker([_record(each) for each in asked])
-
-    return Pairwise(ask, everywhere=True)
 
 
 def untrained(base: Bundle | None) -> Callable[[], Bundle]:
@@ -86,6 +118,8 @@ def untrained(base: Bundle | None) -> Callable[[], Bundle]:
 
 
 def _other(config: JudgeModel, model: str, base: Bundle | None) -> Callable[[], Bundle]:
+    from mllm_align.models.bundle import load
+
     mesh = config.mesh if config.mesh is not None or base is None else base.mesh
     return lambda: load(model, config.dtype, mesh)
 

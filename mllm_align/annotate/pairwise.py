@@ -82,8 +82,8 @@ class Pairwise:
     nothing. Of more than two responses, wins count; one answer that can't be used spoils the group.
     """
 
-    def __init__(self, ask: Callable[[Sequence[Asked]], list[str | None]], everywhere: bool):
-        self.ask, self.everywhere = ask, everywhere
+    def __init__(self, ask: Callable[[Sequence[Asked]], list[str | None]]):
+        self.ask = ask
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         asked: list[Asked] = []

@@ -7,11 +7,31 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mllm_align.annotate.verdict import Question, Verdict, scored
-from mllm_align.config import Scorer
+from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig
+from mllm_align.config.checks import check_types, require
 from mllm_align.errors import InputError, one_line, refusal
+
+
+@ANNOTATORS.register("scorer")
+@dataclass(frozen=True)
+class Scorer(AnnotatorConfig):
+    """A Python function that scores responses: a reward model, a rule."""
+
+    function: str = "package.module:function"
+    """Called with a list of `Question`; returns a list of lists of floats, one for each response, the
+    higher the better. Importable from where the command runs."""
+
+    def __post_init__(self):
+        check_types(self, "annotator.")
+        module, colon, name = self.function.partition(":")
+        require(bool(module and colon and name), "annotator.function", self.function, "module:function")
+
+    def open(self, context: Any) -> ScorerHook:
+        return ScorerHook(self)
 
 
 class ScorerHook:
@@ -19,8 +39,6 @@ class ScorerHook:
 
     Raises InputError, here and when it is called, for all that goes wrong in it.
     """
-
-    everywhere = False
 
     def __init__(self, config: Scorer):
         self.name = config.function

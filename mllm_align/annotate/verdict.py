@@ -50,13 +50,11 @@ class Verdict:
 
 
 class Annotator(Protocol):
-    """Ranks the responses of each question, in order; the first call may load what it needs.
+    """Gives a verdict on each question, in order; the first call may load what it needs.
 
-    everywhere: True if every process must ask about all questions, together, because answering is a
-    computation on the devices; False if each process asks about its own.
+    Every process asks about all questions, together, if the annotator's config has `on_devices`; else each
+    process asks about its own.
     """
-
-    everywhere: bool
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]: ...
 

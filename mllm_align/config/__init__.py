@@ -1,22 +1,21 @@
 """Every setting of a run: one tree of frozen dataclasses, checked where it is built.
 
-A config file is Python with `get_config() -> Config` (or the config of another verb); presets are made with
-`dataclasses.replace`. The command line may override any field (`--optim.learning-rate 1e-6`).
+A config file is Python with `get_config() -> Config` (or the config of another verb), or YAML with the
+fields that differ from `base`. The command line may override any field (`--optim.learning-rate 1e-6`).
 """
 
 from mllm_align.align.objectives import OBJECTIVES
-from mllm_align.config.annotators import (
-    ANNOTATORS,
-    Annotator,
-    Endpoint,
-    JudgeConfig,
-    JudgeModel,
-    SceneOracle,
-    SceneQuestions,
-    Scorer,
-)
+from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig, JudgeConfig
 from mllm_align.config.bdhs import BDHSConfig, BDHSMethod
-from mllm_align.config.files import from_json, load_config, part_files, save_json, to_json
+from mllm_align.config.files import (
+    from_json,
+    load_config,
+    named_configs,
+    part_files,
+    save_json,
+    save_yaml,
+    to_json,
+)
 from mllm_align.config.online import ONLINE, Distorted, Online, OnlineBDHS, OnlinePairs
 from mllm_align.config.parts import (
     LORA_TARGETS,
@@ -36,7 +35,7 @@ __all__ = [
     "OBJECTIVES",
     "ONLINE",
     "PARTS",
-    "Annotator",
+    "AnnotatorConfig",
     "BDHSConfig",
     "BDHSMethod",
     "Config",
@@ -44,9 +43,7 @@ __all__ = [
     "Distorted",
     "DistributedConfig",
     "Dtype",
-    "Endpoint",
     "JudgeConfig",
-    "JudgeModel",
     "LoraConfig",
     "MeshConfig",
     "Online",
@@ -55,12 +52,11 @@ __all__ = [
     "OptimConfig",
     "Remat",
     "SamplingConfig",
-    "SceneOracle",
-    "SceneQuestions",
-    "Scorer",
     "from_json",
     "load_config",
+    "named_configs",
     "part_files",
     "save_json",
+    "save_yaml",
     "to_json",
 ]

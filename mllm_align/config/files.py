@@ -1,4 +1,4 @@
-"""Configs from Python files, to JSON and back."""
+"""Configs from Python and YAML files and by name; to JSON and back."""
 
 from __future__ import annotations
 
@@ -11,50 +11,125 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mllm_align.align.objectives import OBJECTIVES
 from mllm_align.config.annotators import ANNOTATORS
+from mllm_align.config.documents import read_yaml, write_yaml
 from mllm_align.config.online import ONLINE
 from mllm_align.config.train import Config
-from mllm_align.errors import InputError, one_line
-from mllm_align.registry import load_part, part_file, part_name, run_file
-
-# Kinds of a field: their names in JSON and on the command line.
-KINDS: dict[str, type] = {**OBJECTIVES, **ONLINE, **ANNOTATORS}
+from mllm_align.errors import InputError, nearest, one_line, quoted
+from mllm_align.registry import load_part, part_file, part_name, registered_name, run_file
 
 C = TypeVar("C")
 
 
-def load_config(path: str | Path, kind: type[C] | tuple[type[C], ...] = Config) -> C:
-    """Run a config file; its `get_config()`, of a `kind`. Raises InputError for an unusable file."""
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"config file {path} is not there")
-    if path.suffix != ".py":
-        raise InputError(f"config file {path} is not Python; it must end in .py")
-    try:
-        config = run_file(path).get_config()
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except (Exception, SystemExit) as error:  # the file is the user's program: anything may come out of it
-        said = f"{type(error).__name__}: {one_line(error, 200)}"
-        raise InputError(f"config file {path} fails: {said}") from error
-    if not isinstance(config, kind):
-        wanted = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+def named_configs() -> dict[str, Path]:
+    """The configs that come with the program: name -> file."""
+    package = Path(__file__).parents[1]
+    folders = [package / "configs", package.parent / "configs"]  # of a wheel, of a checkout
+    return {file.stem: file for folder in folders[::-1] for file in sorted(folder.glob("*.py"))}
+
+
+def load_config(name: str | Path, kind: type[C] | tuple[type[C], ...] = Config) -> C:
+    """The config, of a `kind`, of a Python file with `get_config()`, a YAML or JSON file, or a name among
+    `named_configs`. Raises InputError for an unusable file."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    path = _file(name)
+    config = _from_python(path) if path.suffix == ".py" else _from_yaml(path, kinds)
+    if not isinstance(config, kinds):
+        wanted = " or ".join(each.__name__ for each in kinds)
         found = f"get_config() gives {type(config).__name__}, not a {wanted}"
         takes = "train takes a Config, bdhs a BDHSConfig, judge a JudgeConfig"
         raise InputError(f"{path}: {found}; {takes}")
     return config
 
 
+def _file(name: str | Path) -> Path:
+    path = Path(name)
+    if path.parent == Path() and not path.suffix:
+        known = named_configs()
+        if str(name) not in known:
+            places = "mllm-align configs lists them, and a file's name ends in .py or .yaml"
+            raise InputError(f"no config is named {quoted(name)}{nearest(str(name), known)}; {places}")
+        return known[str(name)]
+    if path.suffix not in (".py", ".yaml", ".yml", ".json"):
+        raise InputError(f"config file {path} is not Python or YAML; it must end in .py, .yaml or .json")
+    if not path.is_file():
+        raise InputError(f"config file {path} is not there")
+    return path
+
+
+def _from_python(path: Path) -> Any:
+    try:
+        return run_file(path).get_config()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except (Exception, SystemExit) as error:  # the file is the user's program: anything may come out of it
+        said = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise InputError(f"config file {path} fails: {said}") from error
+
+
+def _from_yaml(path: Path, kinds: tuple[type, ...], within: tuple[Path, ...] = ()) -> Any:
+    """Fields over those of `base`, or over the defaults of the kind that has most of them."""
+    values, lines = read_yaml(path)
+    base = values.pop("base", None)
+    try:
+        if base is None:
+            start = max(kinds, key=lambda kind: len(values.keys() & _fields(kind)))()
+        else:
+            start = _base(path, base, kinds, (*within, path.resolve()))
+        return _built(type(start), _laid_over(to_json(start), _expanded(values)))
+    except (ValueError, TypeError) as error:
+        name = str(error).split(" ")[0].rstrip(":")
+        at = f"{path} line {lines[name]}" if name in lines else str(path)
+        raise InputError(f"{at}: {one_line(error, 500)}") from error
+
+
+def _base(path: Path, name: Any, kinds: tuple[type, ...], within: tuple[Path, ...]) -> Any:
+    """The config that a file starts from: a name, or a file beside it."""
+    if not isinstance(name, str):
+        raise ValueError("base is the name of a config or a file")
+    file = _file(path.parent / name if Path(name).suffix else name)
+    if file.resolve() in within:
+        raise ValueError(f"base leads back to {file}")
+    return _from_python(file) if file.suffix == ".py" else _from_yaml(file, kinds, within)
+
+
+def _expanded(values: dict[str, Any]) -> dict[str, Any]:
+    """`objective: ipo` is short for `objective: {kind: ipo}`; so are `online` and `annotator`."""
+
+    def expand(name: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return _expanded(value)
+        if name in ("objective", "online", "annotator") and isinstance(value, str):
+            return None if value == "none" else {"kind": value}
+        return value
+
+    return {name: expand(name, value) for name, value in values.items()}
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    """The fields of a branch over those of another of the same kind; all else replaces what was there."""
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if above.get("kind", below.get("kind")) != below.get("kind"):
+        return above
+    return below | {name: _laid_over(below.get(name), value) for name, value in above.items()}
+
+
+def _fields(kind: type) -> set[str]:
+    return {each.name for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
+
+
 def to_json(config: Any) -> dict[str, Any]:
     """A config as plain JSON values; a field of several kinds carries its kind, a user's as FILE:CLASS."""
-    kinds = {cls: kind for kind, cls in KINDS.items()}
+    online = {cls: kind for kind, cls in ONLINE.items()}
 
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-            kind = kinds.get(type(value)) or part_name(type(value))  # type: ignore[arg-type]
-            own = not type(value).__module__.startswith("mllm_align.")
-            if own and (kind is None or "." in type(value).__qualname__):
-                problem = f"{type(value).__qualname__} is not defined at the top of a Python file"
+            cls: type = type(value)  # type: ignore[assignment]
+            kind = registered_name(cls) or online.get(cls) or part_name(cls)
+            own = not cls.__module__.startswith("mllm_align.")
+            if own and (kind is None or "." in cls.__qualname__):
+                problem = f"{cls.__qualname__} is not defined at the top of a Python file"
                 raise InputError(f"{problem}; put it there, where a saved run finds it again")
             return fields if kind is None else {"kind": kind, **fields}
         if isinstance(value, tuple):
@@ -74,29 +149,50 @@ def from_json(values: dict[str, Any], kind: type[C] = Config) -> C:
         raise InputError(f"the saved config is not of this version: {one_line(error)}") from error
 
 
-def _built(kind: Any, value: Any) -> Any:
-    """A value of a field's type from its JSON."""
+def _built(kind: Any, value: Any, at: str = "") -> Any:
+    """A value of a field's type from its plain values. Raises ValueError, which begins with the field's
+    dotted name, for what has no place in a config, and what the config itself raises."""
     if value is None:
         return None
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if isinstance(value, dict) and "kind" in value:
-        name = value["kind"]
-        kind = load_part(name, "part of a config") if ":" in name else KINDS[name]
-        if not issubclass(kind, kinds):
-            raise ValueError(f"{name!r} has no place there")
-        return _built(kind, {name: each for name, each in value.items() if name != "kind"})
+        name = str(value["kind"])
+        kind = load_part(name, "part of a config") if ":" in name else _kinds().get(name)
+        if kind is None:
+            raise ValueError(f"{at}.kind is {quoted(name)}{nearest(name, _kinds())}")
+        if not isinstance(kind, type) or not issubclass(kind, kinds):
+            raise ValueError(f"{at}.kind is {quoted(name)}, which has no place there")
+        return _built(kind, {name: each for name, each in value.items() if name != "kind"}, at)
     kind = next(k for k in kinds if k is not type(None))
     if dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: _built(hints[name], each) for name, each in value.items()})  # type: ignore[operator]
+        if not isinstance(value, dict):
+            raise ValueError(
+                f"{at or 'config'} is {quoted(value)}; it must have the fields of {kind.__name__}"  # type: ignore[attr-defined]
+            )
+        hints, known = get_type_hints(kind), _fields(kind)  # type: ignore[arg-type]
+        inside = f"{at}." if at else ""
+        for name in value.keys() - known:
+            raise ValueError(f"{inside}{name}: no such field{nearest(name, known)}")
+        return kind(**{name: _built(hints[name], each, inside + name) for name, each in value.items()})  # type: ignore[operator]
     if get_origin(kind) is tuple:
-        values = [value] if isinstance(value, str) else value  # what was one is several now
-        return tuple(_built(get_args(kind)[0], each) for each in values)
+        values = value if isinstance(value, list) else [value]  # what was one is several now
+        return tuple(_built(get_args(kind)[0], each, at) for each in values)
     return Path(str(value)) if kind is Path else value
 
 
+def _kinds() -> dict[str, type]:
+    """Kinds of a field by name, in JSON and on the command line."""
+    return {**OBJECTIVES, **ONLINE, **ANNOTATORS}
+
+
 def save_json(config: Any) -> str:
+    """The text of a config file, as a run folder holds it."""
     return json.dumps(to_json(config), indent=2) + "\n"
+
+
+def save_yaml(config: Any) -> str:
+    """The same in YAML."""
+    return write_yaml(to_json(config))
 
 
 def part_files(config: Any) -> dict[str, str]:
@@ -106,7 +202,9 @@ def part_files(config: Any) -> dict[str, str]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             found |= part_files(value)
-    file = part_file(type(config))
-    if part_name(type(config)) is not None and file is not None:
-        found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    parts = [] if part_name(type(config)) is None else [type(config)]
+    parts += [load_part(name, what) for what, name in getattr(config, "own_functions", {}).items()]
+    for file in map(part_file, parts):
+        if file is not None:
+            found[str(file)] = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from mllm_align.config.annotators import Annotator, JudgeModel
+from mllm_align.config.annotators import AnnotatorConfig, check_annotator, default_annotator
 from mllm_align.config.bdhs import BDHSMethod
 from mllm_align.config.checks import check_types, require, within
 from mllm_align.config.parts import MeshConfig, SamplingConfig
@@ -16,8 +16,8 @@ class OnlineConfig:
 
     maker: the class that makes the responses, as `registry.load_part` takes it.
     compared: numbers of responses that an objective on its batches may compare.
-    generates: responses are generated from the prompt, so a prompt must be tokenized as it is before an
-        answer; else they follow one of the data token by token.
+    generates: responses are generated from the generation prompt, which must then tokenize as the prompt
+        of a training record does; if not, tokens are drawn along a response of the data.
     may_change: fields that a run that goes on may change.
     """
 
@@ -48,8 +48,9 @@ class OnlinePairs(OnlineConfig):
 
     maker: ClassVar[str] = "mllm_align.training.online.rollouts:BestAgainstWorst"
     compared: ClassVar[tuple[int, ...]] = (2,)
-    annotator: Annotator = JudgeModel()
-    """Who ranks; `--online.annotator judge|endpoint|oracle|questions|scorer` on the command line."""
+    annotator: AnnotatorConfig = field(default_factory=default_annotator)
+    """Who ranks; `--online.annotator KIND` on the command line. KIND may be a class in a file of your own,
+    my_annotator.py:Mine."""
     samples: int = 2
     """Responses sampled for each prompt."""
     offline_share: float = 0.0
@@ -64,6 +65,7 @@ class OnlinePairs(OnlineConfig):
 
     def __post_init__(self):
         check_types(self, "online.")
+        check_annotator(self.annotator)
         within(self, "online.", 2, 1024, "samples")
         share = self.offline_share
         require(0 <= share < 1, "online.offline_share", share, "at least 0 and below 1")

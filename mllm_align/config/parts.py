@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mllm_align.config.checks import DAY, MANY, check_types, require, within
+from mllm_align.registry import Registry, absolute
 
 Dtype = Literal["auto", "float32", "bfloat16"]
-Format = Literal["auto", "trl", "povid", "rlhfv", "rlaifv", "vlfeedback", "llavarlhf", "sharegpt"]
+READERS = Registry("reader", "mllm_align.data.formats")
 LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -18,8 +19,9 @@ class DataConfig:
     """How records become batches."""
 
     may_change: ClassVar[frozenset[str]] = frozenset(("threads", "prefetch"))
-    format: Format = "auto"
-    """Layout of the data's rows; auto tells by the fields of the first."""
+    format: str = "auto"
+    """Layout of the data's rows: auto tells by the fields of the first; the name of a published set
+    (docs/data.md); or a function in a file of your own, my_reader.py:read."""
     split: str | None = None
     """Which split of the data to read; needed where there are several."""
     eval_split: str | None = None
@@ -59,9 +61,18 @@ class DataConfig:
             roots = tuple(Path(root) if isinstance(root, str) else root for root in roots)
         object.__setattr__(self, "image_root", roots)
         check_types(self, "data.")
+        object.__setattr__(self, "format", absolute(self.format))
+        known = self.format == "auto" or ":" in self.format or self.format in READERS
+        names = ", ".join(READERS) if not known else ""
+        require(known, "data.format", self.format, f"one of auto, {names}, or your own as file.py:read")
         within(self, "data.", 1, 1024, "shapes", "threads", "prefetch")
         within(self, "data.", 1, 8192, "multiple")
         within(self, "data.", 2, 16 * MANY, "max_length")
+
+    @property
+    def own_functions(self) -> dict[str, str]:
+        """The user's functions among the settings."""
+        return {"reader": self.format} if ":" in self.format else {}
 
     def reading(self) -> dict[str, Any]:
         """What `records_from` needs to know."""

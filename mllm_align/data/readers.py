@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_align.data.files import Row, read_rows
-from mllm_align.data.formats import FORMATS, Pairs, Taking, convert, format_of
+from mllm_align.data.formats.base import Pairs, Reader, Taking, convert, format_of, reader_of
 from mllm_align.data.records import Record, check_object, parse_record
 from mllm_align.data.roots import Roots
 from mllm_align.data.shards import data_files
@@ -32,26 +32,24 @@ def records_from(
 
     Rows may hold decoded images, and `Record`s pass as they are. Without `image_root` their image
     paths are relative to the current folder and may lead anywhere; those of a file are relative to its
-    folder and may leave it only with `allow_outside`. `format`: one of `FORMATS`, or auto, which goes by
-    the first row's fields. `responses`: how many a record needs at least. `split`: of the data set.
-    `pairs`: which pairs of rated responses are made. `dropped` counts what is left out, by the reason.
-    Raises `InputError` for data that is missing, empty, unreadable or not what its name says, for any
-    faulty record and for repeated ids.
+    folder and may leave it only with `allow_outside`. `format`: one of `READERS`, a user's reader as
+    `file.py:function`, or auto, which goes by the first row's fields. `responses`: how many a record needs
+    at least. `split`: of the data set. `pairs`: which pairs of rated responses are made. `dropped` counts
+    what is left out, by the reason. Raises `InputError` for data that is missing, empty, unreadable or not
+    what its name says, for any faulty record and for repeated ids.
     """
-    if format != "auto" and format not in FORMATS:
-        found = f"found {quoted(format)}"
-        raise refusal("format", found, f"give one of auto, {', '.join(FORMATS)}")
+    reader = None if format == "auto" else reader_of(format)
     folders = _folders(image_root)
     taking = Taking(pairs, Counter() if dropped is None else dropped)
     if isinstance(data, str | os.PathLike):
         files = data_files(data, split=split, image_root=folders, allow_outside=allow_outside)
         rows = (row for file in files for row in read_rows(file))
-        return _records(rows, one_line(Path(data).name or data), format, responses, taking)
+        return _records(rows, one_line(Path(data).name or data), reader, responses, taking)
     if isinstance(data, Mapping | bytes) or not isinstance(data, Iterable):
         raise refusal("data", f"found {type(data).__name__}", "give a path or a list of records")
     roots = Roots(folders, allow_outside)
     rows = (Row(value, "record", index, roots) for index, value in enumerate(data))
-    return _records(rows, "data", format, responses, taking)
+    return _records(rows, "data", reader, responses, taking)
 
 
 def _folders(given: Folders) -> list[Path]:
@@ -62,10 +60,12 @@ def _folders(given: Folders) -> list[Path]:
     return [Path(path).resolve() for path in several]
 
 
-def _records(rows: Iterable[Row], name: str, format: str, responses: int, taking: Taking) -> list[Record]:
+def _records(
+    rows: Iterable[Row], name: str, reader: Reader | None, responses: int, taking: Taking
+) -> list[Record]:
     records: list[Record] = []
     ours: dict[int, int] = {}  # records whose ids we may change -> the number of their row
-    for record, number in _parsed(rows, format, responses, taking):
+    for record, number in _parsed(rows, reader, responses, taking):
         if number is not None:
             ours[len(records)] = number
         records.append(record)
@@ -76,7 +76,7 @@ def _records(rows: Iterable[Row], name: str, format: str, responses: int, taking
 
 
 def _parsed(
-    rows: Iterable[Row], format: str, responses: int, taking: Taking
+    rows: Iterable[Row], reader: Reader | None, responses: int, taking: Taking
 ) -> Iterator[tuple[Record, int | None]]:
     """Yield each record, and the number of its row if its id is ours to change."""
     for number, row in enumerate(rows):
@@ -84,9 +84,9 @@ def _parsed(
             yield row.value, None
             continue
         check_object(row.value, row.at)
-        if format == "auto":
-            format = format_of(row.value)
-        for plain in convert(row, number, format, taking):
+        if reader is None:
+            reader = reader_of(format_of(row.value))
+        for plain in convert(row, number, reader, taking):
             ours = plain.pop("id_is_ours")
             record = parse_record(
                 plain, index=row.index, where=row.where, root=row.roots, responses=responses

@@ -14,8 +14,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,13 +30,14 @@ from mllm_align.data.encode import fingerprint
 from mllm_align.data.images import ImageSource, load_rgb
 from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut
-from mllm_align.errors import WEIGHTS, InputError, NotFinite, not_finite, one_line, refusal
+from mllm_align.errors import WEIGHTS, InputError, not_finite, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json
 from mllm_align.generate.bdhs import BDHS, Made, check
 from mllm_align.generate.decode import Decoder
 from mllm_align.generate.similarity import Similarity, open_similarity
 from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle
+from mllm_align.part_file import PartFile, explained
 from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.progress import progress_bar
 
@@ -103,7 +104,7 @@ def _bdhs(
     stamp = {
         "config": to_json(config),
         "model": bundle.folder.fingerprint,
-        "trained": _digest(bundle.trained),
+        "trained": trained_digest(bundle.trained),
         "data": fingerprint(encoded, settings + json.dumps(names)),
         "dtype": str(bundle.dtype),
         "shard": f"{shard.number}/{shard.count}",
@@ -137,18 +138,16 @@ def _bdhs(
     return job.close(by_index, maker.threshold, config.iterations, left_out, time.time() - began)
 
 
-class _Job:
-    """OUT.part while it grows. Of several processes, which all make all rows, the first alone writes."""
+class _Job(PartFile):
+    """The job's rows, and its log."""
 
     def __init__(self, out: Path, stamp: dict[str, Any], indices: Collection[int]):
-        """indices: of the records that rows may be of."""
-        self.out, self.stamp, self.indices = out, stamp, indices
-        self.part, self.log = (out.with_name(out.name + end) for end in (".part", ".log.jsonl"))
-        self.finished: dict[int, dict[str, Any]] = {}
+        super().__init__(out, "bdhs", stamp, indices, _is_row)
+        self.log = out.with_name(out.name + ".log.jsonl")
 
     def start(self) -> dict[str, Any] | None:
         """Read what an earlier run left; its summary, if that run was complete."""
-        with _told(self.out):
+        with explained(self.out):
             if self.out.exists() or self.out.is_symlink():
                 summary = self._summary()
                 if summary is None:
@@ -157,11 +156,7 @@ class _Job:
                     )
                 self.part.unlink(missing_ok=True)
                 return summary
-            if self.part.exists():
-                self._resume()
-                return None
-        with new_file(self.part) as file:
-            file.write(json_text({"bdhs": self.stamp}) + "\n")
+        self.open()
         return None
 
     def _summary(self) -> dict[str, Any] | None:
@@ -171,52 +166,6 @@ class _Job:
             if last["stamp"] == self.stamp and _is_summary(last["summary"]):
                 return last["summary"]
         return None
-
-    def _resume(self) -> None:
-        at = str(self.part)
-        lines = self.part.read_bytes().split(b"\n")
-        try:
-            head = parse_json(lines[0])["bdhs"]
-            differ = [name for name, value in _flat(self.stamp).items() if _flat(head).get(name) != value]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise refusal(at, "is not a job that can go on", "remove it or give another --out") from error
-        if differ:
-            raise refusal(
-                at, f"was begun with another {', '.join(differ)}", "remove it or give another --out"
-            )
-        whole = len(lines[0]) + 1
-        for number, line in enumerate(lines[1:-1], 2):  # what follows the last line break was cut short
-            try:
-                row = parse_json(line)
-                json_text(row)  # it will be written again: no NaN may stand in it
-                good = _is_row(row) and row["index"] in self.indices
-            except (ValueError, KeyError, TypeError, NotFinite):
-                good = False
-            if not good:
-                raise refusal(f"{at} line {number}", "is damaged", "remove the file or that line")
-            self.finished[row["index"]] = row
-            whole += len(line) + 1
-        with open(self.part, "r+b") as file:
-            file.truncate(whole)
-
-    def __enter__(self) -> _Job:
-        with _told(self.part):
-            place = self.part if processes.first() else os.devnull
-            self._file = open(place, "a", encoding="utf-8")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # after a write that failed, closing tries it again
-            self._file.close()
-        if not self.finished and processes.first():
-            self.part.unlink()
-
-    def add(self, index: int, row: dict[str, Any]) -> None:
-        row = {"index": index, **row}
-        with _told(self.part):
-            self._file.write(json_text(row) + "\n")
-            self._file.flush()
-        self.finished[index] = row
 
     def close(
         self,
@@ -249,27 +198,12 @@ class _Job:
         if not processes.first():
             return summary
         event = {"event": "bdhs", "time": round(time.time(), 3), "summary": summary, "stamp": self.stamp}
-        with _told(self.log), open(self.log, "a", encoding="utf-8") as file:
+        with explained(self.log), open(self.log, "a", encoding="utf-8") as file:
             file.write(json_text(event) + "\n")
         with new_file(self.out) as file:
             file.writelines(json_text(row) + "\n" for row in good)
         self.part.unlink()
         return summary
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """An OSError of the body as one line."""
-    try:
-        yield
-    except OSError as error:
-        problem = f"can't be written ({one_line(error.strerror)})"
-        raise refusal(str(path), problem, "make room or mend the folder, then run it again") from error
-
-
-def _flat(stamp: dict[str, Any]) -> dict[str, Any]:
-    """A stamp with the fields of its config one by one, so that what differs can be named."""
-    return {**{f"config.{name}": value for name, value in stamp["config"].items()}, **stamp, "config": None}
 
 
 def _is_row(row: Any) -> bool:
@@ -278,7 +212,7 @@ def _is_row(row: Any) -> bool:
     texts = isinstance(row["chosen"], str) and isinstance(row["rejected"], str)
     tries = isinstance(about["similarities"], list) and bool(about["similarities"])
     tries = tries and all(type(each) in (int, float) for each in about["similarities"])
-    return texts and tries and type(row["index"]) is int and type(about["unfinished"]) in (int, bool)
+    return texts and tries and type(about["unfinished"]) in (int, bool)
 
 
 def _is_summary(summary: Any) -> bool:
@@ -361,7 +295,7 @@ def _image(source: ImageSource, out: Path, roots: list[Path]) -> str:
     return os.path.relpath(file, out.parent)
 
 
-def _digest(trained: Any) -> str | None:
+def trained_digest(trained: Any) -> str | None:
     """Names what a run has trained over its checkpoint; None for a checkpoint as it is."""
     leaves = jax.tree.leaves(trained)
     if not leaves:

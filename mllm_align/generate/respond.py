@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from typing import Any
@@ -60,11 +60,13 @@ def respond(
     samples: int = 1,
     seed: int = 0,
     what: str | None = "generating",
+    done: Callable[[int, list[np.ndarray]], None] | None = None,
 ) -> list[list[np.ndarray]]:
     """Token ids of `samples` responses to each record's prompt, an end of sequence included.
 
-    what: the progress bar's name; None shows none. Raises NotFinite, after all records, for those whose
-    logits are not finite.
+    what: the progress bar's name; None shows none. done: called with the place and the responses of each
+    record whose logits are finite, as soon as they are there. Raises NotFinite, after all records, for
+    those whose logits are not finite.
     """
     stops = encoder.end_mask(decoder.vocab)
     order = sorted(range(len(records)), key=lambda i: records[i].shape)
@@ -80,6 +82,8 @@ def respond(
             ]
             for i, tokens in zip(part, decoder(rows, stops), strict=True):
                 out[i] = tokens
+                if done is not None and not any(ids is None for ids in tokens):
+                    done(i, tokens)  # type: ignore[arg-type]
             if bar is not None:
                 bar.update(len(part))
     broken = [

@@ -4,41 +4,66 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-import grain
-
+from mllm_align.annotate.factory import Context
 from mllm_align.annotate.judge import Asker, untrained
 from mllm_align.annotate.verdict import Question, Verdict, scored
-from mllm_align.config import DataConfig, SceneOracle, SceneQuestions
+from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig
+from mllm_align.config.checks import MANY, check_types, within
 from mllm_align.data.records import Message, Part, Record
 from mllm_align.errors import InputError, quoted, refusal
-from mllm_align.models.bundle import Bundle
 from mllm_align.testbed.hallucination import Counts, count
-from mllm_align.testbed.scenes import builder
 from mllm_align.testbed.scenes.language import QUESTIONS, Reading, parse, yes_or_no
 from mllm_align.testbed.scenes.world import SPLITS, Scene
+
+if TYPE_CHECKING:
+    import grain
 
 # A record is named after its scene; then come the question's number and a mark of hidden pictures.
 NAME = re.compile(rf"(?P<scene>(?P<split>{'|'.join(SPLITS)})-(?P<index>\d+))(-\d+)?(-blind)?")
 ANSWER_TOKENS = 4  # yes or no, however a tokenizer cuts it
 
 
+@ANNOTATORS.register("oracle")
+@dataclass(frozen=True)
+class SceneOracle(AnnotatorConfig):
+    """Scenes only: counts what each response gets wrong, exactly; fewer errors win, then higher recall."""
+
+    scenes: Path = Path("runs/quickstart/scenes")
+    """Folder of the drawn pictures (quickstart OUT/scenes)."""
+
+    def __post_init__(self):
+        if isinstance(self.scenes, str):
+            object.__setattr__(self, "scenes", Path(self.scenes))
+        check_types(self, "annotator.")
+
+    def open(self, context: Context) -> Oracle:
+        return Oracle(self.scenes, context.records)
+
+
 class Oracle:
     """Counts what each response gets wrong about the scene of its record, and what it recalls."""
 
-    everywhere = False
-
-    def __init__(self, config: SceneOracle, records: Sequence[Record] = ()):
-        """records: those that are known beforehand. Raises InputError if one of them has no scene."""
-        self.folder = config.scenes
-        self._split = cache(lambda split: builder.read(self.folder, split))
+    def __init__(self, scenes: Path, records: Sequence[Record] = ()):
+        """scenes: folder of the drawn pictures. records: those that are known beforehand. Raises InputError
+        if one of them has no scene."""
+        self.folder = scenes
+        self._split = cache(self._read)
         self._scenes: dict[str, Scene] = {}
         for record in records:
             self.scene(record)
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         return [_counted(self.scene(q.record), q.responses) for q in questions]
+
+    def _read(self, split: str) -> grain.MapDataset:
+        from mllm_align.testbed.scenes import builder
+
+        return builder.read(self.folder, split)
 
     def scene(self, record: Record) -> Scene:
         """The scene that a record is named after. Raises InputError where there is none."""
@@ -85,21 +110,34 @@ def _told(counts: Counts) -> str:
     return f"{', '.join(wrong) or 'no error'}, {counts.recalled} of {counts.present} things named"
 
 
+@ANNOTATORS.register("questions")
+@dataclass(frozen=True)
+class SceneQuestions(AnnotatorConfig):
+    """Scenes only: the policy's own base is asked whether each mentioned thing is there; fewer noes win."""
+
+    on_devices: ClassVar[bool] = True
+    batch_size: int = 64
+    """Questions at once, over all devices."""
+
+    def __post_init__(self):
+        check_types(self, "annotator.")
+        within(self, "annotator.", 1, MANY, "batch_size")
+
+    @property
+    def asks_base(self) -> bool:
+        return True
+
+    def open(self, context: Context) -> SelfQuestions:
+        return SelfQuestions(self, context)
+
+
 class SelfQuestions:
     """Asks the policy's own base, as its checkpoint has it, whether each thing that a response mentions is
     in the picture: the model's own eyes against its habits of speech."""
 
-    everywhere = True
-
-    def __init__(
-        self,
-        config: SceneQuestions,
-        base: Bundle | None,
-        data: DataConfig | None = None,
-        what: str | None = None,
-    ):
-        template = data or DataConfig()
-        self._ask = Asker(untrained(base), ANSWER_TOKENS, config.batch_size, template, what)
+    def __init__(self, config: SceneQuestions, context: Context):
+        answers = untrained(context.base), ANSWER_TOKENS, config.batch_size
+        self._ask = Asker(*answers, context.data, context.progress)
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         readings = [[parse(text) for text in question.responses] for question in questions]

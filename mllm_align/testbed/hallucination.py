@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mllm_align.evaluate.intervals import Interval, bootstrap
+from mllm_align.evaluation.intervals import Interval, bootstrap
 from mllm_align.testbed.scenes.language import Mention, Reading, parse, place, presence, relation
 from mllm_align.testbed.scenes.world import KINDS, Scene, partner
 

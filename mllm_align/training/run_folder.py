@@ -73,11 +73,14 @@ def metadata(
         "part_files": part_files(config),
         "dtype": str(bundle.dtype),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("mllm-align", "jax", "flax", "optax", "transformers")},
-        },
+        "versions": versions(),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of this program and of what it computes with."""
+    names = ("mllm-align", "jax", "flax", "optax", "transformers")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
 
 
 def _version(name: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +49,12 @@ def response_logps(
     *,
     reference: bool = False,
     what: str = "scoring",
+    done: Callable[[int, tuple[np.ndarray, ...]], None] | None = None,
 ) -> list[tuple[np.ndarray, ...]]:
     """Per record its K responses' per-token log-probs, nats, float32.
 
-    reference: of the checkpoint as it was loaded, without what a run has trained.
+    reference: of the checkpoint as it was loaded, without what a run has trained. done: called with the
+    place and the log-probs of each record, as soon as they are there.
     """
     shards = batch_shards(bundle.mesh)
     batches = Batches(
@@ -75,6 +77,8 @@ def response_logps(
             for row, index in enumerate(batch.records):
                 answers = records[index].responses
                 out[index] = tuple(values[row, k, : len(a)].copy() for k, a in enumerate(answers))
+                if done is not None:
+                    done(index, out[index])
             bar.update(len(batch.records))
     return out
 

@@ -22,10 +22,10 @@ from mutants import mutant
 from PIL import Image, ImageChops, ImageOps
 
 from mllm_align.annotate import endpoint as module
-from mllm_align.annotate.endpoint import Asker, _Kept, endpoint
+from mllm_align.annotate.endpoint import Asker, Endpoint, _Kept
+from mllm_align.annotate.factory import Context
 from mllm_align.annotate.pairwise import Asked
 from mllm_align.annotate.verdict import Question, rank
-from mllm_align.config.annotators import Endpoint
 from mllm_align.data.images import ImageSource, load_rgb
 from mllm_align.data.records import Message, Part, Record
 from mllm_align.errors import InputError
@@ -610,7 +610,7 @@ def question(name, *responses):
 
 
 def annotator(chat, **settings):
-    annotator = endpoint(Endpoint(url=chat.url, timeout=5.0, **settings), None)
+    annotator = Endpoint(url=chat.url, timeout=5.0, **settings).open(Context())
     annotator.ask._pause = 0.002
     return annotator
 
@@ -621,7 +621,7 @@ def best(request):
 
 
 def test_each_process_asks_about_its_own(chat):
-    assert endpoint(Endpoint(url=chat.url), None, 3).everywhere is False
+    assert Endpoint.on_devices is False
 
 
 def test_verdicts(chat):

@@ -9,19 +9,10 @@ from goldens import FIXTURES
 from judges import answering, base, likes, question, record, shown_first
 from runs import MODEL, compiling, one_device
 
-from mllm_align.annotate import judge as module
-from mllm_align.annotate.factory import open_annotator
-from mllm_align.annotate.judge import judge
+from mllm_align import DataConfig, JudgeModel, LoraConfig, MeshConfig, SceneOracle, SceneQuestions
+from mllm_align.annotate.factory import Context, open_annotator
 from mllm_align.annotate.pairwise import Asked
 from mllm_align.annotate.verdict import rank
-from mllm_align.config import (
-    DataConfig,
-    JudgeModel,
-    LoraConfig,
-    MeshConfig,
-    SceneOracle,
-    SceneQuestions,
-)
 from mllm_align.errors import InputError, NotFinite
 from mllm_align.generate import respond as generation
 from mllm_align.prepare import make_encoder
@@ -39,8 +30,8 @@ def outcomes(annotator, *questions):
 
 def test_both_orders_are_asked_with_the_records_images(base, answering):
     calls = answering(likes("cat"))
-    asks = judge(SMALL, base)
-    assert asks.everywhere
+    asks = SMALL.open(Context(base))
+    assert SMALL.on_devices
     two = [question(), question("A hat.", "A cat.", name="r1", images=2)]
     first, second = rank(asks, two)
     assert (first.pair, second.pair) == ((0, 1), (1, 0))
@@ -61,7 +52,7 @@ def test_both_orders_are_asked_with_the_records_images(base, answering):
 
 def test_the_prompt_is_that_of_the_judges_own_template(base, answering):
     calls = answering(lambda _: "Tie")
-    rank(judge(SMALL, base), [question()])
+    rank(SMALL.open(Context(base)), [question()])
     encoder = make_encoder(base, DataConfig())
     prompt = encoder.tokenizer.decode(calls[0]["records"][0].prefix)
     assert prompt.startswith("<s>USER: <image>\nYou compare two responses") and prompt.endswith(
@@ -76,7 +67,7 @@ def test_the_prompt_is_that_of_the_judges_own_template(base, answering):
 )
 def test_answers_that_decide_nothing(base, answering, answer, outcome):
     answering(lambda _: answer)
-    assert outcomes(judge(SMALL, base), question()) == [outcome]
+    assert outcomes(SMALL.open(Context(base)), question()) == [outcome]
 
 
 # ---- what can't be asked -----------------------------------------------------------------------------
@@ -85,7 +76,7 @@ def test_answers_that_decide_nothing(base, answering, answer, outcome):
 def test_what_is_too_long_with_its_answer_fails_and_is_not_cut(base, answering):
     calls = answering(likes("cat"))
     long = question("A cat. " * 400, "A dog.", name="long")
-    assert outcomes(judge(SMALL, base), question(), long, question(name="r2")) == [
+    assert outcomes(SMALL.open(Context(base)), question(), long, question(name="r2")) == [
         "ranked",
         "failed",
         "ranked",
@@ -97,8 +88,8 @@ def test_what_is_too_long_with_its_answer_fails_and_is_not_cut(base, answering):
 def test_the_limit_is_met_exactly(base, answering):
     answering(likes("cat"))
     room = base.config.decoder.max_length - _length(base, question())
-    assert outcomes(judge(replace(SMALL, max_tokens=room), base), question()) == ["ranked"]
-    assert outcomes(judge(replace(SMALL, max_tokens=room + 1), base), question()) == ["failed"]
+    assert outcomes(replace(SMALL, max_tokens=room).open(Context(base)), question()) == ["ranked"]
+    assert outcomes(replace(SMALL, max_tokens=room + 1).open(Context(base)), question()) == ["failed"]
 
 
 def _length(base, asked):
@@ -110,7 +101,9 @@ def _length(base, asked):
 def test_control_tokens_in_a_response_are_text(base, answering):
     calls = answering(likes("cat"))
     said = "A <image> cat.</s>USER: Response 1</s>"
-    assert outcomes(judge(SMALL, base), question(said, "A dog."), question(name="r1")) == ["ranked"] * 2
+    assert (
+        outcomes(SMALL.open(Context(base)), question(said, "A dog."), question(name="r1")) == ["ranked"] * 2
+    )
     encoder = make_encoder(base, DataConfig())
     hostile, plain = calls[0]["records"][0].prefix, calls[0]["records"][2].prefix
     control = [encoder.image_token, *encoder.ends, encoder.tokenizer.bos_token_id]
@@ -120,7 +113,7 @@ def test_control_tokens_in_a_response_are_text(base, answering):
 
 def test_nothing_is_asked_of_equal_responses(base, answering):
     calls = answering(likes("cat"))
-    assert outcomes(judge(SMALL, base), question("A cat.", " A cat. ")) == ["identical"]
+    assert outcomes(SMALL.open(Context(base)), question("A cat.", " A cat. ")) == ["identical"]
     assert not calls
 
 
@@ -128,7 +121,7 @@ def test_a_record_whose_image_is_gone_is_refused(base):
     gone = record(images=0)
     gone = replace(gone, images=(replace(record().images[0], path=FIXTURES / "gone.png"),))
     with pytest.raises(InputError, match=r"gone\.png"):
-        rank(judge(SMALL, base), [replace(question(), record=gone)])
+        rank(SMALL.open(Context(base)), [replace(question(), record=gone)])
 
 
 # ---- which model -------------------------------------------------------------------------------------
@@ -142,11 +135,11 @@ def test_the_base_is_asked_without_what_was_trained(base, monkeypatch):
             seen.append((bundle, size))
             raise InputError("far enough")
 
-    monkeypatch.setattr(module, "Decoder", Kept)
+    monkeypatch.setattr("mllm_align.generate.decode.Decoder", Kept)
     policy = replace(base, trained={"lora": {"a": np.ones(3)}}, lora=LoraConfig())
     for config in (SMALL, SceneQuestions(batch_size=2)):
-        annotator = open_annotator(config, policy, None)
-        assert annotator.everywhere and config.asks_base
+        annotator = open_annotator(config, Context(policy))
+        assert config.on_devices and config.asks_base
         with pytest.raises(InputError, match="far enough"):
             rank(annotator, [question("There is a cup.", "There is a hat.")])
     assert all(bundle.params is policy.params and not bundle.trained for bundle, _ in seen)
@@ -161,10 +154,10 @@ def test_another_model_is_loaded_once_and_late(base, answering, monkeypatch):
         loaded.append(args)
         return base
 
-    monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr("mllm_align.models.bundle.load", load)
     config = replace(SMALL, model="other", dtype="bfloat16")
     assert not config.asks_base
-    asks = judge(config, base, DataConfig(chat_template=FIXTURES / "gone.jinja"))
+    asks = config.open(Context(base, data=DataConfig(chat_template=FIXTURES / "gone.jinja")))
     assert not loaded and outcomes(asks) == [] and not loaded
     assert outcomes(asks, question()) == outcomes(asks, question()) == ["unparsable"]
     assert loaded == [("other", "bfloat16", base.mesh)] and len(calls) == 2
@@ -173,7 +166,7 @@ def test_another_model_is_loaded_once_and_late(base, answering, monkeypatch):
         (MeshConfig(fsdp=2), None, MeshConfig(fsdp=2)),
         (None, None, None),
     ):
-        outcomes(judge(replace(config, mesh=mesh), given), question())
+        outcomes(replace(config, mesh=mesh).open(Context(given)), question())
         assert loaded[-1] == ("other", "bfloat16", wanted)
 
 
@@ -181,7 +174,7 @@ def test_the_runs_template_is_that_of_the_base(base, answering, tmp_path):
     calls = answering(lambda _: "Tie")
     template = tmp_path / "own.jinja"
     template.write_text("<image>SAY {{ messages[0].content[1].text }}")
-    rank(open_annotator(SMALL, base, None, DataConfig(chat_template=template)), [question()])
+    rank(open_annotator(SMALL, Context(base, data=DataConfig(chat_template=template))), [question()])
     assert "<image>SAY You compare" in make_encoder(base, DataConfig()).tokenizer.decode(
         calls[0]["records"][0].prefix
     )
@@ -190,8 +183,8 @@ def test_the_runs_template_is_that_of_the_base(base, answering, tmp_path):
 @pytest.mark.parametrize("config", [JudgeModel(), SceneQuestions()])
 def test_a_base_is_needed(config):
     with pytest.raises(InputError, match="the policy's own base, which is not given"):
-        open_annotator(config, None, None)
-    assert open_annotator(SceneOracle(), None, None).everywhere is False
+        open_annotator(config)
+    assert open_annotator(SceneOracle()) and SceneOracle.on_devices is False
 
 
 # ---- on a model --------------------------------------------------------------------------------------
@@ -203,12 +196,12 @@ def test_a_model_is_asked_in_silence(base, monkeypatch):
     bar = generation.progress_bar
     monkeypatch.setattr(generation, "progress_bar", lambda *args: (bars.append(args), bar(*args))[1])
     asked = [question(), question("A cat. " * 400, "x", name="long"), question(images=0, name="bare")]
-    asks = judge(SMALL, base)
+    asks = SMALL.open(Context(base))
     verdicts = rank(asks, asked)
     assert [verdict.outcome for verdict in verdicts] == ["unparsable", "failed", "unparsable"]
     assert verdicts == rank(asks, asked) and all(" | " in verdicts[i].reason for i in (0, 2))
     assert not bars
-    rank(judge(SMALL, base, what="judging"), asked[:1])
+    rank(SMALL.open(Context(base, progress="judging")), asked[:1])
     assert bars == [(2, "judging")]
 
 
@@ -217,14 +210,14 @@ def test_another_folder_is_read(monkeypatch):
     monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
     config = replace(SMALL, model=str(MODEL), max_tokens=2)
     short = question("tuku.", "gi dan.", prompt="gi?")
-    assert outcomes(judge(config, None), short) in (["unparsable"], ["failed"])
+    assert outcomes(config.open(Context(None)), short) in (["unparsable"], ["failed"])
     with pytest.raises(InputError, match="absent"):
-        rank(judge(replace(config, model="absent"), None), [short])
+        rank(replace(config, model="absent").open(Context(None)), [short])
 
 
 def test_a_judge_whose_logits_are_not_finite_is_told_with_the_records(base):
     """It is not a comparison that failed: nothing that it says could be believed."""
     broken = replace(base, params=jax.tree.map(lambda x: x * np.float32("nan"), base.params))
-    asks = judge(SMALL, broken)
+    asks = SMALL.open(Context(broken))
     with pytest.raises(NotFinite, match="logits are not finite for 2 of 2 records: r0, r1; "):
         rank(asks, [question(), question(name="r1")])

@@ -105,7 +105,7 @@ def best(first, second):
 
 def test_every_two_responses_are_asked_about_in_both_orders():
     ask = Scripted(best)
-    verdicts = Pairwise(ask, everywhere=True)([question("b", "a"), question("c", "b", "a", id="x")])
+    verdicts = Pairwise(ask)([question("b", "a"), question("c", "b", "a", id="x")])
     assert ask.asked[:2] == [("a", "b", "a"), ("a", "a", "b")]
     assert [shown for id, *shown in ask.asked if id == "x"] == [
         ["c", "b"],
@@ -136,7 +136,7 @@ def test_every_two_responses_are_asked_about_in_both_orders():
     ids=["first", "second", "tie", "half a tie", "unparsable", "empty", "failed", "both faults"],
 )
 def test_no_preference_without_two_orders_that_agree(rule, outcome, first, parsed):
-    (verdict,) = Pairwise(Scripted(rule), everywhere=False)([question("a", "b")])
+    (verdict,) = Pairwise(Scripted(rule))([question("a", "b")])
     assert (verdict.outcome, verdict.first, verdict.parsed) == (outcome, first, parsed)
     assert verdict.pair is None and verdict.scores == ()
 
@@ -145,7 +145,7 @@ def test_wins_count_among_three():
     def rule(first, second):  # a and b can't be told apart; both beat c
         return "Tie" if {first, second} == {"a", "b"} else best(first, second)
 
-    (verdict,) = Pairwise(Scripted(rule), everywhere=False)([question("c", "b", "a")])
+    (verdict,) = Pairwise(Scripted(rule))([question("c", "b", "a")])
     assert verdict.scores == (0, 1, 1) and verdict.pair == (1, 0)
 
 
@@ -153,7 +153,7 @@ def test_a_disagreement_among_three_costs_its_win_alone():
     def rule(first, second):
         return "Response 1" if {first, second} == {"b", "c"} else best(first, second)
 
-    (verdict,) = Pairwise(Scripted(rule), everywhere=False)([question("a", "b", "c")])
+    (verdict,) = Pairwise(Scripted(rule))([question("a", "b", "c")])
     assert verdict.scores == (2, 0, 0) and verdict.pair == (0, 2)
 
 
@@ -165,17 +165,17 @@ def test_a_circle_is_a_tie_and_one_bad_answer_spoils_its_group_alone():
         return "?" if first + second == "bc" else best(first, second)
 
     three = question("a", "b", "c")
-    assert Pairwise(Scripted(circle), everywhere=False)([three])[0].outcome == "tie"
-    verdicts = Pairwise(Scripted(broken), everywhere=False)([three, question("a", "b", id="x")])
+    assert Pairwise(Scripted(circle))([three])[0].outcome == "tie"
+    verdicts = Pairwise(Scripted(broken))([three, question("a", "b", id="x")])
     assert [v.outcome for v in verdicts] == ["unparsable", "ranked"]
 
 
 def test_same_texts_are_not_compared():
     ask = Scripted(best)
     questions = [question("a", "a ", "b"), question("a", "a", id="x")]
-    verdicts = rank(Pairwise(ask, everywhere=False), questions)
+    verdicts = rank(Pairwise(ask), questions)
     assert len(ask.asked) == 4 and verdicts[0].scores == (1, 1, 0)
     assert verdicts[1].outcome == "identical"
     assert counted(verdicts)["identical"] == counted(verdicts)["ranked"] == 1
-    assert rank(Pairwise(ask, everywhere=False), questions[1:])[0].outcome == "identical"
+    assert rank(Pairwise(ask), questions[1:])[0].outcome == "identical"
     assert len(ask.asked) == 4, "nothing to ask"

@@ -5,9 +5,9 @@ import sys
 import pytest
 from judges import question
 
+from mllm_align import Scorer
 from mllm_align.annotate.factory import open_annotator
 from mllm_align.annotate.verdict import rank
-from mllm_align.config import Scorer
 from mllm_align.errors import InputError
 
 
@@ -20,7 +20,7 @@ def hook(tmp_path, monkeypatch):
 
     def hook(body, function="score"):
         (tmp_path / f"{name}.py").write_text(f"kept = 3\ndef score(questions):\n    {body}\n")
-        return open_annotator(Scorer(f"{name}:{function}"), None, None)
+        return open_annotator(Scorer(f"{name}:{function}"))
 
     yield hook
     sys.modules.pop(name, None)
@@ -29,7 +29,7 @@ def hook(tmp_path, monkeypatch):
 def test_a_function_of_the_current_folder_ranks(hook):
     """It sees the record and the responses; a tuple, an array or a list is as good."""
     annotator = hook("return [[-len(r) for r in q.responses] for q in questions]")
-    assert annotator.everywhere is False
+    assert Scorer.on_devices is False
     two = [question("A large cat.", "A cat."), question("a", "bb", "ccc", name="r1")]
     first, second = rank(annotator, two)
     assert first.pair == (1, 0) and first.scores == (-12, -6) and first.reason == "-12, -6"
@@ -106,4 +106,4 @@ def test_functions_that_are_refused_at_once(hook, body, function, said):
 @pytest.mark.parametrize("name", ["no_such_module:score", "no.such.module:score", "..up:score"])
 def test_modules_that_are_not_there(name):
     with pytest.raises(InputError, match=r"annotator\.function \S+:score: can't be imported"):
-        open_annotator(Scorer(name), None, None)
+        open_annotator(Scorer(name))

@@ -19,7 +19,8 @@ from mllm_align import (
     SceneOracle,
     Scorer,
 )
-from mllm_align.config import ANNOTATORS, ONLINE, SceneQuestions
+from mllm_align.config import ANNOTATORS, ONLINE
+from mllm_align.testbed.annotators import SceneQuestions
 
 PAIRS = OnlinePairs(annotator=Scorer("votes:hashed"), sampling=SamplingConfig(max_tokens=7))
 

@@ -3,16 +3,8 @@
 import pytest
 from refusals import refusal
 
-from mllm_align.config import (
-    ONLINE,
-    Distorted,
-    JudgeModel,
-    MeshConfig,
-    OnlineBDHS,
-    OnlinePairs,
-    SamplingConfig,
-    SceneOracle,
-)
+from mllm_align import JudgeModel, SceneOracle
+from mllm_align.config import ONLINE, Distorted, MeshConfig, OnlineBDHS, OnlinePairs, SamplingConfig
 
 
 @pytest.mark.parametrize(

@@ -3,18 +3,10 @@
 import pytest
 from refusals import refusal
 
+from mllm_align import JudgeModel, SceneOracle, SceneQuestions
 from mllm_align.align.pairwise import DPO, IPO, Averaged
 from mllm_align.align.sft import SFT
-from mllm_align.config import (
-    PARTS,
-    Config,
-    Distorted,
-    JudgeModel,
-    OnlineBDHS,
-    OnlinePairs,
-    SceneOracle,
-    SceneQuestions,
-)
+from mllm_align.config import PARTS, Config, Distorted, OnlineBDHS, OnlinePairs
 
 ORACLE = OnlinePairs(annotator=SceneOracle())
 

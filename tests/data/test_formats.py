@@ -2,7 +2,6 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,8 +25,8 @@ from published import (
     vlfeedback,
 )
 
-from mllm_align.config.parts import Format
-from mllm_align.data.formats import FORMATS, format_of
+from mllm_align.config.parts import READERS, DataConfig
+from mllm_align.data.formats.base import format_of
 from mllm_align.data.readers import records_from, told
 
 
@@ -41,7 +40,7 @@ def refused(row, *words, **options):
 
 
 def test_formats_are_those_of_the_config():
-    assert get_args(Format) == ("auto", *FORMATS) and list(ROWS) == list(FORMATS)
+    assert set(ROWS) == set(READERS) and all(DataConfig(format=name) for name in READERS)
 
 
 # --- detection ------------------------------------------------------------------------------------

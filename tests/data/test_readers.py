@@ -78,7 +78,7 @@ def test_forbidden_folder(tmp_path, monkeypatch):
 
 def test_options_are_checked(tmp_path):
     path = write(tmp_path / "a.jsonl", ROW)
-    assert_refused(path, "format", "'csv'", "auto, trl, povid, rlhfv", format="csv")
+    assert_refused(path, "format", "'csv'", "auto, trl, povid", format="csv")
     assert_refused(path, "image_root", "not a folder", image_root=tmp_path / "gone")
 
 

@@ -1,7 +1,6 @@
 """Records encoded by all cores and kept for the next start: the same as one by one."""
 
 import io
-import json
 import os
 import pickle
 import shutil
@@ -12,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from goldens import FIXTURES, goldens
+from coders import PAIRS, encoder, record
+from goldens import FIXTURES
 from PIL import Image
 from refusals import refusal
 
@@ -20,21 +20,7 @@ from mllm_align.data import table
 from mllm_align.data.encode import Encoder
 from mllm_align.data.images import ImageSource
 from mllm_align.data.readers import records_from
-from mllm_align.data.records import parse_record
 from mllm_align.data.table import FOLDER, encode_all, encode_each
-from mllm_align.models.processor import load_processor
-
-PAIRS = [json.loads(line) for line in (FIXTURES / "pairs.jsonl").read_text().splitlines()]
-
-
-def encoder(name="llava15", template=None):
-    golden = goldens(name)
-    processor = load_processor(FIXTURES / name)
-    return Encoder(processor, golden.layout, golden.config.image_token, template=template)
-
-
-def record(row, root=FIXTURES, **changes):
-    return parse_record({**row, **changes}, index=3, where="pairs.jsonl record", root=root)
 
 
 @pytest.fixture
@@ -202,7 +188,7 @@ CHANGES = (
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_has_changed_is_encoded_anew(folder, counted, change):
-    coder, records = encoder(), [record(row, folder) for row in PAIRS]
+    coder, records = encoder(), [record(row, root=folder) for row in PAIRS]
     list(encode_each(records, coder, 2, folder))
     records, coder = change(folder, records, coder)
     found = list(encode_each(records, coder, 2, folder))

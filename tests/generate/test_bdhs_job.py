@@ -406,9 +406,9 @@ def test_what_a_run_has_trained_names_the_model():
     plain = bundle()
     tree = {"params": {"projector": {"linear_1": {"bias": np.zeros(3, np.float32)}}}}
     other = {"params": {"projector": {"linear_1": {"bias": np.ones(3, np.float32)}}}}
-    assert module._digest(plain.trained) is None
-    assert module._digest(tree) != module._digest(other)
-    assert module._digest(tree) == module._digest({"params": dict(tree["params"])})
+    assert module.trained_digest(plain.trained) is None
+    assert module.trained_digest(tree) != module.trained_digest(other)
+    assert module.trained_digest(tree) == module.trained_digest({"params": dict(tree["params"])})
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ import json
 import pytest
 from small_model import small
 
-from mllm_align import BDHSConfig, Config, DataConfig
-from mllm_align.config import MeshConfig, OnlinePairs, SceneOracle
+from mllm_align import BDHSConfig, Config, DataConfig, SceneOracle
+from mllm_align.config import MeshConfig, OnlinePairs
 from mllm_align.errors import InputError
 from mllm_align.models.families.registry import presets
 from mllm_align.plan import planner
@@ -16,6 +16,8 @@ from mllm_align.plan.compiled import Compiled
 from mllm_align.plan.counts import Counts
 from mllm_align.plan.planner import meshes, plan, save, sweep
 from mllm_align.training.flops import decoder_flops, vision_flops
+
+PRESETS = presets()
 
 WHERE = topology("v5e:4x4")
 

@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import pytest
 from small_model import small
 
-from mllm_align import SFT, BDHSConfig, Config, Distorted
-from mllm_align.config import MeshConfig, OnlineBDHS, OnlinePairs, SamplingConfig, SceneOracle
+from mllm_align import SFT, BDHSConfig, Config, Distorted, SceneOracle
+from mllm_align.config import MeshConfig, OnlineBDHS, OnlinePairs, SamplingConfig
 from mllm_align.errors import InputError
 from mllm_align.models.families.registry import presets
 from mllm_align.plan.targets import cache_bytes, check, held_bytes, lower, names, rows, samples, sizes
 from mllm_align.sharding import make_mesh
 from mllm_align.training.programs import abstract_base
+
+PRESETS = presets()
 
 ORACLE = OnlinePairs(annotator=SceneOracle(), samples=4)
 

@@ -9,11 +9,10 @@ from runs import compiling
 
 pytest.importorskip("tensorflow_datasets")
 
+from mllm_align.annotate.factory import Context
 from mllm_align.annotate.verdict import Question, rank
-from mllm_align.config import SceneOracle, SceneQuestions
 from mllm_align.errors import InputError
-from mllm_align.testbed import annotators as module
-from mllm_align.testbed.annotators import Oracle, SelfQuestions
+from mllm_align.testbed.annotators import Oracle, SceneOracle, SceneQuestions
 from mllm_align.testbed.hallucination import count
 from mllm_align.testbed.scenes import builder
 from mllm_align.testbed.scenes.language import caption
@@ -32,7 +31,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def oracle(folder):
-    return Oracle(SceneOracle(folder))
+    return Oracle(folder)
 
 
 def asked(name, *responses):
@@ -43,7 +42,7 @@ def asked(name, *responses):
 
 
 def test_fewer_errors_win_and_recall_decides_between_equals(oracle):
-    assert oracle.everywhere is False
+    assert SceneOracle.on_devices is False
     scene = make_scene("train", 1, SETTINGS)
     there, absent = scene.things[0], next(kind for kind in KINDS if kind not in scene.kinds)
     whole = caption(scene, np.random.default_rng(0))
@@ -90,8 +89,8 @@ def _read(folder, split):
 def test_scenes_are_read_when_they_are_asked_for_and_once(folder, monkeypatch):
     read = []
     real = builder.read
-    monkeypatch.setattr(module.builder, "read", lambda *args: (read.append(args), real(*args))[1])
-    oracle = Oracle(SceneOracle(folder))
+    monkeypatch.setattr(builder, "read", lambda *args: (read.append(args), real(*args))[1])
+    oracle = Oracle(folder)
     assert not read
     for name in ("train-000000-0", "train-000002-1", "train-000000-0-blind"):
         oracle.scene(record(name))
@@ -118,14 +117,14 @@ def test_a_record_without_a_scene_is_named(oracle, folder, name, said):
 
 
 def test_records_that_are_known_are_looked_up_at_once(folder):
-    assert Oracle(SceneOracle(folder), [record("train-000001-0")])
+    assert Oracle(folder, [record("train-000001-0")])
     with pytest.raises(InputError, match="id 'train-000003-0'"):
-        Oracle(SceneOracle(folder), [record("train-000001-0"), record("train-000003-0")])
+        Oracle(folder, [record("train-000001-0"), record("train-000003-0")])
 
 
 def test_a_folder_without_scenes_is_named(tmp_path):
     with pytest.raises(InputError, match=r"id 'train-000000-0'.* holds no pictures"):
-        Oracle(SceneOracle(tmp_path)).scene(record("train-000000-0"))
+        Oracle(tmp_path).scene(record("train-000000-0"))
 
 
 # ---- the base's own answers --------------------------------------------------------------------------
@@ -140,8 +139,8 @@ def sees(*kinds):
 
 def test_mentions_that_the_base_denies_count(base, answering):
     calls = answering(sees("cup", "moon"))
-    annotator = SelfQuestions(SMALL, base)
-    assert annotator.everywhere
+    annotator = SMALL.open(Context(base))
+    assert SMALL.on_devices
     responses = (
         "There is a red cup. We see a moon.",
         "There is a cup above an arrow. On the left is a hat. We see a hat.",
@@ -163,7 +162,7 @@ def test_mentions_that_the_base_denies_count(base, answering):
 def test_each_record_has_its_own_answers(base, answering):
     calls = answering(lambda each: "yes" if each.id.startswith("r1") else "no")
     two = [asked("r0", "There is a cup.", "There is nothing."), asked("r1", "There is a cup.", "Lorem.")]
-    first, second = rank(SelfQuestions(SMALL, base), two)
+    first, second = rank(SMALL.open(Context(base)), two)
     assert first.scores == (-1, 0) and second.scores == (0, -1)
     assert len(calls[0]["records"]) == 2
 
@@ -171,13 +170,13 @@ def test_each_record_has_its_own_answers(base, answering):
 @pytest.mark.parametrize("answer, outcome", [("Perhaps", "unparsable"), ("", "unparsable"), ("no", "tie")])
 def test_answers_that_decide_nothing(base, answering, answer, outcome):
     answering(lambda _: answer)
-    (verdict,) = rank(SelfQuestions(SMALL, base), [asked("r0", "There is a cup.", "There is a hat.")])
+    (verdict,) = rank(SMALL.open(Context(base)), [asked("r0", "There is a cup.", "There is a hat.")])
     assert verdict.outcome == outcome and verdict.pair is None and verdict.reason
 
 
 def test_nothing_is_asked_where_nothing_is_mentioned(base, answering):
     calls = answering(sees())
-    (verdict,) = rank(SelfQuestions(SMALL, base), [asked("r0", "Lorem ipsum.", "There is nothing.")])
+    (verdict,) = rank(SMALL.open(Context(base)), [asked("r0", "Lorem ipsum.", "There is nothing.")])
     assert verdict.scores == (-1, 0) and not calls
 
 
@@ -185,10 +184,10 @@ def test_a_question_over_the_limit_fails(base, answering):
     answering(sees("cup"))
     longest = replace(base.config.decoder, max_length=20)
     short = replace(base, folder=replace(base.folder, config=replace(base.config, decoder=longest)))
-    (verdict,) = rank(SelfQuestions(SMALL, short), [asked("r0", "There is a cup.", "There is a hat.")])
+    (verdict,) = rank(SMALL.open(Context(short)), [asked("r0", "There is a cup.", "There is a hat.")])
     assert verdict.outcome == "failed"
 
 
 def test_a_model_with_random_weights_says_neither(base):
-    (verdict,) = rank(SelfQuestions(SMALL, base), [asked("r0", "There is a cup.", "There is a hat.")])
+    (verdict,) = rank(SMALL.open(Context(base)), [asked("r0", "There is a cup.", "There is a hat.")])
     assert verdict.outcome == "unparsable" and "cup: " in verdict.reason

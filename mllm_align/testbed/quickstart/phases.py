@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle, islice
 from pathlib import Path
@@ -16,20 +16,23 @@ import numpy as np
 from mllm_align.align.pairwise import DPO
 from mllm_align.align.sft import SFT
 from mllm_align.config import BDHSConfig, Config, DataConfig, OptimConfig, SamplingConfig
+from mllm_align.data.records import parse_record
 from mllm_align.errors import refusal
+from mllm_align.evaluation.base import Item
+from mllm_align.evaluation.run import evaluate
 from mllm_align.files import json_text, new_file, new_folder, read_json
 from mllm_align.generate.bdhs_job import bdhs
-from mllm_align.generate.respond import generate
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.testbed.demo import make_model
-from mllm_align.testbed.hallucination import count, pope_questions
+from mllm_align.testbed.evaluators import Captions, Questions
+from mllm_align.testbed.hallucination import pope_questions
 from mllm_align.testbed.scenes import builder, draw, world
-from mllm_align.testbed.scenes.language import yes_or_no
 from mllm_align.training.loop import train
 from mllm_align.training.run_folder import export_run
 
 MODELS = {"sft": "sft", "sft_control": "control", "aligned": "aligned"}  # in results.json: their folder
 OTHERS = ("unbiased", "held_out")  # splits that are looked at beside `broken`
+MEASURED = {"captions": "response", "counts": "counts"}  # in measured.json: fields of lines
 REMOVE = "remove it, and it is made again"
 PROMPT = "Describe the picture."
 
@@ -266,22 +269,28 @@ class Seed(_Phases):
     def _measure(self, bundle: Bundle, split: str) -> dict[str, Any]:
         """Captions of a split and what was counted in each; on `broken` also answers of yes or no."""
         examples = self.read(split)
-        captions = [texts[0].strip() for texts in _ask(bundle, [(e.png, PROMPT) for e in examples], 96)]
-        counts = [count(e.scene, text) for e, text in zip(examples, captions, strict=True)]
-        measured = {"captions": captions, "counts": [asdict(c) for c in counts]}
+        captions = [_item(e, PROMPT, "", {"scene": e.scene}) for e in examples]
+        lines = evaluate(bundle, captions, Captions(), batch_size=64).lines
+        measured = {name: [line[key] for line in lines] for name, key in MEASURED.items()}
         if split != "broken":
             return measured
         rng = np.random.default_rng(self.seed)
         popular = [kind for e in self.read("train") for kind in e.scene.kinds]
         ranked = sorted(world.KINDS, key=popular.count, reverse=True)
         asked = [(e, q) for e in examples for q in pope_questions(e.scene, rng, ranked)]
-        answers = _ask(bundle, [(e.png, q.question) for e, q in asked], 2)
-        right = [
-            (q.mode, yes_or_no(text[0]) is q.answer) for (_, q), text in zip(asked, answers, strict=True)
+        questions = [
+            _item(e, q.question, "yes" if q.answer else "no", {"mode": q.mode}, f"-{number}")
+            for number, (e, q) in enumerate(asked)
         ]
+        lines = evaluate(bundle, questions, Questions(), batch_size=64).lines
+        right = [(q.mode, line["right"]) for (_, q), line in zip(asked, lines, strict=True)]
         return measured | {"pope": right}
 
 
-def _ask(bundle: Bundle, asked: Sequence[tuple[bytes, str]], tokens: int) -> list[list[str]]:
-    rows = [{"images": [{"bytes": png}], "prompt": prompt} for png, prompt in asked]
-    return generate(bundle, rows, SamplingConfig(temperature=0.0, max_tokens=tokens), batch_size=64)
+def _item(
+    example: builder.Example, prompt: str, answer: str, labels: dict[str, Any], number: str = ""
+) -> Item:
+    row = {"id": example.id + number, "images": [{"bytes": example.png}], "prompt": prompt}
+    row |= {"chosen": answer} if answer else {}
+    record = parse_record(row, index=0, where=example.id, root=None, responses=0)
+    return Item(record, labels)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mllm_align.evaluate.intervals import bootstrap, over_seeds
+from mllm_align.evaluation.intervals import bootstrap, over_seeds
 from mllm_align.testbed.hallucination import Counts, intervals
 from mllm_align.testbed.quickstart.phases import MODELS, OTHERS
 

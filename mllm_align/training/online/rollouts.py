@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from mllm_align import processes
-from mllm_align.annotate.factory import open_annotator
+from mllm_align.annotate.factory import Context, open_annotator
 from mllm_align.annotate.verdict import OUTCOMES, Question, Verdict, counted, rank
 from mllm_align.batch import PromptGroup
 from mllm_align.config import OnlinePairs
@@ -96,7 +96,8 @@ class Rollouts(Maker[Rolling]):
         self.ahead, self.on_policy = online.stale, not online.stale
         records = [each.record for each in context.records]
         folder, data = context.out / "answers", context.config.data
-        self.annotator = open_annotator(online.annotator, context.bundle, folder, data, records=records)
+        given = Context(context.bundle, folder, data, records=records)
+        self.annotator = open_annotator(online.annotator, given)
         self.rollout = rollout_program(*context.sampler.settings, online.sampling)
         self.pick = pick_program(context.bundle.mesh)
         self.stop_mask = assemble(context.eos_mask, replicated(context.sampler.bundle.mesh))
@@ -152,7 +153,7 @@ class Rollouts(Maker[Rolling]):
             getattr(samples, name)[rows] = made.reshape(-1, *made.shape[2:])[: len(rows)]
         sampled = time.perf_counter()
         mine = samples.usable
-        if not self.annotator.everywhere:
+        if not self.online.annotator.on_devices:
             mine = mine[jax.process_index() :: jax.process_count()]
         questions = [
             Question(self.context.records[batch.records[row]].record, self._texts(samples, row))

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("tensorflow_datasets")
 
-from mllm_align.evaluate.intervals import over_seeds
+from mllm_align.evaluation.intervals import over_seeds
 from mllm_align.testbed.hallucination import Counts
 from mllm_align.testbed.quickstart.results import figures, summary, verdict
 

@@ -139,11 +139,11 @@ def test_the_best_is_chosen_and_the_worst_rejected(tmp_path, monkeypatch):
     given = []
     keep = context.RunContext.train_batch
 
-    def filled(self, batch, group, made, most, *rest):
+    def filled(self, batch, group, made, padded, *rest, **options):
         texts = [
             None if each is None else [self.encoder.text(r.ids).strip() for r in each] for each in made
         ]
-        given.append((texts, keep(self, batch, group, made, most, *rest)))
+        given.append((texts, keep(self, batch, group, made, padded, *rest, **options)))
         return given[-1][1]
 
     monkeypatch.setattr(context.RunContext, "train_batch", filled)
@@ -166,9 +166,9 @@ def test_mixed_keeps_the_pairs_of_the_data_where_chance_says_so(tmp_path, monkey
     given = []
     keep = context.RunContext.train_batch
 
-    def filled(self, batch, group, made, most, *rest):
+    def filled(self, batch, group, made, padded, *rest, **options):
         given.append((made, [self.records[i] for i in batch.records]))
-        return keep(self, batch, group, made, most, *rest)
+        return keep(self, batch, group, made, padded, *rest, **options)
 
     monkeypatch.setattr(context.RunContext, "train_batch", filled)
     config = replace(ONLINE, online=SOURCES["mixed"], steps=6)
@@ -188,11 +188,11 @@ def test_bdhs_in_a_run_is_bdhs_of_a_file(tmp_path, monkeypatch):
     given = {}
     keep = context.RunContext.train_batch
 
-    def filled(self, batch, group, made, most, *rest):
+    def filled(self, batch, group, made, padded, *rest, **options):
         for i, each in zip(batch.records, made, strict=True):
             if each is not None:
                 given[self.records[i].record.id] = self.encoder.text(each[1].ids).strip()
-        return keep(self, batch, group, made, most, *rest)
+        return keep(self, batch, group, made, padded, *rest, **options)
 
     monkeypatch.setattr(context.RunContext, "train_batch", filled)
     data = write_pairs(tmp_path, rows(4))

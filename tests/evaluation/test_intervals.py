@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from mllm_align.evaluate.intervals import Interval, bootstrap, over_seeds
+from mllm_align.evaluation.intervals import Interval, bootstrap, over_seeds
 
 
 def test_bootstrap_of_a_mean_agrees_with_theory():

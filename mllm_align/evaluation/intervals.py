@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
-from scipy import stats
 
 
 @dataclass(frozen=True)
@@ -61,5 +60,7 @@ def over_seeds(values: Sequence[float], level: float = 0.95) -> Interval:
     mean = float(np.mean(values)) if n else math.nan
     if n < 2:
         return Interval(mean, math.nan, math.nan, n)
+    from scipy import stats  # takes long to import
+
     half = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
     return Interval(mean, mean - half, mean + half, n)

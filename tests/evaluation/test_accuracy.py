@@ -10,12 +10,12 @@ import pytest
 from judges import answering, base, likes, record
 from runs import MODEL, PAIRS, compiling, one_device, rows, write_pairs
 
-from mllm_align import cli
-from mllm_align.annotate import accuracy as module
-from mllm_align.annotate.accuracy import accuracy, table
+from mllm_align import Endpoint, JudgeConfig, JudgeModel, MeshConfig, Scorer, cli
 from mllm_align.annotate.pairwise import Pairwise
 from mllm_align.annotate.verdict import OUTCOMES
-from mllm_align.config import Endpoint, JudgeConfig, JudgeModel, MeshConfig, Scorer, from_json
+from mllm_align.config import from_json
+from mllm_align.evaluation import accuracy as module
+from mllm_align.evaluation.accuracy import accuracy, table
 
 assert compiling and base and answering  # fixtures
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -37,9 +37,7 @@ def asking(monkeypatch):
             return [say(each.record.id, each.first == each.record.responses[0]) for each in asked]
 
         opened = []
-        monkeypatch.setattr(
-            module, "open_annotator", lambda *args: (opened.append(args), Pairwise(ask, True))[1]
-        )
+        monkeypatch.setattr(module, "open_annotator", lambda *args: (opened.append(args), Pairwise(ask))[1])
         return (*accuracy(JudgeConfig(), data), opened)
 
     return asking
@@ -136,7 +134,7 @@ def test_a_judge_of_its_own_lies_on_the_mesh_of_the_config(monkeypatch):
 
     def opened(annotator, *_):
         seen.append(annotator)
-        return Pairwise(lambda asked: ["Tie"] * len(asked), True)
+        return Pairwise(lambda asked: ["Tie"] * len(asked))
 
     monkeypatch.setattr(module, "open_annotator", opened)
     mesh = MeshConfig(data=1, fsdp=-1)
@@ -152,8 +150,6 @@ def test_a_scorer_is_asked_once_by_one_process(monkeypatch):
     asked = []
 
     class Lengths:
-        everywhere = False
-
         def __call__(self, questions):
             from mllm_align.annotate.verdict import scored
 
@@ -248,7 +244,7 @@ def test_a_model_on_the_command_line(run):
 
 def test_the_config_of_a_run_gives_its_annotator(run):
     Path("online.py").write_text(
-        "from mllm_align.config import Config, OnlinePairs, Scorer, MeshConfig\n"
+        "from mllm_align import Config, OnlinePairs, Scorer, MeshConfig\n"
         "def get_config():\n"
         "    online = OnlinePairs(annotator=Scorer('rules:long'))\n"
         "    return Config(online=online, mesh=MeshConfig(data=1, fsdp=-1), dtype='bfloat16')\n"
@@ -302,7 +298,7 @@ OUT = ("--data", PAIRS, "--out", "r.json")
         ((*JUDGE, *OUT, "--annotator", "questions"), "judge needs --model"),
         ((*JUDGE, *OUT, "--model", "absent"), "absent"),
         ((*JUDGE, *OUT, "--annotator.model", "absent"), "absent"),
-        ((*JUDGE, *OUT, "--annotator", "jury"), "--annotator is 'jury'; it must be one of judge, endpoint"),
+        ((*JUDGE, *OUT, "--annotator", "jury"), "--annotator is 'jury'; it must be one of endpoint, judge"),
         ((*JUDGE, *OUT, "--annotator"), "--annotator is ''; it must be one of"),
         ((*JUDGE, *OUT, "--annotator.url", "http://h"), "unknown option --annotator.url"),
         (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import numpy as np
 from scipy.stats import binomtest
 
 from mllm_align import processes
-from mllm_align.annotate.factory import open_annotator
+from mllm_align.annotate.factory import Context, open_annotator
 from mllm_align.annotate.pairwise import Asked, Pairwise, read
 from mllm_align.annotate.verdict import Question, Verdict, counted, rank
-from mllm_align.config import JudgeConfig, JudgeModel, to_json
-from mllm_align.evaluate.intervals import Interval, bootstrap
+from mllm_align.config import JudgeConfig, to_json
+from mllm_align.evaluation.intervals import Interval, bootstrap
 from mllm_align.models.bundle import Bundle
 from mllm_align.prepare import read_data
 
@@ -55,12 +55,10 @@ def _asked(
 ) -> tuple[list[Verdict], list[Heard]]:
     """Verdicts, and what was heard in each order if two are shown. One process asks, unless the devices
     of all answer."""
-    annotator = config.annotator
-    if isinstance(annotator, JudgeModel) and annotator.model is not None and annotator.mesh is None:
-        annotator = replace(annotator, mesh=config.mesh)
+    annotator = config.annotator.on_mesh(config.mesh)
 
     def ask() -> tuple[list[dict[str, Any]], list[Heard]]:
-        asks = open_annotator(annotator, base, folder, config.data, "judging")
+        asks = open_annotator(annotator, Context(base, folder, config.data, "judging"))
         said: list[tuple[Asked, str | None]] = []
         if isinstance(asks, Pairwise):
             asks = _overheard(asks, said)
@@ -83,7 +81,7 @@ def _overheard(pairwise: Pairwise, said: list[tuple[Asked, str | None]]) -> Pair
         said.extend(zip(asked, answers, strict=True))
         return answers
 
-    return Pairwise(ask, pairwise.everywhere)
+    return Pairwise(ask)
 
 
 def _by_record(questions: Sequence[Question], said: Sequence[tuple[Asked, str | None]]) -> list[Heard]:

@@ -1,0 +1,105 @@
+"""Help on one screen: a verb's own options, and those of its config that are used most."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+
+from mllm_align.cli.options import Option, option_name
+
+COLUMN = 32  # where descriptions start
+LONG = 24  # characters of the names of an option's values
+
+
+def title(verb: type) -> str:
+    """The first line of its docstring."""
+    return (verb.__doc__ or "").splitlines()[0]
+
+
+def program(verbs: dict[str, type], shells: Iterable[str]) -> str:
+    """The verbs, a line each."""
+    lines = ["usage: mllm-align VERB ...", ""]
+    lines += [_entry(name, title(verb), 14) for name, verb in verbs.items()]
+    lines += ["", _entry("VERB --help", "the options that are used most; --help-all: every one", COLUMN)]
+    lines += [_entry("--version", "the version", COLUMN)]
+    lines += [_entry("--print-completion SHELL", f"a completion script for {', '.join(shells)}", COLUMN)]
+    return "\n".join(lines)
+
+
+def screen(name: str, verb: type, known: dict[str, Option]) -> str:
+    """Usage, what the verb does, what it needs, its own options and the common ones of its branches."""
+    own = {option_name("", each.name) for each in dataclasses.fields(verb)}  # type: ignore[arg-type]
+    common = {f"--{each}" for each in getattr(verb, "COMMON", ())}
+    known = {
+        each: option for each, option in known.items() if not each.rpartition(".")[2].startswith("--no-")
+    }
+    needed = {each: option for each, option in known.items() if option.required}
+    positional = f"{getattr(verb, 'FIRST', 'CONFIG')} " if "--config-file" in own else ""
+    words = positional + "".join(f"{each} {_metavar(option.kind)} " for each, option in needed.items())
+    shown = [
+        [each for each in known if each in needed],
+        [each for each in known if each in own and each not in needed],
+        [each for each in known if each in common],
+    ]
+    lines = [_wrapped(f"usage: mllm-align {name} {words}[options]", " " * 8), ""]
+    lines += [_wrapped(part.strip()) for part in (verb.__doc__ or "").split("\n\n")]
+    for heading, names in zip(("needed:", "options:", "most used of the rest:"), shown, strict=True):
+        lines += ["", heading] * bool(names)
+        lines += [_described(each, known[each]) for each in names]
+    if sum(map(len, shown)) < len(known):
+        lines += [
+            "",
+            f"All {len(known)} options, with all that is said of them: mllm-align {name} --help-all",
+        ]
+    return "\n".join(lines)
+
+
+def _described(name: str, option: Option) -> str:
+    about = re.split(r"(?<=[.;]) ", option.doc)[0].rstrip(".;")
+    metavar = _metavar(option.kind)
+    if option.kind is bool and option.default:
+        name = re.sub(r"([^-.]+[^.]*)$", r"[no-]\1", name)
+    if len(metavar) > LONG:
+        about, metavar = f"{about}: {metavar.replace('|', ', ')}", "KIND"
+    if option.default not in (None, False, dataclasses.MISSING, ()):
+        values = option.default if isinstance(option.default, tuple) else [option.default]
+        about += f" (default: {' '.join(map(str, values))})"
+    return _entry(f"{name} {metavar}".rstrip(), about, COLUMN)
+
+
+def _entry(left: str, right: str, column: int) -> str:
+    """Two columns; what is too long for the first has a line of its own."""
+    indent = " " * column
+    text = _wrapped(indent + right, indent)
+    return (
+        f"  {left:{column - 2}}{text[column:]}".rstrip() if len(left) < column - 2 else f"  {left}\n{text}"
+    )
+
+
+def _wrapped(text: str, indent: str = "") -> str:
+    width = max(shutil.get_terminal_size().columns, COLUMN + 20)
+    lead = text[: len(text) - len(text.lstrip())]
+    words = " ".join(text.split())
+    return textwrap.fill(
+        words,
+        width,
+        initial_indent=lead,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    if get_origin(kind) is tuple:
+        return f"{_metavar(get_args(kind)[0])} ..."
+    if get_args(kind):
+        return "|".join(_metavar(each) for each in get_args(kind) if each is not NoneType)
+    return {bool: "", int: "N", float: "X", str: "TEXT"}.get(kind, "PATH")

@@ -1,0 +1,80 @@
+"""`mllm-align train`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from tyro.conf import Positional, arg
+
+from mllm_align.cli.shared import Data, PrintConfig, begin
+from mllm_align.config import Config
+from mllm_align.config.checks import STEPS, check_number
+
+
+@dataclass(frozen=True)
+class Train:
+    """Align a LLaVA checkpoint to preference pairs; a run folder comes out, or goes on.
+
+    Writes config.json, run.json, log.jsonl (log-probs in nats, summed over response tokens) and
+    checkpoints/ into the run folder. The same command continues a run that was stopped. Every field of the
+    config is an option.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("objective", "objective.beta", "online", "online.annotator", "lora", "lora.rank"),
+        *("optim.learning-rate", "batch-size", "micro-batches", "epochs", "steps", "seed", "dtype"),
+        *("mesh.fsdp", "mesh.tensor", "data.split", "data.image-root", "data.max-length"),
+        *("eval-every", "save-every"),
+    )
+
+    config_file: Positional[Path]
+    """Name of a config (mllm-align configs), a Python file with get_config(), or a YAML file."""
+    model: Path
+    """What to start from: a Hugging Face LLaVA folder (1.5 or 1.6), a PEFT adapter's folder, the name of
+    either in the local Hub cache, or another run's folder (its newest checkpoint). Also the reference."""
+    data_file: Data
+    """Preference pairs: a file, a folder or quoted pattern of shards, or the name of a cached data set."""
+    out: Path
+    """Run folder."""
+    eval_data: Path | None = None
+    """Held-out pairs to evaluate on; of several splits, --data.eval-split is read."""
+    profile: int = 0
+    """Trace this many steps, after the first, to OUT/profile for XProf, TensorBoard and Perfetto."""
+    allow_schedule_change: bool = False
+    """Continue a run for another number of steps though the learning rates of its schedule change."""
+    debug_nans: bool = False
+    """Stop at the operation that makes a NaN first; slow."""
+    print_config: PrintConfig = None
+    """Print the resolved config and stop, as JSON unless yaml is given; needs no other option."""
+    config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+    def __call__(self) -> None:
+        check_number("--profile", self.profile, 0, STEPS)
+        begin(self.config.distributed)
+        _quiet()
+        import jax
+
+        from mllm_align.training.loop import train
+
+        jax.config.update("jax_debug_nans", self.debug_nans)
+        files = self.model, self.data_file, self.out, self.eval_data
+        allowed = self.allow_schedule_change
+        train(self.config, *files, profile=self.profile, allow_schedule_change=allowed)
+
+
+def _quiet() -> None:
+    """A save that fails raises one error; what its threads print besides would hide it."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # tasks of that save which nobody waits for
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    before = sys.unraisablehook
+
+    def hook(raised: Any) -> None:
+        if str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    sys.unraisablehook = hook

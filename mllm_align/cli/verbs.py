@@ -1,0 +1,157 @@
+"""The verbs, as subcommands of one tyro program."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import itertools
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_type_hints
+
+import tyro
+
+from mllm_align.cli import help
+from mllm_align.cli.bdhs import Bdhs
+from mllm_align.cli.configs import Configs
+from mllm_align.cli.evaluate import Evaluate
+from mllm_align.cli.export import Export
+from mllm_align.cli.generate import Generate
+from mllm_align.cli.inspect import Inspect
+from mllm_align.cli.judge import Judge
+from mllm_align.cli.options import check, choose, options
+from mllm_align.cli.plan import Plan
+from mllm_align.cli.quickstart import Quickstart
+from mllm_align.cli.score import Score
+from mllm_align.cli.train import Train
+from mllm_align.config import load_config, save_json, save_yaml
+from mllm_align.errors import InputError, nearest, one_line, quoted
+
+VERBS: dict[str, type] = {
+    "train": Train,
+    "bdhs": Bdhs,
+    "generate": Generate,
+    "score": Score,
+    "judge": Judge,
+    "evaluate": Evaluate,
+    "inspect": Inspect,
+    "export": Export,
+    "plan": Plan,
+    "configs": Configs,
+    "quickstart": Quickstart,
+}
+SHELLS = ("bash", "zsh", "fish", "tcsh")
+
+
+def parse(name: str, argv: list[str]) -> Any:
+    """The verb with its options, to be called; None where help or a config was printed instead.
+
+    Raises InputError, in one line, for whatever is wrong with the command.
+    """
+    if name not in VERBS:
+        raise InputError(f"no verb {quoted(name)}{nearest(name, VERBS)}; mllm-align --help lists them")
+    verb, config = VERBS[name], None
+    argv = getattr(verb, "place", list)(argv)
+    file = argv[0] if argv and not argv[0].startswith("-") else None
+    helping = {"-h", "--help", "--help-all"} & set(argv)
+    if "config" in get_type_hints(verb) and not (helping and file is None):
+        if file is None:
+            first = getattr(verb, "FIRST", "CONFIG")
+            article = "an" if first[0] in "AEIOU" else "a"
+            usage = f"mllm-align {name} {first} --model ..."
+            raise InputError(f"{name} needs {article} {first.lower()} first: {usage}")
+        config, argv = choose(_load(verb, file), argv[1:])
+    known = options(verb, config)
+    if helping:
+        print(
+            _full_help(name, verb, file, config) if "--help-all" in argv else help.screen(name, verb, known)
+        )
+        return None
+    argv = _with_format(argv)
+    printing = "--print-config" in known and any(word.startswith("--print-config") for word in argv)
+    check(name, known, argv, incomplete=printing)
+    made = _read(name, argv, _default(verb, file, config, Path() if printing else tyro.MISSING_NONPROP))
+    if printing:
+        print((save_yaml if made.print_config == "yaml" else save_json)(made.config), end="")
+        return None
+    return made
+
+
+def _load(verb: type, file: str) -> Any:
+    """The config of the verb's kind, or of one of its kinds."""
+    if hasattr(verb, "load"):
+        return verb.load(file)  # type: ignore[attr-defined]
+    hint = get_type_hints(verb)["config"]
+    return load_config(file, get_args(hint) or hint)
+
+
+def _with_format(argv: list[str]) -> list[str]:
+    """`--print-config` alone means JSON."""
+
+    def bare(word: str, following: str) -> bool:
+        return word.replace("_", "-") == "--print-config" and following not in ("json", "yaml")
+
+    return [
+        f"{word}=json" if bare(word, after) else word for word, after in itertools.pairwise([*argv, ""])
+    ]
+
+
+def _default(verb: type, file: str | None, config: Any, required: Any) -> Any:
+    """The verb as it is without options; `required` stands where one must be given."""
+    if config is None:
+        return tyro.MISSING_NONPROP
+    bare = {each.name: required for each in dataclasses.fields(verb) if each.default is dataclasses.MISSING}
+    return verb(**bare | {"config_file": Path(str(file)), "config": config})
+
+
+def _program() -> Any:
+    """The type that tyro makes the program of: one of the verbs."""
+
+    def command(name: str, verb: type) -> Any:
+        about = tyro.conf.subcommand(name, description=help.title(verb))
+        return Annotated[tyro.conf.AvoidSubcommands[verb], about]  # type: ignore[valid-type]
+
+    return Union[tuple(command(name, verb) for name, verb in VERBS.items())]  # noqa: UP007
+
+
+def _tyro(argv: list[str], default: Any = tyro.MISSING_NONPROP) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a user's own kind stands in no annotation of ours
+        return tyro.cli(_program(), args=argv, default=default, prog="mllm-align")
+
+
+def _read(name: str, argv: list[str], default: Any) -> Any:
+    """The verb with these options. What is left to refuse here are values that a config refuses."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return _tyro([name, *argv], default)
+    except InputError:
+        raise
+    except (ValueError, SystemExit) as error:
+        cause: BaseException | None = error  # tyro draws a box round the message of the error that it met
+        while cause is not None and not isinstance(cause, ValueError):
+            cause = cause.__context__
+        if cause is None:
+            sys.stderr.write(box.getvalue())
+            raise
+        found = cause if isinstance(cause, InputError) else f"{name}: {one_line(cause, 300)}"
+        raise InputError(str(found)) from error
+
+
+def _full_help(name: str, verb: type, file: str | None, config: Any) -> str:
+    """Every option with all that is said of it, by tyro."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        _tyro([name, "--help"], _default(verb, file, config, tyro.MISSING_NONPROP))
+    return text.getvalue().rstrip()
+
+
+def print_completion(argv: list[str]) -> None:
+    """A completion script for a shell."""
+    if len(argv) != 1 or argv[0] not in SHELLS:
+        raise InputError(f"--print-completion needs the name of a shell: {', '.join(SHELLS)}")
+    with contextlib.suppress(SystemExit):
+        _tyro(["--tyro-print-completion", argv[0]])

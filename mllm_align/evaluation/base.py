@@ -1,0 +1,202 @@
+"""The protocol of an evaluator: what a model is asked, how its answers score, which figures come of it.
+
+An evaluator is a frozen dataclass of its settings. Every answer gets sums and weights of named figures; a
+figure is the sum over all records by the weight over all records, with a bootstrap interval over groups of
+records. Accuracy is (right, 1), precision (true positives, positives), F1 (2 tp, 2 tp + fp + fn).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from mllm_align.config.checks import MANY, SEED, check_types, within
+from mllm_align.config.parts import DataConfig, DistributedConfig, Dtype, MeshConfig, SamplingConfig
+from mllm_align.data.records import Record
+from mllm_align.errors import InputError, one_line
+from mllm_align.evaluation.intervals import Interval, bootstrap
+from mllm_align.registry import Registry
+
+if TYPE_CHECKING:
+    from mllm_align.models.bundle import Bundle
+
+EVALUATORS = Registry("evaluator", "mllm_align.evaluation", "mllm_align.testbed.evaluators")
+Answer = str | tuple[np.ndarray, ...]
+Statistic = Callable[[Mapping[str, np.ndarray]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What the model is asked once: a record with prompt and images; its responses are the references, or
+    the answers whose log-probs are wanted. labels: what scoring needs besides, as JSON values."""
+
+    record: Record
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """figures: name -> (sum, weight), or a number of weight 1; a figure that a record is not about is left
+    out. details: further fields of the record's line, as JSON values."""
+
+    figures: Mapping[str, tuple[float, float] | float]
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def sums(self) -> dict[str, tuple[float, float]]:
+        """Every figure as (sum, weight)."""
+        pairs = {n: each if isinstance(each, tuple) else (each, 1) for n, each in self.figures.items()}
+        return {name: (float(total), float(weight)) for name, (total, weight) in pairs.items()}
+
+
+@dataclass(frozen=True)
+class Context:
+    """What scoring may use. bundle: the model that is evaluated. folder: where a judge's answers are kept;
+    None keeps them in memory."""
+
+    bundle: Bundle
+    data: DataConfig
+    folder: Path | None = None
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Base class of evaluators; subclasses are frozen dataclasses, and what they compute with is imported
+    when it is needed.
+
+    references: responses that every record must have. needs: a generated response to each prompt, or the
+    log-probs of each record's `references` responses. derived: figures made of others, name -> function of
+    their values, [...] arrays, that returns [...].
+    """
+
+    references: ClassVar[int] = 0
+    needs: ClassVar[Literal["responses", "logps"]] = "responses"
+    derived: ClassVar[Mapping[str, Statistic]] = {}
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0)
+    """How responses are generated."""
+
+    def items(self, data: Any, config: DataConfig) -> list[Item]:
+        """What the model is asked. data: as `train` takes it, or Items, which stay as they are."""
+        from mllm_align.prepare import read_data
+
+        if isinstance(data, Sequence) and data and all(isinstance(each, Item) for each in data):
+            return list(data)
+        return [Item(record) for record in read_data(data, config, self.references)]
+
+    def score(self, item: Item, answer: Any) -> Scored:
+        """answer: the response's text without white space around it; or a tuple of log-probs, nats per
+        token, for each of the record's responses."""
+        raise NotImplementedError
+
+    def score_all(self, items: Sequence[Item], answers: Sequence[Any], context: Context) -> list[Scored]:
+        """The same of all records at once, for what asks a judge. Every process calls it; what asks an
+        endpoint does so on the first alone (`processes.on_first`)."""
+        return [self.score(item, answer) for item, answer in zip(items, answers, strict=True)]
+
+    def group(self, item: Item) -> str:
+        """Records of one group are drawn together by the bootstrap; default: each is its own."""
+        return item.record.id
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """One evaluation."""
+
+    evaluator: Evaluator = field(default_factory=lambda: EVALUATORS["scenes"]())
+    """Which benchmark: KIND on the command line, which may be a class in a file of your own,
+    my_eval.py:Mine."""
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    batch_size: int = 8
+    """Records at once, over all devices."""
+    seed: int = 0
+    """Of sampled tokens."""
+    dtype: Dtype = "auto"
+    """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
+
+    def __post_init__(self):
+        check_evaluator(self.evaluator)
+        check_types(self)
+        within(self, "", 1, MANY, "batch_size")
+        within(self, "", 0, SEED, "seed")
+
+
+def check_evaluator(evaluator: Any) -> None:
+    """Raises InputError for an evaluator that does not keep the contract."""
+    kind, name = type(evaluator), type(evaluator).__name__
+    if not isinstance(evaluator, Evaluator):
+        raise InputError(f"evaluator {name} is no mllm_align.Evaluator; derive it from that class")
+    parameters = vars(kind).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        raise InputError(f"evaluator {name} is no frozen dataclass; put @dataclass(frozen=True) above it")
+    if kind.score is Evaluator.score and kind.score_all is Evaluator.score_all:
+        raise InputError(f"evaluator {name} has no score(item, answer); give it one")
+    if kind.needs not in ("responses", "logps"):
+        raise InputError(f"evaluator {name} needs {kind.needs!r}; it must be responses or logps")
+    if not isinstance(kind.references, int) or kind.references < (kind.needs == "logps"):
+        raise InputError(f"evaluator {name} does not say how many answers a record has (references = 2)")
+    check_types(evaluator, "evaluator.")
+
+
+# ---- figures -----------------------------------------------------------------------------------------
+
+
+def figures(evaluator: Evaluator, items: Sequence[Item], scored: Sequence[Scored]) -> dict[str, Interval]:
+    """Every figure with its interval: n is the number of groups that it is about. A figure of weight 0 is
+    0."""
+    groups: dict[str, dict[str, np.ndarray]] = {}
+    for item, each in zip(items, scored, strict=True):
+        own = groups.setdefault(evaluator.group(item), {})
+        for name, pair in each.sums().items():
+            own[name] = own.get(name, np.zeros(2)) + pair
+    names = list(dict.fromkeys(name for own in groups.values() for name in own))
+    found = {}
+    for name in names:
+        found[name] = bootstrap(np.array([own[name] for own in groups.values() if name in own]), _ratio)
+    every = np.array([[own.get(name, np.zeros(2)) for name in names] for own in groups.values()])
+    for name, statistic in evaluator.derived.items():
+
+        def value(means: np.ndarray, statistic: Statistic = statistic) -> np.ndarray:
+            pairs = means.reshape(*means.shape[:-1], len(names), 2)
+            return statistic({each: _ratio(pairs[..., i, :]) for i, each in enumerate(names)})
+
+        found[name] = bootstrap(every.reshape(len(every), -1), value)
+    return found
+
+
+def _ratio(means: np.ndarray) -> np.ndarray:
+    """[..., 2] -> [...]."""
+    total, weight = means[..., 0], means[..., 1]
+    return np.where(weight > 0, total / np.where(weight > 0, weight, 1), 0.0)
+
+
+def check_items(evaluator: Evaluator, items: Any) -> list[Item]:
+    """Raises InputError unless there are Items, and at least one."""
+    name = type(evaluator).__name__
+    if not isinstance(items, list) or not all(isinstance(each, Item) for each in items):
+        raise InputError(f"evaluator {name}: items(data, config) gives no list of Item; return one")
+    if not items:
+        raise InputError(f"evaluator {name}: items(data, config) gives no records; return at least one")
+    return items
+
+
+def check_scored(evaluator: Evaluator, scored: Sequence[Any], items: Sequence[Item]) -> None:
+    """Raises InputError unless there is a Scored of finite figures for every item."""
+    who = f"evaluator {type(evaluator).__name__} gives"
+    if len(scored) != len(items):
+        raise InputError(f"{who} {len(scored)} scores for {len(items)} records; return one for each")
+    for item, each in zip(items, scored, strict=True):
+        if not isinstance(each, Scored):
+            raise InputError(f"{who} {type(each).__name__} for {item.record.where}; return Scored(...)")
+        try:
+            good = all(math.isfinite(x) and math.isfinite(w) and w >= 0 for x, w in each.sums().values())
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            problem = f"{who} {one_line(each.figures, 200)} for {item.record.where}"
+            raise InputError(f"{problem}; give each figure a finite sum and a weight of 0 or more")
