@@ -709,8 +709,8 @@ def test_text_leaves_out_special_tokens_and_images_and_spoils_nothing(kind):
     assert set(broken) == {"\ufffd"} and len(broken) <= 2
 
 
-def test_end_mask():
+def test_eos_mask():
     golden = goldens("llava15")
     coder = Encoder(processor(), golden.layout, IMAGE, frozenset({7, 900}))
-    assert np.flatnonzero(coder.end_mask(384)).tolist() == [EOS, 7]
-    assert not coder.end_mask(2).any()
+    assert np.flatnonzero(coder.eos_mask(384)).tolist() == [EOS, 7]
+    assert not coder.eos_mask(2).any()

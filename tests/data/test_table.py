@@ -42,8 +42,8 @@ def counted(monkeypatch):
             made = [table._encoded(each, encoder, responses, start + i) for i, each in enumerate(part)]
             yield table.Table.of(made, responses)
 
-    monkeypatch.setattr(table, "LARGE", 1)
-    monkeypatch.setattr(table, "_shared_out", here)
+    monkeypatch.setattr(table, "MIN_CACHED", 1)
+    monkeypatch.setattr(table, "_encode_parallel", here)
     return parts
 
 
@@ -106,7 +106,7 @@ def test_all_records_over_long():
 def test_parts_and_other_processes_encode_the_same(monkeypatch, shared):
     coder, records = encoder(), [record(row) for row in PAIRS]
     alone = [coder.encode(each, 2, i) for i, each in enumerate(records)]
-    for name, value in (("LARGE", 2), ("SHARED", shared), ("PART", 3)):
+    for name, value in (("MIN_CACHED", 2), ("MIN_PARALLEL", shared), ("PART", 3)):
         monkeypatch.setattr(table, name, value)
     told = []
     equal(list(encode_each(records, coder, 2, tell=told.append)), alone)
@@ -266,9 +266,9 @@ def test_the_tables_used_last_are_kept(tmp_path, counted):
         for file in (tmp_path / FOLDER).iterdir():  # the clock of the file system may be coarse
             if file.stat().st_mtime > 1000:
                 os.utime(file, (i, i))
-    assert len(list((tmp_path / FOLDER).iterdir())) == table.KEPT
+    assert len(list((tmp_path / FOLDER).iterdir())) == table.MAX_FILES
     before = len(counted)
-    for some in sets[-table.KEPT :]:
+    for some in sets[-table.MAX_FILES :]:
         list(encode_each(some, coder, 2, tmp_path))
     assert len(counted) == before
 
