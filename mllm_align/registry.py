@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from mllm_align.errors import InputError, one_line, quoted
 
 T = TypeVar("T")
-USER = "mllm_align_user."  # modules that are run from a file
+USER = "mllm_align_user_"  # modules that are run from a file
 _NAMES: dict[type, str] = {}  # registered classes
 
 
@@ -121,7 +121,7 @@ def load_part(name: str, what: str) -> Any:
             return getattr(importlib.import_module(place), attribute)
         path = Path(place).resolve()
         if not path.is_file():
-            raise InputError(f"{wanted}: {path} is not there; give the path of a Python file")
+            raise InputError(f"{path} is not there; give the path of a Python file")
         about = path.stat()
         return getattr(_run_once(path, about.st_mtime_ns, about.st_size), attribute)
     except InputError:
@@ -138,7 +138,7 @@ def _run_once(path: Path, *version: int) -> ModuleType:
 
 def run_file(path: Path) -> ModuleType:
     """A user's Python file as a module. Raises what the file raises, and ImportError if it is no .py."""
-    name = f"{USER}{path.stem}_{sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    name = f"{USER}{sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not Python; it must end in .py")

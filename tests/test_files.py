@@ -203,7 +203,7 @@ def test_results_hold_no_number_that_is_not_finite():
     assert json.loads(json_text(good)) == {"a": [1.5, None, 2.0], "out": "x/y", "n": 3}
     assert json_text([1], indent=2) == "[\n  1\n]"
     for value in (math.nan, math.inf, -math.inf):
-        with pytest.raises(NotFinite, match=r"^scores\[1\]\.logp is not finite, so that"):
+        with pytest.raises(NotFinite, match=r"^scores\[1\]\.logp is not finite, so it"):
             json_text({"scores": [{"logp": 0.0}, {"logp": value}]})
     with pytest.raises(NotFinite, match="a number is not finite"):
         json_text({"x": np.float32("nan")})

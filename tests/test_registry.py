@@ -7,8 +7,9 @@ import sys
 import pytest
 from refusals import refusal
 
+from mllm_align.config import Config
 from mllm_align.errors import InputError
-from mllm_align.registry import Registry, load_part
+from mllm_align.registry import Registry, load_part, part_file, part_name
 
 LOSS = """
 from dataclasses import dataclass
@@ -101,7 +102,7 @@ def test_a_part_of_a_module(losses, file, monkeypatch):
     try:
         mine = losses.find("module_of_a_user:Mine")
         assert mine.__module__ == "module_of_a_user"
-        assert losses.name_of(mine) == "module_of_a_user:Mine"
+        assert part_name(mine) == "module_of_a_user:Mine"
     finally:
         del sys.modules["module_of_a_user"]
 
@@ -110,16 +111,23 @@ def test_the_name_of_a_part_finds_it_again(losses, file, monkeypatch):
     path = file(LOSS)
     monkeypatch.chdir(path.parent)
     mine = losses.find("mine.py:Mine")
-    assert losses.name_of(mine) == f"{path.resolve()}:Mine"
+    assert part_name(mine) == f"{path.resolve()}:Mine" and part_file(mine) == path.resolve()
     monkeypatch.chdir("/")
-    assert losses.find(losses.name_of(mine)) is mine
-    assert losses.name_of(float) == "second" and losses.name_of(complex) is None
+    assert losses.find(f"{path}:Mine") is mine
+    assert part_name(Config) is None
 
 
-def test_what_a_file_only_imports_gets_no_name(losses, file):
+def test_what_a_file_only_imports_is_named_where_it_is_defined(losses, file):
     path = file("from dataclasses import Field as Mine")
     assert losses.find(f"{path}:Mine") is dataclasses.Field
-    assert losses.name_of(dataclasses.Field) is None
+    assert part_name(dataclasses.Field) == "dataclasses:Field"
+
+
+def test_a_file_that_changed_is_run_again(losses, file):
+    path = file("def Mine(): return 1")
+    assert losses.find(f"{path}:Mine")() == 1
+    file("def Mine(): return 'another'")
+    assert losses.find(f"{path}:Mine")() == "another"
 
 
 @pytest.mark.parametrize(

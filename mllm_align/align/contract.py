@@ -19,7 +19,6 @@ import jax
 from jaxtyping import Array, Bool, Float
 
 from mllm_align.batch import Responses
-from mllm_align.errors import InputError, quoted
 from mllm_align.registry import Registry
 
 Scalar = Float[Array, ""]
@@ -28,9 +27,6 @@ Metrics = dict[str, tuple[Scalar, Scalar]]
 Views = tuple[tuple[int, ...], ...]
 
 OBJECTIVES = Registry("objective")
-AVAILABLE = frozenset({"reference"})
-"""What the train step can give an objective beside the policy's log-probabilities."""
-LARGE = 1e6  # no setting is meant to be larger
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +67,8 @@ class Objective:
     """Base class of objectives; subclasses are frozen dataclasses.
 
     responses: K, how many each group has. made: how many of them, the last ones, only the policy can make
-    (`Config.online`). needs: what is computed for it beside the policy's log-probabilities, of `AVAILABLE`.
+    (`Config.online`). needs: what is computed for it beside the policy's log-probabilities, of
+    `checks.AVAILABLE`.
     """
 
     responses: ClassVar[int]
@@ -103,31 +100,3 @@ class Objective:
     def update(self, state: Any, stats: Any) -> Any:
         """The state after a step. stats: `Terms.stats` summed over the whole batch."""
         return state
-
-
-def check_objective(objective: Objective) -> None:
-    """Raises InputError for an objective that does not keep the contract."""
-    kind, name = type(objective), type(objective).__name__
-    parameters = vars(kind).get("__dataclass_params__")
-    if parameters is None or not parameters.frozen:
-        raise InputError(f"objective {name} is no frozen dataclass; put @dataclass(frozen=True) above it")
-    if not isinstance(getattr(kind, "responses", None), int) or not 0 <= kind.made < kind.responses:
-        raise InputError(f"objective {name} does not say how many responses it compares (responses = 2)")
-    missing = sorted(set(kind.needs) - AVAILABLE)
-    if missing:
-        known = ", ".join(sorted(AVAILABLE))
-        raise InputError(f"objective {name} needs {', '.join(missing)}; the train step computes {known}")
-    if len(objective.views) != 1:
-        raise InputError(
-            f"objective {name} has {len(objective.views)} views; batches of the data have one prefix"
-        )
-
-
-def check_setting(name: str, value: Any, low: float, high: float = LARGE) -> None:
-    """Raises InputError for a value that is no number, or not in [low, high)."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"objective.{name} is {quoted(value)}; it must be a number")
-    if not low <= value < high:
-        limit = f"at least {low:g} and below {high:g}"
-        shown = f"{value:g}" if isinstance(value, float) or abs(value) < 1e300 else "far too large"
-        raise InputError(f"objective.{name} is {shown}; it must be {limit}")

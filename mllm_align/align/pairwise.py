@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mllm_align.align.contract import OBJECTIVES, Objective, Scalar, Signals, Terms, check_setting
+from mllm_align.align.checks import check_setting
+from mllm_align.align.contract import OBJECTIVES, Objective, Scalar, Signals, Terms
 from mllm_align.batch import Responses
 from mllm_align.errors import InputError, quoted
 

@@ -129,9 +129,10 @@ def to_json(config: Any) -> dict[str, Any]:
             fields = {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
             cls: type = type(value)  # type: ignore[assignment]
             kind = registered_name(cls) or online.get(cls) or part_name(cls)
-            if kind is None and cls.__module__ == "__main__":
-                where = "it is defined in no file, so that a run could not find it again; put it in one"
-                raise InputError(f"{cls.__name__}: {where}")
+            own = not cls.__module__.startswith("mllm_align.")
+            if own and (kind is None or "." in cls.__qualname__):
+                problem = f"{cls.__qualname__} is not defined at the top of a Python file"
+                raise InputError(f"{problem}; put it there, where a saved run finds it again")
             return fields if kind is None else {"kind": kind, **fields}
         if isinstance(value, tuple):
             return [plain(v) for v in value]

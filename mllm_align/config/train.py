@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from mllm_align.align.contract import check_objective
+from mllm_align.align.checks import check_objective
 from mllm_align.align.objectives import Objective
 from mllm_align.align.pairwise import DPO
 from mllm_align.config.checks import MANY, SEED, STEPS, check_types, require, within

@@ -1,5 +1,5 @@
-"""Checkpoints of a run, through orbax: `checkpoints/STEP/{trained,optimizer,run}`, and `begun`,
-`begun_arrays` where a batch was begun ahead.
+"""Checkpoints of a run, through orbax: `checkpoints/STEP/{trained,optimizer,run}`, `objective`
+where the objective has a state, and `begun`, `begun_arrays` where a batch was begun ahead.
 
 A save goes on in the background, under a name of its own, and appears when it is whole, digests of its
 files with it. A checkpoint whose files have changed since is never restored: the one before it is.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from mllm_align import locks, processes
+from mllm_align.align.checks import check_terms
 from mllm_align.batch import PromptGroup
 from mllm_align.config import Config, to_json
 from mllm_align.data.batches import Batches, HostBatch
@@ -148,7 +149,9 @@ def _newest(place: Any) -> int:
 
 
 def _check(config: Config, bundle: Bundle) -> None:
-    """What only config and model together can tell."""
+    """What only config and model together can tell, or what takes JAX."""
+    for objective in (config.objective, config.objective.held_out):
+        check_terms(objective)
     if config.lora is None and not trained_parts(config, bundle.config):
         rate = config.optim.projector_learning_rate
         raise InputError(

@@ -39,8 +39,8 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Health:
-    """Whether a step could be taken: gradient, loss and the other figures are finite (in evaluation: the
-    figures). rows: whose log-probs are not."""
+    """Whether a step could be taken: gradient, loss, the other figures and what the objective's state takes
+    are finite (in evaluation: the figures). rows: whose log-probs are not."""
 
     finite: Bool[Array, ""]
     rows: Bool[Array, "micro B"]
@@ -160,7 +160,7 @@ def make_step(
         some = reduce(jnp.logical_or, (w > 0 for name, (_, w) in metrics.items() if is_loss(name)))
         grads = jax.tree.map(lambda g: g / _divisor(unit), grads)
         norm = optax.global_norm(grads)
-        finite = _all_finite((norm, metrics))
+        finite = _all_finite((norm, metrics, stats))
         updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         updated = trained, opt_state, objective.update(state.objective, stats)

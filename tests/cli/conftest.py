@@ -49,8 +49,8 @@ def scripted(monkeypatch):
         return Scripted(bundle.config.decoder.vocab, size)
 
     monkeypatch.setattr("mllm_align.cli.shared.open_model", lambda *_: bundle())
-    monkeypatch.setattr("mllm_align.generate.respond.Decoder", decoder)
-    monkeypatch.setattr("mllm_align.generate.bdhs_job.Decoder", decoder)
+    monkeypatch.setattr("mllm_align.generate.respond.Generator", decoder)
+    monkeypatch.setattr("mllm_align.generate.bdhs_job.Generator", decoder)
 
 
 @pytest.fixture(autouse=True)

@@ -37,7 +37,7 @@ def test_bdhs_makes_pairs(run, refused, tmp_path, scripted):
     }
     before = out.read_bytes()
     assert run(*argv) == (0, told, "") and out.read_bytes() == before
-    assert "exists and is not of this job" in refused(*argv, "--seed", 1)
+    assert "exists and is not this job's output" in refused(*argv, "--seed", 1)
 
     for part in (0, 1):
         status, told, _ = run(*argv, "--shard", f"{part}/2")

@@ -15,6 +15,7 @@ from mllm_align.config import MeshConfig
 from mllm_align.plan import hlo, targets, worker
 from mllm_align.plan.counts import count
 from mllm_align.plan.worker import FACTS, RESULT, TEXT, Job, memory, work
+from mllm_align.registry import load_part
 
 
 def test_memory_of_a_program():
@@ -47,6 +48,20 @@ def test_a_job_of_this_machine(job):
         "held": 0,
     }
     assert count(hlo.parse((job.folder / TEXT).read_text())).flops == 2 * 16**3
+
+
+def test_a_process_without_the_users_file_finds_its_objective(tmp_path):
+    (tmp_path / "my_losses.py").write_text(
+        "from dataclasses import dataclass\nfrom mllm_align import DPO\n"
+        "@dataclass(frozen=True)\nclass Mine(DPO):\n    gamma: float = 1.0\n"
+    )
+    mine = load_part(f"{tmp_path}/my_losses.py:Mine", "objective")
+    job = Job("train", Config(objective=mine(gamma=2.0)), None, None, None, tmp_path)
+    (tmp_path / "job.pickle").write_bytes(pickle.dumps(job))
+    found = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).config.objective)"
+    command = [sys.executable, "-c", found, str(tmp_path / "job.pickle")]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "Mine(beta=0.1, label_smoothing=0.0, gamma=2.0)"
 
 
 def test_a_refusal_of_the_compiler_is_a_result(job, monkeypatch):

@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -248,6 +249,25 @@ def test_arrays_of_a_maker_that_are_altered_are_damage(saved):
     file.write_bytes(file.read_bytes()[:-1])
     newest, ((step, problem),) = choose(folder)
     assert (newest, step) == (None, 1) and "begun_arrays" in problem and "altered" in problem
+
+
+def test_the_state_of_an_objective_comes_back_and_its_damage_is_seen(tmp_path):
+    ours = replace(state(), objective={"mean": jnp.float32(0.25), "count": jnp.arange(3)})
+    with closing(Checkpoints(tmp_path / "checkpoints", write=True)) as checkpoints:
+        checkpoints.save(ours, 1, {"step": 1}, None, None)
+    place = tmp_path / "checkpoints" / "1"
+    assert same(Checkpoints(place.parent).restore(jax.tree.map(jnp.zeros_like, ours), 1), ours)
+    assert any(name.startswith("objective/") for name in json.loads((place / DIGESTS).read_text()))
+    shutil.rmtree(place / "objective")
+    newest, ((_, problem),) = choose(place.parent)
+    assert newest is None and "objective/" in problem and "missing" in problem
+
+
+def test_without_a_state_a_checkpoint_is_what_it_was_before_there_were_any(saved):
+    place = saved(None) / "1"
+    digests = json.loads((place / DIGESTS).read_text())
+    assert {name.partition("/")[0] for name in digests} == {"trained", "optimizer", "run"}
+    assert not (place / "objective").exists()
 
 
 def test_a_host_needs_no_device_for_what_was_trained(saved):

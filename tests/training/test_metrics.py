@@ -19,6 +19,15 @@ def test_several_steps_are_one_weighted_mean():
     assert divide(add(first, second)) == {"loss": 4.0, "rate": None}
 
 
+def test_the_loss_of_several_terms_is_the_sum_of_their_means():
+    """Over steps, too: the sum under loss was scaled to the weights of its own step."""
+    first = {"loss": (9.0, 2.0), "loss/pairs": (1.0, 2.0), "loss/tokens": (8.0, 4.0)}
+    second = {"loss": (5.0, 2.0), "loss/pairs": (3.0, 2.0), "loss/tokens": (4.0, 8.0)}
+    assert divide(add(first, second)) == {"loss": 2.0, "loss/pairs": 1.0, "loss/tokens": 1.0}
+    alone = {"loss": (0.0, 0.0), "loss/pairs": (0.0, 0.0), "loss/tokens": (8.0, 4.0)}
+    assert divide(alone) == {"loss": 2.0, "loss/pairs": None, "loss/tokens": 2.0}
+
+
 def test_division_is_exact_in_64_bits():
     assert divide({"a": (np.float32(1), np.float32(3))}) == {"a": 1 / 3}
 

@@ -1,7 +1,10 @@
-"""A user's objective in a file of hers: several terms with weights of their own, and a state."""
+"""The objectives of docs/objectives.md, in a user's file: several terms, and a state."""
 
 import json
+import os
+import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -10,55 +13,23 @@ import numpy as np
 import optax
 import pytest
 from goldens import goldens, union
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from refusals import refusal
 from runs import MODEL, PAIRS, TINY, bundle, compiling, one_device
 from signals import signals
 
-from mllm_align import InputError, load_run, train
+from mllm_align import load_run, train
 from mllm_align.batch import pad, stack
 from mllm_align.cli import main
-from mllm_align.config import from_json, save_json, to_json
-from mllm_align.registry import load_part
+from mllm_align.config import Config, MeshConfig, from_json, load_config, part_files, save_json, to_json
+from mllm_align.models.bundle import load
+from mllm_align.registry import load_part, run_file
+from mllm_align.sharding import make_mesh
 from mllm_align.training.step import TrainState, make_evaluation, make_step
 
 assert compiling  # a fixture
-SOURCE = '''
-from dataclasses import dataclass
-
-import jax.numpy as jnp
-
-from mllm_align import Objective, Terms
-
-
-@dataclass(frozen=True)
-class Mixed(Objective):
-    """softplus(center - beta h) of each pair, plus the chosen response's loss of each token; center is the
-    mean of beta h so far."""
-
-    responses = 2
-    needs = frozenset({"reference"})
-    beta: float = 0.1
-    share: float = 0.5
-
-    def weights(self, responses):
-        tokens = responses.mask[:, 0].sum(-1) * responses.weight
-        return {"pairs": responses.weight.sum(), "tokens": tokens.sum()}
-
-    def init_state(self):
-        return {"sum": jnp.zeros(()), "count": jnp.zeros(())}
-
-    def __call__(self, signals, state):
-        ratios = signals.policy[0].sum(-1) - signals.reference[0].sum(-1)
-        reward = self.beta * (ratios[:, 0] - ratios[:, 1])
-        center = state["sum"] / jnp.maximum(state["count"], 1)
-        pairs = jnp.logaddexp(0.0, center - reward) * signals.weight
-        chosen = -signals.policy[0][:, 0].sum(-1) * signals.weight
-        sums = {"pairs": pairs.sum(), "tokens": self.share * chosen.sum()}
-        stats = {"sum": (reward * signals.weight).sum(), "count": signals.weight.sum()}
-        return Terms(sums, {"rewards/center": (center, jnp.ones(()))}, stats)
-
-    def update(self, state, stats):
-        return {name: state[name] + stats[name] for name in state}
-'''
+PAGE = Path(__file__).parents[2] / "docs" / "objectives.md"
+SOURCE = "\n\n".join(re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S))
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +40,8 @@ def file(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def mixed(file):
-    return load_part(f"{file}:Mixed", "objective")()
+def centered(file):
+    return load_part(f"{file}:Centered", "objective")()
 
 
 # ---- exact over micro-batches ------------------------------------------------------------------------
@@ -82,27 +53,37 @@ DESCENT = optax.GradientTransformation(
 STATE = {"sum": jnp.float32(0.6), "count": jnp.float32(2.0)}
 
 
+def equal(ours, theirs):
+    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
+class Stop(Exception):
+    pass
+
+
 @pytest.fixture(scope="module")
-def stepped(mixed):
+def stepped(centered):
     """stepped(batch) -> (state, metrics) after one step of gradient descent that keeps its gradient."""
     golden = goldens("llavanext")
-    step = jax.jit(make_step(golden.model, mixed, DESCENT, 1.0, jnp.float32))
+    step = jax.jit(make_step(golden.model, centered, DESCENT, 1.0, jnp.float32))
     trained = {"params": {"projector": golden.policy["projector"]}}
 
-    def run(batch):
-        state = TrainState(jnp.zeros((), jnp.int32), trained, DESCENT.init(trained), STATE)
-        state, metrics, health = step(state, golden.base, batch)
-        assert health.finite
+    def run(batch, own=STATE, place=lambda tree: tree, finite=True):
+        state = place(TrainState(jnp.zeros((), jnp.int32), trained, DESCENT.init(trained), own))
+        state, metrics, health = step(state, place(golden.base), batch)
+        assert bool(health.finite) == finite
         return state, {name: float(s) / float(w) for name, (s, w) in metrics.items() if float(w)}
 
     groups = golden.groups()
     shape = union(groups)
     whole, uneven = stack([pad(groups, shape, 4)]), [groups[:1], groups[1:3], groups[3:]]
     parts = stack([pad(part, shape, 2) for part in uneven])
-    return SimpleNamespace(golden=golden, run=run, whole=whole, parts=parts, trained=trained)
+    twice = stack([pad(groups * 2, shape, 8)])
+    return SimpleNamespace(golden=golden, run=run, whole=whole, parts=parts, twice=twice, trained=trained)
 
 
-def test_terms_with_weights_of_their_own_are_exact(stepped, mixed):
+def test_terms_with_weights_of_their_own_are_exact(stepped, centered):
     """The gradient is that of the two means, taken on the whole batch at once."""
     golden, batch = stepped.golden, jax.tree.map(lambda x: x[0], stepped.whole)
     mask = np.asarray(batch.responses.mask)
@@ -126,15 +107,40 @@ def test_terms_with_weights_of_their_own_are_exact(stepped, mixed):
         for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(gradient), strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-6)
         assert float(state.objective["count"]) == 6, "two before, four now"
-    terms = mixed(signals(np.zeros(mask.shape), np.zeros(mask.shape), mask, np.ones(len(mask))), STATE)
+    terms = centered(signals(np.zeros(mask.shape), np.zeros(mask.shape), mask, np.ones(len(mask))), STATE)
     assert float(terms.stats["sum"]) == 0 and float(terms.metrics["rewards/center"][0]) == pytest.approx(
         0.3
     )
 
 
-def test_evaluation_sees_the_state_and_keeps_it(stepped, mixed):
+@pytest.mark.slow
+def test_eight_devices_compute_what_one_computes(stepped):
+    """One group a device; every group twice has the means of every group once."""
+    mesh = Mesh(np.array(jax.devices()), ("data",))
+    assert mesh.size == 8
+    rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((None, "data"), ()))
+    spread = jax.device_put(stepped.twice, rows)
+    found, metrics = stepped.run(spread, place=lambda tree: jax.device_put(tree, everywhere))
+    expected, expected_metrics = stepped.run(stepped.whole)
+    assert metrics == pytest.approx(expected_metrics, rel=1e-5, abs=1e-5)
+    pairs = (jax.tree.leaves(x.optimizer) for x in (found, expected))
+    for ours, theirs in zip(*pairs, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    gained = ({name: x.objective[name] - STATE[name] for name in STATE} for x in (found, expected))
+    ours, theirs = ({name: float(value) for name, value in each.items()} for each in gained)
+    assert ours == pytest.approx({name: 2 * value for name, value in theirs.items()}, rel=1e-4, abs=1e-5)
+
+
+def test_a_step_that_is_not_finite_leaves_the_state(stepped):
+    broken = {"sum": jnp.float32(jnp.nan), "count": jnp.float32(2.0)}
+    state, metrics = stepped.run(stepped.whole, broken, finite=False)
+    assert float(state.objective["count"]) == 2 and metrics == {"skipped": 1}
+    assert equal(state.trained, stepped.trained)
+
+
+def test_evaluation_sees_the_state_and_keeps_it(stepped, centered):
     golden = stepped.golden
-    evaluate = jax.jit(make_evaluation(golden.model, mixed, 1.0, jnp.float32))
+    evaluate = jax.jit(make_evaluation(golden.model, centered, 1.0, jnp.float32))
     metrics, _ = evaluate(stepped.trained, golden.base, stepped.parts, STATE)
     _, expected = stepped.run(stepped.whole)
     total = sum(float(s) / float(w) for name, (s, w) in metrics.items() if name.startswith("loss/"))
@@ -145,8 +151,8 @@ def test_evaluation_sees_the_state_and_keeps_it(stepped, mixed):
 
 
 @pytest.fixture(scope="module")
-def config(mixed):
-    return replace(TINY, objective=replace(mixed, beta=0.2), save_every=2)
+def config(centered):
+    return replace(TINY, objective=replace(centered, beta=0.2), save_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -156,23 +162,21 @@ def whole(config, tmp_path_factory):
     return train(config, bundle(), PAIRS, out), out
 
 
-def equal(ours, theirs):
-    pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True)
-    return all(np.array_equal(a, b) for a, b in pairs)
+@pytest.fixture
+def begun(config, tmp_path):
+    """The same, ended in its third step; the second is saved."""
 
-
-class Stop(Exception):
-    pass
-
-
-def test_a_run_that_was_stopped_goes_on_with_its_state(config, whole, tmp_path):
     def stop(values):
         if values["step"] == 3:
             raise Stop
 
     with pytest.raises(Stop):
         train(config, bundle(), PAIRS, tmp_path / "run", on_step=stop)
-    again = train(config, bundle(), PAIRS, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_run_that_was_stopped_goes_on_with_its_state(config, whole, begun):
+    again = train(config, bundle(), PAIRS, begun)
     model, out = whole
     assert equal(again.trained, model.trained)
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
@@ -181,24 +185,39 @@ def test_a_run_that_was_stopped_goes_on_with_its_state(config, whole, tmp_path):
     assert (out / "checkpoints" / "4" / "objective").is_dir()
 
 
+@pytest.mark.slow
+def test_other_devices_and_micro_batches_go_on_with_its_state(config, whole, begun):
+    config = replace(config, micro_batches=2, mesh=MeshConfig(data=2))
+    spread = load(MODEL, "float32", make_mesh(config.mesh, jax.devices()[:2]))
+    again = train(config, spread, PAIRS, begun)
+    model, out = whole
+    for ours, theirs in zip(*map(jax.tree.leaves, (again.trained, model.trained)), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-3)
+    ours, theirs = (
+        [x["rewards/center"] for x in map(json.loads, (run / "log.jsonl").open()) if x["event"] == "train"]
+        for run in (begun, out)
+    )
+    assert ours[-2:] == pytest.approx(theirs[-2:], rel=1e-3)
+
+
 def test_the_saved_config_finds_the_class_again(config, whole, file):
     saved = to_json(config)["objective"]
-    assert saved == {"kind": f"{file}:Mixed", "beta": 0.2, "share": 0.5}
+    assert saved == {"kind": f"{file}:Centered", "beta": 0.2, "share": 0.5}
     assert from_json(json.loads(save_json(config))) == config
     model, out = whole
     assert equal(load_run(out).trained, model.trained)
 
 
-def test_a_run_is_not_continued_with_another_version_of_the_file(
-    config, whole, file, tmp_path, monkeypatch
-):
+def test_a_run_is_not_continued_with_another_version_of_the_file(config, whole, file):
     _, out = whole
     facts = json.loads((out / "run.json").read_text())
     assert list(facts["part_files"]) == [str(file)]
-    monkeypatch.setattr("mllm_align.training.run_folder.part_files", lambda config: {str(file): "other"})
-    with pytest.raises(InputError, match=r"my_losses.py has changed since .* was started") as caught:
-        train(replace(config, steps=6), bundle(), PAIRS, out)
-    assert "\n" not in str(caught.value)
+    text, about = file.read_text(), file.stat()
+    file.write_text(text + "\nEPSILON = 1e-6\n")
+    said = refusal(train, replace(config, steps=6), bundle(), PAIRS, out)
+    file.write_text(text)
+    os.utime(file, ns=(about.st_atime_ns, about.st_mtime_ns))  # it is loaded once as long as it is the same
+    assert said.startswith(f"{file} has changed since {out} was started; take its earlier version")
 
 
 def test_named_on_the_command_line(file, tmp_path, monkeypatch):
@@ -210,19 +229,49 @@ def test_named_on_the_command_line(file, tmp_path, monkeypatch):
     )
     out = tmp_path / "run"
     command = ["train", tmp_path / "tiny.py", "--model", MODEL, "--data", PAIRS, "--out", out]
-    main([str(x) for x in (*command, "--objective", f"{file}:Mixed", "--objective.share", "0.25")])
+    main([str(x) for x in (*command, "--objective", f"{file}:SimPO", "--objective.beta", "2.5")])
     saved = json.loads((out / "config.json").read_text())["objective"]
-    assert saved == {"kind": f"{file}:Mixed", "beta": 0.1, "share": 0.25}
+    assert saved == {"kind": f"{file}:SimPO", "beta": 2.5, "gamma": 1.0}
+    first = next(x for x in map(json.loads, (out / "log.jsonl").open()) if x["event"] == "train")
+    assert first["loss"] > 0 and "rewards/margin" in first
+
+
+@pytest.fixture
+def own(tmp_path):
+    """A config file that defines objectives, as a module."""
+    (tmp_path / "own.py").write_text(
+        "from dataclasses import dataclass\nfrom mllm_align import DPO, Config\n"
+        "@dataclass(frozen=True)\nclass Top(DPO):\n"
+        "    @dataclass(frozen=True)\n    class Inner(DPO):\n        pass\n"
+        "def within():\n    @dataclass(frozen=True)\n    class Local(DPO):\n        pass\n"
+        "    return Local\n"
+        "def get_config():\n    return Config(objective=Top(beta=0.3))\n"
+    )
+    return run_file(tmp_path / "own.py")
+
+
+def test_a_class_of_a_config_file_is_found_again(own, tmp_path):
+    path = tmp_path / "own.py"
+    saved = to_json(load_config(path))
+    assert saved["objective"] == {"kind": f"{path}:Top", "beta": 0.3, "label_smoothing": 0.0}
+    assert to_json(from_json(saved)) == saved
+    assert list(part_files(from_json(saved))) == [str(path)]
+
+
+def test_a_class_that_a_saved_run_would_not_find_is_refused(own):
+    for kind in (own.Top.Inner, own.within()):
+        said = refusal(to_json, Config(objective=kind()))
+        assert said.startswith(f"{kind.__qualname__} is not defined at the top of a Python file; put it")
 
 
 @pytest.mark.parametrize(
     "name, said",
     [
-        ("none_there.py:Mixed", "none_there.py is not there"),
-        ("my_losses.py:Mixd", "AttributeError"),
+        ("none_there.py:Centered", "none_there.py is not there"),
+        ("my_losses.py:Centred", "AttributeError"),
         ("my_losses.py:jnp", "can't be made without arguments"),
-        ("broken.py:Mixed", "SyntaxError"),
-        ("leaves.py:Mixed", "SystemExit"),
+        ("broken.py:Centered", "SyntaxError"),
+        ("leaves.py:Centered", "SystemExit"),
         ("os:getcwd", "it must be of type Objective"),
         ("nothing", "it must be one of dpo"),
     ],

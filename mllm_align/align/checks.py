@@ -1,0 +1,98 @@
+"""What an objective must keep to: its class, its functions, its settings."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mllm_align.align.contract import Objective, Signals, Terms
+from mllm_align.batch import Responses
+from mllm_align.errors import InputError, one_line, quoted
+
+AVAILABLE = frozenset({"reference"})
+"""What the train step can give an objective beside the policy's log-probabilities."""
+RESERVED = frozenset({"loss", "grad_norm", "skipped", "rollout/logp_gap"})
+"""Metrics of the train step; also all under loss/."""
+LARGE = 1e6  # no setting is meant to be larger
+
+
+def check_objective(objective: Objective) -> None:
+    """Raises InputError for an objective that does not keep the contract."""
+    kind, name = type(objective), type(objective).__name__
+    parameters = vars(kind).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        raise InputError(f"objective {name} is no frozen dataclass; put @dataclass(frozen=True) above it")
+    if not isinstance(getattr(kind, "responses", None), int) or not 0 <= kind.made < kind.responses:
+        raise InputError(f"objective {name} does not say how many responses it compares (responses = 2)")
+    if not isinstance(kind.needs, frozenset):
+        raise InputError(f"objective {name} needs {quoted(kind.needs)}; it must be a frozenset of names")
+    missing = sorted(kind.needs - AVAILABLE)
+    if missing:
+        known = ", ".join(sorted(AVAILABLE))
+        raise InputError(f"objective {name} needs {', '.join(missing)}; the train step computes {known}")
+    if len(objective.views) != 1:
+        raise InputError(
+            f"objective {name} has {len(objective.views)} views; batches of the data have one prefix"
+        )
+
+
+def check_terms(objective: Objective) -> None:
+    """Raises InputError for an objective whose functions fail or do not fit together, in one line.
+
+    They are traced with shapes alone, B = 2 groups and R = 3 tokens; nothing is computed.
+    """
+    real = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    shape = 2, objective.responses, 3
+    mask, tokens = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (bool, jnp.int32))
+    responses = Responses(tokens, mask, real(shape[:1]))  # type: ignore[arg-type]
+    logps: Any = tuple(real((2, len(view), 3)) for view in objective.views)
+    reference = logps if "reference" in objective.needs else None
+    try:
+        state = jax.eval_shape(objective.init_state)
+        weights = jax.eval_shape(objective.weights, responses)
+        terms = jax.eval_shape(objective, Signals(logps, reference, responses, objective.views), state)
+        problem = _problem(weights, terms)
+        updated = state if problem else jax.eval_shape(objective.update, state, terms.stats)
+    except Exception as error:  # a user's program: anything may come out of it
+        said = f"{type(error).__name__}: {one_line(error, 200)}"
+        raise InputError(f"objective {type(objective).__name__} fails ({said}); mend it") from error
+    if problem is None and _described(updated) != _described(state):
+        problem = "update must return a state of the same tree, shapes and dtypes as init_state"
+    if problem:
+        raise InputError(f"objective {type(objective).__name__}: {problem}")
+
+
+def _problem(weights: Any, terms: Any) -> str | None:
+    """What is wrong with W_i, or the terms."""
+    if not isinstance(terms, Terms):
+        return f"__call__ returns {type(terms).__name__}; it must return Terms(sums, metrics, stats)"
+    if not isinstance(weights, dict) or not weights or set(weights) != set(terms.sums):
+        return f"weights has the terms {sorted(weights)}, sums {sorted(terms.sums)}; they must be the same"
+    for what, values in (("sum", terms.sums), ("weight", weights)):
+        for name, value in values.items():
+            if value.shape or not jnp.issubdtype(value.dtype, jnp.floating):
+                found = f"{value.dtype}{list(value.shape)}"
+                return f"the {what} of {name!r} is {found}; it must be a real scalar"
+    for name, value in terms.metrics.items():
+        if not isinstance(value, tuple) or len(value) != 2 or any(x.shape for x in value):
+            return f"metric {name!r} must be (sum, weight), two scalars"
+        if name in RESERVED or name.startswith("loss/"):
+            return f"metric {name!r} has a name that the train step uses; give it another"
+    return None
+
+
+def _described(tree: Any) -> Any:
+    return jax.tree.structure(tree), [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+
+
+def check_setting(name: str, value: Any, low: float, high: float = LARGE) -> None:
+    """Raises InputError for a value that is no number, or not in [low, high)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"objective.{name} is {quoted(value)}; it must be a number")
+    if not low <= value < high:
+        limit = f"at least {low:g} and below {high:g}"
+        shown = f"{value:g}" if isinstance(value, float) or abs(value) < 1e300 else "far too large"
+        raise InputError(f"objective.{name} is {shown}; it must be {limit}")
