@@ -123,7 +123,7 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
         ),
         (("--lora", "maybe"), "--lora is 'maybe'; it must be one of none, on"),
         (("--objective",), "--objective is ''"),
-        (("--objective", "nowhere.py:Mine"), "objective 'nowhere.py:Mine'"),
+        (("--objective", "nowhere.py:Mine"), "nowhere.py is not there"),
         (("--optim.lr", "1"), "unknown option --optim.lr; did you mean --optim.learning-rate?"),
         (("--rank", "1"), "unknown option --rank; did you mean --lora.rank?"),
         (("--steps", "many"), "--steps is 'many'; it must be a whole number or None"),
