@@ -1,11 +1,11 @@
-"""DPO pairs per second, this project against TRL, in turn on one machine; JSON on stdout.
+"""DPO pairs per second, this project against TRL, alternating on one machine; JSON on stdout.
 
     python benchmarks/dpo_vs_trl.py --trl-python VENV/bin/python > benchmarks/results/dpo_vs_trl.json
 
 Run it in this project's environment. VENV is one with the extra `oracle` (torch, TRL, PEFT); the model
-and pairs are made there. Each round runs TRL at its defaults, TRL at its best (gradient checkpointing off)
-and this project, one after another, so that a slow spell of the machine meets all of them; the ratio is
-between medians over rounds.
+and pairs are created there. Each round runs TRL with its defaults, TRL with its fastest setting (gradient
+checkpointing off) and this project in sequence, so that temporary slowdowns of the machine affect all of
+them; the ratio is between medians over rounds.
 """
 
 import argparse

@@ -1,12 +1,13 @@
-"""Generated tokens per second, this project against transformers, in turn on one machine; JSON on stdout.
+"""Generated tokens per second, this project against transformers, alternating on one machine; JSON on
+stdout.
 
     python benchmarks/generate_vs_hf.py --hf-python VENV/bin/python > benchmarks/results/generate_vs_hf.json
 
 Run it in this project's environment. VENV is one with the extra `oracle` (torch, transformers); the model
-and images are made there. Three comparisons: the first iteration of BDHS, and one or four samples of 64
-tokens for every prompt. The sides take turns. In the first round transformers decodes greedily, too, and
-has to find the tokens that this project found; and it tries several batch sizes, of which the later rounds
-keep the best. Ratios are between medians over rounds.
+and images are created there. Three comparisons: the first iteration of BDHS, and one or four samples of 64
+tokens per prompt. The sides alternate. In the first round, transformers also decodes greedily and must
+produce the same tokens as this project, and it tries several batch sizes; later rounds use the fastest.
+Ratios are between medians over rounds.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def check(name: str, greedy: dict) -> None:
-    """Tokens may differ only where the best two of transformers' own logits all but tie."""
+    """Check that tokens differ only where transformers' two largest logits are almost equal."""
     if any(lead > NEAR_TIE for lead in greedy["leads"]):
         sys.exit(f"{name}: greedy tokens differ: {greedy}")
 

@@ -1,13 +1,14 @@
-"""Proves the GPU path and measures it, in one command for a bare machine; JSON lines on stdout.
+"""Verifies and measures the GPU path with one command on a bare machine; JSON lines on stdout.
 
     python benchmarks/gpu.py            # 8 minutes at most on one GPU; a large one for LLaVA-1.6-7B's shape
     python benchmarks/gpu.py --tiny     # all of it in small, on any device
 
-The first line says which packages are lacking and how to fetch them. Then come the parts: device, parity
-with the CPU, attention kernels, resuming, train steps, generation, profile. Each item has its own line as
-soon as it is there: part, item, status (ok, failed, left out), figures, and under `checks` each number
-that it fails by with its bound. A part whose packages or time are lacking is left out, one that fails is
-told and passed over. Status 1 if anything failed. README.md beside this file says what to do with it.
+The first line lists missing packages and the command to download them. Then follow the parts: device,
+parity with the CPU, attention kernels, resuming, train steps, generation, profile. Each item prints its own
+line when it is finished: part, item, status (ok, failed, left out), metrics, and under `checks` each
+checked number with its bound. A part without its packages or enough time is left out; a failed part is
+reported, and the next one runs. The exit status is 1 if anything failed. README.md beside this file
+explains the output.
 """
 
 from __future__ import annotations

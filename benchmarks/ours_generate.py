@@ -35,7 +35,7 @@ from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig
 from mllm_align.data.batches import Batches
 from mllm_align.data.encode import expand
 from mllm_align.generate.bdhs import BDHS
-from mllm_align.generate.decode import Decoder
+from mllm_align.generate.decode import Generator
 from mllm_align.generate.respond import respond
 from mllm_align.generate.rollout import rollout_program
 from mllm_align.generate.sampling import random_key
@@ -48,13 +48,13 @@ SENTENCE_WORDS = 12  # about 20 tokens
 PACKAGES = ("mllm-align", "jax", "jaxlib", "flax", "transformers", "numpy", "pillow")
 
 
-class Recorder(Decoder):
+class Recorder(Generator):
     """A decoder that remembers what it was asked and what it answered."""
 
     seen: list[tuple]
 
-    def __call__(self, rows, stops):
-        out = super().__call__(rows, stops)
+    def __call__(self, rows, stop_mask):
+        out = super().__call__(rows, stop_mask)
         self.seen += zip(rows, out, strict=True)
         return out
 
@@ -64,23 +64,26 @@ class Guided:
 
     limit = 24
 
-    def __init__(self, bundle, decoder: Recorder, data: Path, sampling: SamplingConfig, samples: int):
+    def __init__(self, bundle, generator: Recorder, data: Path, sampling: SamplingConfig, samples: int):
         self.encoder, self.records, _ = prepare(bundle, data, DataConfig(), responses=1)
         config = BDHSConfig(iterations=1, sentence_tokens=self.limit, sampling=sampling)
-        self.decoder, self.maker = decoder, BDHS(decoder, self.encoder, config, Lexical(), config.seed)
-        self.stops = np.flatnonzero(self.maker.stops)
+        self.generator, self.maker = (
+            generator,
+            BDHS(generator, self.encoder, config, Lexical(), config.seed),
+        )
+        self.stop_ids = np.flatnonzero(self.maker.stop_mask)
 
     def __call__(self) -> list[np.ndarray]:
-        self.decoder.seen = []
+        self.generator.seen = []
         self.made = list(self.maker(self.records))
-        return [tokens for _, out in self.decoder.seen for tokens in out]
+        return [tokens for _, out in self.generator.seen for tokens in out]
 
     def rows(self) -> list[dict]:
         """Of the job: one for each sentence."""
         self()
         rows = []
         # with a single iteration, results come in the order of the decoder's rows
-        for made, (row, out) in zip(self.made, self.decoder.seen, strict=True):
+        for made, (row, out) in zip(self.made, self.generator.seen, strict=True):
             for fork, tokens in zip(row.forks, out, strict=True):
                 before = row.prefix.order[: fork.at]
                 ids = np.full(
@@ -97,14 +100,14 @@ class Free:
 
     limit = 64
 
-    def __init__(self, bundle, decoder: Recorder, data: Path, sampling: SamplingConfig, samples: int):
+    def __init__(self, bundle, generator: Recorder, data: Path, sampling: SamplingConfig, samples: int):
         self.encoder, self.records, _ = prepare(bundle, data, DataConfig(), responses=0)
-        self.encoder.ends, self.stops = frozenset(), ()  # so that all responses reach the limit
-        self.decoder, self.sampling, self.samples = decoder, sampling, samples
+        self.encoder.eos_ids, self.stop_ids = frozenset(), ()  # so that all responses reach the limit
+        self.generator, self.sampling, self.samples = generator, sampling, samples
 
     def __call__(self) -> list[np.ndarray]:
-        self.decoder.seen = []
-        out = respond(self.decoder, self.encoder, self.records, self.sampling, self.samples)
+        self.generator.seen = []
+        out = respond(self.generator, self.encoder, self.records, self.sampling, self.samples)
         return [tokens for each in out for tokens in each]
 
     def rows(self) -> list[dict]:
@@ -124,8 +127,8 @@ class Rolled:
         padded = Batches(records, self.encoder, size=count, shapes=1, multiple=8)  # as configs/online_*.py
         self.where = batch_sharding(bundle.mesh)
         self.batch = assemble(padded(0).group, self.where)
-        ends = self.encoder.end_mask(bundle.config.decoder.vocab)
-        self.stops, self.ends = np.flatnonzero(ends), assemble(ends, replicated(bundle.mesh))
+        eos_mask = self.encoder.eos_mask(bundle.config.decoder.vocab)
+        self.stop_ids, self.eos_mask = np.flatnonzero(eos_mask), assemble(eos_mask, replicated(bundle.mesh))
         settings = bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, sampling
         self.program = rollout_program(*settings)
 
@@ -133,7 +136,7 @@ class Rolled:
         self.turn += 1
         drawn = [[random_key(self.turn, r.record.id, k) for k in range(self.samples)] for r in self.records]
         keys = assemble(np.array(drawn)[None], self.where)
-        out = self.program(self.bundle.params, self.bundle.trained, self.batch, keys, self.ends)
+        out = self.program(self.bundle.params, self.bundle.trained, self.batch, keys, self.eos_mask)
         tokens, lengths = (np.asarray(x)[0] for x in out[:2])
         places = np.ndindex(lengths.shape)
         return [tokens[place][: lengths[place]] for place in places]
@@ -192,7 +195,7 @@ def main() -> None:
     if args.write:
         work = fresh()
         rows, images = work.rows(), [str(record.record.images[0].path) for record in work.records]
-        job = {"limit": task.limit, "stops": [*map(int, work.stops)], "images": images, "rows": rows}
+        job = {"limit": task.limit, "stops": [*map(int, work.stop_ids)], "images": images, "rows": rows}
         (args.folder / f"{args.task}.json").write_text(json.dumps(job))
         lengths = [len(row["ids"]) for row in rows]
         print(json.dumps({"rows": len(rows), "prompt_tokens": [min(lengths), max(lengths)]}))

@@ -1,10 +1,10 @@
-"""Which TPU slice each LLaVA needs, by compiling its steps for slices that are not there.
+"""The TPU slice that each LLaVA needs, from compiling its steps for slices that need not exist here.
 
     python benchmarks/scaling.py            # about 24 rows, each some minutes; stop and start at will
     python benchmarks/scaling.py --page     # write docs/scaling.md from the rows that are done
 
-Every row is a file in benchmarks/results/scaling; a row that is there is not made again. Needs libtpu
-(pip install libtpu), no TPU and no weights.
+Every row is a file in benchmarks/results/scaling; an existing row is not computed again. Needs libtpu
+(pip install libtpu), but no TPU and no weights.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ WEAK = (("v5e:4x4", 16), ("v5e:8x8", 64), ("v5e:16x16", 256))
 
 
 def dpo(kind: str, chips: int) -> Config:
-    """Two rows a chip; parameters and batch cut over all chips."""
+    """Two rows per chip; parameters and batch sharded over all chips."""
     lora = LoraConfig(rank=128, alpha=256.0) if kind == "lora" else None
     data, mesh = DataConfig(multiple=128), MeshConfig(data=1, fsdp=-1)
     return Config(lora=lora, data=data, mesh=mesh, batch_size=2 * chips, micro_batches=2)

@@ -1,11 +1,11 @@
-"""How long a run takes to its first step on many records, and the memory; JSON on stdout.
+"""Time of a run on many records until its first step, and its memory; JSON on stdout.
 
     python benchmarks/startup.py --records 100000 > benchmarks/results/startup.json
 
 Makes a tiny model and that many pairs with a small picture each (once, in --folder), then starts `train`
-on them twice: the second start finds what the first has kept. Seconds are counted from the start of the
-process to the line `start` of log.jsonl, which is written before the first step is compiled; memory is that
-of all processes of the run together, at its highest.
+on them twice: the second start reads the cache of the first. Time is from the start of the process to the
+line `start` of log.jsonl, which is written before the first step is compiled; memory is the peak of all
+processes of the run together.
 """
 
 import argparse

@@ -4,8 +4,8 @@
     python benchmarks/study.py --work DIR --seeds 0 --only sft bdhs_online
     python benchmarks/study.py --report                # write docs/study.md from the rows that are done
 
-DIR holds pictures, models and pairs, laid out as those of `mllm-align quickstart`. Every row, one variant
-of one seed, is a file in benchmarks/results/study; a row that is there with the same settings is not made
+DIR contains pictures, models and pairs, in the layout of `mllm-align quickstart`. Every row, one variant of
+one seed, is a file in benchmarks/results/study; an existing row with the same settings is not computed
 again. A row takes two to five minutes, three seeds about three hours.
 """
 

@@ -12,10 +12,9 @@ Names are loaded when they are first used, so that importing the package is chea
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from etils import epy
 
-if TYPE_CHECKING:
+with epy.lazy_api_imports(globals()):
     from mllm_align.align.contract import Objective, Signals, Terms
     from mllm_align.align.pairwise import DPO, IPO, Averaged, RobustDPO, SLiC
     from mllm_align.align.sft import SFT
@@ -48,51 +47,6 @@ if TYPE_CHECKING:
     from mllm_align.training.run_folder import export_run as export
     from mllm_align.training.run_folder import load_run
     from mllm_align.training.score import score
-
-_HOME = {
-    "AnnotatorConfig": "config",
-    "Averaged": "align.pairwise",
-    "BDHSConfig": "config",
-    "Bundle": "models.bundle",
-    "Config": "config",
-    "DPO": "align.pairwise",
-    "DataConfig": "config",
-    "Distorted": "config",
-    "Endpoint": "annotate.endpoint",
-    "Evaluator": "evaluation.base",
-    "IPO": "align.pairwise",
-    "InputError": "errors",
-    "Item": "evaluation.base",
-    "JudgeConfig": "config",
-    "JudgeModel": "annotate.judge",
-    "LoraConfig": "config",
-    "MeshConfig": "config",
-    "Objective": "align.contract",
-    "OnlineBDHS": "config",
-    "OnlinePairs": "config",
-    "OptimConfig": "config",
-    "Question": "annotate.verdict",
-    "RobustDPO": "align.pairwise",
-    "SFT": "align.sft",
-    "SLiC": "align.pairwise",
-    "SamplingConfig": "config",
-    "SceneOracle": "testbed.annotators",
-    "SceneQuestions": "testbed.annotators",
-    "Scored": "evaluation.base",
-    "Scorer": "annotate.scorer",
-    "Signals": "align.contract",
-    "Terms": "align.contract",
-    "Verdict": "annotate.verdict",
-    "bdhs": "generate.bdhs_job",
-    "evaluate": "evaluation.run",
-    "export": "training.run_folder:export_run",
-    "load": "models.bundle",
-    "load_config": "config",
-    "load_run": "training.run_folder",
-    "score": "training.score",
-    "scored": "annotate.verdict",
-    "train": "training.loop",
-}
 
 __all__ = [
     "DPO",
@@ -138,12 +92,3 @@ __all__ = [
     "scored",
     "train",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, _, there = _HOME[name].partition(":")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), there or name)
-    globals()[name] = value
-    return value

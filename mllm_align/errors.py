@@ -1,34 +1,34 @@
-"""What ends a run before its time."""
+"""Exceptions that end a run early, and the format of their messages."""
 
 import difflib
 from collections.abc import Iterable, Sequence
 
-SHOWN = 5  # records that an error names
+SHOWN = 5  # maximum number of records listed in an error
 WEIGHTS = "look for NaN in the weights; where 16 bits overflow, take --dtype float32"
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong.
+    """An error in the user's input.
 
-    The message is one line: what is wrong, where it stands (file, record, field), how to mend it. The
-    command line prints it as it is and exits with status 2.
+    The message is one line: where (file, record, field), what is wrong, how to correct it. The command line
+    prints it unchanged and exits with status 2.
     """
 
 
 class Preempted(Exception):
-    """A notice of preemption came; what was done is saved. The same command goes on from there."""
+    """The run was preempted; its progress is saved, and the same command resumes it."""
 
 
 class NotFinite(Exception):
-    """A number that a result would report, or a step would train on, is not finite.
+    """A value that would be reported or used for training is not finite.
 
-    The message is one line that names the records. The command line exits with status 3; results are not
-    written, and what can be continued keeps what is finished.
+    The message is one line that names the records. The command line exits with status 3. Results are not
+    written; resumable jobs keep their finished parts.
     """
 
 
 def one_line(value: object, limit: int = 80) -> str:
-    """Return `value` as one printable line; what is longer than `limit` loses its middle."""
+    """Return `value` as one printable line; a text longer than `limit` loses its middle."""
     text = str(value)
     if len(text) > limit:
         half = (limit - 3) // 2
@@ -37,26 +37,26 @@ def one_line(value: object, limit: int = 80) -> str:
 
 
 def not_finite(what: str, ids: Sequence[str], of: int, remedy: str = WEIGHTS) -> NotFinite:
-    """Return the error to raise where `what` is not finite for the records `ids`, of so many.
+    """Return the error to raise if `what` is not finite for the records `ids`, of `of` records.
 
-    A record that comes more than once among `ids` counts once.
+    A record that occurs several times in `ids` counts once.
     """
     ids = list(dict.fromkeys(ids))
     return NotFinite(f"{what} not finite for {len(ids)} of {of} records: {first_few(ids)}; {remedy}")
 
 
 def first_few(ids: Sequence[str]) -> str:
-    """Return the first ids in a line, with three dots where there are more."""
+    """Return the first ids in one line, followed by three dots if there are more."""
     return ", ".join(map(one_line, ids[:SHOWN])) + ", ..." * (len(ids) > SHOWN)
 
 
 def quoted(value: object) -> str:
-    """Return `value` short and in quotes, to stand in an error message."""
+    """Return `value`, shortened and quoted, for an error message."""
     return f"'{one_line(value)}'"
 
 
 def refusal(at: str, problem: str, remedy: str) -> InputError:
-    """Return the error to raise: where, what is wrong, how to mend it, in one line."""
+    """Return the error to raise: where, what is wrong and how to correct it, in one line."""
     return InputError(one_line(f"{at}: {problem}; {remedy}", limit=2000))
 
 

@@ -1,4 +1,4 @@
-"""Files in and out: JSON read with care; outputs that appear whole or not at all."""
+"""File input and output: validated JSON, and outputs that are written atomically."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from typing import IO, Any, Literal
 
 from mllm_align.errors import InputError, NotFinite, one_line, refusal
 
-MAX_DEPTH = 100  # levels of JSON; what works on the values recurses, and Python ends at 1,000
+MAX_DEPTH = 100  # levels of JSON; code that recurses over values must stay below Python's limit of 1,000
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError, with one line, for a text that is no JSON, is not UTF-8
-    or is nested deeper than MAX_DEPTH."""
+    """The value of a JSON text. Raises ValueError, with a one-line message, for text that is not JSON, not
+    UTF-8 or nested deeper than MAX_DEPTH."""
     try:
         value = json.loads(text)
     except RecursionError:
@@ -40,8 +40,8 @@ def _containers(values: Any) -> list[Any]:
 
 
 def read_json(file: str | Path, remedy: str, kind: type = dict) -> Any:
-    """The JSON value of a file, of a `kind`. Raises InputError, with the remedy, for one that can't be read
-    or holds something else."""
+    """The JSON value of a file, of type `kind`. Raises InputError, with the remedy, if the file can't be
+    read or contains something else."""
     wanted = {dict: "an object", list: "a list"}.get(kind, kind.__name__)
     try:
         value = parse_json(Path(file).read_bytes())
@@ -55,16 +55,16 @@ def read_json(file: str | Path, remedy: str, kind: type = dict) -> Any:
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """The JSON of what is reported; what has no form there, such as a path, is written as its str.
+    """The JSON text of a report; values without a JSON form, such as paths, are written as str.
 
-    Raises NotFinite, naming the place, for a number that is NaN or infinite: JSON has none. What is
-    absent for a good reason is None.
+    Raises NotFinite, with the location, for NaN and infinity, which JSON does not have. Values that are
+    legitimately missing must be None.
     """
     try:
         return json.dumps(value, indent=indent, default=_plain, allow_nan=False)
     except ValueError as error:
         at = _where_not_finite(value) or "a number"
-        raise NotFinite(f"{at} is not finite, so that it can't be reported") from error
+        raise NotFinite(f"{at} is not finite, so it can't be reported") from error
 
 
 def _plain(value: Any) -> Any:
@@ -72,7 +72,7 @@ def _plain(value: Any) -> Any:
 
 
 def _where_not_finite(value: Any, at: str = "") -> str | None:
-    """The first place, like `scores[3].chosen_logp`."""
+    """The location of the first such number, such as `scores[3].chosen_logp`."""
     if isinstance(value, float):
         return None if math.isfinite(value) else at
     inside: Any = ()
@@ -87,8 +87,8 @@ def _where_not_finite(value: Any, at: str = "") -> str | None:
 def new_folder(out: str | Path) -> Iterator[Path]:
     """An empty folder to fill; it becomes `out` when the block ends, and is removed if the block fails.
 
-    `out` may exist if it is an empty folder; parents are made. Raises InputError for anything else that
-    stands there, and for every OSError until the folder is in its place.
+    `out` may exist if it is an empty folder; missing parents are made. Raises InputError if anything else
+    exists there, and for every OSError until the folder has been renamed.
     """
     with _beside(Path(out)) as (place, partial):
         if place.is_dir() and any(place.iterdir()):
@@ -103,8 +103,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
 def new_file(out: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO[Any]]:
     """An open file (text: UTF-8) that becomes `out` when the block ends and is removed if the block fails.
 
-    A file that stands at `out` is replaced, and only then; parents are made. Raises InputError where
-    `out` is a folder or a device, and for every OSError until the file is in its place.
+    An existing file at `out` is replaced only then; missing parents are made. Raises InputError if `out` is
+    a folder or a device, and for every OSError until the file has been renamed.
     """
     with _beside(Path(out)) as (place, partial):
         if place.exists() and not place.is_file():
@@ -129,7 +129,7 @@ def lines_beside(out: Path) -> Path:
 
 @contextmanager
 def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
-    """Where `out` really is (links followed), and a hidden sibling that is renamed to it at the end."""
+    """The real path of `out` (links followed), and a hidden sibling that is renamed to it at the end."""
     place = Path(os.path.realpath(out))
     partial = place.parent / f".{place.name}.partial-{secrets.token_hex(4)}"
     made = [parent for parent in place.parents if not os.path.exists(parent)]
@@ -137,7 +137,7 @@ def _beside(out: Path) -> Iterator[tuple[Path, Path]]:
         place.parent.mkdir(parents=True, exist_ok=True)
         yield place, partial
         os.replace(partial, place)
-    except BaseException as error:  # an interrupt, too, leaves nothing behind
+    except BaseException as error:  # an interrupt must leave nothing behind either
         _remove(partial)
         with suppress(OSError):
             for parent in made:
@@ -157,8 +157,8 @@ def _remove(path: Path) -> None:
 
 
 def _reason(error: OSError, place: Path, partial: Path) -> str:
-    """The system's words, and the file they are about where it is another than `place`."""
+    """The system's message, with the file it is about if that is not `place`."""
     text = error.strerror or str(error)
     name = str(error.filename or "")
-    told = not name or name == str(place) or name.startswith(str(partial))
-    return text if told else f"{text} ({name})"
+    is_place = not name or name == str(place) or name.startswith(str(partial))
+    return text if is_place else f"{text} ({name})"

@@ -1,9 +1,10 @@
-"""One writer of an output: a second run into the same place is refused, and told whose it is.
+"""Locks that allow one writer per output: a second run with the same output is refused with the holder's
+name.
 
-The lock of `OUT` is the file `.OUT.lock` beside it. It says who holds it, and its time of change is renewed
-every few seconds. Where the holder's process is of this machine, the system is asked whether it lives;
-elsewhere it counts as dead when its lock has not been renewed for a while. Needed of the file system: a new
-file that only one of several makers gets.
+The lock of `OUT` is the file `.OUT.lock` beside it. It identifies its holder, and its modification time is
+renewed every few seconds. A holder on this machine is dead if its process has ended; a holder on another
+machine counts as dead if its lock has not been renewed for a while. The file system must support exclusive
+creation of files.
 """
 
 from __future__ import annotations
@@ -25,22 +26,25 @@ from mllm_align import processes
 from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import parse_json
 
-BEAT, LAPSE = 5.0, 60.0  # seconds between renewals, and without one until a holder elsewhere counts as dead
-PATIENCE = 180.0  # seconds that one which is ending is waited for
-INSIDE = ".lock"  # the name where a lock can only lie in the folder itself
-JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")  # of schedulers that start a job again under its name
+BEAT, LAPSE = (
+    5.0,
+    60.0,
+)  # seconds between renewals; seconds without one until a remote holder counts as dead
+PATIENCE = 180.0  # seconds to wait for a holder that is ending
+INSIDE = ".lock"  # name of a lock inside the folder, if only the folder itself is writable
+JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")  # set by schedulers that restart a job under its id
 
 _held: list[_Held] = []
 
 
 @contextmanager
 def alone(*places: Any) -> Iterator[None]:
-    """Let nobody else write these places while the block runs. Of several processes the first holds the
-    locks for all.
+    """Hold the locks of these paths while the block runs. Of several processes, the first holds the locks
+    for all.
 
-    Raises InputError, naming host and process, where another run has one of them. A dead one's is taken
-    over. One that is ending, or of the same job, is waited for. Parents that are missing are made, and go
-    again if the block leaves nothing in them.
+    Raises InputError, naming host and process, if another run holds one of them. The lock of a dead holder
+    is taken over. A holder that is ending, or of the same job, is waited for. Missing parents are made, and
+    removed if the block leaves them empty.
     """
     with ExitStack() as stack:
         for place in dict.fromkeys(os.path.realpath(place) for place in places):
@@ -49,7 +53,7 @@ def alone(*places: Any) -> Iterator[None]:
 
 
 def ending() -> None:
-    """Tell those who wait that this process is saving its last; called when it was asked to end."""
+    """Mark the held locks as ending, so that others wait; called when this process was asked to end."""
     for held in _held:
         held.say_ending()
 
@@ -58,7 +62,7 @@ def ending() -> None:
 def _alone(out: Path) -> Iterator[None]:
     attempt = _Attempt(out)
     try:
-        while not processes.on_first(attempt):  # in short turns: no process waits long for the others
+        while not processes.on_first(attempt):  # in short intervals: no process waits long for the others
             pass
         yield
     finally:
@@ -66,16 +70,17 @@ def _alone(out: Path) -> Iterator[None]:
 
 
 class _Attempt:
-    """What one process does for the lock of `out`, until it has it; then it holds it."""
+    """Acquires the lock of `out`, and then holds it."""
 
     def __init__(self, out: Path):
         self.out, self.held = out, None
         self.made = [parent for parent in out.parents if not parent.exists()]
-        self.began, self.told = time.monotonic(), False
+        self.began, self.announced = time.monotonic(), False
         self.seen: tuple[str, float] | None = None
 
     def __call__(self) -> bool:
-        """Whether the lock is ours now; else time has passed. Raises InputError where it is another's."""
+        """Whether the lock is now ours; if not, some time has passed. Raises InputError if another run is
+        using it."""
         try:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.held, holder = _take(_lock_of(self.out))
@@ -91,19 +96,19 @@ class _Attempt:
         return False
 
     def _judge(self, holder: _Holder) -> None:
-        """Wait on, unless the holder goes on with its work."""
+        """Decide whether to wait on; raises InputError if the holder is alive and not ending."""
         waited = time.monotonic() - self.began
         before, self.seen = self.seen, (holder.token, holder.renewed)
-        renewed = before is not None and before != self.seen  # by its holder, or it is of a new one
+        renewed = before is not None and before != self.seen  # by its holder, or by a new holder
         if (waited >= PATIENCE) if holder.ends else (holder.here or renewed):
             raise refusal(str(self.out), f"is in use by {holder}", "let it end, or give another --out")
-        if not self.told:
-            why, most = "which is ending", PATIENCE
+        if not self.announced:
+            why, seconds = "which is ending", PATIENCE
             if not holder.ends:
-                why, most = "which may have died", LAPSE
-            said = f"{self.out} is in use by {holder}, {why}: waiting for up to {most:g} s"
-            print(said, file=sys.stderr, flush=True)
-        self.told = True
+                why, seconds = "which may have died", LAPSE
+            message = f"{self.out} is in use by {holder}, {why}: waiting for up to {seconds:g} s"
+            print(message, file=sys.stderr, flush=True)
+        self.announced = True
 
     def close(self) -> None:
         if self.held is not None:
@@ -114,7 +119,7 @@ class _Attempt:
 
 
 def _lock_of(out: Path) -> Path:
-    """Beside `out`, so that nothing is left in it; within, where only the folder itself can be written."""
+    """The lock's path: beside `out`, or inside it if only the folder itself is writable."""
     beside = out.parent / f".{out.name}.lock"
     if out.is_dir() and not os.access(out.parent, os.W_OK):
         return out / INSIDE
@@ -126,10 +131,11 @@ def _lock_of(out: Path) -> Path:
 
 @dataclass(frozen=True)
 class _Holder:
-    """Who holds a lock, and what can be told of it.
+    """The holder of a lock, and its state.
 
-    token: of this one hold. here: of this machine, so the system can be asked. ends: it said so, or it is
-    of our job. renewed: when it last was, by the file system's clock. dead: certainly, or long not renewed.
+    token: identifies this acquisition. here: on this machine, so its process can be checked. ends: it is
+    marked as ending, or belongs to our job. renewed: time of the last renewal, by the file system's clock.
+    dead: its process has ended or, on another machine, the lock has not been renewed for LAPSE seconds.
     """
 
     token: str
@@ -147,9 +153,9 @@ class _Holder:
 
 
 def _take(lock: Path) -> tuple[_Held | None, _Holder | None]:
-    """The lock, or who holds it."""
+    """Acquire the lock: (lock, None), or (None, its holder)."""
     token = secrets.token_hex(8)
-    said = {
+    content = {
         "token": token,
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -160,7 +166,7 @@ def _take(lock: Path) -> tuple[_Held | None, _Holder | None]:
     }
     mine = lock.with_name(f"{lock.name}.{token}")
     with open(mine, "xb") as file:
-        file.write(json.dumps(said).encode() + b"\n")
+        file.write(json.dumps(content).encode() + b"\n")
     try:
         holder = _made(mine, lock)
         if holder is not None and holder.dead:
@@ -172,26 +178,26 @@ def _take(lock: Path) -> tuple[_Held | None, _Holder | None]:
 
 
 def _made(mine: Path, lock: Path) -> _Holder | None:
-    """None where `lock` is now our file; else who was there first."""
+    """None if `lock` is now our file; else the holder that was first."""
     while True:
         with suppress(FileExistsError):
             try:
                 os.link(mine, lock)
             except FileExistsError:
                 raise
-            except OSError:  # no hard links here
+            except OSError:  # the file system has no hard links
                 with open(lock, "xb") as file:
                     file.write(mine.read_bytes())
             return None
-        with suppress(FileNotFoundError):  # released since
+        with suppress(FileNotFoundError):  # released in the meantime
             return _read(lock, mine)
 
 
 def _replaced(mine: Path, lock: Path, dead: _Holder) -> _Holder | None:
-    """None where `lock` is now our file in place of the dead one's; else who was sooner.
+    """None if `lock` is now our file instead of the dead holder's; else the holder that was faster.
 
-    Many may see that the holder is dead; the one with the lock of the lock replaces it, and the others see
-    then that it is no longer the dead one's.
+    Several processes may find the holder dead. The one that acquires the lock's own lock replaces it; the
+    others then see a new holder.
     """
     turn, other = _take(lock.with_name(f"{lock.name}.turn"))
     if turn is None:
@@ -216,22 +222,22 @@ def _read(lock: Path, mine: Path) -> _Holder:
     silent = os.stat(mine).st_mtime - renewed > LAPSE
     first, _, rest = data.partition(b"\n")
     try:
-        said = parse_json(first)
-        token, host, pid, since = (said[name] for name in ("token", "host", "pid", "since"))
+        content = parse_json(first)
+        token, host, pid, since = (content[name] for name in ("token", "host", "pid", "since"))
         good = all(isinstance(each, str) for each in (token, host, since)) and isinstance(pid, int)
     except (ValueError, KeyError, TypeError):
         good = False
-    if not good or not 0 < pid < 2**31:  # it is just being written, or was damaged
+    if not good or not 0 < pid < 2**31:  # it is still being written, or damaged
         whose = "a run that its lock does not name"
         return _Holder(data.hex()[:64], whose, 0, "?", False, False, renewed, silent)
-    here = host == socket.gethostname() and said.get("machine") == _machine()
-    dead = not _lives(pid, said.get("process_start")) if here else silent
-    ends = rest.startswith(b"ending") or (_job() is not None and said.get("job") == _job())
+    here = host == socket.gethostname() and content.get("machine") == _machine()
+    dead = not _is_alive(pid, content.get("process_start")) if here else silent
+    ends = rest.startswith(b"ending") or (_job() is not None and content.get("job") == _job())
     return _Holder(token, host, pid, since, here, ends, renewed, dead)
 
 
 class _Held:
-    """A lock that is ours: renewed by a thread until it is released."""
+    """A lock held by this process: a thread renews it until it is released."""
 
     def __init__(self, lock: Path, token: str):
         self.lock, self.token = lock, token.encode()
@@ -250,12 +256,12 @@ class _Held:
             self._write(b"ending\n")
 
     def _write(self, more: bytes) -> None:
-        """Renew the lock, with more at its end, if it is ours still."""
+        """Renew the lock, and append `more`, if it is still ours."""
         with open(self.lock, "r+b") as file:
             first = file.readline()
             if self.token in first:
                 file.seek(0)
-                file.write(first)  # the same once more: not every file system lets times alone be set
+                file.write(first)  # rewritten: some file systems do not allow setting times only
                 file.seek(0, os.SEEK_END)
                 file.write(more)
 
@@ -272,29 +278,29 @@ class _Held:
 
 
 def _machine() -> str:
-    """Names the machine as it runs, and the numbering of its processes: containers have their own."""
-    said = []
+    """Identifies the machine's boot and the PID namespace: containers have their own."""
+    parts = []
     with suppress(OSError):
-        said.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
     with suppress(OSError):
-        said.append(os.readlink("/proc/self/ns/pid"))
-    return " ".join(said)
+        parts.append(os.readlink("/proc/self/ns/pid"))
+    return " ".join(parts)
 
 
-def _lives(pid: int, start: Any) -> bool:
-    """Whether a process of this machine is the one that began then, and has not ended."""
+def _is_alive(pid: int, start: Any) -> bool:
+    """Whether the process with this pid started at `start` and has not ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except OSError:
-        pass  # another user's
+        pass  # another user's process
     now = _process_start(pid)
     return None in (now, start) or now == start
 
 
 def _process_start(pid: int) -> str | None:
-    """When a process began, in the system's own words; None where it does not tell."""
+    """Start time of a process, as given by the system; None if unknown."""
     with suppress(OSError, IndexError):
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return "ended" if fields[0] in (b"Z", b"X") else fields[19].decode()
@@ -302,5 +308,5 @@ def _process_start(pid: int) -> str | None:
 
 
 def _job() -> str | None:
-    """The scheduler's name for the job that this process is of."""
+    """The scheduler's id of this process's job, if any."""
     return next((f"{name}={os.environ[name]}" for name in JOBS if os.environ.get(name)), None)

@@ -1,4 +1,4 @@
-"""From a checkpoint and a data file to encoded records: what every verb that reads data begins with."""
+"""Encoded records from a checkpoint and a data file: the first stage of every command that reads data."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
 def read_data(
     data: Any, config: DataConfig, responses: int, dropped: Counter[str] | None = None
 ) -> list[Record]:
-    """Read and check a data set or rows. What the rules of a published set leave out is told on stderr, and
-    counted in `dropped`, by the reason."""
+    """Read and check a data set or rows. Records left out by the rules of a published data set are reported
+    on stderr, and counted in `dropped` by reason."""
     dropped = Counter() if dropped is None else dropped
     records = records_from(data, **config.reading(), responses=responses, dropped=dropped)
     left_out = told(dropped)
@@ -57,18 +57,18 @@ def read_data(
 
 
 def name_weights(folder: Folder) -> None:
-    """Know a folder's fingerprints on every process: its weights are read whole, by the first one alone.
-    Call it on all of them together."""
+    """Compute a folder's fingerprints on the first process, which reads all weights, and share them with
+    all processes. Must be called on all processes together."""
     names = ("fingerprint", "projector_fingerprint")
     found = processes.on_first(lambda: [getattr(folder, name) for name in names])
-    folder.__dict__.update(zip(names, found, strict=True))  # where cached_property keeps them
+    folder.__dict__.update(zip(names, found, strict=True))  # the values of the cached properties
 
 
-SMALL_BATCH = 256  # rows that are no trouble, however few the records
+SMALL_BATCH = 256  # a batch size that is always allowed
 
 
 def check_batch(size: int, records: int) -> None:
-    """Refuse a batch of mostly fillers: it takes memory and time for nothing."""
+    """Refuse a batch size for which most rows would be padding."""
     check_number("batch_size", size, 1, MANY)
     if size > max(SMALL_BATCH, 8 * records):
         raise InputError(
@@ -86,10 +86,10 @@ def prepare(
     opening: bool = False,
     dropped: Counter[str] | None = None,
 ) -> tuple[Encoder, list[Encoded], list[LeftOut]]:
-    """Read, check and encode a data set or rows: (encoder, records, those left out).
+    """Read, check and encode a data set or rows: (encoder, encoded records, left out).
 
-    room: tokens that a response still to be made may take. opening: see `Encoder.encode`. dropped: counts
-    what a published set's own rules leave out.
+    room: tokens reserved for a response to be generated. opening: see `Encoder.encode`. dropped: counts the
+    records left out by a published data set's own rules.
     """
     encoder = make_encoder(bundle, config)
     with _no_collection():
@@ -112,8 +112,8 @@ def prepare(
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Make objects that all stay: Python would look for garbage among them again and again, for a third of
-    the time."""
+    """Disable garbage collection: records are long-lived, and scanning them would take a third of the
+    time."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -124,7 +124,7 @@ def _no_collection() -> Iterator[None]:
 
 
 def _beside(data: Any) -> Path | None:
-    """The folder of a data file, of a pattern's files; rows in memory and cached data sets have none."""
+    """The folder of a data file or of a pattern's files; None for rows in memory and cached data sets."""
     if not isinstance(data, str | os.PathLike):
         return None
     path = Path(data)

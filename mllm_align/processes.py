@@ -16,11 +16,11 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def start(heartbeat_seconds: int, shutdown_seconds: int) -> None:
-    """Join the other processes of this job, if there are any. Call it before anything else of JAX.
+    """Join the other processes of this job, if there are any. Must be called before any other use of JAX.
 
-    Cloud TPU, GKE TPU, Slurm and Open MPI are found by JAX; elsewhere the VARIABLES say who we are. A
-    process that is silent for heartbeat_seconds counts as dead and ends the others with an error that
-    names it; at the end, processes wait shutdown_seconds for each other.
+    JAX detects Cloud TPU, GKE TPU, Slurm and Open MPI; elsewhere the VARIABLES identify this process. A
+    process without a heartbeat for heartbeat_seconds counts as dead, and the others end with an error that
+    names it. At the end, processes wait up to shutdown_seconds for each other.
     """
     if jax.distributed.is_initialized():
         return
@@ -29,7 +29,7 @@ def start(heartbeat_seconds: int, shutdown_seconds: int) -> None:
         "shutdown_timeout_seconds": shutdown_seconds,
     }
     given = {name: os.environ[name] for name in VARIABLES if os.environ.get(name)}
-    # a notice of preemption to one process shall reach all
+    # forwards a preemption notice from one process to all
     jax.config.update("jax_enable_preemption_service", True)
     if len(given) == len(VARIABLES):
         address, count, index = given.values()
@@ -47,7 +47,7 @@ def start(heartbeat_seconds: int, shutdown_seconds: int) -> None:
 
 
 def _found() -> bool:
-    """Whether a scheduler has started several processes that JAX can find by itself."""
+    """Whether a scheduler has started several processes that JAX detects by itself."""
     if "cpu" in (jax.config.values["jax_platforms"] or ""):
         return False
     tpu_hosts = os.environ.get("TPU_WORKER_HOSTNAMES") or os.environ.get("TPU_PROCESS_ADDRESSES") or ""
@@ -62,9 +62,9 @@ def _found() -> bool:
 
 
 def keep_compiled() -> None:
-    """Keep compiled programs for the next start, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
+    """Cache compiled programs across runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
 
-    Not on CPU, where cached programs are refused for the machine's features now and then.
+    Not on CPU, where XLA sometimes rejects cached programs because of the machine's features.
     """
     if jax.default_backend() != "cpu" and jax.config.values["jax_compilation_cache_dir"] is None:
         folder = os.path.expanduser("~/.cache/mllm_align/compiled")
@@ -77,7 +77,7 @@ def joined() -> bool:
 
 
 def first() -> bool:
-    """Whether this process writes files and speaks to the terminal."""
+    """Whether this is the first process, the only one that writes files and to the terminal."""
     return jax.process_index() == 0
 
 
@@ -90,43 +90,43 @@ def name() -> str:
 
 
 def on_first(f: Callable[[], Any]) -> Any:
-    """What f, run by the first process alone, returns or refuses: the same on all.
+    """Run f on the first process only, and return its result on all processes.
 
-    f's result goes through JSON. An InputError of f is raised on every process.
+    The result is passed as JSON. An InputError of f is raised on every process.
     """
     if not several():
         return f()
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
-    said: dict[str, Any] = {}
+    outcome: dict[str, Any] = {}
     if first():
         try:
-            said = {"value": f()}
+            outcome = {"value": f()}
         except InputError as error:
-            said = {"refused": str(error)}
-    text = json.dumps(said).encode()
+            outcome = {"refused": str(error)}
+    text = json.dumps(outcome).encode()
     size = int(broadcast_one_to_all(np.int32(len(text))))
     sent = np.frombuffer(text.ljust(size)[:size], np.uint8)
-    said = json.loads(bytes(np.asarray(broadcast_one_to_all(sent))))
-    if "refused" in said:
-        raise InputError(said["refused"])
-    return said["value"]
+    outcome = json.loads(bytes(np.asarray(broadcast_one_to_all(sent))))
+    if "refused" in outcome:
+        raise InputError(outcome["refused"])
+    return outcome["value"]
 
 
 def gathered(f: Callable[[], Any]) -> list[Any]:
-    """What f returns on each process, in their order; the same list on all.
+    """Run f on every process, and return the list of all results, in process order, on all of them.
 
-    Results go through JSON. An InputError of f on any process is raised on every one.
+    Results are passed as JSON. An InputError of f on any process is raised on every one.
     """
     if not several():
         return [json.loads(json.dumps(f()))]
     from jax.experimental.multihost_utils import process_allgather
 
     try:
-        said: dict[str, Any] = {"value": f()}
+        outcome: dict[str, Any] = {"value": f()}
     except InputError as error:
-        said = {"refused": str(error)}
-    text = np.frombuffer(json.dumps(said).encode(), np.uint8)
+        outcome = {"refused": str(error)}
+    text = np.frombuffer(json.dumps(outcome).encode(), np.uint8)
     sizes = np.asarray(process_allgather(np.int32(len(text)))).reshape(-1)
     padded = np.zeros(int(sizes.max()), np.uint8)
     padded[: len(text)] = text
@@ -139,7 +139,7 @@ def gathered(f: Callable[[], Any]) -> list[Any]:
 
 
 def preempted(step: int) -> bool:
-    """Whether a notice of preemption has come to some process; True at the same step for all of them."""
+    """Whether some process has received a preemption notice; True at the same step on all processes."""
     from jax.experimental.multihost_utils import reached_preemption_sync_point
 
     return several() and reached_preemption_sync_point(step)

@@ -14,7 +14,7 @@ from runs import one_device
 
 from mllm_align.batch import Group, HostPrefix
 from mllm_align.config import SamplingConfig
-from mllm_align.generate.decode import Decoder, Fork, Row, _forks
+from mllm_align.generate.decode import Fork, Generator, Row, _forks
 from mllm_align.generate.sampling import BLOCK, filtered, random_key, uniform
 from mllm_align.models.bundle import Bundle
 from mllm_align.models.vlm import VisionLanguageModel
@@ -81,7 +81,9 @@ def _steps(config: Any, mesh: Any) -> Any:
     return jax.jit(traced_within(mesh, steps))
 
 
-def logits(decoder: Decoder, bundle: Bundle, rows: list[Row], tokens: list[Any]) -> list[list[np.ndarray]]:
+def logits(
+    decoder: Generator, bundle: Bundle, rows: list[Row], tokens: list[Any]
+) -> list[list[np.ndarray]]:
     """[n, V] float32 after each token of every fork: its forced ones, then `tokens`, but the last."""
     given = [
         replace(
@@ -126,7 +128,7 @@ def _room(blocks: np.ndarray, numbers: np.ndarray) -> float:
 
 
 class Scripted:
-    """Stands for a Decoder where a test is not about the model: each fork gets random tokens by its key.
+    """Stands for a Generator where a test is not about the model: each fork gets random tokens by its key.
 
     seen: the rows of every call. pictures: what `features` was given. say: None, or the tokens of a fork.
     """
@@ -140,13 +142,13 @@ class Scripted:
         self.pictures += pictures
         return [np.zeros((16 * len(pixels.patches), 1), np.float32) for pixels in pictures]
 
-    def __call__(self, rows: list[Row], stops: np.ndarray) -> list[list[np.ndarray]]:
+    def __call__(self, rows: list[Row], stop_mask: np.ndarray) -> list[list[np.ndarray]]:
         assert len(rows) <= self.size
         self.seen.append(list(rows))
-        return [[self._tokens(fork, stops) for fork in row.forks] for row in rows]
+        return [[self._tokens(fork, stop_mask) for fork in row.forks] for row in rows]
 
-    def _tokens(self, fork: Fork, stops: np.ndarray) -> np.ndarray:
+    def _tokens(self, fork: Fork, stop_mask: np.ndarray) -> np.ndarray:
         tokens = np.random.default_rng(fork.key).integers(5, self.vocab, fork.limit)
         tokens = tokens if self.say is None else np.asarray(self.say(fork))
-        ends = np.flatnonzero(stops[tokens])
+        ends = np.flatnonzero(stop_mask[tokens])
         return tokens[: ends[0] + 1] if len(ends) else tokens

@@ -34,7 +34,7 @@ def host_prefix(tokens, tiles=0):
     """Text of these tokens; its first `tiles` places are image embeddings, all in one tile each."""
     image = np.where(np.arange(len(tokens)) < tiles, 1 + np.arange(len(tokens)), -1).astype(np.int32)
     patches = np.arange(tiles * 12, dtype=np.float32).reshape(tiles, *TILE) + 1
-    place = np.zeros((tiles, TILE[0], 2), np.int16)
+    place = np.tile(np.array([[0, 0], [0, 1], [1, 0], [1, 1]], np.int16), (tiles, 1, 1))
     return HostPrefix.causal(ids(*tokens), image, Pixels(patches, place))
 
 
@@ -66,11 +66,11 @@ def test_prefixes_are_padded_at_the_end_of_their_row():
     assert found.visible.tolist() == [[True] * 3 + [False] * 3, [True] * 5 + [False]]
     assert found.length.tolist() == [3, 5] and found.last.tolist() == [[2], [4]]
     patches, place = found.pixels
-    assert patches.shape == (2, 3, *TILE) and place.shape == (2, 3, TILE[0], 2)
+    assert patches.shape == (2, 3, *TILE) and place.shape == (2, 3, 4, 2)
     assert (patches[0, :1] == SHORT.prefix.patches).all() and not patches[0, 1:].any()
-    assert not place[0, :1].any() and (place[0, 1:] == -1).all()
-    without = pad_prefixes([SHORT.prefix], 4)
-    assert without.patches is None and without.place is None
+    assert (place[0, :1] == SHORT.prefix.place).all() and (place[0, 1:] == -1).all()
+    alone = pad_prefixes([SHORT.prefix], 4)
+    assert alone.patches is None and alone.place is None
 
 
 def test_a_batch_holds_every_response_and_says_what_is_padding():
@@ -228,5 +228,5 @@ def test_blank_has_the_leaves_of_a_padded_group(views):
 
 def test_a_blank_prefix_has_its_axes_of_rotation():
     found = blank_prefix(lambda shape, dtype: (shape, dtype), 7, axes=3)
-    assert isinstance(found, Prefix) and found.patches is None
+    assert isinstance(found, Prefix) and found.patches is None and found.place is None
     assert found.rope == ((3, 7), jnp.int32) and found.order == ((7,), jnp.int32)

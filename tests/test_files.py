@@ -10,7 +10,7 @@ import pytest
 from refusals import refusal
 
 from mllm_align.errors import InputError, NotFinite
-from mllm_align.files import MAX_DEPTH, json_text, new_file, new_folder, parse_json, read_json
+from mllm_align.files import MAX_DEPTH, json_text, lines_beside, new_file, new_folder, parse_json, read_json
 
 
 def fill_folder(out):
@@ -203,7 +203,15 @@ def test_results_hold_no_number_that_is_not_finite():
     assert json.loads(json_text(good)) == {"a": [1.5, None, 2.0], "out": "x/y", "n": 3}
     assert json_text([1], indent=2) == "[\n  1\n]"
     for value in (math.nan, math.inf, -math.inf):
-        with pytest.raises(NotFinite, match=r"^scores\[1\]\.logp is not finite, so that"):
+        with pytest.raises(NotFinite, match=r"^scores\[1\]\.logp is not finite, so it"):
             json_text({"scores": [{"logp": 0.0}, {"logp": value}]})
     with pytest.raises(NotFinite, match="a number is not finite"):
         json_text({"x": np.float32("nan")})
+
+
+def test_lines_stand_beside_the_result(tmp_path):
+    assert lines_beside(tmp_path / "a.json") == tmp_path / "a.jsonl"
+    (tmp_path / "b.jsonl").touch()
+    assert "is there without its .json" in refusal(lines_beside, tmp_path / "b.json")
+    assert "give --out a name that ends in .json" in refusal(lines_beside, tmp_path / "b.jsonl")
+    assert "this is a folder" in refusal(lines_beside, tmp_path)

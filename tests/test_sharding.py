@@ -11,7 +11,7 @@ from runs import TINY, compiling
 
 from mllm_align import DataConfig, InputError, MeshConfig, SamplingConfig, load
 from mllm_align.batch import pad, stack
-from mllm_align.generate.decode import Decoder
+from mllm_align.generate.decode import Generator
 from mllm_align.generate.respond import prompt_row
 from mllm_align.models.bundle import check_mesh
 from mllm_align.prepare import prepare
@@ -123,10 +123,10 @@ def test_losses_and_gradients_of_low_rank_terms(folder, one):
 @pytest.mark.slow
 def test_decoding(eight, one):
     """Sampled tokens, and the logits after each of them where one device's tokens are given."""
-    sides = [(side, Decoder(side.bundle, SAMPLED, 3)) for side in (one, eight)]
-    stops = np.zeros(one.bundle.config.decoder.vocab, bool)
+    sides = [(side, Generator(side.bundle, SAMPLED, 3)) for side in (one, eight)]
+    stop_mask = np.zeros(one.bundle.config.decoder.vocab, bool)
     (rows, tokens), (others, found) = [
-        (rows := side.rows(decoder), decoder(rows, stops)) for side, decoder in sides
+        (rows := side.rows(decoder), decoder(rows, stop_mask)) for side, decoder in sides
     ]
     given = [list(each) for each in tokens]
     wanted = logits(sides[0][1], one.bundle, rows, given)

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/gpu.py`: what a GPU computes against the CPU, and how fast."""
+"""The parts of `benchmarks/gpu.py`: a GPU's results compared with the CPU's, and its speed."""

@@ -1,4 +1,4 @@
-"""What the parts will run on."""
+"""The device that the parts run on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far two trees of arrays lie apart."""
+"""Differences between two trees of arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _flat(tree: Any) -> np.ndarray:
 
 
 def largest(found: Any, expected: Any) -> float:
-    """Of the differences, in size."""
+    """Largest absolute difference."""
     return float(np.abs(_flat(found) - _flat(expected)).max())
 
 
@@ -22,5 +22,5 @@ def root_mean_square(found: Any, expected: Any) -> float:
 
 
 def relative(found: Any, expected: Any) -> float:
-    """Norm of the difference over the norm of what is expected."""
+    """Norm of the difference, relative to the norm of the expected tree."""
     return float(np.linalg.norm(_flat(found) - _flat(expected)) / np.linalg.norm(_flat(expected)))

@@ -17,7 +17,7 @@ from gpu_check.lines import Figures, Lines
 from gpu_check.model import Held
 from mllm_align.batch import HostPrefix
 from mllm_align.config import BDHSConfig, SamplingConfig
-from mllm_align.generate.decode import Decoder, Fork, Row, programs
+from mllm_align.generate.decode import Fork, Generator, Row, programs
 from mllm_align.generate.distortion import gathered, visible_embeddings
 from mllm_align.generate.rollout import rollout_program
 from mllm_align.models.bundle import Bundle
@@ -40,7 +40,7 @@ def run(lines: Lines, work: Path, tiny: bool) -> None:
 
 
 def tower(held: Held) -> Figures:
-    """All tiles of a BDHS batch at once, pixels on the device already."""
+    """All tiles of a BDHS batch at once, with the pixels already on the device."""
     before, s, v = shapes.memory(), held.sizes, held.model.vision
     see, _, _ = programs(held.model, held.mesh, 1.0, held.dtype, SamplingConfig(max_tokens=1))
     each, _ = shapes.picture(held.model)
@@ -64,25 +64,26 @@ def tower(held: Held) -> Figures:
 
 
 def bdhs(held: Held) -> Figures:
-    """One try of a batch of records, through the host as BDHS itself goes: masked places are left out."""
+    """One BDHS iteration of a batch of records, including the host's part: masked embeddings are
+    removed."""
     before, s, rng = shapes.memory(), held.sizes, np.random.default_rng(0)
     folder: Any = SimpleNamespace(config=held.model)
     bundle = Bundle(folder, None, held.mesh, held.dtype, held.params)
-    decoder = Decoder(bundle, SamplingConfig(), s.records)
+    generator = Generator(bundle, SamplingConfig(), s.records)
     each, _ = shapes.picture(held.model)
     side = held.model.vision.image_size
     pixels = [rng.standard_normal((each, side, side, 3), np.float32) for _ in range(s.records)]
-    stops = np.zeros(held.model.decoder.vocab, bool)  # every completion takes all its tokens
+    stop_mask = np.zeros(held.model.decoder.vocab, bool)  # every completion takes all its tokens
 
     def once() -> dict[str, float]:
         began = time.perf_counter()
-        features = decoder.features(pixels)
+        features = generator.features(pixels)
         seen = time.perf_counter()
         rows = [hidden_row(held, of_image, np.random.default_rng(i)) for i, of_image in enumerate(features)]
         ready = time.perf_counter()
-        cache = jax.block_until_ready(decoder.prefill(rows))
+        cache = jax.block_until_ready(generator.prefill(rows))
         filled = time.perf_counter()
-        made = decoder.decode(rows, cache, stops)
+        made = generator.decode(rows, cache, stop_mask)
         done = time.perf_counter()
         tokens = sum(len(ids) for row in made for ids in row)
         if tokens != s.records * s.sentences * s.cut:
@@ -113,7 +114,7 @@ def bdhs(held: Held) -> Figures:
 
 
 def hidden_row(held: Held, features: np.ndarray, rng: np.random.Generator) -> Row:
-    """A prompt with its chosen response, nearly all of the image hidden, and a fork in every sentence."""
+    """A prompt with its chosen response, most of the image hidden, and a fork in every sentence."""
     s = held.sizes
     _, tokens, image = shapes.prompt(held.model, s.prefix, rng)
     chosen = rng.integers(0, held.model.image_token, s.chosen, np.int32)
@@ -130,7 +131,7 @@ def hidden_row(held: Held, features: np.ndarray, rng: np.random.Generator) -> Ro
 
 
 def rollout(held: Held, count: int) -> Figures:
-    """Samples of every prompt, in the one program that online training runs."""
+    """Samples for every prompt, with the rollout program of online training."""
     before, s = shapes.memory(), held.sizes
     rule = SamplingConfig(max_tokens=s.response)
     program = rollout_program(held.model, held.mesh, 1.0, held.dtype, rule)

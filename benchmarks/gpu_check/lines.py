@@ -17,16 +17,16 @@ Figures = dict[str, Any]
 
 
 class LeftOut(Exception):
-    """An item that can't be run here; says why."""
+    """Raised by an item that can't run here, with the reason."""
 
 
 def check(found: float, bound: float) -> Figures:
-    """A number that the item fails by if it is above its bound, or no number."""
+    """A checked number: the item fails if it is above its bound or NaN."""
     return {"found": float(found), "bound": float(bound)}
 
 
 class Lines:
-    """Runs a part's items one after another and goes on after one that fails."""
+    """Runs a part's items in sequence, and continues after one that fails."""
 
     def __init__(self, part: str, seconds: float, out: TextIO | None = None):
         self.part, self.out = part, out or sys.stdout

@@ -1,10 +1,10 @@
 """Scores and one LoRA DPO step of the demo's model: this device against the CPU, in one process.
 
-Bounds. In float32 both devices sum the same products in another order: about 1e-6 of a log-prob, more in
-gradients. The bounds are an order or two above that and well below what products of 10 bits (TF32) would
-miss by, which is what they are to catch. In bfloat16, 8 bits, any two orders of rounding differ by
-about what each of them differs from float32. So the CPU's own distance from its float32 figures is
-measured too, and the device's may be twice that (three times for the largest of many).
+Bounds. In float32 the two devices sum the same products in different orders: about 1e-6 of a log-prob, more
+in gradients. The bounds are one or two orders of magnitude above that, and well below the error of 10-bit
+products (TF32), which they are to detect. In bfloat16 (8 bits), two orders of summation differ by about as
+much as each differs from float32. The CPU's own bfloat16 error against float32 is therefore measured too,
+and the device's may be twice that (three times for the largest of many).
 """
 
 from __future__ import annotations

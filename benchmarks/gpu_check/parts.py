@@ -1,7 +1,7 @@
-"""The parts in their order, each in a process of its own under a share of the time.
+"""The parts in order, each in a separate process with a share of the time.
 
-A process of its own gives each part all of the device's memory, options of XLA of its own, and an end: what
-hangs is stopped, and what takes the process down takes no other part with it.
+A separate process gives each part all of the device's memory and its own XLA flags, can be stopped if it
+hangs, and affects no other part if it crashes.
 """
 
 from __future__ import annotations

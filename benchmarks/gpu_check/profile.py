@@ -1,4 +1,4 @@
-"""Where a train step's time goes: its ten dearest operations, by JAX's profiler."""
+"""Profile of a train step: its ten most expensive operations, from JAX's profiler."""
 
 from __future__ import annotations
 

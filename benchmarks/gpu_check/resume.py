@@ -1,7 +1,7 @@
-"""A run of N steps against its first half and a resume: what is trained is equal to the last bit.
+"""A run of N steps against the same run resumed after half: the trained parameters are bit-identical.
 
-Each half of the comparison is a process of its own, as a requeued job's is, without compiled programs of
-the other; the part's options ask XLA for operations that add in one order.
+Both runs use separate processes, like a requeued job, and share no compiled programs; XLA flags make the
+operations deterministic.
 """
 
 from __future__ import annotations

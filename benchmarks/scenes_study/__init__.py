@@ -1,1 +1,1 @@
-"""The study on Scenes: variants, what is measured of them, and the page that says so."""
+"""The study on Scenes: variants, their metrics, and the page with the results."""

@@ -1,4 +1,4 @@
-"""The study's two drawings, as SVG that stands alone."""
+"""The study's two figures, as self-contained SVG."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's findings as claims about the study's rows, and the rule that decides them."""
+"""The paper's findings as claims about the study's rows, and the rule by which they are judged."""
 
 from __future__ import annotations
 

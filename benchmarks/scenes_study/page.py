@@ -1,4 +1,4 @@
-"""docs/study.md, from the rows of the study: tables, figures and what became of each finding."""
+"""docs/study.md from the rows of the study: tables, figures and the verdict on each finding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of the study and the figures in them."""
+"""Rows of the study and their metrics."""
 
 from __future__ import annotations
 

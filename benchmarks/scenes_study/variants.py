@@ -1,4 +1,4 @@
-"""The study's models: how each is made from the SFT model of its seed, and what is measured of it."""
+"""The study's models: how each is trained from the SFT model of its seed, and its metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the study's page says in words, and the order of its tables."""
+"""The texts of the study's page, and the order of its tables."""
 
 TITLES = {
     "sft": "SFT",

@@ -17,7 +17,7 @@ from mllm_align.errors import InputError
 
 if TYPE_CHECKING:
     from mllm_align.data.encode import Encoder
-    from mllm_align.generate.decode import Decoder
+    from mllm_align.generate.decode import Generator
     from mllm_align.models.bundle import Bundle
 
 
@@ -79,13 +79,13 @@ class LocalModel:
     progress: str | None = None
 
     @cached_property
-    def _opened(self) -> tuple[Encoder, Decoder, int]:
-        from mllm_align.generate.decode import Decoder
+    def _opened(self) -> tuple[Encoder, Generator, int]:
+        from mllm_align.generate.decode import Generator
         from mllm_align.prepare import make_encoder
 
         bundle = self.bundle()
-        decoder = Decoder(bundle, self._greedy, self.batch_size)
-        return make_encoder(bundle, self.data), decoder, bundle.config.decoder.max_length
+        generator = Generator(bundle, self._greedy, self.batch_size)
+        return make_encoder(bundle, self.data), generator, bundle.config.decoder.max_length
 
     @property
     def _greedy(self) -> SamplingConfig:

@@ -52,10 +52,8 @@ def screen(name: str, verb: type, known: dict[str, Option]) -> str:
         lines += ["", heading] * bool(names)
         lines += [_described(each, known[each]) for each in names]
     if sum(map(len, shown)) < len(known):
-        lines += [
-            "",
-            f"All {len(known)} options, with all that is said of them: mllm-align {name} --help-all",
-        ]
+        more = f"mllm-align {name} --help-all has all {len(known)} options, and more about each"
+        lines += ["", _wrapped(more)]
     return "\n".join(lines)
 
 
@@ -66,7 +64,7 @@ def _described(name: str, option: Option) -> str:
         name = re.sub(r"([^-.]+[^.]*)$", r"[no-]\1", name)
     if len(metavar) > LONG:
         about, metavar = f"{about}: {metavar.replace('|', ', ')}", "KIND"
-    if option.default not in (None, False, dataclasses.MISSING, ()):
+    if not (option.default is False or option.default in (None, dataclasses.MISSING, ())):
         values = option.default if isinstance(option.default, tuple) else [option.default]
         about += f" (default: {' '.join(map(str, values))})"
     return _entry(f"{name} {metavar}".rstrip(), about, COLUMN)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from mllm_align.cli.shared import Data, begin, log_beside, open_model, result, tell
+from mllm_align.cli import shared
+from mllm_align.cli.shared import Data, begin, log_beside, result, tell
 from mllm_align.config import DataConfig, Dtype, MeshConfig
 from mllm_align.files import json_text
 
@@ -48,7 +49,7 @@ class Score:
 
         began = time.time()
         with result(self.out, self.data_file) as file:  # refused before the work, not after
-            bundle = open_model(self.model, self.dtype, self.mesh)
+            bundle = shared.open_model(self.model, self.dtype, self.mesh)
             lines = score(bundle, self.data_file, config=self.data, batch_size=self.batch_size)
             name_weights(bundle.folder)
             file.writelines(json_text(line) + "\n" for line in lines)

@@ -28,7 +28,7 @@ class Train:
     COMMON: ClassVar[tuple[str, ...]] = (
         *("objective", "objective.beta", "online", "online.annotator", "lora", "lora.rank"),
         *("optim.learning-rate", "batch-size", "micro-batches", "epochs", "steps", "seed", "dtype"),
-        *("mesh.fsdp", "mesh.tensor", "data.split", "data.image-root", "data.max-length"),
+        *("mesh.fsdp", "data.split", "data.image-root", "data.max-length"),
         *("eval-every", "save-every"),
     )
 
@@ -44,9 +44,9 @@ class Train:
     eval_data: Path | None = None
     """Held-out pairs to evaluate on; of several splits, --data.eval-split is read."""
     profile: int = 0
-    """Trace this many steps, after the first, to OUT/profile for XProf, TensorBoard and Perfetto."""
+    """Trace this many steps to OUT/profile. After the first; for XProf, TensorBoard and Perfetto."""
     allow_schedule_change: bool = False
-    """Continue a run for another number of steps though the learning rates of its schedule change."""
+    """Continue for another number of steps though learning rates change. Those of the run's schedule."""
     debug_nans: bool = False
     """Stop at the operation that makes a NaN first; slow."""
     print_config: PrintConfig = None

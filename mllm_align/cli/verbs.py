@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import itertools
 import sys
 import warnings
 from pathlib import Path
@@ -42,7 +41,7 @@ VERBS: dict[str, type] = {
     "configs": Configs,
     "quickstart": Quickstart,
 }
-SHELLS = ("bash", "zsh", "fish", "tcsh")
+SHELLS = ("bash", "zsh", "fish")
 
 
 def parse(name: str, argv: list[str]) -> Any:
@@ -70,7 +69,7 @@ def parse(name: str, argv: list[str]) -> Any:
         )
         return None
     argv = _with_format(argv)
-    printing = "--print-config" in known and any(word.startswith("--print-config") for word in argv)
+    printing = "--print-config" in {word.partition("=")[0].replace("_", "-") for word in argv}
     check(name, known, argv, incomplete=printing)
     made = _read(name, argv, _default(verb, file, config, Path() if printing else tyro.MISSING_NONPROP))
     if printing:
@@ -79,23 +78,21 @@ def parse(name: str, argv: list[str]) -> Any:
     return made
 
 
+def _with_format(argv: list[str]) -> list[str]:
+    """`--print-config` without a format means JSON."""
+    given = list(argv)
+    for i, word in enumerate(argv):
+        if word.replace("_", "-") == "--print-config" and argv[i + 1 : i + 2] not in (["json"], ["yaml"]):
+            given[i] = f"{word}=json"
+    return given
+
+
 def _load(verb: type, file: str) -> Any:
     """The config of the verb's kind, or of one of its kinds."""
     if hasattr(verb, "load"):
         return verb.load(file)  # type: ignore[attr-defined]
     hint = get_type_hints(verb)["config"]
     return load_config(file, get_args(hint) or hint)
-
-
-def _with_format(argv: list[str]) -> list[str]:
-    """`--print-config` alone means JSON."""
-
-    def bare(word: str, following: str) -> bool:
-        return word.replace("_", "-") == "--print-config" and following not in ("json", "yaml")
-
-    return [
-        f"{word}=json" if bare(word, after) else word for word, after in itertools.pairwise([*argv, ""])
-    ]
 
 
 def _default(verb: type, file: str | None, config: Any, required: Any) -> Any:

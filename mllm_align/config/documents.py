@@ -14,9 +14,13 @@ LARGEST = 2**18  # bytes of a config
 TAG = "tag:yaml.org,2002:"
 CORE = (  # what a plain scalar is: the first that matches, else a string
     ("null", r"(?:~|null|Null|NULL|)", ["~", "n", "N", ""]),
-    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", list("tTfF")),
-    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("bool", r"(?:true|True|TRUE|false|False|FALSE)", [*"tTfF"]),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", [*"-+0123456789"]),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?",
+        [*"-+.0123456789"],
+    ),
 )
 CONTAINERS = {TAG + name for name in ("seq", "map")}
 SCALARS = {TAG + name for name in ("str", "null", "bool", "int", "float")}
@@ -92,10 +96,8 @@ def _plain(
         for key, value in node.value:
             line = key.start_mark.line + 1
             if key.tag != TAG + "str":
-                raise refuse(
-                    f"{quoted(getattr(key, 'value', 'a collection'))} is no name of a field",
-                    "give field: value",
-                )
+                shown = key.value if isinstance(key, yaml.ScalarNode) else "a collection"
+                raise refuse(f"{quoted(shown)} is no name of a field", "give field: value")
             if key.value in values:
                 raise refuse(f"{quoted(key.value)} is given twice", "leave one")
             name = f"{at}.{key.value}" if at else key.value

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mllm_align.align.objectives import OBJECTIVES
+from mllm_align.align.contract import OBJECTIVES
 from mllm_align.config.annotators import ANNOTATORS
 from mllm_align.config.documents import read_yaml, write_yaml
 from mllm_align.config.online import ONLINE
@@ -23,8 +23,10 @@ C = TypeVar("C")
 def named_configs() -> dict[str, Path]:
     """The configs that come with the program: name -> file."""
     package = Path(__file__).parents[1]
-    folders = [package / "configs", package.parent / "configs"]  # of a wheel, of a checkout
-    return {file.stem: file for folder in folders[::-1] for file in sorted(folder.glob("*.py"))}
+    folder = package / "configs"  # of a wheel
+    if not folder.is_dir():  # of a checkout
+        folder = package.parent / "configs"
+    return {file.stem: file for file in sorted(folder.glob("*.py"))}
 
 
 def load_config(name: str | Path, kind: type[C] | tuple[type[C], ...] = Config) -> C:
@@ -166,9 +168,8 @@ def _built(kind: Any, value: Any, at: str = "") -> Any:
     kind = next(k for k in kinds if k is not type(None))
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
-            raise ValueError(
-                f"{at or 'config'} is {quoted(value)}; it must have the fields of {kind.__name__}"
-            )
+            wanted = f"it must have the fields of {getattr(kind, '__name__', kind)}"
+            raise ValueError(f"{at or 'config'} is {quoted(value)}; {wanted}")
         hints, known = get_type_hints(kind), _fields(kind)  # type: ignore[arg-type]
         inside = f"{at}." if at else ""
         for name in value.keys() - known:

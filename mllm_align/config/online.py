@@ -16,8 +16,8 @@ class OnlineConfig:
 
     maker: the class that makes the responses, as `registry.load_part` takes it.
     compared: numbers of responses that an objective on its batches may compare.
-    generates: responses are generated from the prompt, so a prompt must be tokenized as it is before an
-        answer; else they follow one of the data token by token.
+    generates: responses are generated from the generation prompt, which must then tokenize as the prompt
+        of a training record does; if not, tokens are drawn along a response of the data.
     may_change: fields that a run that goes on may change.
     """
 

@@ -1,13 +1,15 @@
-"""Control tokens of a tokenizer, told from text that has the same characters.
+"""Separation of a tokenizer's control tokens from text with the same characters.
 
-A tokenizer finds its control tokens (<s>, <|im_end|>, <image>, ...) by their characters, whoever wrote
-them. Here they are control where the chat template writes them; in the text of a record they are text.
+A tokenizer recognizes control tokens (<s>, <|im_end|>, <image>, ...) by their characters, wherever they
+come from. Here those written by the chat template are control tokens; in the text of a record they are
+text.
 
-Before the template sees a text, the characters of control tokens in it become private-use characters
-(`guard`), so what still reads as a control token after rendering is the template's. A rendered text with
-guards is tokenized by a twin of the tokenizer, in which control tokens go by other names: the template's
-get those names, the guarded characters become what they were, and no name of the twin reads like them. All
-of these replacements keep lengths, so offsets keep their meaning. Other texts are left to the tokenizer.
+Before rendering, `guard` replaces the characters of control tokens in a record's text by private-use
+characters, so that every control token found after rendering comes from the template. If the rendered text
+contains guards, a twin of the tokenizer encodes it, in which control tokens have other names (aliases): the
+template's control tokens are replaced by the aliases, and the guards by the original characters, which
+match no alias. All replacements keep lengths, so offsets stay valid. Other texts go to the tokenizer
+unchanged.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ from tokenizers import Tokenizer, models
 from mllm_align.errors import quoted, refusal
 
 Spans = list[tuple[int, int]]
-LONGEST = 256  # characters of a control token; all of its beginnings are looked for
-LAST = 0x10FFFD  # private-use characters are taken from here downwards
+MAX_NAME = 256  # characters of a control token: all of its prefixes are searched for
+LAST = 0x10FFFD  # the last private-use character; guards and aliases are allocated downwards from it
 
 
 class ControlTokens:
-    """Of one fast tokenizer of transformers; ids: tokens that are control without being marked special."""
+    """Control tokens of a fast tokenizer of transformers.
+
+    ids: further control tokens, which the tokenizer does not mark as special.
+    """
 
     def __init__(self, tokenizer: Any, ids: Iterable[int]):
         own: Tokenizer = tokenizer.backend_tokenizer
@@ -40,7 +45,7 @@ class ControlTokens:
             if (token.special or number in listed) and not _is_text(own.model, token.content, number)
         }
         names = sorted(self._names.values(), key=len, reverse=True)
-        if names and len(names[0]) > LONGEST:
+        if names and len(names[0]) > MAX_NAME:
             problem = f"the control token {quoted(names[0])} has {len(names[0])} characters"
             raise refusal("tokenizer.json", problem, "copy the tokenizer's files from where they came from")
         letters = sorted({c for name in names for c in name + name.lower() + name.upper()})
@@ -48,36 +53,36 @@ class ControlTokens:
         guards = [chr(first + i) for i in range(len(letters))]
         self._guards = str.maketrans(dict(zip(letters, guards, strict=True)))
         self._letters = str.maketrans(dict(zip(guards, letters, strict=True)))
-        # A name for each: one private-use character, as often as the token has characters.
+        # An alias is one private-use character, repeated to the length of the token's name.
         self._aliases = {name: chr(first + len(letters) + i) * len(name) for i, name in enumerate(names)}
         self._private = re.compile(f"[{chr(first)}-{chr(LAST)}]" if names else "(?!)")
-        # What a text ends in may begin a control token that the next text completes.
-        begun = {name[:i] for name in names for i in range(1, len(name)) if name[:i].strip()}
-        whole = "|".join(map(re.escape, names)) or "(?!)"
-        parts = "|".join(map(re.escape, sorted(begun, key=len, reverse=True))) or "(?!)"
-        # Templates may write texts in another case. Most characters begin none, and are passed over soon.
+        # The end of one text and the start of the next may together form a control token.
+        prefixes = {name[:i] for name in names for i in range(1, len(name)) if name[:i].strip()}
+        full = "|".join(map(re.escape, names)) or "(?!)"
+        parts = "|".join(map(re.escape, sorted(prefixes, key=len, reverse=True))) or "(?!)"
+        # Case is ignored, because templates may change it. The look-ahead skips most characters quickly.
         initials = "".join(sorted({re.escape(name[0]) for name in names})) or " "
-        self._likenesses = re.compile(rf"(?=[{initials}])(?:{whole}|(?:{parts})(?=\s*\Z))", re.IGNORECASE)
+        self._lookalikes = re.compile(rf"(?=[{initials}])(?:{full}|(?:{parts})(?=\s*\Z))", re.IGNORECASE)
 
     def guard(self, text: str) -> str:
-        """A record's text as the template may see it: no control token, and of the same length.
+        """A record's text for the template: without control tokens, and of the same length.
 
-        Raises ValueError for a text that has one of the private-use characters.
+        Raises ValueError for a text that contains one of the reserved private-use characters.
         """
         clash = self._private.search(text)
         if clash:
             raise ValueError(f"the private-use character U+{ord(clash[0]):X} is in the text")
-        return self._likenesses.sub(lambda found: found[0].translate(self._guards), text)
+        return self._lookalikes.sub(lambda found: found[0].translate(self._guards), text)
 
     def tokenize(self, text: str, special: bool) -> tuple[list[int], Spans]:
-        """Ids of a rendered text, and where each stands in it, in characters.
+        """Ids of a rendered text, and the span of each in it, in characters.
 
-        special: whether the tokenizer adds its own tokens; those that it puts at the end are left out: a
-        prompt goes on there, and a response has its own end. Raises ValueError where text and control
-        tokens can't be told apart.
+        special: whether the tokenizer adds its own tokens. Those it appends at the end are removed, because
+        a prompt continues there, and a response has its own end. Raises ValueError if text and control
+        tokens can't be separated.
         """
         ids, spans, front = _encoded(self._own, text, special)
-        written, told, done = [], True, 0
+        written, found_all, done = [], True, 0
         for place in [i for i, number in enumerate(ids) if number in self._names and i >= front]:
             number, (start, stop) = ids[place], spans[place]
             name = self._names[number]
@@ -86,14 +91,14 @@ class ControlTokens:
             if at >= 0:
                 written.append((at, number))
                 done = at + size
-            elif number != self._unknown:  # a normalizer made it of other characters
-                told = False
-        if told and not self._private.search(text):
+            elif number != self._unknown:  # a normalizer produced it from other characters
+                found_all = False
+        if found_all and not self._private.search(text):
             return ids, spans
-        return self._apart(text, written, special)
+        return self._by_twin(text, written, special)
 
-    def _apart(self, text: str, written: list[tuple[int, int]], special: bool) -> tuple[list[int], Spans]:
-        """As `tokenize`, by the twin; written: (place, id) of the template's control tokens."""
+    def _by_twin(self, text: str, written: list[tuple[int, int]], special: bool) -> tuple[list[int], Spans]:
+        """`tokenize` with the twin; written: (offset, id) of the template's control tokens."""
         pieces, done = [], 0
         for at, number in written:
             name = self._names[number]
@@ -104,12 +109,12 @@ class ControlTokens:
         control = self._names.keys() - {self._unknown}
         wanted = [number for _, number in written if number in control]
         if [number for number in ids[front:] if number in control] != wanted:
-            raise ValueError("the tokenizer makes control tokens of plain text")
+            raise ValueError("the tokenizer turns plain text into control tokens")
         return ids, spans
 
     @cached_property
     def _twin(self) -> Tokenizer:
-        """The tokenizer with its control tokens under their aliases; made when a text first needs it."""
+        """The tokenizer with its control tokens renamed to their aliases; built when first needed."""
         own, alias = json.loads(self._own.to_str()), self._aliases
         for token in own["added_tokens"]:
             token["content"] = alias.get(token["content"], token["content"])
@@ -117,7 +122,7 @@ class ControlTokens:
         vocab = model["vocab"]
         if isinstance(vocab, dict):
             model["vocab"] = {alias.get(piece, piece): number for piece, number in vocab.items()}
-        else:  # Unigram: the place is the id
+        else:  # Unigram: the index is the id
             model["vocab"] = [[alias.get(piece, piece), score] for piece, score in vocab]
         if model.get("unk_token") is not None:
             model["unk_token"] = alias.get(model["unk_token"], model["unk_token"])
@@ -131,8 +136,8 @@ class ControlTokens:
 
 
 def _is_text(model: Any, name: str, number: int) -> bool:
-    """Whether the model itself makes the token of plain text and needs it for that, as "!" where it serves
-    as the padding, too."""
+    """Whether plain text needs the token, such as a "!" that also serves as the padding token: the model
+    itself produces it from its characters."""
     if model.token_to_id(name) != number:
         return False
     merged = isinstance(model, models.BPE) and not model.ignore_merges
@@ -140,9 +145,9 @@ def _is_text(model: Any, name: str, number: int) -> bool:
 
 
 def _encoded(tokenizer: Tokenizer, text: str, special: bool) -> tuple[list[int], Spans, int]:
-    """Ids, spans, number of tokens that the post-processor puts in front; those it puts behind are cut."""
+    """Ids, spans, and number of tokens that the post-processor prepends; tokens it appends are removed."""
     if tokenizer.truncation or tokenizer.padding or tokenizer.encode_special_tokens:
-        tokenizer.no_truncation()  # the tokenizer is transformers', whose calls leave such settings behind
+        tokenizer.no_truncation()  # transformers shares this tokenizer, and its calls leave settings behind
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False
     coded = tokenizer.encode(text, add_special_tokens=special)

@@ -93,14 +93,14 @@ class Encoder:
         self._kept: dict[Any, Pixels] = {}
         self._room = KEPT_BYTES
         self.end = int(self.tokenizer.eos_token_id)
-        self.ends = ends | {self.end}
+        self.eos_ids = ends | {self.end}
         token, found = layout.token, self.tokenizer.convert_tokens_to_ids(layout.token)
         if found != image_token:
             raise InputError(
                 f"{name}: the tokenizer's {token!r} is id {found}, config.json has image_token_index "
                 f"{image_token}; take tokenizer and model from one folder"
             )
-        self._control = ControlTokens(self.tokenizer, {image_token, *self.ends})
+        self._control = ControlTokens(self.tokenizer, {image_token, *self.eos_ids})
 
     # ---- text --------------------------------------------------------------------------------------
 
@@ -135,7 +135,7 @@ class Encoder:
     @property
     def fingerprint(self) -> str:
         """Names all that a record's ids and embeddings follow from beside the record."""
-        told = self.tokenizer.backend_tokenizer.to_str(), self.template, self.layout, sorted(self.ends)
+        told = self.tokenizer.backend_tokenizer.to_str(), self.template, self.layout, sorted(self.eos_ids)
         return hashlib.sha256(repr((told, self.image_token)).encode()).hexdigest()[:24]
 
     def tokens(
@@ -235,7 +235,7 @@ class Encoder:
             raise refusal(record.where, "its responses share no prompt token", "check the chat template")
 
     def _ended(self, ids: list[int]) -> np.ndarray:
-        stop = next((i for i, token in enumerate(ids) if token in self.ends), None)
+        stop = next((i for i, token in enumerate(ids) if token in self.eos_ids), None)
         return np.array([*ids, self.end] if stop is None else ids[: stop + 1], np.int32)
 
     def text(self, ids: np.ndarray, after: Sequence[int] = ()) -> str:
@@ -252,10 +252,10 @@ class Encoder:
         # bytes that make no character may spoil the ones before them
         return whole[len(before) :] if whole.startswith(before) else decode(*ids)
 
-    def end_mask(self, vocab: int) -> np.ndarray:
+    def eos_mask(self, vocab: int) -> np.ndarray:
         """[vocab] bool: the ids that end a sequence."""
         mask = np.zeros(vocab, bool)
-        mask[[end for end in self.ends if end < vocab]] = True
+        mask[[end for end in self.eos_ids if end < vocab]] = True
         return mask
 
     # ---- images ------------------------------------------------------------------------------------

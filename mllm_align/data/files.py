@@ -1,4 +1,4 @@
-"""One data file to its rows: JSON lines, a JSON list, either of them gzipped, Parquet, Arrow."""
+"""Rows of one data file: JSON lines or a JSON list, optionally gzipped, Parquet, Arrow."""
 
 import codecs
 import gzip
@@ -18,7 +18,7 @@ from mllm_align.files import parse_json
 
 @dataclass(frozen=True)
 class DataFile:
-    """A file to read: `name` stands in error messages, `roots` are where its image paths start from."""
+    """A file to read. `name`: for error messages. `roots`: folders that its image paths are relative to."""
 
     path: Path
     name: str
@@ -27,7 +27,7 @@ class DataFile:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row as read: `index` counts in the file that `where` names."""
+    """One row as read. `index`: its number in the file named by `where`."""
 
     value: Any
     where: str
@@ -40,16 +40,16 @@ class Row:
 
 
 def suffix_of(name: str) -> str:
-    """Return the suffix of a data file's name in lower case, `.gz` with the one before it; else ''."""
+    """Return the known suffix of a data file's name in lower case, such as `.jsonl.gz`; '' if none."""
     name = name.lower()
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
 def read_rows(file: DataFile) -> Iterator[Row]:
-    """Yield the rows of a file. Every way in which it cannot be read raises `InputError`, in one line."""
+    """Yield the rows of a file. Raises `InputError`, in one line, if it cannot be read."""
     suffix, name = suffix_of(file.path.name), file.name
     if not suffix:
-        problem = f"the suffix {quoted(file.path.suffix)} is not known"
+        problem = f"the suffix {quoted(file.path.suffix)} is unknown"
         raise refusal(name, problem, f"give one of {', '.join(SUFFIXES)}")
     where = f"{name} record"
     try:
@@ -58,11 +58,11 @@ def read_rows(file: DataFile) -> Iterator[Row]:
     except InputError:
         raise
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        problem = f"is damaged or cut short, as gzip tells ({one_line(error)})"
-        raise refusal(name, problem, "check that it is whole, or compress it anew") from error
+        problem = f"is damaged or cut short (gzip: {one_line(error)})"
+        raise refusal(name, problem, "check that it is complete, or compress it again") from error
     except Exception as error:  # damaged tables make pyarrow raise errors of several types
         problem = f"cannot be read ({type(error).__name__}: {one_line(error)})"
-        raise refusal(name, problem, "check that it is whole and readable") from error
+        raise refusal(name, problem, "check that it is complete and readable") from error
 
 
 def _jsonl(path: Path, name: str) -> Iterator[Any]:
@@ -82,7 +82,7 @@ def _json_list(path: Path, name: str) -> Iterator[Any]:
         return
     values = _json(data, name, 1)
     if not isinstance(values, list):
-        found = f"holds {type(values).__name__} instead of one list of objects"
+        found = f"holds {type(values).__name__} instead of a list of objects"
         raise refusal(name, found, "make it a list, or .jsonl with one object per line")
     yield from values
 
@@ -101,11 +101,11 @@ def _json(data: bytes, name: str, line: int) -> Any:
         raise refusal(f"{name} line {line}", problem, "save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         at = f"{name} line {line + error.lineno - 1}, column {error.colno}"
-        remedy = "mend it (.jsonl holds one object per line, .json one list)"
+        remedy = "correct it (.jsonl: one object per line; .json: one list)"
         raise refusal(at, f"is not JSON ({error.msg})", remedy) from error
     except ValueError as error:
         problem = f"cannot be read ({one_line(error)})"
-        raise refusal(f"{name} line {line}", problem, "mend the value") from error
+        raise refusal(f"{name} line {line}", problem, "correct the value") from error
 
 
 def _parquet(path: Path, name: str) -> Iterator[Any]:

@@ -1,6 +1,6 @@
-"""Images: where they come from, how large they are, their pixels as RGB.
+"""Images: their sources, sizes and RGB pixels.
 
-Every image that cannot be used raises `InputError`, which names the record and the file.
+Every unusable image raises `InputError`, which names the record and the file.
 """
 
 import io
@@ -18,36 +18,36 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from mllm_align.errors import InputError, one_line, quoted, refusal
 
-MAX_PIXELS = 178_956_970  # where Pillow itself refuses: half a GiB as RGB
-_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks that may turn it
+MAX_PIXELS = 178_956_970  # Pillow's own limit: half a GiB as RGB
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")  # chunks with an orientation
 _JPEG_END = b"\xff\xd9"
 _header_lock = threading.Lock()
 
 
 def is_url(path: str | Path) -> bool:
-    """Tell whether `path` is an address such as https://...; `Path` halves its slashes."""
+    """Tell whether `path` is a URL such as https://...; `Path` merges its two slashes into one."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)) is not None
 
 
 def url_refusal(at: str, path: str | Path) -> InputError:
-    """Return the error for an image given as an address; this package never opens one."""
+    """Return the error for an image given as a URL; this package never downloads one."""
     return refusal(at, f"{quoted(path)} is a URL", "download it first and give the file's path")
 
 
 class StoredBytes:
-    """Bytes that lie inside a file and are read when they are asked for. Equal ones lie in one place."""
+    """Bytes inside a file, read on demand. Two are equal if they are the same bytes of the same file."""
 
     def read(self) -> bytes:
-        """Return the bytes; any thread may ask. Raises whatever reading of the file raises."""
+        """Return the bytes. Thread-safe. Raises whatever reading the file raises."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where one image comes from: exactly one of `path`, `data` (an encoded file), `stored` and `image`.
+    """The source of one image: exactly one of `path`, `data` (an encoded file), `stored` and `image`.
 
-    `where` says in error messages whose image it is, like `pairs.jsonl record 3, images[0]`.
-    Raises `InputError` when none or several of the four are given.
+    `where` names the image in error messages, such as `pairs.jsonl record 3, images[0]`.
+    Raises `InputError` unless exactly one of the four is given.
     """
 
     path: Path | None = None
@@ -62,12 +62,12 @@ class ImageSource:
 
     @property
     def key(self) -> Hashable:
-        """What equal images of one run have in common; None for a decoded image, which has no name."""
+        """Cache key: equal for equal sources of one run; None for a decoded image."""
         return self.path or self.data or self.stored
 
     def read(self) -> bytes | None:
-        """Return the encoded file; None for a decoded image. Raises `InputError` for one that is missing,
-        empty or unreadable."""
+        """Return the encoded file; None for a decoded image. Raises `InputError` if it is missing, empty or
+        unreadable."""
         if self.image is not None:
             return None
         with _explained(self, MAX_PIXELS), _stream(self) as file:
@@ -101,9 +101,9 @@ class ImageSource:
 def image_size(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """Return (width, height) with the EXIF orientation applied.
 
-    PNG and JPEG files are not decoded: their headers give the size and their ends show that they
-    are whole. Raises `InputError` for an image that is missing, empty, no image, cut short or of
-    more than `max_pixels` pixels.
+    PNG and JPEG files are not decoded: the header gives the size, and the end shows that the file is
+    complete. Raises `InputError` for a file that is missing, empty, no image, truncated, or of more than
+    `max_pixels` pixels.
     """
     with _opened(source, max_pixels) as (image, file):
         if file is None:
@@ -118,17 +118,16 @@ def image_size(source: ImageSource, max_pixels: int = MAX_PIXELS) -> tuple[int, 
         image.verify()
         if not any(name in contents for name in _PNG_ORIENTATION):
             return image.size
-    # The orientation may stand after the pixels, and a verified image cannot be read on.
+    # The orientation may be stored after the pixels, and Pillow cannot read on after verify().
     with _opened(source, max_pixels) as (image, _):
         return ImageOps.exif_transpose(image).size
 
 
 def load_rgb(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Return the (first frame of the) image in mode RGB with the EXIF orientation applied.
+    """Return the image (its first frame) in mode RGB with the EXIF orientation applied.
 
-    What is transparent is painted on white, as the processors of Hugging Face do. 16-bit grey
-    keeps its upper 8 bits. Raises `InputError` where `image_size` does, and for pixels that cannot be
-    decoded.
+    Transparency is blended onto white, as in Hugging Face's processors. 16-bit grey keeps its upper 8
+    bits. Raises `InputError` where `image_size` does, and for pixels that cannot be decoded.
     """
     with _opened(source, max_pixels) as (image, _):
         upright = ImageOps.exif_transpose(image)  # always a copy
@@ -143,7 +142,7 @@ def load_rgb(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 @contextmanager
 def _opened(source: ImageSource, max_pixels: int) -> Iterator[tuple[Image.Image, IO[bytes] | None]]:
-    """Yield the checked image, undecoded, with its file; errors in the body are explained too."""
+    """Yield the checked image, undecoded, with its file; errors in the body become `InputError`, too."""
     if source.image is not None:
         _check_header(source.image, source, max_pixels)
         with _explained(source, max_pixels):
@@ -187,13 +186,13 @@ def _stored(source: ImageSource) -> bytes:
         raise
     except Exception as error:  # damaged tables make pyarrow raise errors of several types
         problem = f"its bytes cannot be read ({type(error).__name__}: {one_line(error)})"
-        raise refusal(source.label, problem, "check that the data file is whole") from error
+        raise refusal(source.label, problem, "check that the data file is complete") from error
 
 
 @contextmanager
 def _header(file: IO[bytes], max_pixels: int) -> Iterator[Image.Image]:
-    # Pillow keeps its limit in a global, warns above it and raises only above twice of it. Both are
-    # set for the reading of the header alone; the lock keeps our own threads from mixing them up.
+    # Pillow's limit is a global variable: it warns above the limit and raises above twice the limit. Both
+    # are changed only while the header is read; the lock keeps our own threads apart.
     with _header_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, (max_pixels + 1) // 2
@@ -214,13 +213,13 @@ def _check_header(image: Image.Image, source: ImageSource, max_pixels: int) -> N
     if image.format == "EPS":  # Pillow would run Ghostscript on it
         raise refusal(source.label, "EPS images are not read", "save it as PNG or JPEG")
     if image.mode == "F":
-        problem = "the image holds floating point numbers without a known range"
+        problem = "the image has floating point pixels of unknown range"
         raise refusal(source.label, problem, "save it with 8 bits per channel")
 
 
 @contextmanager
 def _explained(source: ImageSource, max_pixels: int) -> Iterator[None]:
-    """Turn whatever Pillow raises into an `InputError`."""
+    """Turn any exception of Pillow into an `InputError`."""
     try:
         yield
     except InputError:
@@ -229,7 +228,7 @@ def _explained(source: ImageSource, max_pixels: int) -> Iterator[None]:
         found = re.search(r"\d+", str(error))
         raise _too_large(source, found[0] if found else "?", max_pixels) from error
     except UnidentifiedImageError as error:
-        problem = "is not an image that can be read, or its header is damaged"
+        problem = "is not an image, or its header is damaged"
         raise refusal(source.label, problem, "replace the file") from error
     except Exception as error:  # damaged files make Pillow raise errors of nearly every type
         problem = f"the image is damaged or cut short ({type(error).__name__}: {one_line(error)})"

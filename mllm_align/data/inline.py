@@ -1,4 +1,4 @@
-"""Images written as text: data URIs and base64, with or without a name for what they are."""
+"""Images written as text: data URIs and plain base64."""
 
 import base64
 import binascii
@@ -6,7 +6,7 @@ import re
 
 from mllm_align.errors import InputError, one_line, quoted, refusal
 
-# How the files of pictures begin. The rest of the header is Pillow's to judge.
+# First bytes of image files. Pillow checks the rest of the header.
 _SIGNATURES = (
     rb"\x89PNG\r\n\x1a\n",
     rb"\xff\xd8\xff",  # JPEG
@@ -20,8 +20,8 @@ _SIGNATURES = (
 _SIGNATURE = re.compile(b"|".join(_SIGNATURES), re.DOTALL)
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 _URI = re.compile(r"\s*data:[\w.+/-]*[;,]", re.IGNORECASE)
-_SHORTEST = 40  # characters: no picture is smaller, and few file names are longer
-_STANDARD = str.maketrans("-_", "+/")  # of the URL-safe alphabet
+_MIN_LENGTH = 40  # characters: no image is smaller, and few file names are longer
+_STANDARD = str.maketrans("-_", "+/")  # URL-safe alphabet -> standard alphabet
 
 
 def is_data_uri(text: str) -> bool:
@@ -30,8 +30,8 @@ def is_data_uri(text: str) -> bool:
 
 
 def is_image_text(text: str) -> bool:
-    """Tell whether `text` is base64 of an image, by its alphabet, its length and the signature."""
-    if len(text) < _SHORTEST:
+    """Tell whether `text` is base64 of an image, by its length, its alphabet and the file signature."""
+    if len(text) < _MIN_LENGTH:
         return False
     head = "".join(text[:200].split())[:32]
     try:
@@ -42,15 +42,15 @@ def is_image_text(text: str) -> bool:
 
 
 def is_base64(text: str) -> bool:
-    """Tell whether `text` has the alphabet of base64, and no other characters."""
+    """Tell whether `text` consists of base64's alphabet only."""
     return _BASE64.fullmatch(text) is not None
 
 
 def image_bytes(text: str, at: str) -> bytes:
-    """Return the image file that a data URI or base64 holds.
+    """Return the image file encoded in a data URI or base64 text.
 
-    Both alphabets and white space are taken, and padding may be missing. Raises `InputError`, which names
-    `at`, for text that is not whole base64 and for what is no image.
+    Accepts both alphabets and white space; padding may be missing. Raises `InputError`, which names `at`,
+    for invalid or incomplete base64 and for bytes that are no image.
     """
     if is_data_uri(text):
         kind, _, text = text.partition(",")
@@ -71,11 +71,11 @@ def _decoded(text: str, at: str) -> bytes:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         problem = f"the text {quoted(text)} is not base64 ({one_line(error)})"
-        raise refusal(at, problem, "encode the image file anew, or give its path") from error
+        raise refusal(at, problem, "encode the image file again, or give its path") from error
 
 
 def no_path(text: str, at: str) -> InputError:
     """Return the error for a text that is too long for the path of a file."""
-    what = "base64 of something that is no image" if is_base64(text) else "text"
+    what = "base64 that is no image" if is_base64(text) else "text"
     problem = f"{quoted(text)} is {what} ({len(text)} characters), not a path"
     return refusal(at, problem, "give a path, or an image file as data URI or base64")

@@ -1,4 +1,4 @@
-"""One preference record: the prompt, its responses and images, checked once and for all."""
+"""One preference record: the prompt, its responses and images, validated when parsed."""
 
 import os
 import re
@@ -18,16 +18,17 @@ from mllm_align.data.roots import Roots
 from mllm_align.errors import InputError, one_line, quoted, refusal
 
 _ROLES = ("system", "user", "assistant")
-# An image's place in LLaVA's texts. Templates put their own newline there: one of the text's goes.
+# An image placeholder in LLaVA's texts. Templates add their own newline, so one newline of the text is
+# dropped.
 _MARK = re.compile(r"<image>\r?\n|\r?\n<image>(?!\r?\n)|<image>")
 _INLINE_KEYS = frozenset(("image", "image_url", "url", "path", "bytes", "base64", "data"))
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a message: a text, or the place of an image (`text` is None).
+    """One part of a message: a text, or an image placeholder (`text` is None).
 
-    `inline`, while a record is parsed: an image that was given at its place, and where it stands.
+    `inline`, during parsing only: an image given in the message itself, and its location for errors.
     """
 
     text: str | None = None
@@ -42,7 +43,7 @@ class Message:
     content: tuple[Part, ...]
 
     def chat(self) -> dict[str, Any]:
-        """Return the message as the chat templates of Hugging Face take it."""
+        """Return the message in the format of Hugging Face's chat templates."""
         content = [
             {"type": "image"} if part.text is None else {"type": "text", "text": part.text}
             for part in self.content
@@ -51,7 +52,7 @@ class Message:
 
     @property
     def places(self) -> int:
-        """The number of images that stand in this message."""
+        """The number of image placeholders in this message."""
         return sum(part.text is None for part in self.content)
 
     @property
@@ -65,7 +66,7 @@ class Record:
     """One prompt with its responses.
 
     `messages` end with a user turn; `responses` are chosen, rejected, then any further ones;
-    `images` stand in the order of their places in `messages`; `where` is for error messages.
+    `images` are in the order of their placeholders in `messages`; `where` is for error messages.
     """
 
     id: str
@@ -86,13 +87,13 @@ def parse_record(
 ) -> Record:
     """Return the checked record of one row in TRL's vision preference format.
 
-    `row`: `images` or `image`; `prompt` or `messages` (or neither, when `chosen` and `rejected`
-    hold the whole conversation); `chosen`, `rejected`, `responses`, `id`. Other keys are ignored.
-    `where` and `index` name the row in errors, like `pairs.jsonl record` and 3. Image paths are
-    relative to `root` and may leave it only with `allow_outside`; with `root` None they are
-    relative to the current folder and free; `Roots` say both for many records. `responses`: how many
-    are needed at least; with 1, `completion` stands for `chosen`, and so does the assistant turn that
-    ends `messages`. Raises `InputError` for anything missing, of a wrong type or contradictory.
+    `row`: `images` or `image`; `prompt` or `messages` (or neither, if `chosen` and `rejected` contain the
+    whole conversation); `chosen`, `rejected`, `responses`, `id`. Other keys are ignored. `where` and
+    `index` name the row in errors, such as `pairs.jsonl record` and 3. Image paths are relative to `root`
+    and may leave it only with `allow_outside`; with `root` None they are relative to the current folder and
+    unrestricted; a `Roots` gives both for many records. `responses`: the minimum number of responses; with
+    1, `completion` or a final assistant turn of `messages` may replace `chosen`. Raises `InputError` for
+    anything missing, of a wrong type or contradictory.
     """
     at = f"{_short(where)} {index}"
     check_object(row, at)
@@ -122,13 +123,13 @@ def check_object(row: object, at: str) -> None:
 
 
 def check_text(value: object, at: str) -> str:
-    """Return `value` if it is a str that UTF-8 can hold; raise `InputError` otherwise."""
+    """Return `value` if it is a str that UTF-8 can encode; raise `InputError` otherwise."""
     if not isinstance(value, str):
         raise _wrong_type(at, value, "a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        problem = f"character {error.start} is half of a surrogate pair"
+        problem = f"character {error.start} is a lone surrogate"
         raise refusal(at, problem, "write the text as valid UTF-8") from error
     return value
 
@@ -140,11 +141,11 @@ def _wrong_type(at: str, value: object, wanted: str) -> InputError:
 
 # --- the conversation and its answers -----------------------------------------------------------
 
-_Answers = list[tuple[str, str]]  # (where it stands, its text)
+_Answers = list[tuple[str, str]]  # (location, text)
 
 
 def _conversation(row: Mapping, at: str, wanted: int) -> tuple[list[Message], str, _Answers]:
-    """Return the prompt's messages, where they stand, and the chosen and rejected answers."""
+    """Return the prompt's messages, their location, and the chosen and rejected answers."""
     prompt = _one_of(row, ("prompt", "messages"), at)
     chosen = _one_of(row, ("chosen", "completion") if wanted == 1 else ("chosen",), at)
     fields = [name for name in (chosen, "rejected") if row.get(name) is not None]
@@ -169,7 +170,7 @@ def _conversation(row: Mapping, at: str, wanted: int) -> tuple[list[Message], st
 
 
 def _one_of(row: Mapping, names: tuple[str, ...], at: str) -> str:
-    """Return which of `names` the row has; the first when it has none."""
+    """Return which of `names` the row has; the first if it has none."""
     present = [name for name in names if row.get(name) is not None]
     if len(present) > 1:
         raise refusal(at, f"has both {' and '.join(present)}", "keep one of them")
@@ -183,7 +184,7 @@ def _check_present(row: Mapping, names: list[str], at: str) -> None:
 
 
 def _implicit_prompt(row: Mapping, fields: list[str], at: str) -> tuple[list[Message], _Answers]:
-    """Split whole conversations into what they share and one last assistant turn each."""
+    """Split whole conversations into the shared prompt and the last assistant turn of each."""
     prompt: list[Message] | None = None
     answers: _Answers = []
     for name in fields:
@@ -269,7 +270,7 @@ def _listed_part(part: object, role: str, at: str) -> Iterable[Part]:
     if not isinstance(part, Mapping):
         raise _wrong_type(at, part, "a part such as {'type': 'text', 'text': ...}")
     kind = part.get("type") if isinstance(part.get("type"), str) else None
-    # Arrow fills the keys that other parts have with null.
+    # In Arrow files, keys that only other parts have are null.
     inline = {key: value for key, value in part.items() if key in _INLINE_KEYS and _given(value)}
     if kind == "text":
         if inline:
@@ -285,14 +286,14 @@ def _listed_part(part: object, role: str, at: str) -> Iterable[Part]:
 
 
 def _given(value: object) -> bool:
-    """Arrow gives an absent {'bytes', 'path'} as two nulls."""
+    """Whether a value is present. In Arrow files, an absent {'bytes', 'path'} consists of two nulls."""
     if isinstance(value, Mapping):
         return any(each is not None for each in value.values())
     return value is not None
 
 
 def _inline(given: dict[str, Any], at: str) -> tuple[Any, str] | None:
-    """Return the image that a message part carries, and where; None for a place alone."""
+    """Return the image in a message part, and its location; None for a placeholder alone."""
     if not given:
         return None
     if given.keys() <= {"bytes", "path"}:
@@ -320,7 +321,7 @@ def _equal(left: Any, right: Any) -> bool:
 
 
 def _parts(text: str, role: str, at: str) -> list[Part]:
-    """Split a user's text at each `<image>`; no other text may have one."""
+    """Split a user's text at each `<image>`; other roles' texts may have none."""
     if role != "user":
         return [Part(_plain(text, at, f"a {role} turn"))]
     parts: list[Part] = []
@@ -332,12 +333,12 @@ def _parts(text: str, role: str, at: str) -> list[Part]:
 
 def _plain(text: str, at: str, kind: str) -> str:
     if "<image>" in check_text(text, at):
-        raise refusal(at, f"<image> in {kind}", "put it in a user turn or take it out")
+        raise refusal(at, f"<image> in {kind}", "move it to a user turn or remove it")
     return text
 
 
 def _check_turns(messages: list[Message], at: str) -> None:
-    """Want an optional system turn, then user and assistant in turns, a user turn last."""
+    """Require an optional system turn, then alternating user and assistant turns, a user turn last."""
     start = 1 if messages and messages[0].role == "system" else 0
     for i, message in enumerate(messages[start:]):
         wanted = ("user", "assistant")[i % 2]
@@ -350,7 +351,7 @@ def _check_turns(messages: list[Message], at: str) -> None:
 
 
 def _with_places(messages: list[Message], images: int, at: str, prompt_at: str) -> tuple[Message, ...]:
-    """Give every image its place; those without any go to the start of the first user turn."""
+    """Match images and placeholders; without placeholders, images go before the first user turn's text."""
     places = sum(message.places for message in messages)
     if places == 0 and images:
         first = next(i for i, message in enumerate(messages) if message.role == "user")
@@ -370,7 +371,7 @@ def _with_places(messages: list[Message], images: int, at: str, prompt_at: str) 
 
 
 def _images(row: Mapping, at: str, roots: Roots) -> tuple[ImageSource, ...]:
-    # Arrays forbid the plain truth test, so every look at a value is an `is None`.
+    # Arrays have no truth value, so values are compared with None.
     many, one = row.get("images"), row.get("image")
     if many is not None and one is not None:
         raise refusal(at, "has both images and image", "keep one of them")
@@ -388,12 +389,12 @@ def _images(row: Mapping, at: str, roots: Roots) -> tuple[ImageSource, ...]:
 def _with_inline(
     messages: list[Message], images: tuple[ImageSource, ...], at: str, roots: Roots
 ) -> tuple[ImageSource, ...]:
-    """Put the images that the messages carry themselves between the others, by their places."""
+    """Merge the images given in the messages with the others, in the order of the placeholders."""
     places = [part.inline for message in messages for part in message.content if part.text is None]
     if not any(places):
         return images
     if places.count(None) != len(images):
-        problem = f"the prompt has {places.count(None)} places without an image of their own"
+        problem = f"the prompt has {places.count(None)} places without an inline image"
         remedy = f"the record's images are {len(images)}: make the two numbers equal"
         raise refusal(f"{at}, images", problem, remedy)
     for i, message in enumerate(messages):

@@ -1,4 +1,4 @@
-"""The folders that the paths of images start from, and may not leave."""
+"""The folders that image paths are relative to, and must stay in."""
 
 import os
 from collections.abc import Iterable
@@ -8,14 +8,14 @@ from mllm_align.data.images import is_url, url_refusal
 from mllm_align.data.inline import no_path
 from mllm_align.errors import one_line, quoted, refusal
 
-_LONGEST_PATH, _LONGEST_NAME = 4095, 255  # bytes that Linux takes
+_MAX_PATH, _MAX_NAME = 4095, 255  # bytes, the limits of Linux
 
 
 class Roots:
-    """Folders in the order in which an image is looked for.
+    """The folders in which an image is searched, in order.
 
-    folders: none means the current folder, which paths may leave. within: further folders that a path may
-    lead into. allow_outside: a path may lead anywhere.
+    folders: if empty, the current folder, and paths may leave it. within: further folders that a path may
+    point into. allow_outside: a path may point anywhere.
     """
 
     def __init__(
@@ -32,10 +32,10 @@ class Roots:
         self._parents: dict[str, str] = {}
 
     def find(self, name: str, at: str) -> Path:
-        """Return an image's path with symlinks and `..` resolved, so that it stays what was checked.
+        """Return an image's path with symlinks and `..` resolved, so that the checked path is the one used.
 
-        Of several folders, the first in which the file exists. Raises `InputError`, which names `at`, for
-        what is no path, for one that leaves the folders and for a file that none of several has.
+        Of several folders, the first that has the file is taken. Raises `InputError`, which names `at`, for
+        text that is not a path, for a path that leaves the folders and for a file found in none of several.
         """
         if is_url(name):
             raise url_refusal(at, name)
@@ -44,16 +44,16 @@ class Roots:
         try:
             written = os.fsencode(name)
         except UnicodeEncodeError as error:
-            raise refusal(at, f"{quoted(name)} is no path (half of a surrogate pair)", "mend it") from error
+            raise refusal(at, f"{quoted(name)} is no path (a lone surrogate)", "correct it") from error
         if b"\0" in written:
-            raise refusal(at, f"{quoted(name)} is no path (embedded null byte)", "mend it")
-        if len(written) > _LONGEST_NAME and _too_long(written):
+            raise refusal(at, f"{quoted(name)} is no path (embedded null byte)", "correct it")
+        if len(written) > _MAX_NAME and _too_long(written):
             raise no_path(name, at)
         try:
             paths = (self._resolved(os.path.join(folder, name)) for folder in self.folders)
             path = next(paths) if len(self.folders) == 1 else next(filter(os.path.exists, paths), None)
         except OSError as error:
-            raise refusal(at, f"{quoted(name)} is no path ({one_line(error)})", "mend it") from error
+            raise refusal(at, f"{quoted(name)} is no path ({one_line(error)})", "correct it") from error
         if path is None:
             problem = f"no file {quoted(name)} in any of {', '.join(map(quoted, self.names))}"
             raise refusal(at, problem, "check the path and --data.image-root")
@@ -64,7 +64,7 @@ class Roots:
         return Path(path)
 
     def _resolved(self, path: str) -> str:
-        """`os.path.realpath`, with the folders of many images resolved once."""
+        """`os.path.realpath`, with each parent folder resolved once."""
         parent, name = os.path.split(path)
         if name in ("", ".", ".."):
             return os.path.realpath(path)
@@ -75,4 +75,4 @@ class Roots:
 
 
 def _too_long(name: bytes) -> bool:
-    return len(name) > _LONGEST_PATH or any(len(part) > _LONGEST_NAME for part in name.split(b"/"))
+    return len(name) > _MAX_PATH or any(len(part) > _MAX_NAME for part in name.split(b"/"))

@@ -1,7 +1,7 @@
-"""From what `--data` names to the files to read: a file, a folder or a pattern of shards, a folder that
-`datasets` saved, a data set in the local Hub cache.
+"""The files that `--data` refers to: a file, a folder or pattern of shards, a folder saved by `datasets`,
+or a data set in the local Hub cache.
 
-What is read together is one data set: one split of it, in files of one kind, all there.
+The files read together belong to one split of one data set, have one format, and are complete.
 """
 
 import glob
@@ -19,19 +19,19 @@ from mllm_align.data.roots import Roots
 from mllm_align.errors import one_line, quoted, refusal
 from mllm_align.files import read_json
 
-# Words for splits in the names of files and folders -> the split that is meant.
+# Words for splits in the names of files and folders -> the split.
 _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "held"), "validation")
 _NUMBERED = re.compile(r"(?P<set>.+?)[-_.](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?!\d)")
 _SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-_DEEPEST = 3  # folders between the one that is named and its shards: a data set, "data", a split
+_MAX_DEPTH = 3  # folder levels between the given folder and its shards: a data set, "data", a split
 _SAVE_AGAIN = "save the data set again"
 
 
 @dataclass(frozen=True)
 class _Shard:
-    """A data file: `name` from the folder that was given on, and the split that its name tells."""
+    """A data file: `name`, its path within the given folder, and the split that the name indicates."""
 
     path: Path
     name: str
@@ -48,18 +48,18 @@ def data_files(
     """Return the files of one data set, in the order of their names.
 
     data: a file, a folder, a pattern such as `shards/*.jsonl`, or the name of a data set in the local Hub
-    cache. split: which one to read, where there are several. image_root: the folders that image paths
-    start from (default: the folder of the file that has them). Raises `InputError` where files are
-    missing, of several splits, sets or kinds. Nothing is ever downloaded.
+    cache. split: which one to read, if there are several. image_root: the folders that image paths are
+    relative to (default: the folder of the data file). Raises `InputError` if files are missing, or if they
+    are of several splits, data sets or formats. Nothing is ever downloaded.
     """
     name, within = os.fspath(data), []
-    if os.path.isdir(name):  # unlike Path's, it takes every odd name
+    if os.path.isdir(name):  # Path.is_dir raises for some odd names
         shards = _folder(Path(name))
     elif os.path.exists(name):
         shards = [_Shard(Path(name), Path(name).name)]
         if split is not None:
-            problem = f"--data.split {split} is asked of a single file"
-            raise refusal(shards[0].name, problem, "name its folder, or leave the split away")
+            problem = f"--data.split {split} does not apply to a single file"
+            raise refusal(shards[0].name, problem, "give its folder, or omit --data.split")
     elif glob.has_magic(name):
         shards = _pattern(name)
     else:
@@ -69,7 +69,7 @@ def data_files(
     if not shards:
         raise refusal(_short(name), "holds no records", "give at least one")
     shards = _one_split(shards, split, name)
-    _check_one_kind(shards, name)
+    _check_one_format(shards, name)
     if not os.path.isfile(name):
         _check_all_there(shards)
 
@@ -81,7 +81,7 @@ def data_files(
     return [DataFile(s.path, one_line(s.name, 200), shared or roots(s.path.parent)) for s in shards]
 
 
-# --- which files there are ----------------------------------------------------------------------
+# --- finding the files --------------------------------------------------------------------------
 
 
 def _folder(folder: Path) -> list[_Shard]:
@@ -106,7 +106,7 @@ def _folder(folder: Path) -> list[_Shard]:
 
 
 def _names(folder: Path) -> Iterable[str]:
-    """Data files in a folder and those in it; what is hidden and what only describes is no data."""
+    """Data files in a folder and its subfolders, without hidden files and metadata."""
 
     def fail(error: OSError) -> NoReturn:
         raise error
@@ -114,7 +114,7 @@ def _names(folder: Path) -> Iterable[str]:
     for place, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         inside = os.path.relpath(place, folder)
         depth = 0 if inside == "." else inside.count(os.sep) + 1
-        folders[:] = [name for name in folders if name[0] not in "._"] if depth < _DEEPEST else []
+        folders[:] = [name for name in folders if name[0] not in "._"] if depth < _MAX_DEPTH else []
         names = (name for name in files if name[0] not in "._" and _is_data(name))
         yield from (os.path.normpath(os.path.join(inside, name)) for name in names)
 
@@ -143,7 +143,7 @@ def _cached(name: str) -> Path:
         raise refusal(at, problem, "check the path")
     try:
         return Path(snapshot_download(name, repo_type="dataset", local_files_only=True))
-    except Exception as error:  # the Hub has several for what isn't there
+    except Exception as error:  # huggingface_hub raises several types for what is missing
         problem += f", and no data set of that name in the Hub cache {quoted(constants.HF_HUB_CACHE)}"
         command = f"hf download --repo-type dataset {name}"
         raise refusal(at, problem, f"check the path, or download it first: {command}") from error
@@ -166,7 +166,7 @@ def _saved_splits(folder: Path) -> list[_Shard]:
 
 
 def _saved(folder: Path) -> list[_Shard]:
-    """The shards of a saved Dataset, as its state.json lists them."""
+    """The shards of a saved Dataset, as listed in its state.json."""
     file = folder / "state.json"
     state = read_json(file, _SAVE_AGAIN)
     listed, split = state.get("_data_files"), state.get("_split")
@@ -179,7 +179,7 @@ def _saved(folder: Path) -> list[_Shard]:
         if not _is_name(name):
             raise refusal(str(file), f"{quoted(name)} is no file name", _SAVE_AGAIN)
         if not (folder / name).is_file():
-            raise refusal(str(file), f"the file {quoted(name)} that it lists is missing", _SAVE_AGAIN)
+            raise refusal(str(file), f"the listed file {quoted(name)} is missing", _SAVE_AGAIN)
     return [_Shard(folder / name, name, split if isinstance(split, str) else None) for name in names]
 
 
@@ -196,15 +196,15 @@ def _stem(name: str) -> str:
 
 
 def _word(name: str) -> str | None:
-    """The one word in a name that stands for a split."""
+    """The only word in a name that denotes a split; None if there are none or several."""
     words = {word for word in re.split(r"[^a-z]+", name.lower()) if word in _SPLITS}
     return words.pop() if len(words) == 1 else None
 
 
 def _split_of(name: str) -> str | None:
-    """The split that the name of a file tells, or else one of its folders; None where nothing does.
+    """The split indicated by the name of a file, else by one of its folders; None if neither does.
 
-    `train-00000-of-00002` is a shard of the split train, whatever word stands there.
+    In `train-00000-of-00002` the split is the part before the number, whatever word it is.
     """
     numbered = _NUMBERED.match(_stem(name))
     stem = numbered["set"] if numbered else _stem(name)
@@ -217,7 +217,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _set_of(shard: _Shard) -> str:
-    """The folder of a data set of several: without those that name the split, or only "data"."""
+    """The data set's folder within the given one, without folders named "data" or after a split."""
     folders = os.path.dirname(shard.name).split(os.sep)
     return "/".join(f for f in folders if f not in ("data", shard.split) and f.lower() not in _SPLITS)
 
@@ -234,25 +234,25 @@ def _one_split(shards: list[_Shard], split: str | None, name: str) -> list[_Shar
             without = (shard.name for shard in shards if shard.split is None)
             problem = f"holds the splits {names} and files that name none: {_listed(without)}"
         raise refusal(at, problem, "name one with --data.split")
-    meant = _SPLITS.get(split.lower())
-    alike = {each for each in found if each and meant and _SPLITS.get(_word(each) or "") == meant}
-    wanted = split if split in found else alike.pop() if len(alike) == 1 else None
+    canonical = _SPLITS.get(split.lower())
+    matches = {each for each in found if each and canonical and _SPLITS.get(_word(each) or "") == canonical}
+    wanted = split if split in found else matches.pop() if len(matches) == 1 else None
     if wanted is None:
         has = f"its splits are {names}" if names else "its files name no split"
-        raise refusal(at, f"has no split {quoted(split)}: {has}", "name one that it has with --data.split")
+        raise refusal(at, f"has no split {quoted(split)}: {has}", "give another --data.split")
     return [shard for shard in shards if shard.split == wanted]
 
 
-def _check_one_kind(shards: list[_Shard], name: str) -> None:
-    kinds = {suffix_of(shard.name): shard.name for shard in shards}
-    if len(kinds) > 1:
-        problem = f"holds files of several kinds: {_listed(kinds.values())}"
-        at = _short(name)
-        raise refusal(at, problem, "name those to read by a pattern, like 'FOLDER/*.jsonl'")
+def _check_one_format(shards: list[_Shard], name: str) -> None:
+    formats = {suffix_of(shard.name): shard.name for shard in shards}
+    if len(formats) > 1:
+        problem = f"holds files of several formats: {_listed(formats.values())}"
+        raise refusal(_short(name), problem, "select some by a pattern, such as 'FOLDER/*.jsonl'")
 
 
 def _check_all_there(shards: list[_Shard]) -> None:
-    """Refuse shards `-of-00005` of which some are not there, or there twice. A pattern may pick some."""
+    """Refuse shards `-of-00005` if some of the five are missing or duplicated. A pattern may select
+    some."""
     sets: dict[tuple[Path, str], list[re.Match[str]]] = defaultdict(list)
     for shard in shards:
         numbered = _NUMBERED.match(shard.path.name)
@@ -274,14 +274,14 @@ def _check_all_there(shards: list[_Shard]) -> None:
         missing = [name for name in names if name not in there]
         if missing:
             problem = f"of the shards {name}, {len(missing)} are missing: {_listed(missing)}"
-            raise refusal(at, problem, "get them, or rename those that are to be read")
+            raise refusal(at, problem, "add them, or rename those to read")
 
 
 def _short(path: str | Path) -> str:
     return one_line(Path(path).name or path)
 
 
-def _listed(names: Iterable[str], most: int = 4) -> str:
+def _listed(names: Iterable[str], max_count: int = 4) -> str:
     names = sorted(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(one_line(name) for name in names[:most]) + more
+    more = f" and {len(names) - max_count} more" if len(names) > max_count else ""
+    return ", ".join(one_line(name) for name in names[:max_count]) + more

@@ -1,8 +1,8 @@
-"""Encoded records as flat arrays: what other processes hand back, and what is kept for the next start.
+"""Encoded records as flat arrays: the format in which processes exchange them, and of the cache on disk.
 
-Encoding takes most of a millisecond a record: templates, tokens, image headers. A large data set is shared
-out over the cores, and what came of it is kept beside the data, named by a digest of all that it follows
-from: texts, images (path, size, time of the last change), tokenizer, template and image layout.
+Encoding takes nearly a millisecond per record: template, tokenizer, image headers. A large data set is
+encoded on all cores, and the result is cached beside the data under a digest of everything it depends on:
+texts, images (path, size, modification time), tokenizer, template and image layout.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from mllm_align.data.records import Record
 from mllm_align.errors import InputError, refusal
 from mllm_align.files import new_file
 
-LARGE = 4096
-"""Records from which on a table is kept."""
-SHARED = 16384
-"""Records from which on other processes, which take seconds to start, are worth it."""
-MOST = 16
-"""Processes at once: each takes some 250 MB."""
+MIN_CACHED = 4096
+"""Smallest number of records for which a table is cached."""
+MIN_PARALLEL = 16384
+"""Smallest number of records for which worker processes, which take seconds to start, are used."""
+MAX_PROCESSES = 16
+"""Worker processes at a time: each takes about 250 MB."""
 PART = 1024
-"""Records that a process takes at once."""
-KEPT = 4
-"""Files kept in one folder: those used last."""
+"""Records per task of a worker process."""
+MAX_FILES = 4
+"""Cached tables in one folder: the most recently used."""
 FOLDER = ".mllm_align"
 
 
@@ -45,9 +45,9 @@ FOLDER = ".mllm_align"
 class Table:
     """N encoded records with K responses each.
 
-    ids: tokens of prompts and responses, one after the other. lengths [N, 1 + K]: how many each has; none
-    at all where responses are identical. sizes [images, 2]: (width, height) of all images. images [N]: how
-    many each record has.
+    ids: tokens of all prompts and responses, concatenated. lengths [N, 1 + K]: their lengths; all 0 for a
+    record with identical responses. sizes [images, 2]: (width, height) of all images. images [N]: number of
+    images of each record.
     """
 
     ids: np.ndarray
@@ -72,7 +72,7 @@ class Table:
         return cls(*(np.concatenate([getattr(table, name) for table in tables]) for name in NAMES))
 
     def encoded(self, records: Sequence[Record], encoder: Encoder) -> Iterator[Encoded | Identical]:
-        """The records again, with views of these arrays."""
+        """The encoded records, as views of these arrays."""
         ends, last = np.cumsum(self.lengths).reshape(self.lengths.shape), np.cumsum(self.images)
         starts = ends - self.lengths
         sizes = [tuple(size) for size in self.sizes.tolist()]
@@ -89,7 +89,7 @@ NAMES = [field.name for field in fields(Table)]
 
 
 class LeftOut(NamedTuple):
-    """A record that is not worked on: its place in the data, its id, why ("over-long" or "identical")."""
+    """A record that is left out: its index in the data, its id, and why ("over-long" or "identical")."""
 
     index: int
     id: str
@@ -97,7 +97,7 @@ class LeftOut(NamedTuple):
 
 
 def counted(left_out: Sequence[LeftOut]) -> str:
-    """How many records were left out for what, as "2 over-long and 1 identical"."""
+    """Number of records left out for each reason, such as "2 over-long and 1 identical"."""
     reasons = Counter(each.why for each in left_out)
     return " and ".join(f"{count} {why}" for why, count in reasons.items())
 
@@ -115,12 +115,12 @@ def encode_all(
     beside: Path | None = None,
     tell: Callable[[int], Any] = lambda count: None,
 ) -> tuple[list[Encoded], list[LeftOut]]:
-    """All records encoded, and those left out: over-long ones, of more than `max_length` tokens, and those
-    with identical responses.
+    """Encode all records: (encoded, left out). Left out are over-long records, of more than `max_length`
+    tokens, and those with identical responses.
 
-    room: tokens that a response still to be made may take. opening: see `Encoder.encode`; beside, tell: see
-    `encode_each`. Nothing is ever cut. Raises InputError for such a record unless over_long, or identical,
-    is "skip", and when none is left.
+    room: tokens reserved for a response to be generated. opening: see `Encoder.encode`; beside, tell: see
+    `encode_each`. Nothing is ever truncated. Raises InputError for such a record unless over_long, or
+    identical, is "skip", and if no record is left.
     """
     kept, left_out = [], []
     every = zip(records, encode_each(records, encoder, responses, beside, tell, opening), strict=True)
@@ -155,13 +155,13 @@ def encode_each(
     tell: Callable[[int], Any] = lambda count: None,
     opening: bool = False,
 ) -> Iterator[Encoded | Identical]:
-    """Every record encoded, or its fault where responses are identical, in order. Raises InputError for the
-    first record that can't be encoded.
+    """Encode each record, in order; yields the error `Identical` for a record with identical responses.
+    Raises InputError for the first record that can't be encoded.
 
-    beside: a folder next to which large tables are kept; None keeps none. tell: called with the number of
-    records done since the last call.
+    beside: a folder in which large tables are cached, in `.mllm_align`; None caches none. tell: called with
+    the number of records done since the last call.
     """
-    if len(records) < LARGE:
+    if len(records) < MIN_CACHED:
         for index, record in enumerate(records):
             yield _encoded(record, encoder, responses, index, opening)
             tell(1)
@@ -170,7 +170,7 @@ def encode_each(
     file = None if beside is None else beside / FOLDER / f"{name}.npz"
     table = None if file is None else _read(file, len(records), responses)
     if table is None:
-        table = Table.joined(list(_shared_out(records, encoder, responses, opening, tell)))
+        table = Table.joined(list(_encode_parallel(records, encoder, responses, opening, tell)))
         if file is not None:
             _keep(file, table)
     else:
@@ -187,17 +187,17 @@ def _encoded(
         return fault
 
 
-# ---- the cores ---------------------------------------------------------------------------------------
+# ---- worker processes --------------------------------------------------------------------------------
 
 
-def _shared_out(
+def _encode_parallel(
     records: Sequence[Record],
     encoder: Encoder,
     responses: int,
     opening: bool,
     tell: Callable[[int], Any],
 ) -> Iterator[Table]:
-    """Tables of PART records each, in order, made by a process for each core, MOST of them."""
+    """Tables of PART records each, in order, by one process per core, at most MAX_PROCESSES."""
     from joblib import Parallel, cpu_count, delayed
     from joblib.externals.loky import get_reusable_executor
 
@@ -208,17 +208,17 @@ def _shared_out(
             delayed(_part)(file, records[start : start + PART], start, responses, opening)
             for start in range(0, len(records), PART)
         )
-        processes = min(cpu_count(), MOST) if len(records) >= SHARED else 1
+        processes = min(cpu_count(), MAX_PROCESSES) if len(records) >= MIN_PARALLEL else 1
         tables: Any = Parallel(n_jobs=processes, return_as="generator")(parts)
         try:
-            for table in tables:  # in order: the first fault is that of the first record
+            for table in tables:  # in order: the first error is that of the first faulty record
                 if isinstance(table, InputError):
                     raise table
                 tell(len(table.lengths))
                 yield table
         finally:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of work that a fault made useless
+                warnings.simplefilter("ignore")  # about tasks that are abandoned after an error
                 tables.close()
             if processes > 1:
                 get_reusable_executor().shutdown(kill_workers=True)
@@ -240,49 +240,50 @@ def _opened(file: Path) -> Encoder:
     return pickle.loads(file.read_bytes())
 
 
-# ---- the file ----------------------------------------------------------------------------------------
+# ---- the cache on disk -------------------------------------------------------------------------------
 
 
 def digest(records: Sequence[Record], encoder: Encoder, responses: int, opening: bool) -> str:
-    """Names all that a table follows from."""
-    told = hashlib.sha256(f"{encoder.fingerprint} {responses} {opening}".encode())
+    """Digest of everything that a table depends on."""
+    state = hashlib.sha256(f"{encoder.fingerprint} {responses} {opening}".encode())
     for record in records:
         texts = [(m.role, [part.text for part in m.content]) for m in record.messages]
-        told.update(repr((texts, record.responses[:responses], *map(_image, record.images))).encode())
-    return told.hexdigest()[:24]
+        state.update(repr((texts, record.responses[:responses], *map(_image, record.images))).encode())
+    return state.hexdigest()[:24]
 
 
 def _image(source: Any) -> tuple[Any, ...]:
-    if source.stored is not None:  # its key tells of the file that it lies in
+    if source.stored is not None:  # its key identifies the file that contains it
         return (source.key,)
     if source.path is None:
         data = source.data if source.data is not None else source.image.tobytes()
         return (hashlib.sha256(data).hexdigest(),)
     try:
         found = os.stat(source.path)
-    except OSError:  # told when it is encoded
+    except OSError:  # encoding reports it
         return (str(source.path),)
     return str(source.path), found.st_size, found.st_mtime_ns
 
 
 def _read(file: Path, count: int, responses: int) -> Table | None:
-    """The table; None where there is none or it is damaged."""
+    """The cached table; None if it is absent or damaged."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             table = Table(*(arrays[name] for name in NAMES))
         os.utime(file)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    whole = len(table.lengths) == len(table.images) == count
-    whole = whole and table.lengths.sum() == len(table.ids) and table.images.sum() == len(table.sizes)
-    return table if whole else None
+    complete = len(table.lengths) == len(table.images) == count
+    complete = complete and table.lengths.sum() == len(table.ids)
+    complete = complete and table.images.sum() == len(table.sizes)
+    return table if complete else None
 
 
 def _keep(file: Path, table: Table) -> None:
-    """Write it, unless the folder can't be written to: then the next start takes as long as this one."""
+    """Write the table to the cache, if its folder is writable, and remove the oldest files."""
     with suppress(InputError, OSError):
         with new_file(file, "wb") as opened:
             np.savez(opened, **dict(zip(NAMES, astuple(table), strict=True)))
         others = sorted(file.parent.glob("*.npz"), key=lambda other: other.stat().st_mtime)
-        for other in others[:-KEPT]:
+        for other in others[:-MAX_FILES]:
             other.unlink()

@@ -1,4 +1,4 @@
-"""Rows of Parquet and Arrow files, whose bytes (images) stay in the file until they are asked for."""
+"""Rows of Parquet and Arrow files, whose binary columns (images) are read on demand."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 
 from mllm_align.data.images import StoredBytes
 
-KEPT_BYTES = 1 << 27  # of the row groups read last, over all files
+CACHE_BYTES = 1 << 27  # of the most recently read columns, over all files
 
 
 class Table:
-    """A file of row groups. Tables are equal while nobody has written their file anew."""
+    """A file of row groups. Two tables are equal if they have the same file, unchanged since it was
+    opened."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -36,26 +37,26 @@ class Table:
         return f"{type(self).__name__}{self._state}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)  # another process opens the file for itself
+        return type(self), (self.path,)  # unpickling opens the file again
 
     @property
     def schema(self) -> pa.Schema:
         raise NotImplementedError
 
     def batches(self, size: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
-        """Yield all rows in order, `size` at once at most: (row group, first row in it, rows)."""
+        """Yield all rows in order, at most `size` at a time: (row group, index of the first row, rows)."""
         raise NotImplementedError
 
     def column(self, group: int, name: str) -> Any:
-        """Return one column of a row group, to be indexed by the row."""
+        """Return one column of a row group, indexed by row."""
         raise NotImplementedError
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Yield each row as plain values, with `Cell`s in place of bytes."""
-        held = [field for field in self.schema if _holds_bytes(field.type)]
-        for group, first, batch in self.batches(128 if held else 1024):
+        """Yield each row as plain values, with a `Cell` in place of bytes."""
+        binary = [field for field in self.schema if _has_bytes(field.type)]
+        for group, first, batch in self.batches(128 if binary else 1024):
             for number, row in enumerate(batch.to_pylist(), first):
-                for field in held:
+                for field in binary:
                     cell = Cell(self, group, number, (field.name,))
                     row[field.name] = _without_bytes(row[field.name], field.type, cell)
                 yield row
@@ -63,7 +64,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Cell(StoredBytes):
-    """Bytes in a row of a table; `steps` lead to them: the column, then fields and places in lists."""
+    """Bytes in a row of a table; `steps`: the path to them: the column, then fields and list indices."""
 
     table: Table
     group: int
@@ -77,62 +78,66 @@ class Cell(StoredBytes):
         return value
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind):
+def _has_bytes(dtype: pa.DataType) -> bool:
+    if pa.types.is_binary(dtype) or pa.types.is_large_binary(dtype) or pa.types.is_binary_view(dtype):
         return True
-    return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields))
+    return any(_has_bytes(dtype.field(i).type) for i in range(dtype.num_fields))
 
 
 class _Unread:
-    """Stands for bytes that were not read, as there is no null among them."""
+    """Placeholder for bytes that were not read: the column has no null."""
 
 
 _UNREAD = _Unread()
 
 
-def _without_bytes(value: Any, kind: pa.DataType, cell: Cell) -> Any:
-    """Replace the bytes in a value by where they lie; `cell` says where the value lies."""
+def _without_bytes(value: Any, dtype: pa.DataType, cell: Cell) -> Any:
+    """Replace the bytes in a value by their location; `cell` is the location of the value."""
 
-    def inside(inner: Any, step: str | int, kind: pa.DataType) -> Any:
-        return _without_bytes(inner, kind, Cell(cell.table, cell.group, cell.row, (*cell.steps, step)))
+    def inside(inner: Any, step: str | int, dtype: pa.DataType) -> Any:
+        return _without_bytes(inner, dtype, Cell(cell.table, cell.group, cell.row, (*cell.steps, step)))
 
     if isinstance(value, bytes | _Unread):
         return cell
-    if isinstance(value, dict) and pa.types.is_struct(kind):
-        return {f.name: inside(value.get(f.name, _UNREAD), f.name, f.type) for f in kind}
-    if isinstance(value, list) and kind.num_fields == 1:
-        return [inside(each, i, kind.field(0).type) for i, each in enumerate(value)]
+    if isinstance(value, dict) and pa.types.is_struct(dtype):
+        return {f.name: inside(value.get(f.name, _UNREAD), f.name, f.type) for f in dtype}
+    if isinstance(value, list) and dtype.num_fields == 1:
+        return [inside(each, i, dtype.field(0).type) for i, each in enumerate(value)]
     return value
 
 
-class _Recent:
-    """The columns read last, as many as fit: records that stand together are mostly read together."""
+class _ColumnCache:
+    """The most recently read columns, up to `capacity` bytes: neighbouring records are read together."""
 
-    def __init__(self, room: int):
-        self.room = room
+    def __init__(self, capacity: int):
+        self.capacity = capacity
         self._columns: OrderedDict[tuple[Table, int, str], pa.ChunkedArray] = OrderedDict()
         self._reading: dict[tuple[Table, int, str], threading.Lock] = {}
         self._lock = threading.Lock()
 
     def get(self, key: tuple[Table, int, str], read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
         with self._lock:
-            one_reads = self._reading.setdefault(key, threading.Lock())
-        with one_reads:  # threads that want the same wait, the others read meanwhile
+            reading = self._reading.setdefault(key, threading.Lock())
+        with reading:  # threads that need the same column wait, others read meanwhile
             with self._lock:
                 column = self._columns.pop(key, None)
             column = read() if column is None else column
             with self._lock:
                 self._columns[key] = column
-                while len(self._columns) > 1 and sum(c.nbytes for c in self._columns.values()) > self.room:
+                while len(self._columns) > 1 and self._bytes() > self.capacity:
                     self._columns.popitem(last=False)
         return column
 
+    def _bytes(self) -> int:
+        return sum(column.nbytes for column in self._columns.values())
 
-_recent = _Recent(KEPT_BYTES)
+
+_columns = _ColumnCache(CACHE_BYTES)
 
 
 class ParquetTable(Table):
-    """A Parquet file. A row's bytes cost the reading of its row group, unless that was read just before."""
+    """A Parquet file. Reading a row's bytes reads the column of its whole row group, unless it is
+    cached."""
 
     @cached_property
     def _footer(self) -> pq.FileMetaData:
@@ -151,38 +156,38 @@ class ParquetTable(Table):
                     first += len(batch)
 
     def _leaves(self, group: int) -> list[str]:
-        """The columns to read for rows: not the bytes of structs, where none is null and other fields
-        tell how many there are."""
-        kinds, columns = self._footer.schema, self._footer.row_group(group)
-        bytes_alone = {i: _are_all_bytes(columns.column(i), kinds.column(i)) for i in range(len(kinds))}
+        """The columns to read for rows: all but the bytes of structs without a null, if the struct has
+        other fields, which then give the number of values."""
+        schema, columns = self._footer.schema, self._footer.row_group(group)
+        bytes_alone = {i: _are_all_bytes(columns.column(i), schema.column(i)) for i in range(len(schema))}
         names = [columns.column(i).path_in_schema for i in bytes_alone]
         others = {_struct(names[i]) for i, alone in bytes_alone.items() if not alone}
         return [name for i, name in enumerate(names) if not (bytes_alone[i] and _struct(name) in others)]
 
     def column(self, group: int, name: str) -> Any:
         def read() -> pa.ChunkedArray:
-            with pq.ParquetFile(self.path, metadata=self._footer) as file:  # of its own: threads share none
+            with pq.ParquetFile(self.path, metadata=self._footer) as file:  # threads can't share one
                 return file.read_row_group(group, columns=[name]).column(name)
 
-        return _recent.get((self, group, name), read)
+        return _columns.get((self, group, name), read)
 
 
 def _struct(path: str) -> str:
     return path.rpartition(".")[0]
 
 
-def _are_all_bytes(column: pq.ColumnChunkMetaData, kind: pq.ColumnSchema) -> bool:
+def _are_all_bytes(column: pq.ColumnChunkMetaData, schema: pq.ColumnSchema) -> bool:
     if (
         not _struct(column.path_in_schema)
         or column.physical_type != "BYTE_ARRAY"
-        or kind.logical_type.type != "NONE"
+        or schema.logical_type.type != "NONE"
     ):
         return False
     return column.is_stats_set and column.statistics.has_null_count and column.statistics.null_count == 0
 
 
 class ArrowTable(Table):
-    """An Arrow file or stream, as `datasets` saves them: mapped into memory, so nothing is held."""
+    """An Arrow file or stream, as saved by `datasets`: memory-mapped, so nothing is copied."""
 
     @cached_property
     def _opened(self) -> tuple[pa.Schema, list[pa.RecordBatch]]:
@@ -200,7 +205,7 @@ class ArrowTable(Table):
 
     def batches(self, size: int) -> Iterator[tuple[int, int, pa.RecordBatch]]:
         for group, batch in enumerate(self._opened[1]):
-            batch.validate(full=True)  # a damaged offset leads anywhere in memory
+            batch.validate(full=True)  # a damaged offset could point anywhere in memory
             for first in range(0, len(batch), size):
                 yield group, first, batch.slice(first, size)
 

@@ -34,7 +34,7 @@ from mllm_align.evaluation.base import (
 )
 from mllm_align.files import json_text, lines_beside, new_file, parse_json, read_json
 from mllm_align.generate.bdhs_job import trained_digest
-from mllm_align.generate.decode import Decoder
+from mllm_align.generate.decode import Generator
 from mllm_align.generate.respond import respond
 from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle
@@ -73,8 +73,8 @@ def evaluate(
     InputError for data or an evaluator that can't be used and an `out` of something else; NotFinite where
     numbers of some records are not finite, after all others, whose answers are kept.
     """
-    made: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
-    settings = EvaluationConfig(made, config or DataConfig(), batch_size=batch_size, seed=seed)
+    opened: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
+    settings = EvaluationConfig(opened, config or DataConfig(), batch_size=batch_size, seed=seed)
     if out is None:
         return _evaluate(bundle, data, settings, None)
     lines_beside(Path(out))
@@ -178,7 +178,7 @@ def _answers(
         if broken:
             raise not_finite("log-probs are", broken, len(records))
     elif todo:
-        decoder = Decoder(bundle, evaluator.sampling, size)
+        decoder = Generator(bundle, evaluator.sampling, size)
 
         def text(place: int, tokens: list[np.ndarray]) -> None:
             keep(place, encoder.text(tokens[0]).strip())

@@ -1,11 +1,11 @@
-"""Bias-driven hallucination sampling: the policy rewrites a response without quite seeing the image.
+"""Bias-driven hallucination sampling: the policy rewrites a response with the image mostly hidden.
 
-Each sentence of the chosen response is cut at a random token; the policy, kept from looking at the image,
-completes it, given all earlier sentences of the chosen response (arXiv 2407.02477, section 4, Algorithm 1).
-What it puts there follows its language prior: a rejected response that is plausible and often wrong.
+Each sentence of the chosen response is cut at a random token. The policy, with a distorted image, completes
+it, given all earlier sentences of the chosen response (arXiv 2407.02477, section 4, Algorithm 1). The
+completions follow its language prior, so the rejected response is plausible and often wrong.
 
-The prompt with the whole chosen response is run once for each (record, iteration). Every sentence forks
-from that cache: it sees what stands before its cut, which is all that a run of its own would see.
+The prompt with the whole chosen response is prefilled once per (record, iteration). Every sentence forks
+from that cache and attends to the tokens before its cut, as it would in a separate run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mllm_align.batch import Pixels
 from mllm_align.config import BDHSMethod
 from mllm_align.data.encode import Encoded, Encoder, common_length
 from mllm_align.errors import refusal
-from mllm_align.generate.decode import Decoder, Fork, Row
+from mllm_align.generate.decode import Fork, Generator, Row
 from mllm_align.generate.distortion import gathered, noisy, visible_embeddings
 from mllm_align.generate.respond import prompt_row
 from mllm_align.generate.sampling import random_key
@@ -34,12 +34,13 @@ FULL_STOPS = ".。"
 
 @dataclass(frozen=True)
 class Cut:
-    """A sentence and where it is rewritten from. Offsets in characters of `text`, in ids of `ids`.
+    """A sentence and the position from which it is rewritten. Offsets in characters of `text`, in ids of
+    `ids`.
 
-    start, stop: the sentence in the chosen response. text: the chosen response, with the sentence's yes or
-    no swapped if `swapped` (from, to) says so. at: text[:at] is kept. ids: tokens of the conversation with
-    `text`; the response begins at ids[begin], ids[:fork] are kept, and ids[:shared] are those of the
-    conversation with the chosen response, too.
+    start, stop: the sentence in the chosen response. swapped: (from, to) if the sentence's yes or no was
+    swapped. text: the chosen response, with the swap. at: text[:at] is kept. ids: tokens of the
+    conversation with `text`; the response begins at ids[begin], ids[:fork] are kept, and ids[:shared] equal
+    those of the conversation with the chosen response.
     """
 
     start: int
@@ -54,14 +55,14 @@ class Cut:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What came of one record.
+class BDHSResult:
+    """The result for one record.
 
-    rejected: the response. iterations: tries it took. guided: False if it was generated freely.
-    similarity: of every try with the chosen response. mask_share: of the image embeddings, hidden in the
-    last try. sentences: per rewritten sentence its span and cut in the chosen response, what was written
-    after the cut, and the swapped words. unfinished: continuations that reached their token limit.
-    broken: what was not finite, "logits" or "similarities"; then there is no response.
+    rejected: the response. iterations: number of iterations. guided: False if it was generated freely.
+    similarity: of each iteration's response to the chosen one. mask_share: share of the image embeddings
+    hidden in the last iteration. sentences: per rewritten sentence its span and cut in the chosen response,
+    the text written after the cut, and the swapped words. unfinished: number of continuations that reached
+    their token limit. broken: what was not finite, "logits" or "similarities"; then there is no response.
     """
 
     index: int
@@ -76,8 +77,8 @@ class Made:
 
 
 @dataclass
-class _Job:
-    """A record on its way: its number, tries so far, and what the tower said of its image."""
+class _Pending:
+    """A record in progress: iterations so far, features of its image, similarities so far."""
 
     record: Encoded
     iteration: int = 0
@@ -86,7 +87,7 @@ class _Job:
 
 
 def full_stops(encoder: Encoder, vocab: int) -> np.ndarray:
-    """[vocab] bool: entries whose text contains a full stop, alone or inside (".\\n", "3.5")."""
+    """Mask [vocab] bool of the tokens whose text contains a full stop, such as ".\\n" or "3.5"."""
     tokenizer = encoder.tokenizer
     count = min(vocab, len(tokenizer))
     texts = tokenizer.batch_decode([[i] for i in range(count)], skip_special_tokens=True)
@@ -96,16 +97,16 @@ def full_stops(encoder: Encoder, vocab: int) -> np.ndarray:
 
 
 def until_full_stop(text: str) -> str:
-    """The text up to and with its first full stop."""
-    ends = [text.find(stop) for stop in FULL_STOPS if stop in text]
-    return text[: min(ends) + 1] if ends else text
+    """The text up to and including its first full stop."""
+    stops = [text.find(stop) for stop in FULL_STOPS if stop in text]
+    return text[: min(stops) + 1] if stops else text
 
 
 def cuts(encoder: Encoder, encoded: Encoded, seed: int, iteration: int) -> list[Cut]:
     """One cut for every sentence of the chosen response that can be cut.
 
-    A cut falls on a token boundary: after at least one token of the sentence (after the swapped word where
-    there is one) and before its last. A sentence of a single token is left as it is.
+    A cut is at a token boundary: after at least one token of the sentence (after the swapped word, if there
+    is one) and before its last token. A sentence of a single token is not rewritten.
     """
     record, chosen = encoded.record, encoded.record.responses[0]
     ids, spans = encoder.response_spans(record, encoded.sizes, chosen)
@@ -131,9 +132,9 @@ def cuts(encoder: Encoder, encoded: Encoded, seed: int, iteration: int) -> list[
 
 
 def boundaries(spans: Sequence[tuple[int, int]], floor: int, stop: int) -> list[int]:
-    """Numbers of the tokens that may come first after a cut in text[floor - 1 : stop].
+    """Indices of the tokens that may come first after a cut in text[floor - 1 : stop].
 
-    The token before ends in [floor, stop), and the two share no character (as the bytes of one would).
+    The token before must end in [floor, stop), and the two must not share a character (as byte tokens may).
     """
     return [
         i
@@ -154,7 +155,7 @@ def guided_row(
     """The prompt and the whole chosen response, with a fork at every cut."""
     ids, _ = encoder.response_spans(encoded.record, encoded.sizes, encoded.record.responses[0])
     prefix = encoder.prefix(replace(encoded, prefix=ids))
-    moved = len(prefix.tokens) - len(ids)  # image tokens repeated; all of them stand before the response
+    moved = len(prefix.tokens) - len(ids)  # expanded image tokens, all of them before the response
     forks = tuple(
         Fork(
             cut.shared - 1 + moved,
@@ -168,68 +169,70 @@ def guided_row(
 
 
 class BDHS:
-    """Makes rejected responses, records and iterations batched; a finished record makes room for another.
+    """Generates rejected responses, batched over records and iterations: a waiting record takes the place
+    of a finished one.
 
-    seed: of masks, noise, cuts, swaps and tokens; it may be exchanged between calls. gather: drop masked
-    embeddings (the fast path) or keep them and mask them (the definition).
+    seed: of masks, noise, cuts, swaps and tokens; it may be changed between calls. gather: remove masked
+    embeddings (the fast path) or keep and mask them (the definition).
     """
 
     def __init__(
         self,
-        decoder: Decoder,
+        generator: Generator,
         encoder: Encoder,
         config: BDHSMethod,
         similarity: Similarity,
         seed: int,
         gather: bool = True,
     ):
-        self.decoder, self.encoder, self.config, self.similarity = decoder, encoder, config, similarity
+        self.generator, self.encoder, self.config, self.similarity = generator, encoder, config, similarity
         self.seed, self.gather = seed, gather
-        self.ends = encoder.end_mask(decoder.vocab)
-        self.stops = self.ends | full_stops(encoder, decoder.vocab)
+        self.eos_mask = encoder.eos_mask(generator.vocab)
+        self.stop_mask = self.eos_mask | full_stops(encoder, generator.vocab)
         self.threshold = similarity.threshold if config.threshold is None else config.threshold
 
     def __call__(
         self, records: Sequence[Encoded], features: Mapping[int, np.ndarray] | None = None
-    ) -> Iterator[Made]:
-        """Each record's result as soon as it is there; `records` have their chosen response first.
+    ) -> Iterator[BDHSResult]:
+        """Each record's result as soon as it is finished; the first response of `records` is the chosen
+        one.
 
-        features [n, F]: of the records' images by their index, where they are known; else images are read.
+        features: record index -> features [n, F] of its images; without it, images are read.
         """
-        size, waiting = self.decoder.size, {False: deque[_Job](), True: deque[_Job]()}
+        size, waiting = self.generator.size, {False: deque[_Pending](), True: deque[_Pending]()}
         records = sorted(records, key=lambda r: r.shape)
         for record in records:
-            job = _Job(record, features=features[record.index] if features else None)
+            job = _Pending(record, features=features[record.index] if features else None)
             waiting[self._free(job)].append(job)
         pictures = pixels_ahead(self.encoder, records, 2 * size)  # first tries keep this order
         while any(waiting.values()):
-            free = len(waiting[True]) >= size or not waiting[False]  # long: they wait to fill a batch
+            free = len(waiting[True]) >= size or not waiting[False]  # long responses wait for a full batch
             wave = [waiting[free].popleft() for _ in range(min(len(waiting[free]), size))]
-            self._look(wave, pictures)
+            self._compute_features(wave, pictures)
             results = self._try(wave, free)
             scores = self.similarity(
-                [made.rejected for made in results], [job.record.record.responses[0] for job in wave]
+                [result.rejected for result in results], [job.record.record.responses[0] for job in wave]
             )
-            for job, made, score in zip(wave, results, scores, strict=True):
+            for job, result, score in zip(wave, results, scores, strict=True):
                 job.iteration += 1
                 job.similarity += (float(score),)
-                if made.broken or not np.isfinite(score):
-                    yield replace(made, rejected="", broken=made.broken or "similarities")
+                if result.broken or not np.isfinite(score):
+                    yield replace(result, rejected="", broken=result.broken or "similarities")
                 elif score < self.threshold or job.iteration == self.config.iterations:
-                    yield replace(made, similarity=job.similarity)
+                    yield replace(result, similarity=job.similarity)
                 else:
                     waiting[self._free(job)].appendleft(job)
 
-    def _free(self, job: _Job) -> bool:
-        """Whether the record's next try is a whole response without guidance."""
+    def _free(self, job: _Pending) -> bool:
+        """Whether the record's next iteration generates a whole response without guidance."""
         last = self.config.iterations > 1 and job.iteration == self.config.iterations - 1
         return last or not self.config.guided
 
-    def _try(self, wave: Sequence[_Job], free: bool) -> list[Made]:
+    def _try(self, wave: Sequence[_Pending], free: bool) -> list[BDHSResult]:
         c, encoder = self.config, self.encoder
-        made = [[] if free else cuts(encoder, job.record, self.seed, job.iteration) for job in wave]
+        wave_cuts = [[] if free else cuts(encoder, job.record, self.seed, job.iteration) for job in wave]
         rows = []
-        for job, each in zip(wave, made, strict=True):
+        for job, own_cuts in zip(wave, wave_cuts, strict=True):
             features: Any = job.features
             if free:
                 row = prompt_row(
@@ -237,27 +240,27 @@ class BDHS:
                 )
             else:
                 limit = c.sentence_tokens
-                row = guided_row(encoder, job.record, features, each, limit, self.seed, job.iteration)
-            rows.append(self._hidden(row, job))
-        shown = [gathered(row) if self.gather else row for row in rows]
-        ends = self.ends if free else self.stops
-        tokens = self.decoder(shown, ends)
+                row = guided_row(encoder, job.record, features, own_cuts, limit, self.seed, job.iteration)
+            rows.append(self._masked(row, job))
+        run = [gathered(row) if self.gather else row for row in rows]
+        stop_mask = self.eos_mask if free else self.stop_mask
+        tokens = self.generator(run, stop_mask)
         results = []
-        for job, row, each, out in zip(wave, rows, made, tokens, strict=True):
+        for job, row, own_cuts, out in zip(wave, rows, wave_cuts, tokens, strict=True):
             good = [ids for ids in out if ids is not None]
             broken = "logits" if len(good) < len(out) else None
             text, sentences = "", ()
             if free and good:
                 text = encoder.text(good[0]).strip()
             elif not broken:
-                text, sentences = self._joined(job.record, each, good)
+                text, sentences = self._joined(job.record, own_cuts, good)
             share = float((~row.prefix.visible[row.prefix.image >= 0]).mean())
-            unfinished = sum(not ends[ids[-1]] for ids in good)
-            told = job.iteration + 1, not free, (), share, sentences, unfinished, broken
-            results.append(Made(job.record.index, text, *told))
+            unfinished = sum(not stop_mask[ids[-1]] for ids in good)
+            details = job.iteration + 1, not free, (), share, sentences, unfinished, broken
+            results.append(BDHSResult(job.record.index, text, *details))
         return results
 
-    def _look(self, wave: Sequence[_Job], pictures: Iterator[Pixels]) -> None:
+    def _compute_features(self, wave: Sequence[_Pending], pictures: Iterator[Pixels]) -> None:
         """Features of the images: once a record, or under fresh noise in every try."""
         noise = self.config.distortion == "noise"
         blank = [job for job in wave if noise or job.features is None]
@@ -265,27 +268,27 @@ class BDHS:
         if noise:
             seen = [self._noisy(pixels, job) for pixels, job in zip(seen, blank, strict=True)]
         if seen:
-            for job, features in zip(blank, self.decoder.features(seen), strict=True):
+            for job, features in zip(blank, self.generator.features(seen), strict=True):
                 job.features = features
 
-    def _noisy(self, pixels: Pixels, job: _Job) -> Pixels:
+    def _noisy(self, pixels: Pixels, job: _Pending) -> Pixels:
         patches: Any = pixels.patches
         layout, steps = self.encoder.layout, self.config.noise_steps
         return pixels._replace(patches=noisy(patches, steps, self._rng(job), layout))
 
-    def _hidden(self, row: Row, job: _Job) -> Row:
+    def _masked(self, row: Row, job: _Pending) -> Row:
         if self.config.distortion == "noise":
             return row
         visible = visible_embeddings(row.prefix.image, self.config.mask_rate, self._rng(job))
         return replace(row, prefix=replace(row.prefix, visible=visible))
 
-    def _rng(self, job: _Job) -> np.random.Generator:
+    def _rng(self, job: _Pending) -> np.random.Generator:
         return np.random.default_rng(random_key(self.seed, job.record.record.id, job.iteration))
 
     def _joined(
         self, encoded: Encoded, made: Sequence[Cut], out: Sequence[np.ndarray]
     ) -> tuple[str, tuple[dict[str, Any], ...]]:
-        """The chosen response with its sentences rewritten; all between them byte for byte."""
+        """The chosen response with its sentences rewritten; the text between them is unchanged."""
         chosen = encoded.record.responses[0]
         pieces, sentences, done = [], [], 0
         for cut, ids in zip(made, out, strict=True):
@@ -305,12 +308,12 @@ class BDHS:
 
 
 def check(records: Sequence[Encoded], encoder: Encoder, config: BDHSMethod) -> None:
-    """Refuse what would stop the work later: a record without an image, a response without a sentence
-    or one that the chat template changes."""
+    """Refuse records that would fail later: those without an image, and those whose response has no
+    sentence or is changed by the chat template."""
     for encoded in records:
         record = encoded.record
         if not record.images:
-            raise refusal(record.where, "has no image", "leave it out: there is nothing to hide")
+            raise refusal(record.where, "has no image", "leave it out: BDHS needs an image to distort")
         if config.guided:
             if not split(record.responses[0]):
                 raise refusal(record.where, "the response has no sentence", "mend it or leave it out")

@@ -1,8 +1,9 @@
-"""BDHS as a job: a file of SFT records in, a file of preference pairs out, to be stopped and continued.
+"""BDHS as a resumable job: from a file of SFT records to a file of preference pairs.
 
-While it runs, finished pairs are appended to OUT.part, whose first line says what they are made from. At
-the end they are put in the order of the data and appear as OUT; OUT.log.jsonl says what was run.
-The log comes before OUT and OUT.part goes last, so a job may be stopped at any point.
+During the run, finished pairs are appended to OUT.part, whose first line (the stamp) identifies config,
+model and data. At the end they are sorted into the order of the data and written to OUT; OUT.log.jsonl
+records the run. The log is written before OUT, and OUT.part is removed last, so a job may be interrupted at
+any point.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut
 from mllm_align.errors import WEIGHTS, InputError, not_finite, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json
-from mllm_align.generate.bdhs import BDHS, Made, check
-from mllm_align.generate.decode import Decoder
+from mllm_align.generate.bdhs import BDHS, BDHSResult, check
+from mllm_align.generate.decode import Generator
 from mllm_align.generate.similarity import Similarity, open_similarity
 from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle
@@ -72,18 +73,18 @@ def bdhs(
     out: str | Path,
     shard: Shard | None = None,
 ) -> dict[str, Any]:
-    """Write `out`: one preference pair for each record of `data`, rejected responses made by the model.
+    """Write `out`: one preference pair per record of `data`, with rejected responses from the model.
 
-    data: a file or rows with a prompt, images and one response. A job that was stopped goes on where it
-    was. Returns a summary: pairs, left_out (ids of records whose rejected response came out empty or the
-    same), differ_after (share of the pairs that differ enough after each iteration), seconds. Raises
-    InputError for data that can't be used, and for an `out` of something else; NotFinite where logits or
-    similarities of some records are not finite, after all others, which the job keeps.
+    data: a file or rows with a prompt, images and one response. An interrupted job is resumed. Returns a
+    summary: pairs, left_out (ids of records whose rejected response is empty or equals the chosen one),
+    differ_after (share of the pairs that differ enough after each iteration), seconds. Raises InputError
+    for unusable data, and if `out` belongs to another job; NotFinite if logits or similarities of some
+    records are not finite, after all other records, which the job keeps.
     """
     began, shard = time.time(), shard or Shard()
     out = shard.name(Path(out))
     if out.suffix.lower() != ".jsonl":
-        raise refusal(str(out), "is not named as JSON lines", "give --out a name that ends in .jsonl")
+        raise refusal(str(out), "is not a .jsonl name", "give --out a name that ends in .jsonl")
     with alone(out):
         return _bdhs(config, bundle, data, out, shard, began)
 
@@ -109,25 +110,25 @@ def _bdhs(
         "dtype": str(bundle.dtype),
         "shard": f"{shard.number}/{shard.count}",
     }
-    job = _Job(out, stamp, {each.index for each in encoded})
-    begun = processes.on_first(lambda: {"done": job.start(), "finished": [*job.finished.values()]})
-    if begun["done"] is not None:
-        return begun["done"]
-    job.finished = {row["index"]: row for row in begun["finished"]}
+    job = _Output(out, stamp, {each.index for each in encoded})
+    state = processes.on_first(lambda: {"done": job.start(), "finished": [*job.finished.values()]})
+    if state["done"] is not None:
+        return state["done"]
+    job.finished = {row["index"]: row for row in state["finished"]}
     todo = [record for record in encoded if record.index not in job.finished]
     by_index = {record.index: record.record for record in encoded}
     roots = _image_roots(config, data, out)
     with progress_bar(len(encoded), "bdhs") as bar, job:
         bar.update(len(encoded) - len(todo))
-        decoder = Decoder(bundle, config.sampling, config.batch_size)
-        maker = BDHS(decoder, encoder, config, similarity, config.seed)
-        broken: list[Made] = []
-        for made in maker(todo):
-            if made.broken:
-                broken.append(made)
+        generator = Generator(bundle, config.sampling, config.batch_size)
+        maker = BDHS(generator, encoder, config, similarity, config.seed)
+        broken: list[BDHSResult] = []
+        for result in maker(todo):
+            if result.broken:
+                broken.append(result)
                 continue
-            about = _about(made, config, similarity, maker.threshold, stamp)
-            job.add(made.index, _row(by_index[made.index], made, about, out, roots))
+            metadata = _metadata(result, config, similarity, maker.threshold, stamp)
+            job.add(result.index, _row(by_index[result.index], result, metadata, out, roots))
             bar.update()
     if broken:
         what = " and ".join(sorted({str(each.broken) for each in broken}))
@@ -138,7 +139,7 @@ def _bdhs(
     return job.close(by_index, maker.threshold, config.iterations, left_out, time.time() - began)
 
 
-class _Job(PartFile):
+class _Output(PartFile):
     """The job's rows, and its log."""
 
     def __init__(self, out: Path, stamp: dict[str, Any], indices: Collection[int]):
@@ -152,7 +153,9 @@ class _Job(PartFile):
                 summary = self._summary()
                 if summary is None:
                     raise refusal(
-                        str(self.out), "exists and is not of this job", "give another --out or remove it"
+                        str(self.out),
+                        "exists and is not this job's output",
+                        "give another --out or remove it",
                     )
                 self.part.unlink(missing_ok=True)
                 return summary
@@ -160,7 +163,7 @@ class _Job(PartFile):
         return None
 
     def _summary(self) -> dict[str, Any] | None:
-        """What the log says of this job as its last event."""
+        """This job's summary in the last event of the log, if it is there."""
         with suppress(OSError, ValueError, IndexError, KeyError, TypeError):
             last = parse_json(self.log.read_bytes().splitlines()[-1])
             if last["stamp"] == self.stamp and _is_summary(last["summary"]):
@@ -175,7 +178,7 @@ class _Job(PartFile):
         left_out: Sequence[LeftOut],
         seconds: float,
     ) -> dict[str, Any]:
-        """Put the pairs in order, name what was left out, write the summary."""
+        """Write the sorted pairs to OUT and the summary to the log; returns the summary."""
         rows = [self.finished[index] for index in sorted(self.finished)]
         good = [row for row in rows if _usable(row)]
         tries = [row["bdhs"]["similarities"] for row in rows]
@@ -186,7 +189,7 @@ class _Job(PartFile):
         summary = {
             "pairs": len(good),
             "left_out": [records[row["index"]].id for row in rows if not _usable(row)],
-            "over_long": [each.id for each in left_out],  # one response has none like it
+            "over_long": [each.id for each in left_out],  # with one response, there are no identical ones
             "differ_after": differ,
             "unfinished": sum(row["bdhs"]["unfinished"] for row in rows),
             "seconds": round(seconds, 3),
@@ -207,41 +210,41 @@ class _Job(PartFile):
 
 
 def _is_row(row: Any) -> bool:
-    """Whether a finished row has what is asked of it later. Raises KeyError and TypeError if not, too."""
-    about = row["bdhs"]
+    """Whether a finished row has the fields used later. May raise KeyError or TypeError if it has not."""
+    metadata = row["bdhs"]
     texts = isinstance(row["chosen"], str) and isinstance(row["rejected"], str)
-    tries = isinstance(about["similarities"], list) and bool(about["similarities"])
-    tries = tries and all(type(each) in (int, float) for each in about["similarities"])
-    return texts and tries and type(about["unfinished"]) in (int, bool)
+    tries = isinstance(metadata["similarities"], list) and bool(metadata["similarities"])
+    tries = tries and all(type(each) in (int, float) for each in metadata["similarities"])
+    return texts and tries and type(metadata["unfinished"]) in (int, bool)
 
 
 def _is_summary(summary: Any) -> bool:
-    """The same of a log's summary."""
+    """Whether a log's summary has the fields used later; may raise, too."""
     shares = all(type(share) in (int, float) for share in summary["differ_after"])
     return shares and type(summary["pairs"]) is int and isinstance(summary["left_out"], list)
 
 
 def _usable(row: dict[str, Any]) -> bool:
-    """Whether the pair can be trained on: readers refuse others."""
+    """Whether the pair can be used for training: readers refuse others."""
     rejected = row["rejected"].strip()
     return bool(rejected) and rejected != row["chosen"].strip() and "<image>" not in rejected
 
 
-def _about(
-    made: Made, config: BDHSConfig, similarity: Similarity, threshold: float, stamp: dict[str, Any]
+def _metadata(
+    result: BDHSResult, config: BDHSConfig, similarity: Similarity, threshold: float, stamp: dict[str, Any]
 ) -> dict[str, Any]:
-    """What an output record says of how its rejected response came about."""
+    """Metadata of an output record: how its rejected response was generated."""
     return {
-        "iterations": made.iterations,
-        "guided": made.guided,
-        "similarity": made.similarity[-1],
-        "similarities": list(made.similarity),
+        "iterations": result.iterations,
+        "guided": result.guided,
+        "similarity": result.similarity[-1],
+        "similarities": list(result.similarity),
         "similarity_by": similarity.name,
         "threshold": threshold,
         "distortion": config.distortion,
-        "mask_share": made.mask_share,
-        "sentences": list(made.sentences),
-        "unfinished": made.unfinished,
+        "mask_share": result.mask_share,
+        "sentences": list(result.sentences),
+        "unfinished": result.unfinished,
         "seed": config.seed,
         "model": stamp["model"],
         "trained": stamp["trained"],
@@ -249,31 +252,33 @@ def _about(
 
 
 def _image_roots(config: BDHSConfig, data: Any, out: Path) -> list[Path]:
-    """The folders that image paths start from; of rows in memory, that of `out`."""
+    """The folders that image paths are relative to; for rows in memory, the folder of `out`."""
     if config.data.image_root:
         return [root.resolve() for root in config.data.image_root]
     if not isinstance(data, str | os.PathLike):
         return [out.parent.resolve()]
     folder = Path(data) if os.path.isdir(data) else Path(data).parent
-    while glob.has_magic(str(folder)) and not folder.exists():  # of a pattern, what all its files share
+    while glob.has_magic(str(folder)) and not folder.exists():  # the fixed part of a pattern
         folder = folder.parent
     return [folder.resolve()]
 
 
-def _row(record: Record, made: Made, about: dict[str, Any], out: Path, roots: list[Path]) -> dict[str, Any]:
+def _row(
+    record: Record, result: BDHSResult, metadata: dict[str, Any], out: Path, roots: list[Path]
+) -> dict[str, Any]:
     return {
         "id": record.id,
         "images": [_image(source, out, roots) for source in record.images],
         "prompt": [message.chat() for message in record.messages],
         "chosen": record.responses[0],
-        "rejected": made.rejected,
-        "bdhs": about,
+        "rejected": result.rejected,
+        "bdhs": metadata,
     }
 
 
 def _image(source: ImageSource, out: Path, roots: list[Path]) -> str:
-    """The image's path, from the image folder of the data where it lies in one. What came as bytes or
-    decoded is written beside `out`."""
+    """The image's path, relative to the data's image folder that contains it, if any. An image given as
+    bytes or decoded is written beside `out`."""
     if source.path is not None:
         for i, root in enumerate(roots):
             if source.path.is_relative_to(root):
@@ -282,13 +287,13 @@ def _image(source: ImageSource, out: Path, roots: list[Path]) -> str:
                     return name.as_posix()
         return str(source.path)
     data = source.read()
-    if data is None:  # as the model gets it: PNG holds neither every mode nor the orientation
+    if data is None:  # as the model sees it: PNG has neither every mode nor the orientation
         buffer = io.BytesIO()
         load_rgb(source).save(buffer, "PNG")
         data = buffer.getvalue()
-    kind = (Image.open(io.BytesIO(data)).format or "png").lower()
+    suffix = (Image.open(io.BytesIO(data)).format or "png").lower()
     folder = out.with_name(out.stem + "-images")
-    file = folder / f"{hashlib.sha256(data).hexdigest()[:20]}.{kind}"
+    file = folder / f"{hashlib.sha256(data).hexdigest()[:20]}.{suffix}"
     if not file.exists() and processes.first():
         with new_file(file, "wb") as opened:
             opened.write(data)

@@ -1,8 +1,8 @@
-"""Prefill once, fork any number of continuations, decode them together.
+"""Batched generation: one prefill per prefix, then any number of continuations (forks) decoded together.
 
-A fork is a continuation of a prefix from one of its tokens on: it sees the prefix before that token, then
-its own tokens. Its first tokens may be given (`forced`); at least one is, the token that stood last before
-the fork, which is run again because a cache holds keys and values and not what was predicted from them.
+A fork continues a prefix from one of its tokens on: it attends to the prefix before that token, then to its
+own tokens. Its first tokens are given (`forced`), at least one: the last token before the fork, which is
+run again because the cache stores keys and values but no predictions.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ from mllm_align.sizes import bucket, round_up
 class Forks:
     """F continuations of each of B prefixes.
 
-    order, rope: of a fork's first own token, as in `batch.Prefix`; it sees earlier tokens of the prefix.
-    tokens, forced: R places for its own tokens; the first `forced`, 1 or more, are given.
-    limit: most tokens to generate after those; 0 for a fork that only fills the batch.
+    order, rope: of a fork's first own token, as in `batch.Prefix`; it attends to prefix tokens before it.
+    tokens, forced: R positions for its own tokens; the first `forced`, at least 1, are given.
+    limit: maximum number of tokens to generate after those; 0 for a fork that only pads the batch.
     keys: key data of its random numbers (see `sampling.random_key`).
     """
 
@@ -58,8 +58,8 @@ class Forks:
 
 @dataclass(frozen=True)
 class Fork:
-    """One continuation to make. at: index of the prefix's token in whose place it begins. forced: 1 or more
-    ids, the first of them that token's own or another. limit, key [2] uint32: see `Forks`."""
+    """One continuation to generate. at: index of the prefix token that its first token replaces. forced: 1
+    or more ids; the first may equal that token or differ. limit, key [2] uint32: see `Forks`."""
 
     at: int
     forced: np.ndarray
@@ -71,7 +71,7 @@ class Fork:
 class Row:
     """A prefix of p tokens with its continuations, unpadded, on the host.
 
-    features [n, F]: the tower's, of the images; row i of them is embedding 1 + i of the image table.
+    features [n, F]: the vision tower's features of the images; row i is embedding 1 + i of the image table.
     """
 
     features: np.ndarray
@@ -80,7 +80,7 @@ class Row:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Padded sizes (forks, prefix): rows of one shape go well together."""
+        """Padded sizes (forks, prefix), by which rows are batched."""
         return bucket(len(self.forks), 1), bucket(len(self.prefix.tokens), 32)
 
 
@@ -88,11 +88,12 @@ class Row:
 def programs(
     config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any, sampling: SamplingConfig
 ) -> tuple:
-    """(features, prefill, decode), compiled once for all models of one kind. Shardings are pinned: rows
-    and heads of the cache are cut like the model; what the host reads is on every device."""
+    """(features, prefill, decode): jitted once per model config. Shardings are fixed: rows and heads of the
+    cache are sharded like the model; outputs that the host reads are replicated."""
     model = make_model(config)
-    weights = base_shardings(config, mesh), None  # what is trained is taken as it lies
-    rows, whole, cache = batch_sharding(mesh, micro=False), replicated(mesh), cache_shardings(config, mesh)
+    weights = base_shardings(config, mesh), None  # None: trained parameters keep their sharding
+    rows, on_all = batch_sharding(mesh, micro=False), replicated(mesh)
+    cache = cache_shardings(config, mesh)
 
     def policy(params: Any, trained: Any) -> Any:
         return policy_variables(params, trained, lora_scale, dtype)
@@ -103,18 +104,18 @@ def programs(
     def prefill(params, trained, features, prefix, holes):
         return model.apply(policy(params, trained), features, prefix, holes, method="prefill")
 
-    def decode(params, trained, prefix, forks, stops):
-        tokens, lengths, _, finite = run(model, policy(params, trained), prefix, forks, stops, sampling)
+    def decode(params, trained, prefix, forks, stop_mask):
+        tokens, lengths, _, finite = run(model, policy(params, trained), prefix, forks, stop_mask, sampling)
         return tokens, lengths, finite
 
     def jitted(f, args: tuple, out: Any, static: tuple[int, ...] = ()) -> Any:
-        places = {"in_shardings": (*weights, *args), "out_shardings": out}
-        return jax.jit(traced_within(mesh, f, dtype), **places, static_argnums=static)
+        shardings = {"in_shardings": (*weights, *args), "out_shardings": out}
+        return jax.jit(traced_within(mesh, f, dtype), **shardings, static_argnums=static)
 
     return (
-        jitted(features, (rows,), whole),
+        jitted(features, (rows,), on_all),
         jitted(prefill, (rows, rows), cache, static=(4,)),
-        jitted(decode, (cache, rows, whole), whole),
+        jitted(decode, (cache, rows, on_all), on_all),
     )
 
 
@@ -128,10 +129,10 @@ def cache_shardings(config: ModelConfig, mesh: Mesh) -> Cache:
     return Cache(layers, (last, last), rows, rows)  # type: ignore[arg-type]
 
 
-class Decoder:
-    """A bundle's compiled programs, `size` prefixes at a time (rounded up to the mesh).
+class Generator:
+    """Generation with a bundle's model, `size` prefixes at a time (rounded up to a multiple of the shards).
 
-    trained: what a run has put over the checkpoint; it may be exchanged between calls.
+    trained: parameters that a run trains on top of the checkpoint; they may be replaced between calls.
     """
 
     def __init__(self, bundle: Bundle, sampling: SamplingConfig, size: int = 8):
@@ -140,16 +141,16 @@ class Decoder:
         self.vocab = bundle.config.decoder.vocab
         params, self.trained = bundle.params, bundle.trained
         put = partial(assemble, where=batch_sharding(bundle.mesh, micro=False))
-        everywhere = partial(assemble, where=replicated(bundle.mesh))
-        rule = replace(sampling, max_tokens=1)  # forks carry their own limits
+        put_on_all = partial(assemble, where=replicated(bundle.mesh))
+        rule = replace(sampling, max_tokens=1)  # forks have their own limits
         see, fill, loop = programs(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, rule)
         self._per_tile = bundle.config.vision.tokens
         self._features = lambda pixels: see(params, self.trained, put(pixels))
         self._prefill = lambda features, prefix, holes: fill(
             params, self.trained, put(features), put(prefix), holes
         )
-        self._decode = lambda prefix, forks, stops: loop(
-            params, self.trained, prefix, put(forks), everywhere(stops)
+        self._decode = lambda prefix, forks, stop_mask: loop(
+            params, self.trained, prefix, put(forks), put_on_all(stop_mask)
         )
 
     def features(self, pictures: Sequence[Pixels]) -> list[np.ndarray]:
@@ -175,15 +176,15 @@ class Decoder:
         return self._prefill(features, pad_prefixes([row.prefix for row in rows], length), holes)
 
     def decode(
-        self, rows: Sequence[Row], prefix: Cache, stops: np.ndarray
+        self, rows: Sequence[Row], prefix: Cache, stop_mask: np.ndarray
     ) -> list[list[np.ndarray | None]]:
-        """Generated tokens of every fork of every row, without the forced ones; a stop is the last. None
-        for a fork that met logits that are not finite.
+        """Generated tokens of every fork of every row, without the forced ones; a stop token is included.
+        None for a fork with logits that are not finite.
 
-        stops [V] bool: the ids that end a continuation.
+        stop_mask [V] bool: the ids that end a continuation.
         """
         forks = _forks(rows, self.size)
-        tokens, lengths, finite = (np.asarray(x) for x in self._decode(prefix, forks, stops))
+        tokens, lengths, finite = (np.asarray(x) for x in self._decode(prefix, forks, stop_mask))
         return [
             [
                 tokens[b, f, len(fork.forced) : lengths[b, f]] if finite[b, f] else None
@@ -192,20 +193,20 @@ class Decoder:
             for b, row in enumerate(rows)
         ]
 
-    def __call__(self, rows: Sequence[Row], stops: np.ndarray) -> list[list[np.ndarray | None]]:
-        """Prefill and decode any number of rows; rows of like shape share a batch."""
+    def __call__(self, rows: Sequence[Row], stop_mask: np.ndarray) -> list[list[np.ndarray | None]]:
+        """Prefill and decode any number of rows; rows of similar shape share a batch."""
         out: list[list[np.ndarray | None]] = [[] for _ in rows]
         order = sorted(range(len(rows)), key=lambda i: rows[i].shape)
         for start in range(0, len(order), self.size):
             part = order[start : start + self.size]
             batch = [rows[i] for i in part]
-            for i, tokens in zip(part, self.decode(batch, self.prefill(batch), stops), strict=True):
+            for i, tokens in zip(part, self.decode(batch, self.prefill(batch), stop_mask), strict=True):
                 out[i] = tokens
         return out
 
 
 def _forks(rows: Sequence[Row], size: int) -> Forks:
-    """Forks of all rows, padded with ones that generate nothing."""
+    """Forks of all rows, padded with forks that generate nothing."""
     shape = size, bucket(max(len(row.forks) for row in rows), 1)
     steps = max((len(fork.forced) + fork.limit - 1 for row in rows for fork in row.forks), default=0)
     order, rope, limit = (np.zeros(shape, np.int32) for _ in range(3))
@@ -225,19 +226,19 @@ def run(
     variables: Any,
     prefix: Cache,
     forks: Forks,
-    stops: Bool[Array, " V"],
+    stop_mask: Bool[Array, " V"],
     sampling: SamplingConfig,
 ) -> tuple[Int[Array, "B F R"], Int[Array, "B F"], Float[Array, "B F R"], Bool[Array, "B F"]]:
-    """Tokens of every fork, the given ones first; how many are real; log-probs of the generated ones;
-    whether all logits that they were drawn from are finite.
+    """(tokens, lengths, logps, finite) of every fork. tokens: the forced ones, then the generated ones.
+    finite: whether all logits from which the tokens were sampled are finite.
 
-    Log-probs are the model's, nats, before temperature and filters; 0 at other places. A fork ends after a
-    generated token that `stops` names, after its limit, or at logits that are not finite; the loop when
-    all have.
+    Log-probs are the model's, in nats per token, before temperature and filters; 0 at other positions. A
+    fork ends after a generated token in `stop_mask`, at its limit, or at logits that are not finite; the
+    loop ends when all forks have.
     """
     batch, count, length = forks.tokens.shape
 
-    def going(state):
+    def unfinished_forks(state):
         step, *_, unfinished, _, _ = state
         return unfinished.any() & (step < length - 1)
 
@@ -246,24 +247,24 @@ def run(
         now = jax.lax.dynamic_index_in_dim(tokens, step, axis=2, keepdims=False)
         at = forks.order, forks.rope, step
         logits, own = model.apply(variables, now, prefix, own, *at, method="decode")
-        number = step + 1 - forks.forced  # of the next token among the generated ones
-        draw = jnp.take_along_axis(uniforms, jnp.maximum(number, 0)[:, :, None, None], axis=2)
-        drawn = choose(logits.reshape(batch * count, -1), draw.reshape(-1, 2), sampling)
-        drawn = drawn.reshape(batch, count)
+        number = step + 1 - forks.forced  # index of the next token among the generated ones
+        draws = jnp.take_along_axis(uniforms, jnp.maximum(number, 0)[:, :, None, None], axis=2)
+        sampled = choose(logits.reshape(batch * count, -1), draws.reshape(-1, 2), sampling)
+        sampled = sampled.reshape(batch, count)
         given = jax.lax.dynamic_index_in_dim(tokens, step + 1, axis=2, keepdims=False)
         new = unfinished & (number >= 0)
-        chosen = jnp.take_along_axis(logits, drawn[:, :, None], axis=-1)[:, :, 0]
-        said = jnp.where(new, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
-        logps = jax.lax.dynamic_update_index_in_dim(logps, said, step + 1, 2)
-        tokens = jax.lax.dynamic_update_index_in_dim(tokens, jnp.where(new, drawn, given), step + 1, 2)
+        chosen = jnp.take_along_axis(logits, sampled[:, :, None], axis=-1)[:, :, 0]
+        logp = jnp.where(new, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
+        logps = jax.lax.dynamic_update_index_in_dim(logps, logp, step + 1, 2)
+        tokens = jax.lax.dynamic_update_index_in_dim(tokens, jnp.where(new, sampled, given), step + 1, 2)
         finite &= ~new | jnp.isfinite(logits).all(-1)
-        unfinished &= finite & ~(new & (stops[drawn] | (number + 1 >= forks.limit)))
+        unfinished &= finite & ~(new & (stop_mask[sampled] | (number + 1 >= forks.limit)))
         return step + 1, tokens, lengths + new.astype(lengths.dtype), logps, unfinished, finite, own
 
-    uniforms = uniform(forks.keys[:, :, None], jnp.arange(length)[None, None])  # at once costs least
-    own = prefix.empty(count, length - 1)  # the last token is never run
+    uniforms = uniform(forks.keys[:, :, None], jnp.arange(length)[None, None])  # cheaper all at once
+    own = prefix.empty(count, length - 1)  # the last token is never fed to the model
     logps = jnp.zeros(forks.tokens.shape, jnp.float32)
     unfinished, finite = forks.limit > 0, jnp.ones(forks.limit.shape, bool)
     start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, logps, unfinished, finite, own)
-    _, tokens, lengths, logps, _, finite, _ = jax.lax.while_loop(going, advance, start)
+    _, tokens, lengths, logps, _, finite, _ = jax.lax.while_loop(unfinished_forks, advance, start)
     return tokens, lengths, logps, finite

@@ -1,4 +1,4 @@
-"""What keeps a policy from looking at the image: masked embeddings, or noise."""
+"""Distortions that hide the image from the policy: masked embeddings, or diffusion noise."""
 
 from __future__ import annotations
 
@@ -11,25 +11,23 @@ from mllm_align.generate.decode import Row
 
 
 def visible_embeddings(image: np.ndarray, mask_rate: float, rng: np.random.Generator) -> np.ndarray:
-    """[p] bool: text stays; an image embedding, `image_newline` included, where U(0, 1) >= mask_rate.
-
-    image [p]: -1 at text (arXiv 2407.02477, Algorithm 1).
-    """
+    """Visible tokens [p] bool: all text, and each image embedding (`image_newline` too) whose
+    U(0, 1) >= mask_rate (arXiv 2407.02477, Algorithm 1). image [p]: -1 at text."""
     return (image < 0) | (rng.random(len(image)) >= mask_rate)
 
 
 def gathered(row: Row) -> Row:
     """The row without its invisible tokens; the others keep their order and rotary positions.
 
-    A masked key is an absent key: nothing attends to it, so nothing that is read changes, and a prefix of
-    2,900 tokens at mask rate 0.99 becomes one of a few dozen.
+    Nothing attends to a masked key, so removing it leaves all other outputs unchanged. At mask rate 0.99, a
+    prefix of 2,900 tokens shrinks to a few dozen.
     """
     visible = row.prefix.visible
     prefix = row.prefix.keep(visible)
     used = np.unique(prefix.image[prefix.image > 0])
-    place = np.where(prefix.image > 0, 1 + np.searchsorted(used, prefix.image), prefix.image)
-    prefix = replace(prefix, image=place.astype(np.int32))
-    before = np.cumsum(visible) - visible  # how many tokens are kept before each
+    index = np.where(prefix.image > 0, 1 + np.searchsorted(used, prefix.image), prefix.image)
+    prefix = replace(prefix, image=index.astype(np.int32))
+    before = np.cumsum(visible) - visible  # number of visible tokens before each token
     forks = tuple(replace(fork, at=int(before[fork.at])) for fork in row.forks)
     return Row(row.features[used - 1], prefix, forks)
 
@@ -40,13 +38,13 @@ def noisy(patches: np.ndarray, steps: int, rng: np.random.Generator, layout: Lay
     beta_k = sigmoid(-6 + 12 k / 1000) (0.5e-2 - 1e-5) + 1e-5, abar = prod_{k <= steps} (1 - beta_k)
     (arXiv 2407.02477, Appendix E.1).
     """
-    left = kept_after(steps)
+    left = signal_share(steps)
     noise = layout.noise(lambda shape: rng.standard_normal(shape, np.float32), patches.shape)
     return (np.sqrt(left) * patches + np.sqrt(1 - left) * noise).astype(np.float32)
 
 
-def kept_after(steps: int) -> float:
-    """abar: the share of the picture's variance that is left after `steps` steps (see `noisy`)."""
+def signal_share(steps: int) -> float:
+    """abar: the share of the image's variance that remains after `steps` steps (see `noisy`)."""
     k = np.arange(1, steps + 1)
     beta = (0.5e-2 - 1e-5) / (1 + np.exp(6 - 12 * k / 1000)) + 1e-5
     return float(np.prod(1 - beta))

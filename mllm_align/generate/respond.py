@@ -1,4 +1,4 @@
-"""Responses sampled from a model: plain generation."""
+"""Plain generation: responses sampled from a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.config.checks import MANY, SEED, check_number
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.errors import not_finite
-from mllm_align.generate.decode import Decoder, Fork, Row
+from mllm_align.generate.decode import Fork, Generator, Row
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.bundle import Bundle
 from mllm_align.prepare import check_batch, pixels_ahead, prepare
@@ -30,11 +30,11 @@ def generate(
     batch_size: int = 8,
     config: DataConfig | None = None,
 ) -> list[list[str]]:
-    """`samples` responses to every record's prompt, as text without white space around it.
+    """`samples` responses to every record's prompt, as text without surrounding white space.
 
     data: a file or rows with `prompt` (or `messages`) and `images`. A record left out as over-long (only
-    with data.over_long "skip") has none. Raises InputError for data that can't be used, NotFinite where
-    logits are not finite.
+    with data.over_long "skip") has no responses. Raises InputError for unusable data, NotFinite for logits
+    that are not finite.
     """
     sampling, config = sampling or SamplingConfig(), config or DataConfig()
     for name, value, low, high in (
@@ -46,14 +46,14 @@ def generate(
     encoder, records, left_out = prepare(bundle, data, config, responses=0)
     check_batch(batch_size, len(records))
     out: list[list[str]] = [[] for _ in range(len(records) + len(left_out))]
-    tokens = respond(Decoder(bundle, sampling, batch_size), encoder, records, sampling, samples, seed)
+    tokens = respond(Generator(bundle, sampling, batch_size), encoder, records, sampling, samples, seed)
     for record, each in zip(records, tokens, strict=True):
         out[record.index] = [encoder.text(ids).strip() for ids in each]
     return out
 
 
 def respond(
-    decoder: Decoder,
+    generator: Generator,
     encoder: Encoder,
     records: Sequence[Encoded],
     sampling: SamplingConfig,
@@ -62,25 +62,25 @@ def respond(
     what: str | None = "generating",
     done: Callable[[int, list[np.ndarray]], None] | None = None,
 ) -> list[list[np.ndarray]]:
-    """Token ids of `samples` responses to each record's prompt, an end of sequence included.
+    """Token ids of `samples` responses to each record's prompt, including the end of sequence.
 
     what: the progress bar's name; None shows none. done: called with the place and the responses of each
     record whose logits are finite, as soon as they are there. Raises NotFinite, after all records, for
     those whose logits are not finite.
     """
-    stops = encoder.end_mask(decoder.vocab)
+    eos_mask = encoder.eos_mask(generator.vocab)
     order = sorted(range(len(records)), key=lambda i: records[i].shape)
     out: list[list[Any]] = [[] for _ in records]
-    pictures = pixels_ahead(encoder, [records[i] for i in order], 2 * decoder.size)
+    pictures = pixels_ahead(encoder, [records[i] for i in order], 2 * generator.size)
     with nullcontext() if what is None else progress_bar(len(records), what) as bar:
-        for start in range(0, len(order), decoder.size):
-            part = order[start : start + decoder.size]
-            features = decoder.features(list(islice(pictures, len(part))))
+        for start in range(0, len(order), generator.size):
+            part = order[start : start + generator.size]
+            features = generator.features(list(islice(pictures, len(part))))
             rows = [
                 prompt_row(encoder, records[i], seen, sampling.max_tokens, samples, seed)
                 for i, seen in zip(part, features, strict=True)
             ]
-            for i, tokens in zip(part, decoder(rows, stops), strict=True):
+            for i, tokens in zip(part, generator(rows, eos_mask), strict=True):
                 out[i] = tokens
                 whole = [ids for ids in tokens if ids is not None]
                 if done is not None and len(whole) == len(tokens):
@@ -106,7 +106,7 @@ def prompt_row(
     seed: int,
     *draw: int,
 ) -> Row:
-    """A prompt with `samples` forks at its end. draw: numbers that tell this draw from others."""
+    """A prompt with `samples` forks at its end. draw: numbers that distinguish this draw from others."""
     prefix = encoder.prefix(encoded)
     last = len(prefix.tokens) - 1
     forks = tuple(

@@ -1,4 +1,4 @@
-"""Choosing the next token, and the random numbers that decide it."""
+"""Sampling of the next token, with random numbers that depend on seed, record and position only."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BLOCK = 128  # tokens
 def random_key(seed: int, record: str, *sample: int) -> np.ndarray:
     """Key data [2] uint32 of one sample of one record.
 
-    It depends on nothing else, so the other rows of a batch, its shape and the number of hosts never change
-    what is drawn. Positions are folded in later.
+    It depends on nothing else, so the sampled tokens do not depend on the other rows of a batch, its shape
+    or the number of hosts. Positions are folded in later.
     """
     name = json.dumps([seed, record, *sample])
     return np.frombuffer(hashlib.sha256(name.encode()).digest()[:8], np.uint32).copy()
@@ -30,11 +30,11 @@ def random_key(seed: int, record: str, *sample: int) -> np.ndarray:
 def choose(
     logits: Float[Array, "N V"], uniforms: Float[Array, "N 2"], sampling: SamplingConfig
 ) -> Int[Array, " N"]:
-    """One token a row: the likeliest at temperature 0, else drawn from the filtered distribution.
+    """One token per row: the most likely at temperature 0, else sampled from the filtered distribution.
 
-    Inverse-CDF sampling in two stages: the first of the `uniform` numbers selects a block of the
-    vocabulary, the second a token of that block. The sums are short, and rounding changes a draw only where
-    a number almost equals one of them.
+    Inverse-CDF sampling in two stages: the first of the `uniforms` selects a block of the vocabulary, the
+    second a token of that block. The cumulative sums are short, and rounding changes a sample only if a
+    uniform number almost equals one of them.
     """
     if sampling.temperature == 0:
         return logits.argmax(-1).astype(jnp.int32)
@@ -49,33 +49,33 @@ def choose(
 
 @partial(jnp.vectorize, signature="(k),()->(n)")
 def uniform(key: UInt32[Array, "... 2"], position: Int[Array, ...]) -> Float[Array, "... 2"]:
-    """Two uniform numbers in [0, 1) that decide the token at a position."""
+    """The two uniform numbers in [0, 1) that determine the token at a position."""
     key = jax.random.fold_in(jax.random.wrap_key_data(key, impl="threefry2x32"), position)
     return jax.random.uniform(key, (2,))
 
 
 def _inverse_cdf(mass: Float[Array, "N n"], uniform: Float[Array, " N"]) -> Int[Array, " N"]:
     """The first index whose cumulative mass exceeds `uniform` times the total; the last if none does."""
-    upto = jnp.where(mass > 0, mass.cumsum(-1), 0.0)  # rounding must not select an index without mass
-    more = upto > uniform[:, None] * upto.max(-1, keepdims=True)
-    places = jnp.arange(mass.shape[-1], dtype=jnp.int32)
-    return jnp.where(more, places, places[-1]).min(-1)
+    cdf = jnp.where(mass > 0, mass.cumsum(-1), 0.0)  # rounding must not select an index without mass
+    more = cdf > uniform[:, None] * cdf.max(-1, keepdims=True)
+    indices = jnp.arange(mass.shape[-1], dtype=jnp.int32)
+    return jnp.where(more, indices, indices[-1]).min(-1)
 
 
 def filtered(logits: Float[Array, "N V"], sampling: SamplingConfig) -> Float[Array, "N V"]:
     """Logits after temperature, top-k and top-p; excluded tokens have -1e30.
 
-    top-p keeps the fewest likeliest tokens whose probabilities reach top_p, at least one (Holtzman et al.
-    2020). Tokens that tie with the last one kept are kept too.
+    top-p keeps the smallest set of most likely tokens whose probabilities sum to top_p or more (Holtzman et
+    al. 2020). Tokens with the same logit as the last one kept are kept too.
     """
     logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        least = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
-        logits = jnp.where(logits < least, DROPPED, logits)
+        threshold = jax.lax.top_k(logits, sampling.top_k)[0][:, -1:]
+        logits = jnp.where(logits < threshold, DROPPED, logits)
     if sampling.top_p < 1:
         ranked = jnp.sort(logits, axis=-1, descending=True)
         mass = jax.nn.softmax(ranked, axis=-1)
-        before = jnp.cumsum(mass, axis=-1) - mass  # probability of all likelier tokens
-        least = jnp.where(before < sampling.top_p, ranked, jnp.inf).min(-1, keepdims=True)
-        logits = jnp.where(logits < least, DROPPED, logits)
+        before = jnp.cumsum(mass, axis=-1) - mass  # probability of all more likely tokens
+        threshold = jnp.where(before < sampling.top_p, ranked, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits < threshold, DROPPED, logits)
     return logits

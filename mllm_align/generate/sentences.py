@@ -1,8 +1,8 @@
-"""Where the sentences of a response stand, and where a sentence starts with yes or no.
+"""Sentence boundaries of a response, and sentences that start with yes or no.
 
-Which stop ends a sentence (abbreviations, initials, decimals, quotations, CJK stops) is decided by
-sentencex with its English list. Around it stand rules for what answers of chat models look like: lines,
-list items, marks behind a stop. Whatever the library says, spans are cut from the text by position.
+sentencex, with its English rules, decides which full stops end a sentence (abbreviations, initials,
+decimals, quotations, CJK stops). Rules here handle the format of chat models' answers: lines, list items,
+marks after a full stop. Sentences are spans of the original text.
 """
 
 from __future__ import annotations
@@ -15,26 +15,25 @@ import sentencex
 
 _GAP = re.compile(r"\s+")
 _LINE_BREAK = re.compile(r"\r\n?|\n")
-# what starts a list item or a heading: "- ", "1. ", "b) ", "(2) ", "## "
+# the start of a list item or a heading: "- ", "1. ", "b) ", "(2) ", "## "
 _ITEM = re.compile(r"(?:[-*+•–]|#{1,6}|\(?(?:\d{1,3}|[A-Za-z])[.):])\s+")
-# a number that sentencex took for the end of a sentence, but that starts the next: "as follows: 1. A cat."
+# a number that sentencex assigns to one sentence but that starts the next: "as follows: 1. A cat."
 _NUMBER = re.compile(r"(?:^|(?<=[.!?:;]\s))\(?\d{1,3}[.)]\s*$")
-_BRACKETED = re.compile(
-    r"\s*[(\[][^()\[\]]*[.!?…][)\]]\s+"
-)  # a sentence that stands in brackets as a whole
+# a whole sentence in brackets
+_BRACKETED = re.compile(r"\s*[(\[][^()\[\]]*[.!?…][)\]]\s+")
 _CLOSING = re.compile(r"(?<=\S)[*_\"'”’»)\]]+(?=\s|$)")
-# The paper's expression lacks the end of the word: it would swap the start of "Not", "None" and "Nobody".
+# The paper's expression lacks the word boundary: it would swap the start of "Not", "None" and "Nobody".
 _YES_NO = re.compile(r"\s*(Yes|yes|No|no)\b(?!-\w)")
 _OPPOSITE = {"Yes": "No", "yes": "no", "No": "Yes", "no": "yes"}
 
 
 def split(text: str) -> list[tuple[int, int]]:
-    """Spans [start, stop) of the sentences in characters, in order; between them is only white space.
+    """Spans [start, stop) of the sentences in characters, in order; only white space separates them.
 
-    A blank line ends a sentence. So does a line break, unless the next line goes on in lower case (wrapped
-    text). The mark or number of a list item belongs to the item's first sentence; what holds no letter or
-    digit ("---", an emoji) to the sentence before it, at the start to the one after it. A text without any
-    letter or digit has no sentences.
+    A blank line ends a sentence. So does a line break, unless the next line starts in lower case (wrapped
+    text). The mark or number of a list item belongs to the item's first sentence. A piece without letters
+    and digits ("---", an emoji) belongs to the sentence before it, or at the start to the one after it. A
+    text without any letter or digit has no sentences.
     """
     spans: list[tuple[int, int]] = []
     for start, stop in _pieces(text):
@@ -46,16 +45,16 @@ def split(text: str) -> list[tuple[int, int]]:
 
 
 def yes_no(sentence: str) -> tuple[int, int, str] | None:
-    """(start, stop, opposite) where the sentence starts with the word yes or no, else None.
+    """(start, stop, opposite) if the sentence starts with the word yes or no, else None.
 
-    The opposite has the same case. "No. 5 is red" counts as a no: telling it apart needs its meaning.
+    The opposite has the same case. "No. 5 is red" counts as a no: only its meaning shows the difference.
     """
     found = _YES_NO.match(sentence)
     return (*found.span(1), _OPPOSITE[found[1]]) if found else None
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """Spans of what stands between two cuts, without the white space around it, none empty."""
+    """Spans of the text between two cuts, stripped of white space; empty ones are omitted."""
     for start, stop in _lines(text):
         item = _ITEM.match(text, start, stop)
         body = item.end() if item else start
@@ -82,9 +81,9 @@ def _lines(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _cuts(line: str) -> Iterator[int]:
-    """Rising positions in (0, length of the line] at which sentences end."""
+    """Increasing positions in (0, length of the line] at which sentences end."""
     last = 0
-    plain = re.sub(r"\s", " ", line)  # the library panics on some wide white space, such as U+2028
+    plain = re.sub(r"\s", " ", line)  # sentencex panics on some multi-byte white space, such as U+2028
     for boundary in sentencex.get_sentence_boundaries("en", plain):  # type: ignore[attr-defined]
         end = boundary["end_index"]
         while (bracketed := _BRACKETED.match(line, last)) and bracketed.end() < end:

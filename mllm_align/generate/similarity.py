@@ -1,4 +1,4 @@
-"""How alike two responses are: by their sentence embeddings, or by their words."""
+"""Similarity of two responses: by sentence embeddings, or by words."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from mllm_align.errors import one_line, quoted, refusal
 from mllm_align.models.sentence_encoder import SentenceEncoder, open_encoder
 
 _WORD = re.compile(r"\w+(?:['’]\w+)*")
-# all that `open_encoder` reads; a hub folder holds the weights in other formats, too
+# the files that `open_encoder` reads; a hub repository also has the weights in other formats
 _FILES = ["*.json", "*.txt", "model.safetensors", "*/model.safetensors"]
 
 
 class Similarity(Protocol):
     """Similarity of pairs of texts.
 
-    name: as written to output records. threshold: pairs below it count as different.
+    name: written to output records. threshold: pairs below it count as different.
     """
 
     name: str
@@ -34,9 +34,9 @@ class Similarity(Protocol):
 
 
 class Embedded:
-    """Cosine of sentence embeddings. The threshold is the paper's, for all-mpnet-base-v2.
+    """Cosine similarity of sentence embeddings. The threshold is the paper's, for all-mpnet-base-v2.
 
-    all-MiniLM-L6-v2 finds as many pairs different at the same threshold (docs/similarity.md).
+    With all-MiniLM-L6-v2, the same threshold separates about as many pairs (docs/similarity.md).
     """
 
     threshold = 0.97
@@ -53,14 +53,14 @@ class Embedded:
 
 
 class Lexical:
-    """F1 of the pairs of neighbouring words, case and punctuation aside: symmetric, needs no weights.
+    """F1 of the word bigrams, ignoring case and punctuation: symmetric, and needs no weights.
 
-    The ends of a text count as words. Texts without a word are equal to each other, and 0 to all others.
-    One changed word among n leaves (n - 1) / (n + 1), so up to 22 words it makes a text different.
+    The start and end of a text count as words. Texts without words have similarity 1 to each other and 0 to
+    all others. One changed word among n gives (n - 1) / (n + 1): below the threshold for up to 22 words.
     """
 
     name = "lexical"
-    threshold = 0.915  # finds as many pairs different as all-mpnet-base-v2 at 0.97 (docs/similarity.md)
+    threshold = 0.915  # separates as many pairs as all-mpnet-base-v2 at 0.97 (docs/similarity.md)
 
     def __call__(self, first: Sequence[str], second: Sequence[str]) -> np.ndarray:
         return np.array([_overlap(a, b) for a, b in zip(first, second, strict=True)], np.float32)
@@ -80,8 +80,8 @@ def _word_pairs(text: str) -> Counter[tuple[str, str]]:
 def open_similarity(name: str) -> Similarity:
     """Open "lexical", a sentence-transformers folder, or the name of one on the Hugging Face hub.
 
-    Hub folders are kept in Hugging Face's cache; with HF_HUB_OFFLINE=1 only the cache is asked. Raises
-    InputError for what is neither, and for encoders that are not computed here.
+    Hub folders are stored in Hugging Face's cache; with HF_HUB_OFFLINE=1 only the cache is used. Raises
+    InputError for other names, and for unsupported encoders.
     """
     if name == "lexical":
         return Lexical()
@@ -93,7 +93,7 @@ def _download(name: str) -> str:
 
     try:
         return snapshot_download(name, allow_patterns=_FILES)
-    except Exception as error:  # of the hub, the connection or the disk
-        problem = f"no such folder, and the Hugging Face hub does not give it ({one_line(error, 200)})"
+    except Exception as error:  # from the hub, the connection or the disk
+        problem = f"no such folder, and the Hugging Face hub does not have it ({one_line(error, 200)})"
         remedy = "give 'lexical', a sentence-transformers folder, or the name of one on the hub"
         raise refusal(f"similarity {quoted(name)}", problem, remedy) from error

@@ -1,7 +1,7 @@
-"""Sentence embeddings of a sentence-transformers folder, computed here: BERT and MPNet encoders.
+"""Sentence embeddings from a sentence-transformers folder: BERT and MPNet encoders in JAX.
 
-The encoder is pure functions on a dict of arrays, in float32. Weights come from safetensors only and no
-code from a folder is ever run.
+The encoder consists of pure functions on a dict of arrays, in float32. Weights are read from safetensors
+only, and no code from a folder is ever run.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from mllm_align.models.ranges import (
     wrong,
 )
 
-ROWS = 16  # texts in one call of the program
-SHORTEST = 32  # tokens; padded lengths double from here, so that few programs are compiled
+ROWS = 16  # texts per call of the compiled program
+MIN_LENGTH = 32  # tokens; padded lengths double from here, so that few programs are compiled
 COPY = "copy the folder again from where the model came from"
 OTHERS = "take a BERT or MPNet model with mean or cls pooling, such as all-mpnet-base-v2"
 
@@ -64,14 +64,14 @@ _NAMES = {
         **_FEED_FORWARD,
     },
 }
-WHOLE = "give a sentence-transformers folder, with modules.json and the folders that it names"
+FOLDER = "give a sentence-transformers folder, with modules.json and the folders that it names"
 TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
-# What is read of each file: name -> (what an absent one means, range).
+# Fields read from each file: name -> (value of an absent field, range).
 MODULE = {"type": (None, Text()), "path": (None, Text())}
 CONFIG = {
     "model_type": (None, OneOf(tuple(_NAMES))),
@@ -90,25 +90,25 @@ CONFIG = {
 SETTINGS = {"max_seq_length": (None, Maybe(Whole(3, 1 << 31))), "do_lower_case": (False, Maybe(FLAG))}
 PROMPTS = {"default_prompt_name": (None, OneOf((None,)))}
 
-_FIRST_POSITION = {"bert": 0, "mpnet": 2}  # MPNet counts positions from its padding token's id on
+_FIRST_POSITION = {"bert": 0, "mpnet": 2}  # MPNet's positions start after the id of its padding token
 
 _einsum = partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 @dataclass(frozen=True)
 class SentenceEncoder:
-    """A loaded folder. limit: tokens of a text, special ones included; what is longer is cut there."""
+    """A loaded folder. max_length: tokens, special ones included, to which a text is truncated."""
 
     tokenizer: Any
     params: dict[str, Any]
     heads: int
     eps: float
     pooling: str
-    limit: int
+    max_length: int
     lower: bool
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings [n, D] of n texts, float32, each of length one. An empty text has one too."""
+        """Embeddings [n, D] of n texts, float32, of unit norm. An empty text has an embedding too."""
         vectors = np.zeros((len(texts), self.params["word"].shape[1]), np.float32)
         ids = [self._tokens(text) for text in texts]
         by_length = sorted(range(len(ids)), key=lambda i: len(ids[i]))
@@ -119,11 +119,11 @@ class SentenceEncoder:
 
     def _tokens(self, text: str) -> list[int]:
         text = text.lower() if self.lower else text
-        return self.tokenizer(text, truncation=True, max_length=self.limit)["input_ids"]
+        return self.tokenizer(text, truncation=True, max_length=self.max_length)["input_ids"]
 
     def _program(self, ids: list[list[int]]) -> jax.Array:
-        longest = max(SHORTEST, *map(len, ids))
-        padded = np.zeros((ROWS, min(1 << (longest - 1).bit_length(), self.limit)), np.int32)
+        longest = max(MIN_LENGTH, *map(len, ids))
+        padded = np.zeros((ROWS, min(1 << (longest - 1).bit_length(), self.max_length)), np.int32)
         lengths = np.zeros(ROWS, np.int32)
         for row, tokens in enumerate(ids):
             padded[row, : len(tokens)] = tokens
@@ -140,7 +140,7 @@ def encode(
     eps: float,
     pooling: str,
 ) -> Float[Array, "B D"]:
-    """Embeddings of length one, from token ids padded on the right to S."""
+    """Unit-norm embeddings, from token ids padded on the right to S."""
     length = ids.shape[1]
     seen = jnp.arange(length)[None] < lengths[:, None]
     bias = jnp.where(seen, 0.0, -1e30)[:, None, None, :]
@@ -161,7 +161,7 @@ def encode(
         return _norm(weights["mlp_norm"], x + linear("down", wide), eps), None
 
     x, _ = jax.lax.scan(layer, x, params["layers"])
-    # no division by the number of tokens: the length becomes one anyway
+    # the mean is not divided by the number of tokens, because the result is normalized
     pooled = x[:, 0] if pooling == "cls" else jnp.where(seen[:, :, None], x, 0.0).sum(1)
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
 
@@ -173,10 +173,10 @@ def _norm(weights: dict[str, Any], x: Float[Array, "B S D"], eps: float) -> Floa
 
 
 def _relative_buckets(length: int) -> np.ndarray:
-    """MPNet's row of the bias table for each (query, key): [length, length].
+    """Row of MPNet's relative bias table for each (query, key): [length, length].
 
-    Rows 0 to 15 are for keys at and before the query, 16 to 31 for later ones. In each half, distances 0
-    to 7 have a row of their own, then every half octave has one, the last from 91 on.
+    Rows 0 to 15 are for keys at or before the query, 16 to 31 for later ones. In each half, distances 0
+    to 7 have one row each, then each half octave has one; the last row is for distances of 91 and more.
     """
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
     far = np.maximum(np.abs(distance), 8)
@@ -190,16 +190,16 @@ def _relative_buckets(length: int) -> np.ndarray:
 def open_encoder(path: str | Path) -> SentenceEncoder:
     """Load a sentence-transformers folder onto this process's first device.
 
-    Raises InputError for a folder that is missing or incomplete, or asks for what is not computed here.
+    Raises InputError for a folder that is missing, incomplete or of an unsupported model.
     """
     path = Path(path)
-    modules = read_json(path / "modules.json", WHOLE, list)
+    modules = read_json(path / "modules.json", FOLDER, list)
     for number, module in enumerate(modules):
         check(str(path / "modules.json"), f"module {number}", module, Object(), COPY)
         fields(str(path / "modules.json"), module, MODULE, COPY, f"module {number}: ")
     kinds = [module["type"].split(".")[-1] for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise refusal(str(path / "modules.json"), f"modules {kinds} are not computed here", OTHERS)
+        raise refusal(str(path / "modules.json"), f"modules {kinds} are not supported", OTHERS)
     folder, pooling = (_inside(path, module["path"]) for module in modules[:2])
     config = fields(f"{folder}/config.json", read_json(folder / "config.json", COPY), CONFIG, OTHERS)
     mode = _pooling(pooling / "config.json")
@@ -211,20 +211,20 @@ def open_encoder(path: str | Path) -> SentenceEncoder:
     _optional(path / "config_sentence_transformers.json", PROMPTS)
     params = _params(folder / "model.safetensors", config)
     tokenizer = _tokenizer(folder, config["vocab_size"])
-    longest = settings["max_seq_length"] or tokenizer.model_max_length
+    max_length = settings["max_seq_length"] or tokenizer.model_max_length
     return SentenceEncoder(
         tokenizer=tokenizer,
         params=jax.device_put(params, jax.local_devices()[0]),
         heads=heads,
         eps=float(config["layer_norm_eps"]),
         pooling=mode,
-        limit=min(longest, len(params["position"])),
+        max_length=min(max_length, len(params["position"])),
         lower=bool(settings["do_lower_case"]),
     )
 
 
 def _inside(path: Path, name: str) -> Path:
-    """The folder of a module, which stands in the folder of its model."""
+    """A module's folder, which must be in the folder of its model."""
     if name not in ("", Path(name).name) or name == ".." or "\0" in name:
         raise wrong(str(path / "modules.json"), "path", name, "a folder beside modules.json", COPY)
     return path / name
@@ -235,14 +235,14 @@ def _optional(file: Path, table: Mapping[str, tuple[Any, Range]]) -> dict[str, A
 
 
 def _pooling(file: Path) -> str:
-    """The mode, mean or cls; the library writes it as one field, older versions as a flag for each mode."""
+    """The pooling mode, mean or cls: one field, or in older versions a flag per mode."""
     config = read_json(file, COPY)
     flags = {"mean_tokens": "mean", "cls_token": "cls"}
     flagged = [name for name, value in config.items() if name.startswith("pooling_mode_") and value is True]
     modes = [flags.get(name.removeprefix("pooling_mode_"), name) for name in flagged]
     mode = config.get("pooling_mode") or (modes[0] if len(modes) == 1 else modes)
     if mode not in ("mean", "cls"):
-        raise refusal(str(file), f"pooling {quoted(mode)} is not computed here", OTHERS)
+        raise refusal(str(file), f"pooling {quoted(mode)} is not supported", OTHERS)
     return mode
 
 
@@ -257,7 +257,7 @@ def _tokenizer(folder: Path, vocab: int) -> Any:
             folder, local_files_only=True, trust_remote_code=False
         )
     check_tokenizer(folder, tokenizer, vocab)
-    # transformers' own stand-in for no limit is 10**30
+    # transformers writes 10**30 for no limit
     check(str(folder), "model_max_length", tokenizer.model_max_length, Whole(3, 10**31), COPY)
     return tokenizer
 
@@ -268,12 +268,12 @@ def _params(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     except (OSError, SafetensorError) as error:
         remedy = "save the model as model.safetensors, or copy the folder again"
         raise refusal(str(file), f"can't be read ({one_line(error, 160)})", remedy) from error
-    kind, hidden, mlp = config["model_type"], config["hidden_size"], config["intermediate_size"]
+    architecture, hidden, mlp = config["model_type"], config["hidden_size"], config["intermediate_size"]
 
     def tensor(name: str, *shape: int) -> np.ndarray:
         if name not in stored or stored[name].shape != shape:
             found = list(stored[name].shape) if name in stored else "missing"
-            raise refusal(str(file), f"tensor {name} is {found}, config.json asks for {list(shape)}", COPY)
+            raise refusal(str(file), f"tensor {name} is {found}, config.json requires {list(shape)}", COPY)
         return stored[name].astype(np.float32)
 
     def pair(name: str, *shape: int) -> dict[str, np.ndarray]:
@@ -288,18 +288,18 @@ def _params(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     layers = [
         {
             ours: pair(f"encoder.layer.{i}.{theirs}", *shapes.get(ours, (hidden, hidden)))
-            for ours, theirs in _NAMES[kind].items()
+            for ours, theirs in _NAMES[architecture].items()
         }
         for i in range(config["num_hidden_layers"])
     ]
     position = tensor("embeddings.position_embeddings.weight", config["max_position_embeddings"], hidden)
-    position = position[_FIRST_POSITION[kind] :]
+    position = position[_FIRST_POSITION[architecture] :]
     params = {
         "word": tensor("embeddings.word_embeddings.weight", config["vocab_size"], hidden),
         "norm": pair("embeddings.LayerNorm", hidden),
         "layers": jax.tree.map(lambda *each: np.stack(each), *layers),
     }
-    if kind == "bert":  # a text alone is all of type 0, so that its row can stand in the positions' table
+    if architecture == "bert":  # all tokens of a single text have type 0: add its embedding here
         types = tensor("embeddings.token_type_embeddings.weight", config["type_vocab_size"], hidden)
         position = position + types[:1]
     else:

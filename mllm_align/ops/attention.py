@@ -1,7 +1,7 @@
-"""Attention in plain XLA: the definition that every faster backend is checked against.
+"""Attention in plain XLA: the reference implementation that every faster backend is tested against.
 
-No score array of [queries, keys] of a whole sequence is ever held: queries go by in small blocks, the
-backward pass computes each block's scores again from the saved log-sum-exp (Dao et al. 2022).
+The score array [queries, keys] of a whole sequence is never materialized: queries are processed in small
+blocks, and the backward pass recomputes each block's scores from the saved log-sum-exp (Dao et al. 2022).
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ _einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 def full_attention(
     q: Float[Array, "N S H E"], k: Float[Array, "N S H E"], v: Float[Array, "N S H E"], block: int = 256
 ) -> Float[Array, "N S H E"]:
-    """Every token sees every token (vision tower). Softmax in float32."""
-    at = jnp.zeros(q.shape[:2], jnp.int32)
+    """Bidirectional attention: every token attends to every token (vision tower). Softmax in float32."""
+    order = jnp.zeros(q.shape[:2], jnp.int32)
     q = (q * q.shape[-1] ** -0.5)[:, :, :, None]
-    return _blocked(q, k.swapaxes(1, 2), v.swapaxes(1, 2), at, at, jnp.ones(at.shape, bool), block)
+    visible = jnp.ones(order.shape, bool)
+    return _blocked(q, k.swapaxes(1, 2), v.swapaxes(1, 2), order, order, visible, block)
 
 
 def prompt_group_attention(
@@ -40,14 +41,15 @@ def prompt_group_attention(
 ) -> Float[Array, "B Q H E"]:
     """Causal attention over rows laid out as [prefix | response 1 | ... | response K].
 
-    The prefix attends to itself; each response to the prefix and to itself, never to a sibling. This is
-    what K separate rows compute, with the prefix computed once. A query sees a key whose order is not later
-    than its own; order rises along the prefix and along each response. `visible` is False for keys that
-    nobody may see. A query that sees no key gets the mean of the values, never NaN.
+    The prefix attends to itself; each response attends to the prefix and to itself, never to another
+    response. The result equals that of K separate rows, with the prefix computed once. A query attends to a
+    key if the key's order <= the query's order; order increases along the prefix and along each response.
+    `visible` is False for keys that no query attends to. A query without a visible key gets the mean of the
+    values, never NaN.
 
     The queries are those of all S rows, or of some rows of the prefix followed by the responses. They are
-    cut into spans; where they are all there, keys that stand after a span are left out of its products,
-    which saves half of the prefix's work. Within a span, `block` queries at a time are scored.
+    split into spans; if all prefix rows are queries, the matrix products of a span omit the keys after it,
+    which saves half of the prefix's work. Within a span, `block` queries are scored at a time.
     """
     heads, groups, dim = q.shape[2], k.shape[2], q.shape[3]
     batch, total = q.shape[:2]
@@ -57,7 +59,7 @@ def prompt_group_attention(
     k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def of_span(start: int, stop: int, parts: list[tuple[int, int]]) -> Float[Array, "B s H E"]:
-        """Queries [start, stop) on the keys of `parts`."""
+        """Attention of the queries [start, stop) to the keys in the ranges `parts`."""
 
         def keys(x, axis):
             cut = [jax.lax.slice_in_dim(x, a, b, axis=axis) for a, b in parts]
@@ -75,7 +77,7 @@ def prompt_group_attention(
         own, end = prefix + response * length, prefix + (response + 1) * length
         for start in range(own, end, span):
             stop = min(start + span, end)
-            shift = prefix_queries - prefix  # from a row's place among the keys to that among the queries
+            shift = prefix_queries - prefix  # from a row's index among the keys to that among the queries
             spans.append((start + shift, stop + shift, [(0, prefix), (own, stop)]))
     return jnp.concatenate([of_span(*each) for each in spans], axis=1)
 
@@ -87,17 +89,17 @@ def fork_attention(
     seen: Bool[Array, "B F P"],
     step: Int[Array, ""],
 ) -> Float[Array, "B F H E"]:
-    """Token number `step` of each of F forks: it sees the prefix where `seen` says so, and its own keys up
-    to itself. One softmax over both; the prefix's keys are read once for all forks.
+    """Attention of token `step` of each of F forks to the prefix, where `seen` is True, and to the fork's
+    own keys 0..step. One softmax over both; the prefix's keys are read once for all forks.
     """
     batch, forks, heads, dim = q.shape
     groups = own[0].shape[2]
     q = (q * dim**-0.5).reshape(batch, forks, groups, heads // groups, dim)
     written = jnp.arange(own[0].shape[3]) <= step
 
-    def on_prefix(x, product, kept):  # batch axes lead: on a CPU, XLA has no 16-bit product otherwise
+    def on_prefix(x, product, cached):  # batch axes first: XLA's CPU backend has no other 16-bit product
         x = x.swapaxes(1, 2).reshape(batch, groups, -1, x.shape[-1])
-        out = _einsum(product, x, kept)
+        out = _einsum(product, x, cached)
         return out.reshape(batch, groups, forks, -1, out.shape[-1]).swapaxes(1, 2)
 
     scores = jnp.concatenate(
@@ -114,28 +116,28 @@ def fork_attention(
     return out.reshape(batch, forks, heads, dim).astype(q.dtype)
 
 
-def _blocked(q, k, v, query_at, key_at, seen, block):
-    """Attention of queries [B, S, G, m, E], `block` at a time, on keys and values [B, G, k, E]."""
+def _blocked(q, k, v, query_order, order, visible, block):
+    """Attention of queries [B, S, G, m, E], `block` at a time, to keys and values [B, G, k, E]."""
     batch, length, groups, shared, dim = q.shape
     count = -(-length // block)
-    size = -(-length // count)  # blocks of equal size leave the least to pad
+    size = -(-length // count)  # equal blocks need the least padding
     extra = count * size - length
     q = jnp.pad(q, ((0, 0), (0, extra), (0, 0), (0, 0), (0, 0)))
-    query_at = jnp.pad(query_at, ((0, 0), (0, extra)))
-    # [blocks, B, G, shared heads * size, E]: batch axes lead, so that products need no transposes
+    query_order = jnp.pad(query_order, ((0, 0), (0, extra)))
+    # [blocks, B, G, shared heads * size, E]: batch axes first, so that matrix products need no transposes
     q = q.reshape(batch, count, size, groups, shared, dim).transpose(1, 0, 3, 4, 2, 5)
-    query_at = query_at.reshape(batch, count, size).swapaxes(0, 1)
-    out = _attend(q.reshape(count, batch, groups, -1, dim), k, v, query_at, key_at, seen)
+    query_order = query_order.reshape(batch, count, size).swapaxes(0, 1)
+    out = _attend(q.reshape(count, batch, groups, -1, dim), k, v, query_order, order, visible)
     out = out.reshape(count, batch, groups, shared, size, dim).transpose(1, 0, 4, 2, 3, 5)
     return out.reshape(batch, count * size, groups * shared, dim)[:, :length]
 
 
-def _scores(q, k, query_at, key_at, seen):
-    """[B, G, m * s, k] float32 with -1e30 where a key is later than the query or seen by nobody."""
+def _scores(q, k, query_order, order, visible):
+    """Scores [B, G, m * s, k], float32; MASKED where a key's order > the query's, or it is not visible."""
     scores = _einsum("bgqe,bgke->bgqk", q, k)
-    mask = (key_at[:, None, :] <= query_at[:, :, None]) & seen[:, None, :]
+    mask = (order[:, None, :] <= query_order[:, :, None]) & visible[:, None, :]
     shape = scores.shape
-    scores = scores.reshape(*shape[:2], -1, query_at.shape[1], shape[3])
+    scores = scores.reshape(*shape[:2], -1, query_order.shape[1], shape[3])
     return jnp.where(mask[:, None, None], scores, MASKED).reshape(shape)
 
 
@@ -144,37 +146,37 @@ def _attend(
     q: Float[Array, "n B G Q E"],
     k: Float[Array, "B G k E"],
     v: Float[Array, "B G k E"],
-    query_at: Int[Array, "n B s"],
-    key_at: Int[Array, "B k"],
-    seen: Bool[Array, "B k"],
+    query_order: Int[Array, "n B s"],
+    order: Int[Array, "B k"],
+    visible: Bool[Array, "B k"],
 ) -> Float[Array, "n B G Q E"]:
-    """Softmax attention of n query blocks on the same keys; Q = shared heads * s."""
-    return _attend_forward(q, k, v, query_at, key_at, seen)[0]
+    """Softmax attention of n query blocks to the same keys; Q = shared heads * s."""
+    return _attend_forward(q, k, v, query_order, order, visible)[0]
 
 
-def _attend_forward(q, k, v, query_at, key_at, seen):
+def _attend_forward(q, k, v, query_order, order, visible):
     def of_block(_, block):
-        queries, at = block
-        scores = _scores(queries, k, at, key_at, seen)
-        top = scores.max(-1, keepdims=True)
-        weights = jnp.exp(scores - top)
-        mass = weights.sum(-1, keepdims=True)
-        out = _einsum("bgqk,bgke->bgqe", weights.astype(v.dtype), v) / mass
-        return None, (out.astype(v.dtype), top + jnp.log(mass))
+        queries, block_order = block
+        scores = _scores(queries, k, block_order, order, visible)
+        largest = scores.max(-1, keepdims=True)
+        weights = jnp.exp(scores - largest)
+        total = weights.sum(-1, keepdims=True)
+        out = _einsum("bgqk,bgke->bgqe", weights.astype(v.dtype), v) / total
+        return None, (out.astype(v.dtype), largest + jnp.log(total))
 
-    _, (out, lse) = jax.lax.scan(of_block, None, (q, query_at))
-    return out, (q, k, v, query_at, key_at, seen, out, lse)
+    _, (out, lse) = jax.lax.scan(of_block, None, (q, query_order))
+    return out, (q, k, v, query_order, order, visible, out, lse)
 
 
 def _attend_backward(saved, d_out):
-    q, k, v, query_at, key_at, seen, out, lse = saved
-    # sum_k p_k dp_k of the softmax's backward pass, from the output instead of the weights
+    q, k, v, query_order, order, visible, out, lse = saved
+    # sum_k p_k dp_k of the softmax's backward pass, computed from the output instead of the weights
     inner = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1, keepdims=True)
 
     def of_block(sums, block):
-        d_k, d_v = sums  # transposed, [B, G, E, k]: products then read the scores row by row
-        queries, at, d_rows, lse_rows, inner_rows = block
-        weights = jnp.exp(_scores(queries, k, at, key_at, seen) - lse_rows)
+        d_k, d_v = sums  # transposed, [B, G, E, k]: the matrix products then read the scores row by row
+        queries, block_order, d_rows, lse_rows, inner_rows = block
+        weights = jnp.exp(_scores(queries, k, block_order, order, visible) - lse_rows)
         d_scores = weights * (_einsum("bgqe,bgke->bgqk", d_rows, v) - inner_rows)
         d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
         d_q = _einsum("bgqk,bgke->bgqe", d_scores, k).astype(q.dtype)
@@ -183,7 +185,7 @@ def _attend_backward(saved, d_out):
         return (d_k, d_v), d_q
 
     zero = jnp.zeros_like(k.swapaxes(-1, -2), jnp.float32)
-    (d_k, d_v), d_q = jax.lax.scan(of_block, (zero, zero), (q, query_at, d_out, lse, inner))
+    (d_k, d_v), d_q = jax.lax.scan(of_block, (zero, zero), (q, query_order, d_out, lse, inner))
     d_k, d_v = (x.swapaxes(-1, -2).astype(k.dtype) for x in (d_k, d_v))
     return d_q, d_k, d_v, None, None, None
 

@@ -1,21 +1,22 @@
-"""Attention by cuDNN's flash kernels (NVIDIA GPUs, 16-bit numbers), through `jax.nn.dot_product_attention`.
+"""Attention by cuDNN's flash kernels (NVIDIA GPUs, 16-bit), through `jax.nn.dot_product_attention`.
 
-The kernels take lengths, causality from the first key on, or a bias of [queries, keys]. So a prompt group
-goes in two calls: the prefix on itself is causal and has lengths; the responses' rows, which are few, see
-all keys of the row through a bias of their own [K * R, S]. Nothing of [S, S] is held.
+The kernels support sequence lengths, causality from the first key on, or a bias of [queries, keys]. A
+prompt group therefore takes two calls: the prefix's self-attention is causal and has lengths; the few rows
+of the responses attend to all keys of the row through a bias [K * R, S]. No [S, S] array is materialized.
 
-What these calls rely on, as read in JAX 0.10 (`jax/_src/cudnn/fused_attention_stablehlo.py`), in its tests
-and in the kernels' own list of what they refuse:
+These calls rely on the following, as found in JAX 0.10 (`jax/_src/cudnn/fused_attention_stablehlo.py`), its
+tests and the kernels' list of unsupported configurations:
 
-- heads that share keys, a head size that is a multiple of 8 and at most 128; lengths with causality, and
-  lengths with a mask. Numbers of queries and keys must be even to be differentiated, bias or not;
-- a bias of [B, 1, queries, keys], whose gradient is computed whether it is wanted or not. For that the
-  backward pass holds the scores' gradients of this call, 2 bytes for each of B * H * K * R * S;
-- without lengths, some versions' backward pass gives NaN where the keys do not fill their tiles of 128. So
-  lengths are always given, and what goes in with a bias is padded to whole tiles;
-- a query that sees no key may give NaN. None is left: such a query is shown some keys, and its output is
-  then set to 0;
-- what comes out for keys after a row's length is not relied on, in the backward pass neither.
+- grouped heads are supported, with a head size that is a multiple of 8 and at most 128; so are lengths with
+  causality, and lengths with a mask. For the gradient, the numbers of queries and keys must be even, with a
+  bias or without;
+- the gradient of a bias [B, 1, queries, keys] is always computed. For it the backward pass allocates the
+  gradients of this call's scores: 2 bytes for each of B * H * K * R * S;
+- without lengths, the backward pass of some versions gives NaN if the number of keys is not a multiple of
+  the tile size, 128. Lengths are therefore always given, and arrays are padded to whole tiles if a bias is;
+- a query without a visible key may give NaN. The mask of such a query is therefore set to True, and its
+  output to 0;
+- outputs and gradients for keys after a row's length are undefined and never used.
 
 The functions work on local arrays: call them inside `shard_map` over rows and heads. `implementation="xla"`
 runs the same calls on any platform, with the scores in memory: for tests.
@@ -47,26 +48,26 @@ def prompt_group_attention(
 ) -> Float[Array, "B Q H E"]:
     """Causal attention over rows laid out as [prefix | response 1 | ... | response K].
 
-    As `mllm_align.ops.attention.prompt_group_attention`, but that causality is by place in the row, and
-    that a query which sees no key gets zeros and gives no gradient. The queries are those of all S rows,
-    or of the prefix's last rows followed by the responses.
+    Like `mllm_align.ops.attention.prompt_group_attention`, except that causality follows the index in the
+    row, and that a query without a visible key gives zeros and no gradient. The queries are those of all S
+    rows, or of the prefix's last rows followed by the responses.
 
-    Where the whole prefix asks, its visible keys must be its first ones, without holes: only their number
-    is used. Masked image embeddings (BDHS) are holes.
+    If the whole prefix is among the queries, its visible keys must be its first ones, without holes: only
+    their number is used. Masked image embeddings (BDHS) are holes.
     """
     rows, keys = q.shape[1], k.shape[1]
     length = (keys - prefix) // responses if responses else 0
     prefix_queries = rows - responses * length
     attend = partial(jax.nn.dot_product_attention, implementation=implementation)
-    whole = prefix_queries == prefix
+    full_prefix = prefix_queries == prefix
     out = []
-    if whole:
+    if full_prefix:
         early = [x[:, :prefix] for x in (q, k, v)]
         out.append(_causal(attend, *early, visible=visible[:, :prefix]))
-    if responses or not whole:
-        place = np.arange(prefix if whole else prefix - prefix_queries, keys)
-        mask = _may_see(place, keys, prefix, length) & visible[:, None]
-        out.append(_masked(attend, q[:, prefix:] if whole else q, k, v, mask))
+    if responses or not full_prefix:
+        query = np.arange(prefix if full_prefix else prefix - prefix_queries, keys)
+        mask = _causal_mask(query, keys, prefix, length) & visible[:, None]
+        out.append(_masked(attend, q[:, prefix:] if full_prefix else q, k, v, mask))
     return out[0] if len(out) == 1 else jnp.concatenate(out, axis=1)
 
 
@@ -76,7 +77,7 @@ def full_attention(
     v: Float[Array, "N S H E"],
     implementation: Implementation = "cudnn",
 ) -> Float[Array, "N S H E"]:
-    """Every token sees every token (vision tower)."""
+    """Bidirectional attention: every token attends to every token (vision tower)."""
     tokens = q.shape[1]
     lengths = jnp.full(len(q), tokens, jnp.int32)
     q, k, v = (_pad(x, 2) for x in (q, k, v))
@@ -88,16 +89,16 @@ def _pad(x: Float[Array, "B s h E"], multiple: int) -> Float[Array, "B t h E"]:
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % multiple), (0, 0), (0, 0)))
 
 
-def _may_see(place: Int[np.ndarray, " q"], keys: int, prefix: int, length: int) -> Bool[Array, "1 q S"]:
-    """Whether the query at a place may see a key: the prefix and its own response, up to itself."""
-    start = np.where(place < prefix, 0, place - (place - prefix) % max(length, 1))
-    query, first = (jnp.asarray(x, jnp.int32)[None, :, None] for x in (place, start))
+def _causal_mask(query: Int[np.ndarray, " q"], keys: int, prefix: int, length: int) -> Bool[Array, "1 q S"]:
+    """Mask of the queries at these indices: the prefix and the query's own response, up to the query."""
+    start = np.where(query < prefix, 0, query - (query - prefix) % max(length, 1))
+    at, first = (jnp.asarray(x, jnp.int32)[None, :, None] for x in (query, start))
     key = jnp.arange(keys, dtype=jnp.int32)[None, None]
-    return (key <= query) & ((key < prefix) | (key >= first))
+    return (key <= at) & ((key < prefix) | (key >= first))
 
 
 def _causal(attend, q, k, v, visible: Bool[Array, "B P"]) -> Float[Array, "B P H E"]:
-    """The prefix on itself. Zeros stand in for hidden keys, so that their gradients are cut off too."""
+    """Self-attention of the prefix. Hidden keys and values become 0, which stops their gradients."""
     length = k.shape[1]
     count = visible.sum(1, dtype=jnp.int32)
     real = jnp.arange(length)[None] < count[:, None]
@@ -109,10 +110,10 @@ def _causal(attend, q, k, v, visible: Bool[Array, "B P"]) -> Float[Array, "B P H
 
 def _masked(attend, q, k, v, mask: Bool[Array, "B q S"]) -> Float[Array, "B q H E"]:
     rows, keys = mask.shape[1:]
-    sees = mask.any(-1)
-    mask = jnp.pad(mask | ~sees[:, :, None], ((0, 0), (0, -rows % TILE), (0, 0)), constant_values=True)
+    has_key = mask.any(-1)
+    mask = jnp.pad(mask | ~has_key[:, :, None], ((0, 0), (0, -rows % TILE), (0, 0)), constant_values=True)
     mask = jnp.pad(mask, ((0, 0), (0, 0), (0, -keys % TILE)))[:, None]
     q, k, v = (_pad(x, TILE) for x in (q, k, v))
     lengths = jnp.full(len(k), k.shape[1], jnp.int32)
     out = attend(q, k, v, mask=mask, key_value_seq_lengths=lengths)[:, :rows]
-    return jnp.where(sees[:, :, None, None], out, 0)
+    return jnp.where(has_key[:, :, None, None], out, 0)

@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens without ever holding [tokens, vocabulary]."""
+"""Log-probabilities of given tokens, without materializing logits [tokens, vocabulary]."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def token_logps(
 ) -> Float[Array, "B N M"]:
     """log p(target) in nats, float32, for M candidate next tokens of each hidden state.
 
-    The projection runs over some places of every row at a time, `chunk` hidden states or a little more,
-    and is run again in the backward pass, so at most [chunk, V] logits exist at once. Rows are not mixed:
-    they may lie on different devices. Logits and the sum over the vocabulary are float32.
+    The projection runs over a few positions of every row at a time, at most max(chunk, B) hidden states,
+    and is recomputed in the backward pass, so at most [max(chunk, B), V] logits exist at once. Rows stay
+    separate, because they may be on different devices. Logits and the sum over the vocabulary are float32.
     """
 
     @jax.checkpoint
@@ -28,13 +28,13 @@ def token_logps(
         return chosen - jax.nn.logsumexp(logits, axis=-1, keepdims=True)
 
     size, count, _ = hidden.shape
-    places = max(chunk // size, 1)
-    if count <= places:
+    positions = max(chunk // size, 1)
+    if count <= positions:
         return of_chunk((hidden, targets))
 
-    def parts(x):  # [B, N, ...] -> [parts, B, places, ...]
-        x = jnp.pad(x, ((0, 0), (0, -count % places), (0, 0)))
-        return x.reshape(size, -1, places, x.shape[-1]).swapaxes(0, 1)
+    def parts(x):  # [B, N, ...] -> [parts, B, positions, ...]
+        x = jnp.pad(x, ((0, 0), (0, -count % positions), (0, 0)))
+        return x.reshape(size, -1, positions, x.shape[-1]).swapaxes(0, 1)
 
     out = jax.lax.map(of_chunk, (parts(hidden), parts(targets)))
     return out.swapaxes(0, 1).reshape(size, -1, targets.shape[-1])[:, :count]

@@ -1,11 +1,11 @@
 """Attention by JAX's Pallas "splash" kernels for TPUs, over prompt groups and over image patches.
 
-Which keys a query may see is a rule that the kernels evaluate block by block; blocks in which nobody sees
-anything are never visited: those above the diagonal and those between siblings. Which keys are visible at
-all is data, and goes in as segment ids. So neither the host nor the device holds a [S, S] array.
+The kernels evaluate the mask as a function, block by block, and skip empty blocks: those above the diagonal
+and those between two responses. Which keys are visible is data, and is passed as segment ids. Neither the
+host nor the device ever allocates an [S, S] array.
 
 The functions work on local arrays: call them inside `shard_map` over rows and heads, with
-`check_vma=False`. In 16 bits the kernels compile at JAX's default matmul precision only.
+`check_vma=False`. For 16-bit inputs the kernels compile only at JAX's default matmul precision.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jaxtyping import Array, Bool, Float, Int
 
-LANES = 128  # what the kernels' blocks of keys must be a multiple of
-LARGEST = 768  # side of the largest block of scores; in bfloat16 that needs 8 of a kernel's 16 MiB of VMEM
-STEP = 256**2  # what starting a block costs, as an area of scores: an assumption, not measured
+LANES = 128  # the kernels' block sizes must be multiples of this
+MAX_BLOCK = 768  # side of the largest block of scores; in bfloat16 it takes 8 of a kernel's 16 MiB of VMEM
+STEP = 256**2  # cost of starting a block, in scores: an assumption, not measured
 
 
 def prompt_group_attention(
@@ -36,19 +36,19 @@ def prompt_group_attention(
 ) -> Float[Array, "B Q H E"]:
     """Causal attention over rows laid out as [prefix | response 1 | ... | response K].
 
-    As `mllm_align.ops.attention.prompt_group_attention`, but that causality is by place in the row, and
-    that a query which sees no key gets zeros and gives no gradient. The queries are those of all S rows,
-    or of the prefix's last rows followed by the responses. Keys and values are not repeated for the
+    Like `mllm_align.ops.attention.prompt_group_attention`, except that causality follows the index in the
+    row, and that a query without a visible key gives zeros and no gradient. The queries are those of all S
+    rows, or of the prefix's last rows followed by the responses. Keys and values are not repeated for the
     H / G heads that share them. `interpret` runs the kernels on any platform, slowly.
     """
     rows, keys = q.shape[1], k.shape[1]
     length = (keys - prefix) // responses if responses else 0
     prefix_queries = rows - responses * length
     mask = PromptGroupMask(prefix, responses, length, prefix_queries, _blocks(rows)[1], _blocks(keys)[1])
-    sees = _sees_a_key(visible, prefix, responses)[:, prefix - prefix_queries :]
+    has_key = _has_visible_key(visible, prefix, responses)[:, prefix - prefix_queries :]
     out = _attend(q, k, v, visible, mask, interpret)
-    # A row that sees no key would else pass its gradient to all keys of its blocks, unweighted.
-    return jnp.where(sees[:, :, None, None], out, 0)
+    # A query without a visible key would pass its gradient unweighted to all keys of its blocks.
+    return jnp.where(has_key[:, :, None, None], out, 0)
 
 
 def full_attention(
@@ -57,33 +57,34 @@ def full_attention(
     v: Float[Array, "N S H E"],
     interpret: bool = False,
 ) -> Float[Array, "N S H E"]:
-    """Every token sees every token (vision tower)."""
+    """Bidirectional attention: every token attends to every token (vision tower)."""
     padded = _blocks(q.shape[1])[1]
     return _attend(q, k, v, jnp.ones(q.shape[:2], bool), masks.FullMask((padded, padded)), interpret)
 
 
 @dataclass(frozen=True)
 class _Rule:
-    """Whether a query sees a key, for arrays of places that broadcast. Equal rules share a trace.
+    """Whether a query attends to a key, for broadcastable arrays of indices. Equal rules share a trace.
 
-    A query comes as its place, or with siblings as `place + (start of its response << 16)`.
+    A query is given by its index in the row; with several responses, by
+    `index + (start of its response << 16)`.
     """
 
     prefix: int
-    siblings: bool
+    several: bool
 
     def __call__(self, query, key):
-        if not self.siblings:
+        if not self.several:
             return key <= query
         return (key <= (query & 0xFFFF)) & ((key < self.prefix) | (key >= (query >> 16)))
 
 
 @dataclass(frozen=True)
 class PromptGroupMask(masks.Mask):
-    """Who may see whom in a row, `queries` x `keys` after padding.
+    """The attention mask of a row, `queries` x `keys` after padding.
 
-    A mask with `q_sequence` and `mask_function` is computed within the kernels. Padded queries stand at
-    the last place, so that no row of the mask is empty: that would divide by zero.
+    The kernels themselves compute a mask that has `q_sequence` and `mask_function`. Padded queries get the
+    index of the last one, so that no row of the mask is empty: an empty row would divide by zero.
     """
 
     prefix: int
@@ -95,7 +96,7 @@ class PromptGroupMask(masks.Mask):
 
     def __post_init__(self):
         if self.keys > 2**15:
-            raise ValueError(f"a row of {self.keys} places does not fit the rule's 16 bits")
+            raise ValueError(f"a row of {self.keys} tokens exceeds the mask's 16-bit indices")
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -108,19 +109,21 @@ class PromptGroupMask(masks.Mask):
     @property
     def q_sequence(self) -> Int[np.ndarray, " Q"]:
         end = self.prefix + self.responses * self.length
-        place = np.arange(self.prefix - self.prefix_queries, end, dtype=np.int32)
-        place = np.pad(place, (0, self.queries - len(place)), mode="edge")
+        index = np.arange(self.prefix - self.prefix_queries, end, dtype=np.int32)
+        index = np.pad(index, (0, self.queries - len(index)), mode="edge")
         if self.responses < 2:
-            return place
-        start = np.where(place < self.prefix, 0, place - (place - self.prefix) % self.length)
-        return place + (start << 16).astype(np.int32)
+            return index
+        start = np.where(index < self.prefix, 0, index - (index - self.prefix) % self.length)
+        return index + (start << 16).astype(np.int32)
 
     def __getitem__(self, index) -> Bool[np.ndarray, "q k"]:
         queries, keys = self.q_sequence[index[0]], np.arange(self.keys)[index[1]]
         return self.mask_function(queries[:, None], keys[None])
 
 
-def _sees_a_key(visible: Bool[Array, "B S"], prefix: int, responses: int) -> Bool[Array, "B S"]:
+def _has_visible_key(visible: Bool[Array, "B S"], prefix: int, responses: int) -> Bool[Array, "B S"]:
+    """Whether each query of a row attends to at least one visible key."""
+
     def since_first(x):
         at = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
         return (at >= x.argmax(-1, keepdims=True)) & x.any(-1, keepdims=True)
@@ -133,21 +136,21 @@ def _sees_a_key(visible: Bool[Array, "B S"], prefix: int, responses: int) -> Boo
 
 
 def _blocks(length: int) -> tuple[int, int]:
-    """(size of a block, padded length) for which the lower triangle of blocks costs least.
+    """(block size, padded length) with the cheapest lower triangle of blocks.
 
-    A block costs its area and STEP for being visited at all.
+    The cost of a block is its area plus STEP.
     """
-    counts = {size: -(-length // size) for size in range(LANES, LARGEST + 1, LANES)}
+    counts = {size: -(-length // size) for size in range(LANES, MAX_BLOCK + 1, LANES)}
     size = min(counts, key=lambda size: counts[size] * (counts[size] + 1) * (size**2 + STEP))
     return size, counts[size] * size
 
 
 def scores(prefix: int, responses: int, length: int) -> int:
-    """How many scores the kernels compute for one head of one row [prefix | K responses of `length`].
+    """Number of scores that the kernels compute for one head of one row [prefix | K responses of `length`].
 
-    XLA's cost analysis sees none of it: these custom calls carry no estimate. A score costs 4 E FLOPs
-    forward (two products) and 14 E backward (seven: the scores and their gradients are computed in both
-    backward kernels). Each step over a block of queries reads a block of keys and one of values.
+    XLA's cost analysis does not count them: these custom calls carry no estimate. A score costs 4 E FLOPs
+    forward (two products) and 14 E backward (seven: both backward kernels compute the scores and their
+    gradients). Each step over a block of queries reads a block of keys and a block of values.
     """
     rows = prefix + responses * length
     size, total = _blocks(rows)

@@ -1,4 +1,4 @@
-"""TPU chips as their vendor publishes them, and the names of the slices that they are rented in."""
+"""TPU chips with their published figures, and the names of the slices offered by the vendor."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ GIB = 2**30
 class Chip:
     """Figures of one chip (https://cloud.google.com/tpu/docs/system-architecture-tpu-vm).
 
-    kind: JAX's `device_kind`. hbm: bytes of main memory; usable: what the compiler lets a program have.
-    bandwidth: of main memory, bytes/s. links: cables to neighbours; link: bytes/s that one sends.
-    network: bytes/s that a chip's share of its host sends to other slices.
+    kind: JAX's `device_kind`. hbm: bytes of main memory; usable: bytes that the compiler allows a program.
+    bandwidth: of main memory, bytes/s. links: number of interconnect links; link: bytes/s of one link, one
+    way. network: a chip's share of its host's bandwidth to other slices, bytes/s.
     """
 
     name: str
@@ -30,11 +30,11 @@ class Chip:
     link: float
     network: float
     vendor: tuple[str, ...]
-    """What the vendor's names of slices begin with; they go on with a number."""
+    """Prefixes of the vendor's slice names; a number follows."""
     counted: int
-    """How much that number grows with a chip: names of v4 and v5p count TensorCores."""
+    """The number per chip: names of v4 and v5p count TensorCores."""
     shapes: tuple[str, ...]
-    """Slices that are offered."""
+    """Shapes of the slices offered."""
 
     @property
     def peak(self) -> float:
@@ -81,19 +81,19 @@ class Topology:
 
     @property
     def name(self) -> str:
-        """As JAX writes it."""
+        """JAX's name."""
         one = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
         return one if self.slices == 1 else f"{self.slices}x{one}"
 
     @property
     def vendor_name(self) -> str:
-        """As the vendor rents it."""
+        """The vendor's name."""
         one = f"{self.chip.vendor[0]}-{prod(self.shape) * self.chip.counted}"
         return one if self.slices == 1 else f"{self.slices} x {one}"
 
     @property
     def links(self) -> int:
-        """Cables a chip uses in this slice: an axis of two has one to the neighbour, a longer one two."""
+        """Links that a chip uses in this slice: one along an axis of size 2, two along a longer axis."""
         return min(sum(min(size, 3) - 1 for size in self.shape), self.chip.links)
 
     def __str__(self) -> str:
@@ -101,9 +101,9 @@ class Topology:
 
 
 def topology(name: str) -> Topology:
-    """v5e:4x4, 2xv5e:16x16 (slices), or the vendor's v5litepod-16, v5p-32.
+    """Parse v5e:4x4, 2xv5e:16x16 (two slices), or the vendor's v5litepod-16, v5p-32.
 
-    Raises InputError for a name that is not offered.
+    Raises InputError for an unknown name.
     """
     found = re.fullmatch(r"(?:(\d+)x)?([a-z]\w*?)(?::([\dx]+)|-(\d+))", name.strip().lower())
     if not found:
@@ -120,7 +120,7 @@ def topology(name: str) -> Topology:
 
 
 def describe(where: Topology) -> list:
-    """The topology's devices, as the installed TPU compiler describes them."""
+    """The topology's devices, as described by the installed TPU compiler."""
     from jax.experimental import topologies
 
     options: dict = {"num_slices": where.slices} if where.slices > 1 else {}

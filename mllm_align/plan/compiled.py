@@ -1,7 +1,7 @@
-"""Compile a program elsewhere, and read what its compiler decided: memory, and the final module.
+"""Compilation of a program in another process, and the results read from it: memory and the final module.
 
-A TPU program's memory is laid out, and its module final, minutes before the machine code is made. That
-code is of no interest here, so the compiler is stopped then, unless the whole is asked for.
+The TPU compiler fixes the memory layout and the final module minutes before it generates machine code. The
+machine code is not needed here, so the compiler is stopped at that point unless it is requested.
 """
 
 from __future__ import annotations
@@ -23,34 +23,36 @@ from mllm_align.errors import InputError, one_line
 from mllm_align.plan import hlo
 from mllm_align.plan.counts import Counts, count
 from mllm_align.plan.targets import Sizes
-from mllm_align.plan.worker import ENVIRONMENT, FACTS, RESULT, TEXT, Job
+from mllm_align.plan.worker import ENVIRONMENT, METADATA, RESULT, TEXT, Job
 
 FINAL = ".after_optimizations.txt"
-LATER = ".after_optimizations_after_buffer_assignment.txt"  # written next: FINAL is whole
+LATER = ".after_optimizations_after_buffer_assignment.txt"  # written next: then FINAL is complete
 BUFFERS = ".after_optimizations-buffer-assignment.txt"
-PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}  # matrix products of a splash kernel with a block of scores
+PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}  # matrix products of a splash kernel per block of scores
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """memory: bytes on one chip, by kind; None where it exceeds what a chip has. refused: the compiler's
-    words then. counts: see `counts.count`. facts: what the worker knew before it compiled."""
+    """memory: bytes on one chip, by kind; None if they exceed a chip's memory. refused: the compiler's
+    message in that case. counts: see `counts.count`. metadata: the worker's results from before
+    compiling."""
 
     memory: dict[str, int] | None
     refused: str | None
     counts: Counts | None
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     seconds: float
 
 
 def compile_program(job: Job, devices: int, whole: bool) -> Compiled:
-    """Raises InputError where the compiler is missing or gives up."""
+    """Compile a job's program; whole: including machine code. Raises InputError if the compiler is missing
+    or fails."""
     if job.topology and find_spec("libtpu") is None:
         raise InputError("--topology needs the TPU compiler; install it with pip install libtpu")
     began = time.perf_counter()
     with TemporaryDirectory(prefix="mllm-align-plan-") as folder:
         job = Job(**{**vars(job), "folder": Path(folder)})
-        result, facts = _run(job, stop_early=bool(job.topology) and not whole)
+        result, metadata = _run(job, stop_early=bool(job.topology) and not whole)
         seconds = time.perf_counter() - began
         if "raised" in result:
             raise result["raised"]
@@ -58,7 +60,7 @@ def compile_program(job: Job, devices: int, whole: bool) -> Compiled:
         if error is not None:
             if "RESOURCE_EXHAUSTED" not in error:
                 raise InputError(f"the compiler refuses the {job.program} program: {one_line(error, 500)}")
-            return Compiled(None, one_line(error, 400), None, facts, seconds)
+            return Compiled(None, one_line(error, 400), None, metadata, seconds)
         text = _only(job.folder, FINAL) if job.topology else job.folder / TEXT
         module = hlo.parse(text.read_text(encoding="utf-8"))
         memory = result.get("memory") or buffers(_only(job.folder, BUFFERS).read_text(encoding="utf-8"))
@@ -67,33 +69,33 @@ def compile_program(job: Job, devices: int, whole: bool) -> Compiled:
         return splash_flops(call, job.planned, job.program)
 
     counts = count(module, devices, unknown=job.planned.tokens, kernel_flops=kernel)
-    return Compiled(memory, None, counts, facts, seconds)
+    return Compiled(memory, None, counts, metadata, seconds)
 
 
 def _run(job: Job, stop_early: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     (job.folder / "job.pickle").write_bytes(pickle.dumps(job))
     environment = dict(os.environ)
     if job.topology:
-        environment.pop("XLA_FLAGS", None)  # they are for this machine's devices
+        environment.pop("XLA_FLAGS", None)  # set for this machine's devices
         environment |= ENVIRONMENT
     command = [sys.executable, "-m", "mllm_align.plan.worker", str(job.folder / "job.pickle")]
-    with open(job.folder / "stderr", "wb") as errors:
-        process = subprocess.Popen(command, env=environment, stdout=errors, stderr=errors)
+    with open(job.folder / "stderr", "wb") as stderr:
+        process = subprocess.Popen(command, env=environment, stdout=stderr, stderr=stderr)
         try:
             while process.poll() is None:
                 if stop_early and list(job.folder.glob(f"*{LATER}")):
-                    return _read(job.folder / RESULT) or {}, _read(job.folder / FACTS) or {}
+                    return _read(job.folder / RESULT) or {}, _read(job.folder / METADATA) or {}
                 time.sleep(0.1)
         finally:
             process.kill()
             process.wait()
     result = _read(job.folder / RESULT)
     if result is None:
-        said = (job.folder / "stderr").read_text(encoding="utf-8", errors="replace").splitlines()
-        telling = [line for line in said if "Check fail" in line or re.match(r"\w*Error:|F\d{4} ", line)]
-        last = telling[-1] if telling else f"status {process.returncode} and no message"
+        lines = (job.folder / "stderr").read_text(encoding="utf-8", errors="replace").splitlines()
+        errors = [line for line in lines if "Check fail" in line or re.match(r"\w*Error:|F\d{4} ", line)]
+        last = errors[-1] if errors else f"status {process.returncode} and no message"
         raise InputError(f"the compiler of the {job.program} program ended: {one_line(last, 300)}")
-    return result, _read(job.folder / FACTS) or {}
+    return result, _read(job.folder / METADATA) or {}
 
 
 def _read(file: Path) -> dict[str, Any] | None:
@@ -101,7 +103,7 @@ def _read(file: Path) -> dict[str, Any] | None:
 
 
 def _only(folder: Path, ending: str) -> Path:
-    """The largest, should a program have been compiled in parts."""
+    """The file with this ending; the largest, if the program was compiled in parts."""
     return max(folder.glob(f"*{ending}"), key=lambda path: path.stat().st_size)
 
 
@@ -124,18 +126,18 @@ def buffers(text: str) -> dict[str, int]:
 
 def total(memory: dict[str, int]) -> int:
     """Bytes that a program needs on a chip."""
-    taken = memory["arguments"] + memory["outputs"] - memory["aliased"] + memory["temporaries"]
-    return taken + memory.get("code", 0)
+    data = memory["arguments"] + memory["outputs"] - memory["aliased"] + memory["temporaries"]
+    return data + memory.get("code", 0)
 
 
 def splash_flops(call: hlo.Instruction, planned: Sizes, program: str) -> float | None:
-    """Of a splash attention kernel, from its shapes: the blocks of scores that it visits, whole."""
+    """FLOPs of a splash attention kernel, from its shapes: all of each block of scores that it visits."""
     name = re.match(r"splash_\w+?_(fwd|dq|dkv)", call.name)
     shapes = call.rest.partition("operand_layout_constraints={")[2].partition("frontend_attributes")[0]
     found = [a.dims for a in hlo.arrays(shapes) if a.dtype != "s8" and len(a.dims) > 2]
     if not name or len(found) < 2:
         return None
-    *batch, queries, size = found[0]  # rows (unless there is one alone) and heads first
+    *batch, queries, size = found[0]  # rows (if more than one) and heads come first
     keys = found[1][-2]
     share = _visited(planned, program, queries, keys)
     return 2.0 * PRODUCTS[name[1]] * prod(batch) * queries * keys * size * share
@@ -153,12 +155,12 @@ def _visited(planned: Sizes, program: str, queries: int, keys: int) -> float:
         prefix, responses, length = shape.prefix, planned.responses, shape.response
     if _blocks(prefix + responses * length)[1] != keys:
         return 1.0  # the vision tower's
-    asking = prefix if queries == keys else 1
-    mask = PromptGroupMask(prefix, responses, length, asking, queries, keys)
+    num_prefix_queries = prefix if queries == keys else 1
+    mask = PromptGroupMask(prefix, responses, length, num_prefix_queries, queries, keys)
     of_q, of_k = _blocks(queries)[0], _blocks(keys)[0]
-    seen = [
+    visited = [
         mask[q : q + of_q, k : k + of_k].any()
         for q in range(0, queries, of_q)
         for k in range(0, keys, of_k)
     ]
-    return sum(map(bool, seen)) / len(seen)
+    return sum(map(bool, visited)) / len(visited)

@@ -1,7 +1,7 @@
-"""What a compiled program does: matrix FLOPs, memory traffic and collectives of one device, loop bodies as
-often as they run.
+"""Costs of a compiled program on one device: matrix FLOPs, memory traffic and collectives.
 
-XLA's own cost analysis counts the body of a loop once, and a decoder is a loop over its layers.
+Loop bodies count as often as they run. XLA's own cost analysis counts the body of a loop once, and a
+decoder is a loop over its layers.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 
 @dataclass
 class Collective:
-    """Like collectives of a program together, all bytes of one device and of one run of the program.
+    """All collectives of the same kind and group in a program. Bytes are of one device and one run of the
+    program.
 
-    operand, output: what goes in and comes out. sent: what each device sends where groups pass shares
-    round a ring: (n-1)/n of the whole array, twice that for an all-reduce.
+    operand, output: bytes of inputs and outputs. sent: bytes that each device sends in a ring algorithm:
+    (n-1)/n of the whole array, twice that for an all-reduce.
     """
 
     kind: str
     group: int
     slices: int
-    """Slices of a pod that the group stretches over: more than 1 goes over the network between them."""
+    """Slices of a pod that the group spans: with more than 1, data crosses the network between slices."""
     count: float = 0
     operand: float = 0
     output: float = 0
@@ -40,15 +41,15 @@ class Collective:
 
 @dataclass
 class Counts:
-    """Of one device. flops: of matrix products and kernels. hbm_bytes: read and written in main memory."""
+    """Counts of one device. flops: of matrix products and kernels. hbm_bytes: main memory traffic."""
 
     flops: float = 0
     hbm_bytes: float = 0
     collectives: dict[tuple[str, int, int], Collective] = field(default_factory=dict)
     unknown_loops: int = 0
-    """Loops whose length the program does not tell; counted as running `unknown` times."""
+    """Loops of unknown length; counted as running `unknown` times."""
     unknown_kernels: int = 0
-    """Kernels that do not say what they cost."""
+    """Kernels of unknown cost."""
 
 
 def count(
@@ -57,10 +58,10 @@ def count(
     unknown: float = 1,
     kernel_flops: Callable[[Instruction], float | None] = lambda kernel: None,
 ) -> Counts:
-    """Add up a module.
+    """Count the costs of a module.
 
-    devices: how many run it. unknown: how often a loop runs whose length is data. kernel_flops: of a custom
-    call that does not tell.
+    devices: number of devices that run it. unknown: assumed length of loops whose length depends on data.
+    kernel_flops: FLOPs of a custom call without a cost estimate, or None.
     """
     counter = _Counter(module, devices, unknown, kernel_flops)
     counter.computation(module.entry, 1.0, fused=False)
@@ -89,7 +90,7 @@ class _Counter:
             body = each.called("body")
             assert body
             self.computation(body, times * (self.unknown if known is None else known), fused)
-        elif code == "conditional":  # any of them may run: all are counted, which is the most
+        elif code == "conditional":  # all branches are counted: an upper bound
             listed = re.search(r"branch_computations=\{([^}]*)\}", each.rest)
             names = re.findall(r"%?([\w.\-]+)", listed[1]) if listed else []
             names += [n for n in map(each.called, ("true_computation", "false_computation")) if n]
@@ -111,9 +112,9 @@ class _Counter:
         if each.opcode == "reduce":
             return summed_products(inside, each)
         if each.opcode == "custom-call" and is_kernel(each):
-            told = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', each.rest)
-            # an estimate of 0 is none: kernels exist to compute something
-            known = float(told[1]) if told and int(told[1]) else self.kernel_flops(each)
+            estimate = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', each.rest)
+            # an estimate of 0 counts as none: every kernel computes something
+            known = float(estimate[1]) if estimate and int(estimate[1]) else self.kernel_flops(each)
             self.total.unknown_kernels += known is None
             return known or 0.0
         return 0.0
@@ -121,11 +122,11 @@ class _Counter:
     def collective(self, home: str, inside: Computation, each: Instruction, times: float) -> None:
         piece = re.search(r'"flag_start":"(-?\d+)"', each.rest)
         if piece and piece[1] != "-1":
-            return  # a later piece of one that was started, and counted, before
+            return  # part of a collective that was counted at its start
         kind = each.opcode.removesuffix("-start")
         operand = sum(a.bytes for name in each.operands for a in inside[name].arrays)
         output = sum(a.bytes for a in each.arrays)
-        if each.opcode.endswith("-start"):  # its result holds operands and results, if they are two
+        if each.opcode.endswith("-start"):  # its result includes the operands, if they differ from it
             output = max(output - operand, operand) if kind != "all-reduce" else operand
         if kind == "all-reduce" and (share := self._scattered(home, inside, each)):
             kind, output = "reduce-scatter", share
@@ -134,7 +135,7 @@ class _Counter:
             self._add(kind, size, 1, times, operand, output)
 
     def between_slices(self, inside: Computation, each: Instruction, times: float) -> None:
-        """What a chip hands to the host for the other slices of a pod (megascale)."""
+        """Data that a chip sends through its host to other slices of a pod (megascale)."""
         kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', each.rest)
         target = re.search(r'_xla_megascale_target="\{([^}]*)\}', each.rest)
         if kind and target:
@@ -154,7 +155,8 @@ class _Counter:
         into.sent += times * _sent(kind, operand, output, size)
 
     def _scattered(self, home: str, inside: Computation, each: Instruction) -> int:
-        """Bytes of the share that is kept where an all-reduce is half of a fused reduce-scatter."""
+        """Bytes of the share that a device keeps if an all-reduce is part of a fused reduce-scatter; else
+        0."""
         root = inside.get(self.module.roots.get(home, ""))
         while root is not None and root.opcode in ("bitcast", "copy", "reshape"):
             root = inside.get(root.operands[0])
@@ -182,7 +184,7 @@ def dot_flops(inside: Computation, each: Instruction) -> float:
 
 
 def summed_products(inside: Computation, each: Instruction) -> float:
-    """Of a sum over products, as a TPU writes the product of a matrix and a single row."""
+    """FLOPs of a sum over products, the form of a matrix-vector product on TPUs; 0 for other sums."""
     source = inside.get(each.operands[0])
     while source is not None and source.opcode in ("bitcast", "convert", "copy", "reshape"):
         source = inside.get(source.operands[0])
@@ -191,8 +193,8 @@ def summed_products(inside: Computation, each: Instruction) -> float:
 
 
 def convolution_flops(inside: Computation, each: Instruction) -> float:
-    """Products with real inputs only: a TPU writes batched matrix products as convolutions over windows
-    that lie almost wholly in the padding."""
+    """FLOPs of products with elements of the input, without padding: on TPUs, batched matrix products are
+    convolutions over windows that consist almost entirely of padding."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", each.rest)
     assert labels
     left, right = (inside[name].arrays[0].dims for name in each.operands[:2])
@@ -224,10 +226,10 @@ def convolution_flops(inside: Computation, each: Instruction) -> float:
 
 @cache
 def _valid_products(size, kernel, out, stride, low, dilate, kernel_dilate) -> int:
-    """Pairs (place of the output, place in the window) that meet an element of the input."""
-    places = np.arange(out, dtype=np.int64) * stride - low
+    """Number of pairs (output position, window position) that access an element of the input."""
+    starts = np.arange(out, dtype=np.int64) * stride - low
     total = 0
     for k in range(kernel):
-        at = places + k * kernel_dilate
+        at = starts + k * kernel_dilate
         total += int(((at >= 0) & (at % dilate == 0) & (at // dilate < size)).sum())
     return total

@@ -1,4 +1,4 @@
-"""The optimised HLO text of a compiled program, read into computations and instructions."""
+"""Parser of the optimised HLO text of a compiled program."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Array(NamedTuple):
     dtype: str
     dims: tuple[int, ...]
     space: int
-    """Memory space: 0 is the device's main memory, others are on chip or the host's."""
+    """Memory space: 0 is the device's main memory; others are on chip or on the host."""
 
     @property
     def bytes(self) -> int:
@@ -33,7 +33,7 @@ class Instruction:
     shape: str
     operands: tuple[str, ...]
     rest: str
-    """What stands after the operands: attributes, metadata, the backend's notes."""
+    """The text after the operands: attributes, metadata, backend config."""
 
     @property
     def arrays(self) -> tuple[Array, ...]:
@@ -55,9 +55,10 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Raises ValueError for text without an entry computation.
+    """Parse HLO text. Raises ValueError for text without an entry computation.
 
-    Where newer text names an element of a tuple, %x#1, older has an instruction for it: here both have.
+    Newer text refers to an element of a tuple as %x#1, older text has an instruction for it. The result
+    always has the instruction.
     """
     computations: dict[str, Computation] = {}
     roots: dict[str, str] = {}
@@ -79,20 +80,20 @@ def parse(text: str) -> Module:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Heads of computations and instructions; notes of a kernel may run over several lines."""
-    whole = ""
+    """Headers of computations, and instructions; an instruction's text may span several lines."""
+    pending = ""
     for line in text.splitlines():
         if re.match(r"  (ROOT )?%?[\w.\-]+ = ", line):
-            if whole:
-                yield whole
-            whole = line
+            if pending:
+                yield pending
+            pending = line
         elif line.endswith("{") and re.match(r"(ENTRY )?%?[\w.\-]+ [({]", line):
             yield line
-        elif line == "}" and whole:
-            yield whole
-            whole = ""
-        elif whole:
-            whole += line
+        elif line == "}" and pending:
+            yield pending
+            pending = ""
+        elif pending:
+            pending += line
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -109,17 +110,17 @@ def _instruction(line: str) -> Instruction | None:
     stop = _closed(line, start)
     operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)*)", line[start:stop]))
     if opcode[1] in ("constant", "parameter"):
-        operands = (line[start + 1 : stop - 1],)  # its value, or its number
+        operands = (line[start + 1 : stop - 1],)  # the constant's value or the parameter's number
     return Instruction(head[1], opcode[1], shape, operands, line[stop:])
 
 
 def _take_element(inside: Computation, name: str) -> None:
-    """Add the instruction that x#1 stands for."""
-    whole, mark, index = name.rpartition("#")
+    """Add the get-tuple-element instruction for an operand such as x#1."""
+    parent, mark, index = name.rpartition("#")
     if mark and name not in inside:
-        _take_element(inside, whole)
-        shape = _elements(inside[whole].shape)[int(index)]
-        inside[name] = Instruction(name, "get-tuple-element", shape, (whole,), f", index={index}")
+        _take_element(inside, parent)
+        shape = _elements(inside[parent].shape)[int(index)]
+        inside[name] = Instruction(name, "get-tuple-element", shape, (parent,), f", index={index}")
 
 
 def _elements(shape: str) -> list[str]:
@@ -135,7 +136,7 @@ def _elements(shape: str) -> list[str]:
 
 
 def _closed(text: str, start: int) -> int:
-    """Where the parenthesis that opens at `start` has closed."""
+    """The position after the parenthesis that closes the one at `start`."""
     depth = 0
     for at in re.finditer(r"[()]", text[start:]):
         depth += 1 if at[0] == "(" else -1
@@ -146,7 +147,7 @@ def _closed(text: str, start: int) -> int:
 
 @lru_cache(maxsize=100_000)
 def arrays(shape: str) -> tuple[Array, ...]:
-    """Those of a shape as XLA writes it, a tuple's in order."""
+    """The arrays of a shape in XLA's notation; those of a tuple in order."""
     found = re.findall(r"(\w+)\[([\d,<=]*)\](?:\{([^{}]*)\})?", shape)
     out = []
     for dtype, dims, layout in found:
@@ -157,7 +158,7 @@ def arrays(shape: str) -> tuple[Array, ...]:
 
 
 def number(text: str, name: str, default: str) -> str:
-    """A whole number among an instruction's attributes."""
+    """An integer attribute of an instruction."""
     found = re.search(rf"\b{name}=(\d+)", text)
     return found[1] if found else default
 
@@ -166,8 +167,8 @@ def number(text: str, name: str, default: str) -> str:
 
 
 def replica_groups(rest: str, devices: int) -> np.ndarray:
-    """Places in the device assignment that a collective joins, group by group, in XLA's three notations:
-    {{0,1},{2,3}}, [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2] {'a'}."""
+    """Device groups of a collective [groups, size], as indices into the device assignment, from XLA's three
+    notations: {{0,1},{2,3}}, [2,2]<=[2,2]T(1,0), mesh['a'=2,'b'=2] {'a'}."""
     text = rest.partition("replica_groups=")[2]
     if named := re.match(
         r"mesh\[([^\]]*)\](?:,? ?device_ids=\((\[.*?\](?:T\([\d,]*\))?)\))? ?\{([^}]*)\}", text
@@ -188,7 +189,8 @@ def replica_groups(rest: str, devices: int) -> np.ndarray:
 
 
 def _along(ids: np.ndarray, names: list[str], chosen: list[tuple[str, str, str]]) -> np.ndarray:
-    """Groups along the chosen axes; of an axis 'a':(p)s only its part of size s after p, cut from it."""
+    """Groups along the chosen axes; 'a':(p)s is the sub-axis of size s of axis a, after sub-axes of size
+    p."""
     split: list[tuple[str, int, bool]] = []
     for name, size in zip(names, ids.shape, strict=True):
         parts = [(int(p), int(s)) if p else (1, size) for n, p, s in chosen if n == name]
@@ -207,7 +209,7 @@ def _along(ids: np.ndarray, names: list[str], chosen: list[tuple[str, str, str]]
 
 
 def _iota(text: str) -> np.ndarray:
-    """[2,4]<=[4,2]T(1,0): numbers from 0, shaped, transposed, shaped again."""
+    """[2,4]<=[4,2]T(1,0): arange, reshaped to [4, 2], transposed by (1, 0), reshaped to [2, 4]."""
     found = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text)
     assert found, text
     shape, first = ([int(d) for d in found[i].split(",")] for i in (1, 2))

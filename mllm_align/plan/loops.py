@@ -1,5 +1,5 @@
-"""How often the loops of a compiled program run: a TPU's modules do not say, so it is worked out from the
-start, the step and the bound of the counter."""
+"""Trip counts of the loops of a compiled program. TPU modules do not state them, so they are derived from
+the start, the step and the bound of the loop counter."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from mllm_align.plan.hlo import Computation, Instruction, Module, number
 
 
 def trips(module: Module, inside: Computation, loop: Instruction) -> int | None:
-    """How often a loop's body runs; None where that is not written in the program.
+    """Trip count of a loop; None if the program does not determine it.
 
-    Where a loop may also end earlier (a conjunction), the most that it may run.
+    For a loop that may also end earlier (a conjunction), the maximum.
     """
-    told = re.search(r'known_trip_count":\{"n":"?(\d+)', loop.rest)
-    if told:
-        return int(told[1])
+    known = re.search(r'known_trip_count":\{"n":"?(\d+)', loop.rest)
+    if known:
+        return int(known[1])
     condition, body = loop.called("condition"), loop.called("body")
     assert condition and body
     bounds = [
@@ -25,7 +25,7 @@ def trips(module: Module, inside: Computation, loop: Instruction) -> int | None:
 
 
 def _compares(module: Module, name: str) -> list[tuple[str, Instruction]]:
-    """(its computation, a comparison) of a condition and of what it calls."""
+    """(computation, comparison) pairs of a condition and of the computations that it calls."""
     found = []
     for each in module.computations[name].values():
         if each.opcode == "compare":
@@ -67,7 +67,7 @@ def _bound(module, inside, loop, condition, body, where) -> int | None:
 
 
 def _affine(module, home, name, arguments=None, depth=0) -> tuple[int | None, int] | None:
-    """A scalar as (element of the computation's tuple or None, constant to add)."""
+    """A scalar as (index into the computation's tuple or None, added constant)."""
     each = module.computations[home].get(name)
     if each is None or depth > 20:
         return None

@@ -1,4 +1,4 @@
-"""mllm-align plan: what a config takes on a machine that need not be there."""
+"""mllm-align plan: memory and time bounds of a config on hardware that need not be available."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mllm_align.training.flops import decoder_flops, group_flops, train_flops, v
 from mllm_align.training.run_folder import base_folder
 
 LARGEST_TENSOR = 8
-"""Of a sweep: more devices wait for each other longer than they compute."""
+"""Limit of a sweep: on more devices, communication takes longer than computation."""
 
 
 def plan(
@@ -38,7 +38,7 @@ def plan(
     whole: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Plan:
-    """Compile a config's programs for a topology, or for this machine's devices, and say what they take.
+    """Compile a config's programs for a topology, or for this machine's devices, and report their costs.
 
     model: a name of `families.registry.presets`, a Hugging Face folder (only config.json is read), or its
     config. where: a topology's name (see `plan.chips.topology`); None, the devices of this machine.
@@ -60,39 +60,41 @@ def plan(
             raise InputError(f"a {kind} has no program {each!r}; take some of {', '.join(known)}")
     size = sizes(config, shape_of, prefix, response)
     parts: list[ProgramPlan] = []
-    facts: dict[str, Any] = {}
+    metadata: dict[str, Any] = {}
     for each in wanted:
         job = Job(each, config, shape_of, size, place, Path())
         compiled = compile_program(job, place.chips if place else 0, whole)
-        made = _made(compiled.facts["rows"], size, config)[each]
-        model_flops = _model_flops(each, config, shape_of, size) * compiled.facts["rows"]
-        parts.append(program_plan(each, compiled, place, model_flops / compiled.facts["devices"], made))
-        if not facts:
-            facts = compiled.facts
-            say(heading(_plan(name, place, facts, size, [], "")))
+        output = _output(compiled.metadata["rows"], size, config)[each]
+        model_flops = _model_flops(each, config, shape_of, size) * compiled.metadata["rows"]
+        parts.append(
+            program_plan(each, compiled, place, model_flops / compiled.metadata["devices"], output)
+        )
+        if not metadata:
+            metadata = compiled.metadata
+            say(heading(_plan(name, place, metadata, size, [], "")))
         say(program_text(parts[-1]))
-    done = _plan(name, place, facts, size, parts, verdict(parts, config, facts["mesh"], place))
+    done = _plan(name, place, metadata, size, parts, verdict(parts, config, metadata["mesh"], place))
     say(done.verdict)
     return done
 
 
-def _plan(name: str, place: Topology | None, facts: dict, size: Sizes, parts: list, words: str) -> Plan:
+def _plan(name: str, place: Topology | None, metadata: dict, size: Sizes, parts: list, words: str) -> Plan:
     return Plan(
-        topology=place.name if place else f"{facts['devices']} x {facts['device']}",
+        topology=place.name if place else f"{metadata['devices']} x {metadata['device']}",
         vendor_name=place.vendor_name if place else None,
-        chips=facts["devices"],
+        chips=metadata["devices"],
         model=name,
-        mesh=facts["mesh"],
+        mesh=metadata["mesh"],
         shape=asdict(size.shape),
         tokens=size.tokens,
         programs=parts,
-        kept_whole=facts["kept_whole"],
+        kept_whole=metadata["kept_whole"],
         verdict=words,
     )
 
 
-def _made(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
-    """What one run of each program makes."""
+def _output(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
+    """Numbers of items that one run of each program processes or generates."""
     s = size.shape
     tokens, made = rows * (s.prefix + size.responses * s.response), rows * targets.samples(config)
     group = "pairs" if size.responses == 2 else "prompts"

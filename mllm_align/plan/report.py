@@ -1,4 +1,4 @@
-"""What compiled programs say about a machine: memory, a bound on time, and a verdict in words."""
+"""The plan of compiled programs on a machine: memory, a lower bound on time, and a verdict in words."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from mllm_align.sharding import mesh_config
 
 @dataclass(frozen=True)
 class ProgramPlan:
-    """One program on one machine. Bytes and FLOPs are of one chip and of one run of the program.
+    """One program on one machine. Bytes and FLOPs are of one chip and one run of the program.
 
-    memory: by kind, None where the compiler refuses; held: what else an online run has there meanwhile;
-    needed: what of all that is there at once. model_flops:
-    what the mathematics needs; flops: matrix products that the program runs, padding and recomputation
-    with them. bound: seconds that the slowest of the parts needs at least, at published peaks with all else
-    hidden behind it; limit: which part. A bound, not a measurement.
+    memory: bytes by kind, None if the compiler refuses. held: bytes that an online run keeps resident
+    besides. needed: bytes in use at the same time. model_flops: FLOPs of the model's mathematics. flops: of
+    all matrix products that the program runs, including padding and recomputation. bound: lower bound on
+    the time in seconds: the slowest part at published peak rates, with the others overlapped; limit: that
+    part. A bound, not a measurement.
     """
 
     program: str
@@ -47,7 +47,7 @@ class ProgramPlan:
 @dataclass(frozen=True)
 class Plan:
     """Programs of a config on a machine. mesh: devices along each axis. shape: padded prefix and response
-    tokens and tiles; tokens: the most of a generated response."""
+    tokens and tiles. tokens: maximum of a generated response."""
 
     topology: str
     vendor_name: str | None
@@ -69,7 +69,7 @@ class Plan:
 
 
 def times(counts: Counts, where: Topology) -> dict[str, float]:
-    """Seconds each part of a program needs at least, on one chip."""
+    """Lower bounds in seconds on the time of each part of a program, on one chip."""
     chip = where.chip
     within = sum(c.sent for c in counts.collectives.values() if c.slices == 1)
     between = sum(c.sent for c in counts.collectives.values() if c.slices > 1)
@@ -87,32 +87,32 @@ def program_plan(
     where: Topology | None,
     model_flops: float,
     produced: dict[str, float],
-    least: float = 0,
+    min_bytes: float = 0,
 ) -> ProgramPlan:
-    """produced: what one run makes (tokens, pairs), for rates. least: bytes of memory that a run of the
-    program surely reads on a chip."""
-    usable, held = where.chip.usable if where else None, compiled.facts.get("held", 0)
-    rows, seconds = compiled.facts["rows"], round(compiled.seconds, 1)
+    """The plan of a compiled program. produced: numbers of items per run (tokens, pairs), for rates.
+    min_bytes: lower bound on the bytes that a run reads from a chip's memory."""
+    usable, resident = where.chip.usable if where else None, compiled.metadata.get("resident", 0)
+    rows, seconds = compiled.metadata["rows"], round(compiled.seconds, 1)
     if compiled.memory is None or compiled.counts is None:
         return ProgramPlan(
             program,
             rows,
             False,
             None,
-            held,
+            resident,
             None,
             usable,
             compiled.refused,
             model_flops,
             compile_seconds=seconds,
         )
-    counts, needed = compiled.counts, total(compiled.memory) + held
+    counts, needed = compiled.counts, total(compiled.memory) + resident
     parts = times(counts, where) if where else {}
     limit = max(parts, key=lambda name: parts[name]) if parts else None
     bound = parts[limit] if limit else None
     notes = []
     if counts.unknown_loops:
-        notes.append(f"{counts.unknown_loops} loops of unknown length counted at the most tokens")
+        notes.append(f"{counts.unknown_loops} loops of unknown length counted at the maximum of tokens")
     if counts.unknown_kernels:
         notes.append(f"{counts.unknown_kernels} kernels of unknown cost counted as nothing")
     return ProgramPlan(
@@ -120,46 +120,46 @@ def program_plan(
         rows=rows,
         fits=usable is None or needed <= usable,
         memory=compiled.memory,
-        held=held,
+        held=resident,
         needed=needed,
         usable=usable,
         refused=None,
         model_flops=model_flops,
         flops=counts.flops,
-        hbm_bytes=max(counts.hbm_bytes, least),
+        hbm_bytes=max(counts.hbm_bytes, min_bytes),
         collectives=[asdict(c) for c in counts.collectives.values()],
         parts=parts,
         bound=bound,
         limit=limit,
         rates={f"{what}/s": count / bound for what, count in produced.items()} if bound else {},
-        cache=compiled.facts.get("cache"),
+        cache=compiled.metadata.get("cache"),
         notes=notes,
         compile_seconds=seconds,
     )
 
 
 def verdict(programs: list[ProgramPlan], config: Any, mesh: dict[str, int], where: Topology | None) -> str:
-    """Whether it fits, and what to change if not, in one line."""
+    """Whether the programs fit, and what to change if not, in one line."""
     if where is None:
         return "compiles for the devices of this machine"
     bad = next((p for p in programs if not p.fits), None)
     if bad is None:
         if not programs:
             return "nothing compiled"
-        most = max(programs, key=lambda p: p.needed or 0)
-        room = (most.usable or 0) - (most.needed or 0)
+        largest = max(programs, key=lambda p: p.needed or 0)
+        free = (largest.usable or 0) - (largest.needed or 0)
         return (
-            f"fits: {most.program} needs {gib(most.needed)} of {gib(most.usable)} GiB a chip, "
-            f"{gib(room)} are left for machine code and the next batches"
+            f"fits: {largest.program} needs {gib(largest.needed)} of {gib(largest.usable)} GiB a chip, "
+            f"{gib(free)} are left for machine code and the next batches"
         )
     needs = f"{gib(bad.needed)} of {gib(bad.usable)} GiB a chip" if bad.needed else refusal(bad.refused)
     return f"does not fit: {bad.program} needs {needs}; {advice(bad, config, mesh)}"
 
 
-def refusal(said: str | None) -> str:
-    """The numbers in the compiler's words, or the words."""
-    found = re.search(r"(\w+) \((\d[\d.]*)G\) exceeds available HBM \((\d[\d.]*)G\)", said or "")
-    return f"{found[2]} GiB of {found[1]} alone, of {found[3]} a chip" if found else str(said)
+def refusal(message: str | None) -> str:
+    """The numbers in the compiler's message, or the message."""
+    found = re.search(r"(\w+) \((\d[\d.]*)G\) exceeds available HBM \((\d[\d.]*)G\)", message or "")
+    return f"{found[2]} GiB of {found[1]} alone, of {found[3]} a chip" if found else str(message)
 
 
 def advice(bad: ProgramPlan, config: Any, mesh: dict[str, int]) -> str:
@@ -194,7 +194,7 @@ def gib(size: float | None) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits with a prefix of thousands."""
+    """Three digits with an SI prefix."""
     for prefix, unit in (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= unit:
             return f"{value / unit:.3g} {prefix}"
@@ -211,8 +211,8 @@ def program_text(plan: ProgramPlan) -> str:
     if plan.memory is None:
         row("memory", f"does not fit: {refusal(plan.refused)}")
         return "\n".join(lines)
-    kept = plan.memory | ({"held meanwhile": plan.held} if plan.held else {})
-    kinds = ", ".join(f"{kind} {gib(size)}" for kind, size in kept.items())
+    resident = plan.memory | ({"resident besides": plan.held} if plan.held else {})
+    kinds = ", ".join(f"{kind} {gib(size)}" for kind, size in resident.items())
     of = f" of {gib(plan.usable)}" if plan.usable else ""
     row("memory", f"{gib(plan.needed)}{of} GiB a chip ({kinds}){'' if plan.fits else ': does not fit'}")
     if plan.cache:

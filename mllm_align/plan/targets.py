@@ -1,4 +1,4 @@
-"""The programs of a config, lowered from shapes alone."""
+"""The programs of a config, lowered from shapes only."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from mllm_align.training.programs import abstract_base, batch_structs, check_fit
 from mllm_align.training.score import logps_program
 
 TEXT = 128
-"""Tokens of text beside the image in the prompt that is planned for."""
+"""Tokens of text besides the image in the planned prompt."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is planned for: a padded batch shape, the most tokens of a generated response, and how many
-    responses a prompt is trained on."""
+    """The planned sizes: padded batch shape, maximum tokens of a generated response, and number of
+    responses per prompt in training."""
 
     shape: Shape
     tokens: int
@@ -40,9 +40,9 @@ class Sizes:
 def sizes(
     config: Config | BDHSConfig, model: ModelConfig, prefix: int | None = None, response: int | None = None
 ) -> Sizes:
-    """One image of the worst size with TEXT tokens of text, padded as the config pads.
+    """Sizes for one image of the largest size with TEXT tokens of text, padded according to the config.
 
-    prefix: another length of the prompt in tokens. response: of each response, 256 without.
+    prefix: length of the prompt in tokens, instead. response: tokens of each response, by default 256.
     """
     layout = family_of(model).layout(model)
     found = [counts(layout, *image, 1) for image in layout.largest]
@@ -76,7 +76,7 @@ def _generates(config: Config | BDHSConfig) -> bool:
 
 
 def names(config: Config | BDHSConfig) -> tuple[str, ...]:
-    """The programs that a config's work runs through."""
+    """The programs that a config runs."""
     if isinstance(config, BDHSConfig):
         return "features", "prefill", "decode"
     if _generates(config):
@@ -96,7 +96,7 @@ def check(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> list[s
 
 
 def rows(config: Config | BDHSConfig, mesh: Mesh, program: str) -> int:
-    """Prompts that one run of a program takes."""
+    """Prompts per run of a program."""
     if program == "train":
         return config.batch_size
     size = config.rows_per_micro if program == "reference" or _generates(config) else 8
@@ -106,7 +106,8 @@ def rows(config: Config | BDHSConfig, mesh: Mesh, program: str) -> int:
 def lower(
     program: str, config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, planned: Sizes
 ) -> jax.stages.Lowered:
-    """train: a step. reference: log-probs of a batch. features, prefill, decode: those of generation."""
+    """Lower a program. train: a step. reference: log-probs of a batch. features, prefill, decode: of
+    generation."""
     if program == "train":
         assert isinstance(config, Config)
         made = train_program(config, model, mesh, steps=1000)
@@ -175,7 +176,7 @@ def cache_bytes(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, pla
     return prefix * (length + samples(config) * bucket(planned.tokens)) // length
 
 
-def held_bytes(program: str, config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> int:
+def resident_bytes(program: str, config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> int:
     """Bytes on one chip that an online run holds beside what a program itself takes: what is trained and
     its moments while it generates, and the other copy of the base where rollouts have their own mesh."""
     if not isinstance(config, Config) or config.online is None:
@@ -188,7 +189,7 @@ def held_bytes(program: str, config: Config | BDHSConfig, model: ModelConfig, me
 
 
 def _bytes(tree: Any) -> int:
-    """On one chip."""
+    """Bytes of a tree on one chip."""
     leaves = jax.tree.leaves(tree)
     return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
 

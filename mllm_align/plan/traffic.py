@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mllm_align.plan.hlo import Array, Computation, Instruction, Module
 
-# Moves no data by itself, or is counted where its computation or its start is.
+# Opcodes that move no data themselves, or are counted in their computation or at their start.
 FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call"}
 FREE |= {
     "after-all",
@@ -30,7 +30,7 @@ def is_kernel(each: Instruction) -> bool:
 def traffic(module: Module, inside: Computation, each: Instruction) -> float:
     """Bytes that an instruction reads and writes in main memory, each operand once.
 
-    Of an array that is sliced, or updated in place, only the slice counts. What lies on chip is free.
+    For an array that is sliced or updated in place, only the slice counts. On-chip arrays are free.
     """
     code = each.opcode
     if code in FREE or code.endswith("-done"):
@@ -53,8 +53,8 @@ def _fusion_traffic(module: Module, fused: Computation, root: str, each, operand
     total = 0.0
     for inner in fused.values():
         if inner.opcode == "parameter" and _in_main(operand := operands[int(inner.operands[0])]):
-            whole = _main(operand.arrays)
-            total += min(_read(module, fused, inner.name, whole), whole)
+            size = _main(operand.arrays)
+            total += min(_read(module, fused, inner.name, size), size)
     last = fused[root]
     results = [fused[n] for n in last.operands] if last.opcode == "tuple" else [last]
     for result, array in zip(results, each.arrays, strict=False):
@@ -63,37 +63,37 @@ def _fusion_traffic(module: Module, fused: Computation, root: str, each, operand
     return total
 
 
-def _read(module: Module, fused: Computation, name: str, whole: float) -> float:
-    """Bytes that are read of a fusion's parameter of `whole` bytes: of a sliced one, the slices."""
+def _read(module: Module, fused: Computation, name: str, size: float) -> float:
+    """Bytes read from a fusion's parameter of `size` bytes; only the slices, if it is sliced."""
     total = 0.0
     for user in fused.values():
         if name not in user.operands or user.opcode in ("parameter", "constant"):
             continue
         first = user.operands[0] == name
         if user.opcode == "bitcast":
-            total += _read(module, fused, user.name, whole)
+            total += _read(module, fused, user.name, size)
         elif user.opcode in SLICES and first:
             total += sum(a.bytes for a in user.arrays)
         elif user.opcode == "fusion" and (callee := user.called("calls")):
             inside = module.computations[callee]
-            place = str(user.operands.index(name))
-            inner = next(i for i in inside.values() if i.opcode == "parameter" and i.operands[0] == place)
-            total += _read(module, inside, inner.name, whole)
+            index = str(user.operands.index(name))
+            inner = next(i for i in inside.values() if i.opcode == "parameter" and i.operands[0] == index)
+            total += _read(module, inside, inner.name, size)
         elif not (user.opcode == "dynamic-update-slice" and first):
-            return whole
+            return size
     return total
 
 
-def _written(module: Module, fused: Computation, result: Instruction, whole: float) -> float:
-    """Bytes that are written of a fusion's result: of one updated in place, the update."""
+def _written(module: Module, fused: Computation, result: Instruction, size: float) -> float:
+    """Bytes written to a fusion's result of `size` bytes; only the update, if it is updated in place."""
     while result.opcode == "bitcast" and result.operands[0] in fused:
         result = fused[result.operands[0]]
     if result.opcode == "dynamic-update-slice":
         return sum(a.bytes for a in fused[result.operands[1]].arrays)
     if result.opcode == "fusion" and (callee := result.called("calls")):
         inside = module.computations[callee]
-        return _written(module, inside, inside[module.roots[callee]], whole)
-    return whole
+        return _written(module, inside, inside[module.roots[callee]], size)
+    return size
 
 
 def _in_main(each: Instruction) -> bool:

@@ -1,7 +1,7 @@
-"""Compile one program in a process of its own: python -m mllm_align.plan.worker JOB.pickle.
+"""Compilation of one program in a separate process: python -m mllm_align.plan.worker JOB.pickle.
 
-A process of its own, because the TPU compiler wants its environment before JAX starts, may end the process
-where it finds a fault, and can't be stopped otherwise.
+The process is separate because the TPU compiler needs environment variables before JAX starts, may abort
+the process on an internal error, and can't be stopped in any other way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-TEXT, FACTS, RESULT = "module.txt", "facts.pickle", "result.pickle"
+TEXT, METADATA, RESULT = "module.txt", "metadata.pickle", "result.pickle"
 
 
 @dataclass(frozen=True)
@@ -58,21 +58,21 @@ def work(job: Job) -> dict[str, Any]:
     import jax
 
     from mllm_align.plan.chips import describe
-    from mllm_align.plan.targets import cache_bytes, check, held_bytes, lower, rows
+    from mllm_align.plan.targets import cache_bytes, check, lower, resident_bytes, rows
     from mllm_align.sharding import make_mesh
 
     mesh = make_mesh(job.config.mesh, describe(job.topology) if job.topology else None)
-    facts: dict[str, Any] = {
+    metadata: dict[str, Any] = {
         "device": mesh.devices.flat[0].device_kind,
         "devices": mesh.size,
         "rows": rows(job.config, mesh, job.program),
         "mesh": dict(mesh.shape),
         "kept_whole": check(job.config, job.model, mesh),
-        "held": held_bytes(job.program, job.config, job.model, mesh),
+        "resident": resident_bytes(job.program, job.config, job.model, mesh),
     }
     if job.program == "decode":
-        facts["cache"] = cache_bytes(job.config, job.model, mesh, job.planned)
-    _write(job.folder / FACTS, facts)
+        metadata["cache"] = cache_bytes(job.config, job.model, mesh, job.planned)
+    _write(job.folder / METADATA, metadata)
     lowered = lower(job.program, job.config, job.model, mesh, job.planned)
     options = {"xla_dump_to": str(job.folder), "xla_dump_hlo_as_text": True} if job.topology else None
     try:
@@ -91,7 +91,7 @@ def _write(file: Path, what: Any) -> None:
 
 
 def _end_with_parent() -> None:
-    """Compilers are long to end, and who waits may be ended first."""
+    """End this process when its parent ends: the compiler would run on for long."""
     parent = os.getppid()
 
     def watch() -> None:

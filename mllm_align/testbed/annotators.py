@@ -1,4 +1,4 @@
-"""Annotators for Scenes: one that knows what is in a picture, one that asks a model what it sees."""
+"""Annotators for Scenes: an oracle that knows the picture, and one that questions the base model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # A record is named after its scene; then come the question's number and a mark of hidden pictures.
 NAME = re.compile(rf"(?P<scene>(?P<split>{'|'.join(SPLITS)})-(?P<index>\d+))(-\d+)?(-blind)?")
-ANSWER_TOKENS = 4  # yes or no, however a tokenizer cuts it
+ANSWER_TOKENS = 4  # enough for yes or no with any tokenizer
 
 
 @ANNOTATORS.register("oracle")
@@ -46,7 +46,7 @@ class SceneOracle(AnnotatorConfig):
 
 
 class Oracle:
-    """Counts what each response gets wrong about the scene of its record, and what it recalls."""
+    """Scores a response by its number of errors about the scene of its record, then by its recall."""
 
     def __init__(self, scenes: Path, records: Sequence[Record] = ()):
         """scenes: folder of the drawn pictures. records: those that are known beforehand. Raises InputError
@@ -66,7 +66,7 @@ class Oracle:
         return builder.read(self.folder, split)
 
     def scene(self, record: Record) -> Scene:
-        """The scene that a record is named after. Raises InputError where there is none."""
+        """The scene named in a record's id. Raises InputError if there is none."""
         name = NAME.fullmatch(record.id)
         if name is None:
             raise self._missing(record, "is not named after a scene")
@@ -77,7 +77,7 @@ class Oracle:
             except InputError as error:
                 raise self._missing(record, str(error)) from error
             number = int(name["index"])
-            found = examples[number] if number < len(examples) else None  # else it begins anew
+            found = examples[number] if number < len(examples) else None  # larger indices wrap around
             if found is None or found.id != key:
                 raise self._missing(record, "has no scene there")
             self._scenes[key] = found.scene
@@ -90,10 +90,10 @@ class Oracle:
 
 def _counted(scene: Scene, responses: Sequence[str]) -> Verdict:
     counts = [count(scene, text) for text in responses]
-    # recall is below 1, so it decides between equal numbers of errors alone
+    # the recall term is below 1, so it only breaks ties between equal numbers of errors
     scores = [each.recalled / (each.present + 1) - sum(_errors(each).values()) for each in counts]
-    told = (f"Response {number}: {_told(each)}" for number, each in enumerate(counts, 1))
-    return scored(scores, "; ".join(told))
+    reasons = (f"Response {number}: {_reason(each)}" for number, each in enumerate(counts, 1))
+    return scored(scores, "; ".join(reasons))
 
 
 def _errors(counts: Counts) -> dict[str, int]:
@@ -105,7 +105,7 @@ def _errors(counts: Counts) -> dict[str, int]:
     }
 
 
-def _told(counts: Counts) -> str:
+def _reason(counts: Counts) -> str:
     wrong = [f"{number} {what}" for what, number in _errors(counts).items() if number]
     return f"{', '.join(wrong) or 'no error'}, {counts.recalled} of {counts.present} things named"
 
@@ -132,8 +132,8 @@ class SceneQuestions(AnnotatorConfig):
 
 
 class SelfQuestions:
-    """Asks the policy's own base, as its checkpoint has it, whether each thing that a response mentions is
-    in the picture: the model's own eyes against its habits of speech."""
+    """Asks the policy's base model, without its trained parameters, whether each thing that a response
+    mentions is in the picture: the model's vision is checked against its language prior."""
 
     def __init__(self, config: SceneQuestions, context: Context):
         answers = untrained(context.base), ANSWER_TOKENS, config.batch_size
@@ -155,7 +155,7 @@ class SelfQuestions:
 
 
 def _presence(record: Record, kind: str) -> Record:
-    """The question whether a thing is in the picture, always in the same words."""
+    """The question whether a thing is in the picture, in fixed words."""
     article = "an" if kind[0] in "aeiou" else "a"
     text = QUESTIONS["presence"][0].format(a=f"{article} {kind}")
     message = Message("user", (*[Part()] * len(record.images), Part(text)))
@@ -163,17 +163,17 @@ def _presence(record: Record, kind: str) -> Record:
 
 
 def _answered(readings: Sequence[Reading], answers: dict[str, str | None]) -> Verdict:
-    """The verdict on responses, from what was answered about each kind that they mention."""
+    """The verdict on responses, from the answers about each kind that they mention."""
     reason = ", ".join(f"{kind}: {answer}" for kind, answer in answers.items())
     if None in answers.values():
         return Verdict("failed", reason=reason)
-    there = {kind: yes_or_no(answer or "") for kind, answer in answers.items()}
-    if None in there.values():
+    present = {kind: yes_or_no(answer or "") for kind, answer in answers.items()}
+    if None in present.values():
         return Verdict("unparsable", reason=reason)
-    return scored([-float(_denied(reading, there)) for reading in readings], reason)
+    return scored([-float(_denied(reading, present)) for reading in readings], reason)
 
 
-def _denied(reading: Reading, there: dict[str, bool | None]) -> int:
-    """Mentions of what is not there; a sentence outside the grammar that names nothing counts as one."""
+def _denied(reading: Reading, present: dict[str, bool | None]) -> int:
+    """Number of mentions of absent things; an unparsed sentence that names nothing counts as one."""
     babble = sum(not parse(sentence).mentions for sentence in reading.unparsed)
-    return babble + sum(not there[mention.kind] for mention in reading.mentions)
+    return babble + sum(not present[mention.kind] for mention in reading.mentions)

@@ -1,16 +1,16 @@
-"""A demo made on the spot: a tiny random LLaVA folder, and pictures with pairs of descriptions.
+"""A generated demo: a tiny random LLaVA folder, and pictures with pairs of descriptions.
 
-It shows that the whole path runs, from files to an exported model, and that pairs are learnt. It shows
-nothing about hallucination: random weights cannot describe a picture, well or badly.
+It demonstrates the whole path from files to an exported model, and that pairs are learnt. It shows nothing
+about hallucination: a model with random weights cannot describe a picture.
 
-In each pair the wrong text is as likely a description as the true one (see `_misdescribed`), so text
-alone ranks unseen pairs by chance, and held-out accuracy above 0.5 means that the pictures are used.
-What to expect: the loss falls and the training pairs come to be ranked right. The default 64 pairs are
-learnt by heart, and held-out accuracy stays near 0.5. With `count=1024`, 400 steps of DPO on 8 pairs
-(AdamW, rate 2e-3 falling as a cosine, beta 0.1, tower frozen, the rest trained) brought it to 0.72 on
-`held_out=256`; on 16 pairs the standard error alone is 0.12.
+In each pair the wrong text is as likely a description as the true one (see `_misdescribed`), so text alone
+ranks unseen pairs at chance, and held-out accuracy above 0.5 means that the model uses the pictures. During
+training the loss falls, and the training pairs become correctly ranked. The default 64 pairs are memorized,
+and held-out accuracy stays near 0.5. With `count=1024`, 400 steps of DPO with 8 pairs each (AdamW, rate
+2e-3 with cosine decay, beta 0.1, tower frozen, the rest trained) reached 0.72 on `held_out=256`; on 16
+pairs the standard error alone is 0.12.
 
-Everything follows from the seed; the bytes also from the versions of Pillow and tokenizers.
+Everything is determined by the seed; the bytes also depend on the versions of Pillow and tokenizers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 SPECIALS = ["<unk>", "<s>", "</s>", "<pad>", "<image>"]
 
-# LLaVA's conversation. The tokenizer puts <s> in front, as Llama's does, so the template must not.
+# LLaVA's conversation format. The tokenizer prepends <s>, like Llama's, so the template must not.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] != 'system' %}{{ message['role'].upper() + ': ' }}{% endif %}"
@@ -54,7 +54,7 @@ CHAT_TEMPLATE = (
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[None]:
-    """Make the folder; whatever keeps the body from writing into it becomes one line."""
+    """Make the folder; any OSError while writing into it becomes an InputError."""
     remedy = "give a new or an empty folder that can be written to"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -90,15 +90,14 @@ def make_model(
 ) -> Path:
     """Write a small random LLaVA 1.6 (`llava_next`) or 1.5 (`llava`) Hugging Face folder to `out`.
 
-    It has all that a published llava-hf folder has, under the same tensor names, with the vision
-    layer that is never run. It knows nothing: see the top of this file for what it is good for.
-    `vocab` needs to hold the 256 bytes and the five special tokens; what is left of it is learnt from
-    `corpus` (default: the demo's own sentences). Returns `out`. Raises
-    `InputError` when `out` exists and is not empty, or cannot be written.
+    It has all files of a published llava-hf folder, with the same tensor names, including the unused last
+    vision layer. `vocab` must be large enough for the 256 bytes and the five special tokens; the remaining
+    tokens are learnt from `corpus` (default: the demo's own sentences). Returns `out`. Raises `InputError`
+    if `out` exists and is not empty, or cannot be written.
     """
     if kind not in ("llava_next", "llava"):
         raise refusal("kind", f"found {quoted(kind)}", "give 'llava_next' or 'llava'")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is missing
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # about missing torch
     import transformers as hf
 
     anyres, side = kind == "llava_next", image_size
@@ -161,7 +160,7 @@ def make_model(
 
 
 def _tokenizer(vocab: int, corpus: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of the corpus; every other text falls into bytes."""
+    """Byte-level BPE trained on the corpus; other texts are encoded as bytes."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -191,8 +190,8 @@ def _tokenizer(vocab: int, corpus: Iterable[str]) -> PreTrainedTokenizerFast:
 def _weights(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
     """Every tensor of the folder, large enough to matter.
 
-    Initialisation as for training (0.02, unit gains, zero biases) would give flat logits, and one
-    tensor taken for another would hardly show.
+    The usual initialisation (0.02, unit gains, zero biases) would give flat logits, and tests would hardly
+    notice two swapped tensors.
     """
     rng = np.random.default_rng(seed)
     norm = "vision_tower.post_layernorm"  # like the last vision layer, there but never read
@@ -246,7 +245,7 @@ QUESTIONS = (
     "Please tell me what the picture shows.",
     "What colours and shapes are there?",
 )
-# The verb never depends on what is seen, so that a pair differs in nothing but the mistake.
+# The verb does not depend on the number of things, so that a pair differs only in the mistake.
 ANSWERS = (
     "The picture shows {things} on a {ground} background.",
     "I can see {things}.",
@@ -272,7 +271,8 @@ class Group:
 
 
 Scene = tuple[Group, ...]
-"""What a picture shows: one group of up to three, or two single shapes that differ in everything."""
+"""The contents of a picture: one group of up to three, or two single shapes of different shape and
+colour."""
 
 
 def make_pairs(out: str | Path, count: int = 64, seed: int = 0, *, held_out: int = 16) -> Path:
@@ -324,10 +324,10 @@ def _scene(rng: np.random.Generator) -> Scene:
 
 
 def _misdescribed(scene: Scene, rng: np.random.Generator) -> Scene:
-    """Change one thing of the scene, into another that `_scene` could have drawn.
+    """Change one attribute of the scene, to a value that `_scene` could have sampled.
 
-    Scenes are drawn evenly and every change is as likely as its undoing, so true and wrong
-    descriptions are equally distributed: nobody can tell them apart without the picture.
+    Scenes are uniformly distributed and every change is as likely as its inverse, so true and wrong
+    descriptions have the same distribution: they are indistinguishable without the picture.
     """
     what = _pick(rng, ("colour", "shape", "count") if len(scene) == 1 else ("colour", "shape"))
     values = {"colour": COLOURS, "shape": SHAPES, "count": COUNTS}[what]
@@ -342,14 +342,14 @@ def _say(answer: str, scene: Scene, ground: str) -> str:
 
 
 def _corpus() -> Iterator[str]:
-    """Every word of the demo as it stands in a conversation."""
+    """All words of the demo, in conversations."""
     groups = [Group(*each) for each in product(COUNTS, COLOURS, SHAPES)]
     for question, answer, group, ground in product(QUESTIONS, ANSWERS, groups, GROUNDS):
         yield f"USER: \n{question} ASSISTANT: {_say(answer, (group, group), ground)}"
 
 
 def _draw(scene: Scene, ground: str, rng: np.random.Generator) -> Image.Image:
-    """Draw the shapes in any order along the longer side, each in its own part, at any place there."""
+    """Draw the shapes in random order along the longer side, each at a random position in its own part."""
     size = np.array(_pick(rng, SIZES))
     image = Image.new("RGB", (int(size[0]), int(size[1])), GROUNDS[ground])
     pen = ImageDraw.Draw(image)
@@ -368,7 +368,7 @@ def _draw(scene: Scene, ground: str, rng: np.random.Generator) -> Image.Image:
 def _outline(shape: str) -> np.ndarray:
     """Corners [N, 2] of the shape in the unit circle, the first one up."""
     corners = {"circle": 48, "square": 4, "triangle": 3, "star": 10}[shape]
-    turn = 0.5 if shape == "square" else 0.0  # on its side, not on a corner
+    turn = 0.5 if shape == "square" else 0.0  # a square rests on its side, not on a corner
     angle = 2 * np.pi * (np.arange(corners) + turn) / corners
     reach = np.where(np.arange(corners) % 2, 0.4, 1.0) if shape == "star" else np.ones(corners)
     return np.stack([np.sin(angle), -np.cos(angle)], axis=1) * reach[:, None]

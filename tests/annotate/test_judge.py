@@ -106,7 +106,7 @@ def test_control_tokens_in_a_response_are_text(base, answering):
     )
     encoder = make_encoder(base, DataConfig())
     hostile, plain = calls[0]["records"][0].prefix, calls[0]["records"][2].prefix
-    control = [encoder.image_token, *encoder.ends, encoder.tokenizer.bos_token_id]
+    control = [encoder.image_token, *encoder.eos_ids, encoder.tokenizer.bos_token_id]
     assert [i for i in hostile if i in control] == [i for i in plain if i in control]
     assert f"Response 1:\n{said}\n\nResponse 2:\nA dog." in encoder.tokenizer.decode(hostile)
 
@@ -135,7 +135,7 @@ def test_the_base_is_asked_without_what_was_trained(base, monkeypatch):
             seen.append((bundle, size))
             raise InputError("far enough")
 
-    monkeypatch.setattr("mllm_align.generate.decode.Decoder", Kept)
+    monkeypatch.setattr("mllm_align.generate.decode.Generator", Kept)
     policy = replace(base, trained={"lora": {"a": np.ones(3)}}, lora=LoraConfig())
     for config in (SMALL, SceneQuestions(batch_size=2)):
         annotator = open_annotator(config, Context(policy))

@@ -309,5 +309,5 @@ def test_a_normalizer_that_drops_the_names_of_the_twin():
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.add_special_tokens([AddedToken("<|a|>"), AddedToken("⊥", normalized=True)])
     of = ControlTokens(PreTrainedTokenizerFast(tokenizer_object=backend), ())
-    with pytest.raises(ValueError, match=r"ids of|makes control tokens"):
+    with pytest.raises(ValueError, match=r"ids of|into control tokens"):
         of.tokenize(of.guard("<|a|>") + "⊥", False)

@@ -3,10 +3,10 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
+from coders import PAIRS, TEXT_ONLY, encoder, processor, record
 from goldens import FIXTURES, NAMES, goldens, of_transformers
 from pieces import pieces
 from PIL import Image
@@ -21,23 +21,6 @@ from mllm_align.data.table import encode_all
 from mllm_align.models.processor import load_processor
 
 BOS, EOS, IMAGE = 1, 2, 4
-PAIRS = [json.loads(line) for line in (FIXTURES / "pairs.jsonl").read_text().splitlines()]
-TEXT_ONLY = {"prompt": "gi dan?", "chosen": "tuku der.", "rejected": "poge ku."}
-
-
-@cache
-def processor(name="llava15"):
-    return load_processor(FIXTURES / name)
-
-
-def encoder(name="llava15", template=None, processor=processor):
-    golden = goldens(name)
-    return Encoder(processor(name), golden.layout, golden.config.image_token, template=template)
-
-
-def record(row=TEXT_ONLY, responses=2, **changes):
-    row = {**row, **changes}
-    return parse_record(row, index=3, where="pairs.jsonl record", root=FIXTURES, responses=responses)
 
 
 def template(start="<s>", opening="assistant:", end="</s>", text="part.text"):
@@ -726,8 +709,8 @@ def test_text_leaves_out_special_tokens_and_images_and_spoils_nothing(kind):
     assert set(broken) == {"\ufffd"} and len(broken) <= 2
 
 
-def test_end_mask():
+def test_eos_mask():
     golden = goldens("llava15")
     coder = Encoder(processor(), golden.layout, IMAGE, frozenset({7, 900}))
-    assert np.flatnonzero(coder.end_mask(384)).tolist() == [EOS, 7]
-    assert not coder.end_mask(2).any()
+    assert np.flatnonzero(coder.eos_mask(384)).tolist() == [EOS, 7]
+    assert not coder.eos_mask(2).any()

@@ -89,7 +89,7 @@ def test_paths_stay_paths(path):
         (b64(encoded()) + "*" + "A" * 5000, ["is text (", "not a path"]),
         (
             b64(b"no image at all" * 400),
-            ["base64 of something that is no image (8000 characters), not a path"],
+            ["base64 that is no image (8000 characters), not a path"],
         ),
         ("a cat. " * 1000, ["is text (7000 characters), not a path"]),
         ("x" * 256, ["256 characters", "not a path"]),

@@ -126,7 +126,7 @@ def test_several_data_sets(tmp_path):
 
 def test_kinds_are_not_mixed(tmp_path):
     make(tmp_path, "a.parquet", "b.jsonl")
-    assert_refused(tmp_path, "several kinds: a.parquet, b.jsonl", "pattern")
+    assert_refused(tmp_path, "several formats: a.parquet, b.jsonl", "pattern")
 
 
 def test_the_folder_that_one_is_in(tmp_path, monkeypatch):
@@ -180,7 +180,7 @@ def test_patterns(tmp_path, monkeypatch):
         "deep/d.jsonl record 0",
     ]
     assert [record.id for record in records] == ["0", "1", "2"]
-    assert_refused("shards/*", "several kinds")
+    assert_refused("shards/*", "several formats")
     assert_refused("shards/*.csv", "'shards/*.csv'", "check the pattern")
     make(tmp_path, "odd[1].jsonl", "_x.jsonl")
     assert chosen("_*.jsonl") == ["_x.jsonl"]

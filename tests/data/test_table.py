@@ -1,7 +1,6 @@
 """Records encoded by all cores and kept for the next start: the same as one by one."""
 
 import io
-import json
 import os
 import pickle
 import shutil
@@ -12,7 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from goldens import FIXTURES, goldens
+from coders import PAIRS, encoder, record
+from goldens import FIXTURES
 from PIL import Image
 from refusals import refusal
 
@@ -20,21 +20,7 @@ from mllm_align.data import table
 from mllm_align.data.encode import Encoder
 from mllm_align.data.images import ImageSource
 from mllm_align.data.readers import records_from
-from mllm_align.data.records import parse_record
 from mllm_align.data.table import FOLDER, encode_all, encode_each
-from mllm_align.models.processor import load_processor
-
-PAIRS = [json.loads(line) for line in (FIXTURES / "pairs.jsonl").read_text().splitlines()]
-
-
-def encoder(name="llava15", template=None):
-    golden = goldens(name)
-    processor = load_processor(FIXTURES / name)
-    return Encoder(processor, golden.layout, golden.config.image_token, template=template)
-
-
-def record(row, root=FIXTURES, **changes):
-    return parse_record({**row, **changes}, index=3, where="pairs.jsonl record", root=root)
 
 
 @pytest.fixture
@@ -56,8 +42,8 @@ def counted(monkeypatch):
             made = [table._encoded(each, encoder, responses, start + i) for i, each in enumerate(part)]
             yield table.Table.of(made, responses)
 
-    monkeypatch.setattr(table, "LARGE", 1)
-    monkeypatch.setattr(table, "_shared_out", here)
+    monkeypatch.setattr(table, "MIN_CACHED", 1)
+    monkeypatch.setattr(table, "_encode_parallel", here)
     return parts
 
 
@@ -120,7 +106,7 @@ def test_all_records_over_long():
 def test_parts_and_other_processes_encode_the_same(monkeypatch, shared):
     coder, records = encoder(), [record(row) for row in PAIRS]
     alone = [coder.encode(each, 2, i) for i, each in enumerate(records)]
-    for name, value in (("LARGE", 2), ("SHARED", shared), ("PART", 3)):
+    for name, value in (("MIN_CACHED", 2), ("MIN_PARALLEL", shared), ("PART", 3)):
         monkeypatch.setattr(table, name, value)
     told = []
     equal(list(encode_each(records, coder, 2, tell=told.append)), alone)
@@ -202,7 +188,7 @@ CHANGES = (
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_has_changed_is_encoded_anew(folder, counted, change):
-    coder, records = encoder(), [record(row, folder) for row in PAIRS]
+    coder, records = encoder(), [record(row, root=folder) for row in PAIRS]
     list(encode_each(records, coder, 2, folder))
     records, coder = change(folder, records, coder)
     found = list(encode_each(records, coder, 2, folder))
@@ -280,9 +266,9 @@ def test_the_tables_used_last_are_kept(tmp_path, counted):
         for file in (tmp_path / FOLDER).iterdir():  # the clock of the file system may be coarse
             if file.stat().st_mtime > 1000:
                 os.utime(file, (i, i))
-    assert len(list((tmp_path / FOLDER).iterdir())) == table.KEPT
+    assert len(list((tmp_path / FOLDER).iterdir())) == table.MAX_FILES
     before = len(counted)
-    for some in sets[-table.KEPT :]:
+    for some in sets[-table.MAX_FILES :]:
         list(encode_each(some, coder, 2, tmp_path))
     assert len(counted) == before
 

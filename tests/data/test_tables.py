@@ -84,7 +84,7 @@ def test_nulls_and_paths_are_no_cells(write):
 
 
 def test_threads_read_the_right_bytes(write, monkeypatch):
-    monkeypatch.setattr(tables._recent, "room", 1)  # nothing is kept but the last
+    monkeypatch.setattr(tables._columns, "capacity", 1)  # nothing is kept but the last
     records = records_from(write([shapes(i)["image"] for i in range(40)]))
     order = np.random.default_rng(0).integers(0, 40, 300).tolist()
     with ThreadPoolExecutor(8) as pool:
@@ -140,7 +140,7 @@ def test_a_file_that_is_written_anew(write):
 
 
 def test_what_was_read_is_kept_within_bounds(tmp_path):
-    recent = tables._Recent(room=100)
+    recent = tables._ColumnCache(capacity=100)
     read = []
 
     def column(name):

@@ -277,8 +277,7 @@ def test_help_of_judge(run):
     text = " ".join(run("--help")[1].split())
     for words in (
         "usage: mllm-align judge",
-        "judge|endpoint|oracle|questions|scorer",
-        "(required)",
+        "endpoint, judge, scorer, oracle, questions",
         "index, id, outcome, right, scores, reason, answers",
     ):
         assert words in text
@@ -292,7 +291,7 @@ OUT = ("--data", PAIRS, "--out", "r.json")
 @pytest.mark.parametrize(
     "argv, said",
     [
-        ((), "judge needs a config file first"),
+        ((), "judge needs a config first"),
         (JUDGE, "judge needs --data, --out;"),
         ((*JUDGE, *OUT), "judge needs --model: the annotator is the policy's own base"),
         ((*JUDGE, *OUT, "--annotator", "questions"), "judge needs --model"),

@@ -17,7 +17,7 @@ from mllm_align.data.records import parse_record
 from mllm_align.errors import InputError
 from mllm_align.generate import bdhs as module
 from mllm_align.generate.bdhs import BDHS, boundaries, check, cuts, full_stops, until_full_stop
-from mllm_align.generate.decode import Decoder, Fork, Row
+from mllm_align.generate.decode import Fork, Generator, Row
 from mllm_align.generate.sampling import random_key
 from mllm_align.generate.sentences import split, yes_no
 from mllm_align.generate.similarity import Lexical
@@ -224,7 +224,7 @@ def test_what_follows_a_stop_inside_a_token_goes(request, kind):
     """On the scripted decoder: ids of a text with its stop in the midst."""
     encoder = request.getfixturevalue(kind)
     maker = making(encoder, say=lambda fork: spelled(encoder, " zi. der"), iterations=1)
-    maker.stops = maker.ends  # as if one token held it all
+    maker.stop_mask = maker.eos_mask  # as if one token held it all
     (made,) = maker(encoded(encoder, record(SHORT)))
     assert [each["written"] for each in made.sentences] == [" zi."] * 3
     assert made.unfinished == 3 and made.rejected.count(" zi.") == 3 and " der" not in made.rejected[16:]
@@ -235,7 +235,7 @@ def test_what_is_written_may_read_like_a_control_token(encoder):
     ids = encoder.tokenizer(" zi </s> ku.", add_special_tokens=False, split_special_tokens=True).input_ids
     assert encoder.end not in ids
     maker = making(encoder, say=lambda fork: ids, iterations=1)
-    maker.stops = maker.ends
+    maker.stop_mask = maker.eos_mask
     (made,) = maker(encoded(encoder, record(SPOKEN)))
     assert [each["written"] for each in made.sentences] == [" zi </s> ku."] * len(made.sentences)
     pair = replace(record(SPOKEN), responses=(SPOKEN, made.rejected))
@@ -296,10 +296,10 @@ def test_the_last_of_several_tries_is_unguided(encoder, config, guided):
     (made,) = maker(few(encoder)[:1])
     assert made.iterations == len(guided) and made.guided == guided[-1]
     free = [
-        [fork.at for fork in row.forks] == [len(row.prefix.tokens) - 1] for (row,) in maker.decoder.seen
+        [fork.at for fork in row.forks] == [len(row.prefix.tokens) - 1] for (row,) in maker.generator.seen
     ]
     assert free == [not each for each in guided]
-    limits = [{fork.limit for fork in row.forks} for (row,) in maker.decoder.seen]
+    limits = [{fork.limit for fork in row.forks} for (row,) in maker.generator.seen]
     assert limits == [{64} if each else {10} for each in guided]
 
 
@@ -312,18 +312,18 @@ def test_thresholds_of_the_config_come_before_the_measures_own(encoder):
 def test_free_responses_wait_until_they_fill_a_batch(encoder):
     maker = making(encoder, size=2, iterations=2)
     assert sorted(each.index for each in maker(few(encoder))) == list(range(5))
-    sizes = [(len(rows), rows[0].forks[0].limit) for rows in maker.decoder.seen]
+    sizes = [(len(rows), rows[0].forks[0].limit) for rows in maker.generator.seen]
     assert sizes == [(2, 64), (2, 10), (2, 64), (2, 10), (1, 64), (1, 10)]
 
 
 def test_every_try_has_cuts_masks_and_tokens_of_its_own(encoder):
     maker = making(encoder, iterations=4, mask_rate=0.5, gather=False)
     list(maker(encoded(encoder, record(SHORT))))
-    rows = [rows[0] for rows in maker.decoder.seen]
+    rows = [rows[0] for rows in maker.generator.seen]
     assert len({row.prefix.visible[row.prefix.image >= 0].tobytes() for row in rows}) == 4
     assert len({tuple(fork.at for fork in row.forks) for row in rows[:3]}) > 1
     assert len({fork.key.tobytes() for row in rows for fork in row.forks}) == 3 * 3 + 1
-    assert len(maker.decoder.pictures) == 1, "the tower sees a clean image once"
+    assert len(maker.generator.pictures) == 1, "the tower sees a clean image once"
 
 
 def test_noise_is_drawn_anew_and_masks_nothing(encoder):
@@ -388,7 +388,7 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def decoder():
-    return Decoder(bundle(), FREE, 4)
+    return Generator(bundle(), FREE, 4)
 
 
 def of_model(decoder, encoder, records, gather=True, **changes):
@@ -404,7 +404,7 @@ def records(encoder, image="0_L"):
 def naive(decoder, encoder, one, visible=None, **changes):
     """The rewritten sentences, each from a prefill of its own prefix."""
     config = replace(SETTINGS, **changes)
-    stops = encoder.end_mask(decoder.vocab) | full_stops(encoder, decoder.vocab)
+    stop_mask = encoder.eos_mask(decoder.vocab) | full_stops(encoder, decoder.vocab)
     (features,) = decoder.features([encoder.pixels(one)])
     made = cuts(encoder, one, config.seed, 0)
     rows = []
@@ -420,7 +420,7 @@ def naive(decoder, encoder, one, visible=None, **changes):
         rows.append(Row(features, replace(prefix, visible=seen), (end,)))
     written = [
         until_full_stop(encoder.text(ids, cut.ids[cut.begin : cut.fork]))
-        for cut, (ids,) in zip(made, decoder(rows, stops), strict=True)
+        for cut, (ids,) in zip(made, decoder(rows, stop_mask), strict=True)
     ]
     return written, [cut.swapped for cut in made]
 

@@ -49,7 +49,7 @@ def decoders(monkeypatch):
         return made[-1]
 
     say = SimpleNamespace(made=made, tokens=None)
-    monkeypatch.setattr(module, "Decoder", decoder)
+    monkeypatch.setattr(module, "Generator", decoder)
     return say
 
 
@@ -308,7 +308,7 @@ def stopped_at(step):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module._Job, step, stop)
+        patch.setattr(module._Output, step, stop)
         with pytest.raises(KeyboardInterrupt):
             yield
 
@@ -380,7 +380,9 @@ def test_jobs_of_another_config_are_told_apart(data, out, change, name):
         run(data, out)
     assert f"pairs.jsonl.part: was begun with another {name}; remove it or" in refused(data, out, **change)
     run(data, out)
-    assert "pairs.jsonl: exists and is not of this job; give another --out" in refused(data, out, **change)
+    assert "pairs.jsonl: exists and is not this job's output; give another --out" in refused(
+        data, out, **change
+    )
 
 
 def test_jobs_on_other_data_or_models_are_told_apart(data, out, tmp_path):
@@ -417,7 +419,7 @@ def test_what_a_run_has_trained_names_the_model():
 )
 def test_part_files_of_something_else(data, out, text):
     part(out).write_text(text)
-    assert "pairs.jsonl.part: is not a job that can go on; remove it" in refused(data, out)
+    assert "pairs.jsonl.part: can't be resumed; remove it" in refused(data, out)
 
 
 def test_part_files_that_are_damaged(data, out):
@@ -431,15 +433,15 @@ def test_part_files_that_are_damaged(data, out):
 
 def test_an_out_of_something_else_is_left_alone(data, out, tmp_path):
     out.write_text("dear")
-    assert "pairs.jsonl: exists and is not of this job" in refused(data, out)
+    assert "pairs.jsonl: exists and is not this job's output" in refused(data, out)
     out.with_name("pairs.jsonl.log.jsonl").write_text("[]\n")
-    assert "is not of this job" in refused(data, out)
+    assert "is not this job's output" in refused(data, out)
     (tmp_path / "folder.jsonl").mkdir()
-    assert "is not of this job" in refused(data, tmp_path / "folder.jsonl")
+    assert "is not this job's output" in refused(data, tmp_path / "folder.jsonl")
     (tmp_path / "link.jsonl").symlink_to(tmp_path / "nowhere")
-    assert "is not of this job" in refused(data, tmp_path / "link.jsonl")
+    assert "is not this job's output" in refused(data, tmp_path / "link.jsonl")
     assert "ends in .jsonl" in refused(data, tmp_path / "pairs.json")
-    assert "is not of this job" in refused(data, data)
+    assert "is not this job's output" in refused(data, data)
     assert "can't" in refused(data, out / "under" / "pairs.jsonl")
 
 
@@ -535,14 +537,14 @@ def test_a_full_disk_stops_a_job_that_can_go_on(data, out):
 
 
 def test_a_disk_that_fills_up_at_the_end(data, out, monkeypatch):
-    close = module._Job.close
+    close = module._Output.close
 
     def full(*args):
         with room(10):
             return close(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module._Job, "close", full)
+        patch.setattr(module._Output, "close", full)
         with pytest.raises(InputError, match="File too large"):
             run(data, out)
     assert not out.exists() and len(part(out).read_bytes().splitlines()) == 5

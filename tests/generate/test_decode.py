@@ -13,7 +13,7 @@ from runs import compiling
 
 from mllm_align.batch import Pixels, pad
 from mllm_align.config import MeshConfig, SamplingConfig
-from mllm_align.generate.decode import Decoder, Forks, _forks, run
+from mllm_align.generate.decode import Forks, Generator, _forks, run
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.cache import Cache
 from mllm_align.models.vlm import VisionLanguageModel
@@ -28,11 +28,11 @@ def decoding(name, tag="policy", sampling=SAMPLED):
     """A decoder of a golden's model, its prompts' features and its groups."""
     golden = goldens(name)
     bundle = golden_bundle(golden, tag)
-    decoder, groups = Decoder(bundle, sampling, 4), golden.groups()
+    decoder, groups = Generator(bundle, sampling, 4), golden.groups()
     features = decoder.features([group.prefix.pixels for group in groups])
-    stops = np.zeros(decoder.vocab, bool)
+    stop_mask = np.zeros(decoder.vocab, bool)
     return SimpleNamespace(
-        golden=golden, bundle=bundle, decoder=decoder, groups=groups, features=features, stops=stops
+        golden=golden, bundle=bundle, decoder=decoder, groups=groups, features=features, stop_mask=stop_mask
     )
 
 
@@ -71,7 +71,7 @@ def test_greedy_tokens_are_those_of_transformers(name, tag):
     for i, (features, group) in enumerate(zip(model.features, model.groups, strict=True)):
         ids = model.golden.arrays.get(f"prompt_ids_{i}", group.prefix.tokens)
         rows.append(row(features, group, ids, fork(len(ids) - 1, ids[-1:], wanted.shape[1])))
-    out = model.decoder(rows, model.stops)
+    out = model.decoder(rows, model.stop_mask)
     gaps = model.golden.numbers[tag]["greedy_min_gap"]
     for (tokens,), theirs, gap in zip(out, wanted, gaps, strict=True):
         assert gap > 1e-4  # no near-tie among the stored ones
@@ -130,12 +130,12 @@ def forked(model):
 def test_forks_of_one_prefill_are_what_prefills_of_their_own_give(sampled):
     rows = forked(sampled)
     forks = [each for row in rows for each in row.forks]
-    out = [ids for each in sampled.decoder(rows, sampled.stops) for ids in each]
+    out = [ids for each in sampled.decoder(rows, sampled.stop_mask) for ids in each]
     assert [len(ids) for ids in out] == [each.limit for each in forks]
     tokens = [out[i : i + 4] for i in range(0, 16, 4)]
     naive, apart, theirs = list(zip(*map(at_end, rows), strict=True)), {}, {}
     for k, each in enumerate(naive):  # fork k of every row
-        drawn = sampled.decoder(each, sampled.stops)
+        drawn = sampled.decoder(each, sampled.stop_mask)
         seen = logits(sampled.decoder, sampled.bundle, each, [[ids[k]] * 4 for ids in tokens])
         for i in range(4):
             apart[4 * i + k], theirs[4 * i + k] = drawn[i][0], seen[i][0]
@@ -170,14 +170,14 @@ def test_a_fork_sees_nothing_at_or_after_its_start(sampled):
 def test_tokens_hang_on_seed_record_and_sample_alone(sampled):
     """Not on the other rows, their order, the size of the batch, or the devices it is cut over."""
     rows = whole(sampled, 0, 1)
-    out = sampled.decoder(rows, sampled.stops)
-    assert same(out, sampled.decoder(rows, sampled.stops))
-    assert same(out, sampled.decoder(rows[::-1], sampled.stops)[::-1])
+    out = sampled.decoder(rows, sampled.stop_mask)
+    assert same(out, sampled.decoder(rows, sampled.stop_mask))
+    assert same(out, sampled.decoder(rows[::-1], sampled.stop_mask)[::-1])
     spread = golden_bundle(sampled.golden, mesh=make_mesh(MeshConfig()))
-    pair, eight = Decoder(sampled.bundle, SAMPLED, 2), Decoder(spread, SAMPLED, 3)
+    pair, eight = Generator(sampled.bundle, SAMPLED, 2), Generator(spread, SAMPLED, 3)
     assert (pair.size, eight.size) == (2, 8)
-    assert same(out, eight(rows, sampled.stops))
-    more = pair([whole(sampled, 2, 0, 1)[i] for i in (3, 1)], sampled.stops)
+    assert same(out, eight(rows, sampled.stop_mask))
+    more = pair([whole(sampled, 2, 0, 1)[i] for i in (3, 1)], sampled.stop_mask)
     assert same([out[3], out[1]], [each[1:] for each in more])
     wanted = logits(sampled.decoder, sampled.bundle, rows, out)
     found = logits(eight, spread, rows, out)
@@ -187,13 +187,13 @@ def test_tokens_hang_on_seed_record_and_sample_alone(sampled):
 
 
 def test_other_seeds_records_and_samples_draw_other_tokens(sampled):
-    first = sampled.decoder(whole(sampled, 0, 1), sampled.stops)
-    second = sampled.decoder(whole(sampled, 0, 1, seed=1), sampled.stops)
+    first = sampled.decoder(whole(sampled, 0, 1), sampled.stop_mask)
+    second = sampled.decoder(whole(sampled, 0, 1, seed=1), sampled.stop_mask)
     drawn = {tuple(ids.tolist()) for out in (first, second) for each in out for ids in each}
     assert len(drawn) == 16
     base = whole(sampled, 0)[0]
     two = tuple(replace(base.forks[0], key=random_key(0, name)) for name in ("one", "two"))
-    (one, other), *_ = sampled.decoder([replace(base, forks=two)] * 4, sampled.stops)
+    (one, other), *_ = sampled.decoder([replace(base, forks=two)] * 4, sampled.stop_mask)
     assert one.tolist() != other.tolist()
 
 
@@ -218,9 +218,9 @@ COUNTING = Counting()
 
 
 @jax.jit
-def count_on(forks, stops):
+def count_on(forks, stop_mask):
     cache = Cache(None, (jnp.zeros((1, 1, 1, 1)),) * 2, jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
-    return run(COUNTING, {}, cache, forks, stops, GREEDY)
+    return run(COUNTING, {}, cache, forks, stop_mask, GREEDY)
 
 
 def counted(given, limit, stops=()):
@@ -287,7 +287,7 @@ def test_nothing_is_run_for_forks_that_fill_the_batch():
 
 def test_rows_without_a_fork_go_along(sampled):
     rows = [replace(each, forks=each.forks * (i != 1)) for i, each in enumerate(whole(sampled, 0, 1))]
-    out = sampled.decoder(rows, sampled.stops)
+    out = sampled.decoder(rows, sampled.stop_mask)
     assert [len(each) for each in out] == [2, 0, 2, 2]
     assert not _forks(rows[1:2], 4).limit.any()
 

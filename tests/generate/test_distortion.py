@@ -13,7 +13,7 @@ from runs import compiling
 
 from mllm_align.batch import HostPrefix
 from mllm_align.config import SamplingConfig
-from mllm_align.generate.decode import Decoder
+from mllm_align.generate.decode import Generator
 from mllm_align.generate.distortion import gathered, noisy, visible_embeddings
 
 assert compiling  # a fixture
@@ -80,7 +80,7 @@ def model():
     """Two forks at the end of each prompt, of an AnyRes model with `image_newline`."""
     golden = goldens("llavanext")
     bundle = golden_bundle(golden)
-    decoder, groups = Decoder(bundle, SAMPLED, 4), golden.groups()
+    decoder, groups = Generator(bundle, SAMPLED, 4), golden.groups()
     rows = []
     for i, (group, seen) in enumerate(
         zip(groups, decoder.features([g.prefix.pixels for g in groups]), strict=True)
@@ -88,7 +88,9 @@ def model():
         ids = group.prefix.tokens
         forks = [fork(len(ids) - 1, ids[-1:], 12, f"record {i}", k) for k in range(2)]
         rows.append(row(seen, group, ids, *forks))
-    return SimpleNamespace(bundle=bundle, decoder=decoder, rows=rows, stops=np.zeros(decoder.vocab, bool))
+    return SimpleNamespace(
+        bundle=bundle, decoder=decoder, rows=rows, stop_mask=np.zeros(decoder.vocab, bool)
+    )
 
 
 def hidden(rows, rate, seed=0):
@@ -134,8 +136,8 @@ def test_gathered_rows_compute_what_masked_rows_do(model, rate):
     masked = hidden(model.rows, rate)
     short = [gathered(each) for each in masked]
     assert max(len(each.prefix.tokens) for each in short) < min(len(each.prefix.tokens) for each in masked)
-    tokens = model.decoder(masked, model.stops)
-    assert [[x.tolist() for x in each] for each in model.decoder(short, model.stops)] == [
+    tokens = model.decoder(masked, model.stop_mask)
+    assert [[x.tolist() for x in each] for each in model.decoder(short, model.stop_mask)] == [
         [x.tolist() for x in each] for each in tokens
     ]
     ours, theirs = of_all(model, short, tokens), of_all(model, masked, tokens)
@@ -181,4 +183,4 @@ def test_nothing_visible_at_all_stays_finite(model):
     rows = [shown(each, np.zeros(len(each.prefix.tokens), bool)) for each in model.rows]
     given = [[np.arange(10, 22)] * 2] * 4
     assert all(np.isfinite(x).all() for x in of_all(model, rows, given))
-    assert [len(x) for each in model.decoder(rows, model.stops) for x in each] == [12] * 8
+    assert [len(x) for each in model.decoder(rows, model.stop_mask) for x in each] == [12] * 8

@@ -9,7 +9,7 @@ from runs import MODEL, PAIRS, bundle, compiling, nan_for_one, rows
 from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.errors import InputError, NotFinite
 from mllm_align.generate import respond as module
-from mllm_align.generate.decode import Decoder
+from mllm_align.generate.decode import Generator
 from mllm_align.generate.respond import generate, prompt_row, respond
 from mllm_align.prepare import prepare
 
@@ -30,7 +30,7 @@ def scripted(monkeypatch):
         made.append(Scripted(bundle.config.decoder.vocab, size))
         return made[-1]
 
-    monkeypatch.setattr(module, "Decoder", decoder)
+    monkeypatch.setattr(module, "Generator", decoder)
     return made
 
 
@@ -41,7 +41,7 @@ def test_greedy_responses_are_those_of_transformers():
     wanted = goldens("llava15").arrays["base/greedy_tokens"]
     greedy = SamplingConfig(temperature=0.0, max_tokens=wanted.shape[1])
     encoder, records, _ = prepare(bundle(), PROMPTS, DataConfig(), responses=0)
-    out = respond(Decoder(bundle(), greedy, 4), encoder, records, greedy)
+    out = respond(Generator(bundle(), greedy, 4), encoder, records, greedy)
     np.testing.assert_array_equal([ids for (ids,) in out], wanted)
 
 

@@ -13,8 +13,8 @@ from mllm_align.batch import pad, stack, with_responses
 from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.data.records import parse_record
 from mllm_align.generate import rollout as rollouts
-from mllm_align.generate.decode import Decoder, Fork, Row
-from mllm_align.generate.distortion import kept_after
+from mllm_align.generate.decode import Fork, Generator, Row
+from mllm_align.generate.distortion import signal_share
 from mllm_align.generate.respond import respond
 from mllm_align.generate.rollout import distorted_program, pick_program, rollout_program
 from mllm_align.generate.sampling import random_key
@@ -59,12 +59,12 @@ def keys_of(records, parts=1):
 def sampled(encoder, records):
     b = bundle()
     program = rollout_program(b.config, b.mesh, 1.0, b.dtype, SAMPLING)
-    stops = jnp.asarray(encoder.end_mask(b.config.decoder.vocab))
-    return program(b.params, {}, batch_of(encoder, records), keys_of(records), stops)
+    eos_mask = jnp.asarray(encoder.eos_mask(b.config.decoder.vocab))
+    return program(b.params, {}, batch_of(encoder, records), keys_of(records), eos_mask)
 
 
 def test_samples_are_those_of_plain_generation(encoder, records, sampled):
-    plain = respond(Decoder(bundle(), SAMPLING, COUNT), encoder, records, SAMPLING, K, seed=0, what=None)
+    plain = respond(Generator(bundle(), SAMPLING, COUNT), encoder, records, SAMPLING, K, seed=0, what=None)
     tokens, lengths = np.asarray(sampled.tokens)[0], np.asarray(sampled.lengths)[0]
     for row, each in enumerate(plain):
         for k, ids in enumerate(each):
@@ -89,8 +89,8 @@ def test_rows_that_are_picked_sample_what_they_sample_in_the_whole_batch(encoder
     micro, row = jnp.zeros((2, 1), jnp.int32), jnp.array([[2], [0]], jnp.int32)
     picked = pick_program(b.mesh)(group, micro, row)
     program = rollout_program(b.config, b.mesh, 1.0, b.dtype, SAMPLING)
-    stops = jnp.asarray(encoder.end_mask(b.config.decoder.vocab))
-    again = program(b.params, {}, picked, keys_of([records[2], records[0]], 2), stops)
+    eos_mask = jnp.asarray(encoder.eos_mask(b.config.decoder.vocab))
+    again = program(b.params, {}, picked, keys_of([records[2], records[0]], 2), eos_mask)
     for at, which in enumerate((2, 0)):
         n = np.asarray(sampled.lengths)[0, which]
         assert np.array_equal(np.asarray(again.lengths)[at, 0], n)
@@ -113,7 +113,7 @@ def test_distorted_tokens_follow_the_chosen_response(encoder, records, monkeypat
     distorted_program.cache_clear()
     record = records[1]
     chosen = record.responses[0]
-    decoder = Decoder(b, SamplingConfig(temperature=0.0), 1)
+    decoder = Generator(b, SamplingConfig(temperature=0.0), 1)
     nothing = np.zeros(b.config.decoder.vocab, bool)
     prefix = encoder.prefix(record)
     tokens = prefix.tokens
@@ -135,7 +135,7 @@ def test_noise_on_the_device_is_that_of_the_paper():
     keys = jnp.asarray(random_key(0, "a"))
     for steps in (1, 500, 1000):
         made = np.asarray(rollouts.noisy(pixels, steps, keys, PLAIN))
-        left = kept_after(steps)
+        left = signal_share(steps)
         assert made.mean() == pytest.approx(3 * left**0.5, abs=0.03)
         assert made.var() == pytest.approx(1 - left, abs=0.03)
     again = np.asarray(rollouts.noisy(pixels, 1000, keys, PLAIN))

@@ -210,7 +210,7 @@ def open_and_use(folder: Path, records: list[Any]) -> None:
             and max(group.prefix.tokens) < opened.config.decoder.vocab
         )
         encoder.text(encoded.responses[0], encoded.prefix)
-        encoder.end_mask(opened.config.decoder.vocab)
+        encoder.eos_mask(opened.config.decoder.vocab)
     load_params(opened, np.float32)
 
 

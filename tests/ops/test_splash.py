@@ -22,7 +22,7 @@ BATCH, PREFIX, LENGTH, DIM = 3, 150, 70, 8  # nothing ends where a block of 128 
 @pytest.fixture(autouse=True)
 def small_blocks(request, monkeypatch):
     if "slow" not in request.keywords:
-        monkeypatch.setattr(splash, "LARGEST", 128)
+        monkeypatch.setattr(splash, "MAX_BLOCK", 128)
 
 
 def allowed(responses):
@@ -113,7 +113,7 @@ def test_blocks_above_the_diagonal_and_between_siblings_are_skipped():
 
 
 def test_long_rows_are_refused():
-    with pytest.raises(ValueError, match="32896 places"):
+    with pytest.raises(ValueError, match="32896 tokens"):
         splash.PromptGroupMask(PREFIX, 1, LENGTH, PREFIX, 128, 2**15 + 128)
 
 

@@ -5,11 +5,13 @@ import dataclasses
 from mllm_align import DPO, SFT, Averaged, Config, Distorted
 from mllm_align.models.families.registry import presets
 
+PRESETS = presets()
+
 OF_RESPONSES = {1: SFT(), 2: DPO(), 3: Averaged()}
 
 
 def small(**changes):
-    base = presets()["llava-1.6-7b"]
+    base = PRESETS["llava-1.6-7b"]
     decoder = dataclasses.replace(
         base.decoder, vocab=1024, hidden=1024, mlp=2048, layers=3, heads=8, kv_heads=8
     )

@@ -24,6 +24,8 @@ from mllm_align.plan.planner import plan
 from mllm_align.plan.targets import sizes
 from mllm_align.plan.worker import Job
 
+PRESETS = presets()
+
 # ---- memory ------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ from mllm_align.plan.counts import Counts
 from mllm_align.plan.planner import meshes, plan, save, sweep
 from mllm_align.training.flops import decoder_flops, vision_flops
 
+PRESETS = presets()
+
 WHERE = topology("v5e:4x4")
 
 

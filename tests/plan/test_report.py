@@ -11,12 +11,12 @@ from mllm_align.plan.counts import Collective, Counts
 from mllm_align.plan.report import advice, gib, number, program_plan, program_text, refusal, times, verdict
 
 WHERE = topology("v5e:4x4")
-FACTS = {"rows": 32, "devices": 16, "mesh": {"slice": 1, "data": 1, "fsdp": 16, "tensor": 1}}
+METADATA = {"rows": 32, "devices": 16, "mesh": {"slice": 1, "data": 1, "fsdp": 16, "tensor": 1}}
 
 
 def compiled(temporaries=4 * GIB, **counts):
     memory = {"arguments": 3 * GIB, "outputs": 2 * GIB, "aliased": 2 * GIB, "temporaries": temporaries}
-    return Compiled(memory, None, Counts(**counts), FACTS, 1.0)
+    return Compiled(memory, None, Counts(**counts), METADATA, 1.0)
 
 
 def test_bound_is_the_slowest_part():
@@ -36,10 +36,10 @@ def test_what_crosses_slices_takes_the_network():
 
 
 def test_what_a_run_holds_meanwhile_counts():
-    held = dataclasses.replace(compiled(), facts=FACTS | {"held": 10 * GIB})
+    held = dataclasses.replace(compiled(), metadata=METADATA | {"resident": 10 * GIB})
     made = program_plan("decode", held, WHERE, 1, {})
     assert made.needed == 17 * GIB and not made.fits
-    assert "held meanwhile 10.00" in program_text(made)
+    assert "resident besides 10.00" in program_text(made)
 
 
 def test_no_bound_where_peaks_are_unknown():
@@ -48,7 +48,7 @@ def test_no_bound_where_peaks_are_unknown():
 
 
 def test_verdict_says_what_to_change():
-    config, mesh = Config(batch_size=32), FACTS["mesh"]
+    config, mesh = Config(batch_size=32), METADATA["mesh"]
     fits = program_plan("train", compiled(), WHERE, 1, {})
     assert verdict([fits], config, mesh, WHERE).startswith(
         "fits: train needs 7.00 of 15.75 GiB a chip, 8.75"
@@ -70,8 +70,8 @@ def test_advice_starts_with_what_is_not_cut():
 
 def test_a_refusal_of_the_compiler_is_a_verdict():
     said = "RESOURCE_EXHAUSTED: HLO temporaries (17.16G) exceeds available HBM (15.75G). See"
-    refused = program_plan("train", Compiled(None, said, None, FACTS, 1.0), WHERE, 1, {})
-    words = verdict([refused], Config(), FACTS["mesh"], WHERE)
+    refused = program_plan("train", Compiled(None, said, None, METADATA, 1.0), WHERE, 1, {})
+    words = verdict([refused], Config(), METADATA["mesh"], WHERE)
     assert not refused.fits
     assert words.startswith("does not fit: train needs 17.16 GiB of temporaries alone, of 15.75 a chip; ")
     assert "17.16" in program_text(refused)

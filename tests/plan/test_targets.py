@@ -11,9 +11,11 @@ from mllm_align import SFT, BDHSConfig, Config, Distorted, SceneOracle
 from mllm_align.config import MeshConfig, OnlineBDHS, OnlinePairs, SamplingConfig
 from mllm_align.errors import InputError
 from mllm_align.models.families.registry import presets
-from mllm_align.plan.targets import cache_bytes, check, held_bytes, lower, names, rows, samples, sizes
+from mllm_align.plan.targets import cache_bytes, check, lower, names, resident_bytes, rows, samples, sizes
 from mllm_align.sharding import make_mesh
 from mllm_align.training.programs import abstract_base
+
+PRESETS = presets()
 
 ORACLE = OnlinePairs(annotator=SceneOracle(), samples=4)
 
@@ -128,13 +130,13 @@ def test_online_runs_hold_their_state_while_they_generate():
     model, mesh = small(pinpoints=()), make_mesh(MeshConfig(data=1, fsdp=-1), jax.devices())
     base = sum(x.size for x in jax.tree.leaves(abstract_base(model, mesh, jnp.float32)))
     config = Config(lora=None, freeze=(), batch_size=8, online=OnlinePairs(annotator=SceneOracle()))
-    assert [held_bytes(name, Config(), model, mesh) for name in ("train", "decode")] == [0, 0]
-    assert held_bytes("train", config, model, mesh) == 0
+    assert [resident_bytes(name, Config(), model, mesh) for name in ("train", "decode")] == [0, 0]
+    assert resident_bytes("train", config, model, mesh) == 0
     moments = 3 * base * 4 / 8
-    assert held_bytes("decode", config, model, mesh) == pytest.approx(moments, rel=0.01)
+    assert resident_bytes("decode", config, model, mesh) == pytest.approx(moments, rel=0.01)
     whole = dataclasses.replace(config, online=dataclasses.replace(config.online, mesh=MeshConfig(data=8)))
-    assert held_bytes("train", whole, model, mesh) == base * 4
-    assert held_bytes("decode", whole, model, mesh) == pytest.approx(moments + base * 4 / 8, rel=0.01)
+    assert resident_bytes("train", whole, model, mesh) == base * 4
+    assert resident_bytes("decode", whole, model, mesh) == pytest.approx(moments + base * 4 / 8, rel=0.01)
 
 
 def test_cached_keys_and_values_by_hand(mesh):

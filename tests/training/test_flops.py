@@ -11,7 +11,8 @@ import pytest
 from mllm_align.batch import Shape
 from mllm_align.models.config import DecoderConfig
 from mllm_align.models.families.llava.config import LlavaConfig
-from mllm_align.models.families.llava.vision import ClipConfig, ClipTower
+from mllm_align.models.families.llava.vision import ClipConfig
+from mllm_align.models.families.registry import family_of
 from mllm_align.training import flops
 from mllm_align.training.flops import (
     decoder_flops,
@@ -104,12 +105,11 @@ def test_xla_counts_as_many_on_an_unrolled_decoder():
 @pytest.mark.parametrize("tiles", [1, 4])
 def test_tower_counts_the_products_of_its_blocks(tiles):
     """The tower itself also projects patches, which is left out: 1% of CLIP's."""
-    v = CONFIG.vision
-    tower = ClipTower(v)
+    v, tower = CONFIG.vision, family_of(CONFIG).tower(CONFIG, "none")
     pixels = struct(tiles, v.patches, v.patch_width), jax.ShapeDtypeStruct((tiles, v.patches, 2), jnp.int16)
     params = jax.eval_shape(tower.init, jax.random.key(0), *pixels)
     found = products(jax.make_jaxpr(tower.apply)(params, *pixels).jaxpr)
-    patches = 2 * tiles * v.side**2 * v.patch_size**2 * 3 * v.hidden
+    patches = 2 * tiles * v.patches * v.patch_width * v.hidden
     assert vision_flops(CONFIG, tiles) == found - patches
 
 

@@ -48,7 +48,7 @@ def survives(work, said):
 def resumed(out):
     """What a continued run checks before it computes."""
     module.check_folder(out, CONFIG)
-    described = module.facts(CONFIG, bundle(), PAIRS, None, [])
+    described = module.metadata(CONFIG, bundle(), PAIRS, None, [])
     place = module.checkpoints_folder(out, CONFIG)
     module.check(out, CONFIG, described | {"data_fingerprint": "other"})
     if step := _newest(place):

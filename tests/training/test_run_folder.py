@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
 import numpy as np
@@ -205,17 +204,6 @@ def test_data_are_known_by_their_tokens(monkeypatch):
         fingerprint(([1, 2], [3], [4]), ([1, 2], [3], [4])),
     }
     assert len(others) == 4 and base not in others
-
-
-def test_a_checkout_that_is_not_installed_can_train(monkeypatch):
-    def version(name):
-        if name == "mllm-align":
-            raise PackageNotFoundError(name)
-        return "1.2"
-
-    monkeypatch.setattr(run_folder, "version", version)
-    assert run_folder._version("mllm-align") == "not installed"
-    assert run_folder._version("jax") == "1.2"
 
 
 @pytest.mark.parametrize("text, said", [("{", "is not JSON"), ("{}", "model is None"), ("[]", "list")])

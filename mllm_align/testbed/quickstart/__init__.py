@@ -1,1 +1,1 @@
-"""The method on a testbed that the program draws itself, from pictures to a report."""
+"""The whole method on the synthetic testbed, from pictures to a report."""

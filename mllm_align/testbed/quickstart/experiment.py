@@ -1,17 +1,17 @@
-"""The method on a testbed that the program draws itself: SFT, BDHS, DPO, before and after.
+"""The whole method on the synthetic testbed: SFT, BDHS, DPO, evaluated before and after.
 
-A small LLaVA learns to see and to speak from scratch, on pictures whose captions have a language bias. It
-then makes its own rejected responses (BDHS) and is aligned to them. What it says of pictures that break
-the bias is counted exactly, before, after, and against as many further steps of SFT.
+A small LLaVA learns vision and language from scratch, on pictures whose captions have a language bias. It
+then generates its own rejected responses (BDHS) and is aligned with DPO. Hallucinations in its captions of
+pictures that break the bias are counted exactly, before and after, and after as many further steps of SFT.
 
-OUT/recipe.json   what OUT was made with
+OUT/recipe.json   the recipe of the run
 OUT/scenes        the pictures, the same for all seeds
-OUT/base          what every seed starts from: model folders (start, seeing, speaking), their training
-                  in runs/
+OUT/base          the common start of all seeds: model folders (start, seeing, speaking), their training in
+                  runs/
 OUT/seed-S        one seed: model folders (sft, control, aligned), their training in runs/, pairs in data/,
-                  and what was counted in measured.json
-OUT/seconds.json  what each phase took
-OUT/results.json  the figures; OUT/report.html shows them
+                  and counts in measured.json
+OUT/seconds.json  duration of each phase
+OUT/results.json  metrics; OUT/report.html shows them
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from mllm_align.testbed.report.page import write
 
 
 def run(out: Path, seeds: int = 1, recipe: Recipe | None = None) -> dict[str, Any]:
-    """Make everything under `out`; what is there from an earlier run of the same recipe is kept.
+    """Run all phases under `out`; phases finished in an earlier run of the same recipe are kept.
 
-    Returns what results.json holds. Raises InputError if `out` holds something else.
+    Returns the contents of results.json. Raises InputError if `out` has other contents.
     """
     with alone(out):
         return _run(out, seeds, recipe or Recipe())
@@ -61,8 +61,8 @@ def _run(out: Path, seeds: int, recipe: Recipe) -> dict[str, Any]:
 
 
 def take(out: Path, seeds: int, recipe: Recipe) -> None:
-    """Say in recipe.json what `out` is for. Raises InputError if that is something else already."""
-    stamp, said = out / "recipe.json", json.dumps({"seeds": seeds, "recipe": asdict(recipe)}, indent=2)
+    """Write recipe.json into `out`. Raises InputError if `out` has a different recipe or other contents."""
+    stamp, text = out / "recipe.json", json.dumps({"seeds": seeds, "recipe": asdict(recipe)}, indent=2)
     if out.exists() and not out.is_dir():
         raise refusal(str(out), "is a file", "name a new folder")
     if out.exists() and any(path.name != INSIDE for path in out.iterdir()):
@@ -70,7 +70,7 @@ def take(out: Path, seeds: int, recipe: Recipe) -> None:
             there = parse_json(stamp.read_bytes())["recipe"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise refusal(str(out), "holds something else", "name a new folder") from error
-        if there != json.loads(said)["recipe"]:
+        if there != json.loads(text)["recipe"]:
             raise refusal(str(out), "holds a run of another recipe", "name a new folder")
     with new_file(stamp) as file:
-        file.write(said + "\n")
+        file.write(text + "\n")

@@ -1,4 +1,4 @@
-"""What the quickstart does, phase by phase: pretraining, SFT, BDHS, DPO, further SFT, evaluation."""
+"""The phases of the quickstart: pretraining, SFT, BDHS, DPO, further SFT, evaluation."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ PROMPT = "Describe the picture."
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much of everything; sizes of the model and rates of learning stand in the code."""
+    """Numbers of steps and records; model sizes and learning rates are fixed in the code."""
 
     scenes: world.Settings = world.Settings(grain=30.0, fog=0.8, train=4000, lessons=1600)
     batch: int = 32
     seeing: tuple[int, int, int] = (150, 200, 250)
-    """Steps on captions of each lesson: one thing everywhere, one in each region, one in each half."""
+    """Steps on captions of each lesson: one thing everywhere, one per region, one per half."""
     speaking: int = 500
     """Steps on captions without pictures."""
     sft: int = 1200
@@ -57,7 +57,7 @@ class Recipe:
 
 
 class Clock:
-    """How long each phase took, over all seeds and processes."""
+    """Duration of each phase, over all seeds and runs."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -71,7 +71,7 @@ class Clock:
         began = time.perf_counter()
         try:
             return work()
-        finally:  # a phase that is stopped took its time, too
+        finally:  # an interrupted phase counts, too
             took = self.seconds.get(name, 0.0) + time.perf_counter() - began
             self.seconds[name] = round(took, 1)
             with new_file(self.file) as file:
@@ -79,24 +79,24 @@ class Clock:
 
 
 class Pictures:
-    """The splits of Scenes, drawn when they are first read."""
+    """The splits of Scenes, drawn at the first access."""
 
     def __init__(self, folder: Path, settings: world.Settings):
         self.folder, self.settings = folder, settings
-        self._kept: dict[str, list[builder.Example]] = {}
+        self._cached: dict[str, list[builder.Example]] = {}
 
     @cached_property
     def drawn(self) -> Any:
         return builder.prepare(self.folder, self.settings)
 
     def __call__(self, split: str) -> list[builder.Example]:
-        if split not in self._kept:  # parsing takes longer than anything that is done with them
-            self._kept[split] = list(builder.read(self.drawn, split))
-        return self._kept[split]
+        if split not in self._cached:  # parsing takes longer than any use of the examples
+            self._cached[split] = list(builder.read(self.drawn, split))
+        return self._cached[split]
 
 
 class _Phases:
-    """What trains models in a folder; each phase is skipped where its result is there."""
+    """Phases that train models in a folder; a phase is skipped if its result exists."""
 
     def __init__(self, out: Path, seed: int, recipe: Recipe, read: Pictures, clock: Clock):
         self.out, self.seed, self.recipe, self.read, self.clock = out, seed, recipe, read, clock
@@ -106,7 +106,7 @@ class _Phases:
         return self.clock(name, work)
 
     def _train(self, config: Config, start: Path, data: Callable[[], Any], name: str) -> None:
-        """Train from the folder `start`; the result is the Hugging Face folder `name`."""
+        """Train from the model folder `start`; the result is the Hugging Face folder `name`."""
         if not (self.out / name).exists():
             train(config, start, data(), self.out / "runs" / name)
             export_run(self.out / "runs" / name, self.out / name)
@@ -128,14 +128,15 @@ class _Phases:
         return replace(c, **fields)
 
     def _rows(self) -> list[dict[str, Any]]:
-        """Training records; captions come without their picture, too, lest that be forgotten."""
+        """Training records, and the captions once more without pictures, so that text-only use is
+        retained."""
         return builder.sft_rows(self.read("train")) + self._blind()
 
     def _blind(self) -> list[dict[str, Any]]:
         """Training captions without their picture.
 
-        LLaVA's language model has read much text without images. One that has not babbles as soon as
-        the image is hidden, and its rejected responses teach nothing.
+        LLaVA's language model was pretrained on text without images. A model that was not babbles as soon
+        as the image is hidden, and its rejected responses are useless for training.
         """
         rows = builder.sft_rows(self.read("train"), {"caption"})
         return [
@@ -145,7 +146,7 @@ class _Phases:
 
 
 class Base(_Phases):
-    """What stands for LLaVA's pretrained parts: a model that has learnt to see and to speak."""
+    """The counterpart of LLaVA's pretrained parts: a model that has learnt vision and language."""
 
     @property
     def model(self) -> Path:
@@ -179,16 +180,15 @@ class Base(_Phases):
         self._train(self._steady(self.recipe.speaking), self.out / "seeing", self._blind, "speaking")
 
     def _steady(self, steps: int) -> Config:
-        """A constant rate; records come in order."""
+        """Constant learning rate; records in order."""
         c = self._config(steps, 3e-3)
         steady = replace(c.optim, schedule="constant", warmup=0.1)
         return replace(c, optim=steady, data=replace(c.data, shuffle=False))
 
     def _lessons(self) -> list[dict[str, Any]]:
-        """Captions of the lessons, one after the other, as many as the steps take.
+        """Captions of the lessons in sequence, as many as the steps need.
 
-        Where one thing is everywhere, every patch tells what the words mean; then come places, then
-        relations.
+        If one thing is everywhere, every patch shows the meaning of the words; places and relations follow.
         """
         rows: list[dict[str, Any]] = []
         for lesson, steps in zip(world.LESSONS, self.recipe.seeing, strict=True):
@@ -198,7 +198,7 @@ class Base(_Phases):
 
 
 class Seed(_Phases):
-    """SFT and what follows; the seed decides the order of records and what is sampled."""
+    """SFT and the phases after it; the seed determines the order of records and the sampling."""
 
     def __call__(self, base: Base) -> dict[str, Any]:
         done = self.out / "measured.json"
@@ -216,7 +216,7 @@ class Seed(_Phases):
         return measured
 
     def _sft(self, base: Path) -> None:
-        # Captions, answers and captions without a picture differ much in length.
+        # Captions, answers and captions without a picture have very different lengths.
         by_length = DataConfig(shapes=3, multiple=8, threads=2)
         config = self._config(self.recipe.sft, 2e-3, data=by_length)
         self._train(config, base, self._rows, "sft")
@@ -250,12 +250,9 @@ class Seed(_Phases):
         self._train(self._config(self.recipe.dpo, 5e-4), self.out / "sft", self._further, "control")
 
     def _further(self) -> list[dict[str, Any]]:
-        """As many of the records of SFT, drawn by lot, as the control takes."""
-        rows = self._rows()
-        some = np.random.default_rng(self.seed).permutation(len(rows))[
-            : self.recipe.dpo * self.recipe.batch
-        ]
-        return [rows[i] for i in some]
+        """A random sample of the SFT records, as many as the control needs."""
+        rows, count = self._rows(), self.recipe.dpo * self.recipe.batch
+        return [rows[i] for i in np.random.default_rng(self.seed).permutation(len(rows))[:count]]
 
     # ---- evaluation --------------------------------------------------------------------------------
 
@@ -267,7 +264,7 @@ class Seed(_Phases):
         return {"models": models}
 
     def _measure(self, bundle: Bundle, split: str) -> dict[str, Any]:
-        """Captions of a split and what was counted in each; on `broken` also answers of yes or no."""
+        """Captions of a split and the counts of each; on `broken` also the correctness of POPE answers."""
         examples = self.read(split)
         captions = [_item(e, PROMPT, "", {"scene": e.scene}) for e in examples]
         lines = evaluate(bundle, captions, Captions(), batch_size=64).lines

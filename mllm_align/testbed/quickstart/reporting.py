@@ -1,4 +1,4 @@
-"""What the quickstart's page shows of a run: steps, curves, example pictures."""
+"""The contents of the quickstart's report: steps, curves, example pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mllm_align.testbed.report.page import Curve, Example, Marked, Report
 
 
 def report(one: Seed, measured: Sequence[dict[str, Any]], results: dict[str, Any]) -> Report:
-    """The page: figures of all seeds, curves and pictures of the first."""
+    """The report: metrics of all seeds, curves and pictures of the first seed."""
     recipe, seconds = one.recipe, results["seconds"]
     scenes, count = recipe.scenes, results["pairs"]["count"]
     steps = [
@@ -56,7 +56,7 @@ def report(one: Seed, measured: Sequence[dict[str, Any]], results: dict[str, Any
 def _curves(runs: Path) -> list[Curve]:
     def series(name: str, value: str) -> list[tuple[float, float]]:
         lines = map(parse_json, (runs / name / "log.jsonl").read_bytes().splitlines())
-        # A run that was stopped and begun again has logged some steps twice.
+        # A resumed run may have logged some steps twice.
         points = {line["step"]: line[value] for line in lines if line["event"] == "train"}
         return sorted(points.items())
 
@@ -72,13 +72,13 @@ def _curves(runs: Path) -> list[Curve]:
     ]
 
 
-def _pair_examples(one: Seed, most: int = 6) -> list[Example]:
+def _pair_examples(one: Seed, max_count: int = 6) -> list[Example]:
     scenes = {f"{e.id}-0": e for e in one.read("train")[:200]}
     lines = (one.out / "data" / "pairs.jsonl").read_text().splitlines()
     examples = []
     for row in map(parse_json, lines):
         example = scenes.get(row["id"])
-        if example is not None and row["bdhs"]["guided"] and len(examples) < most:
+        if example is not None and row["bdhs"]["guided"] and len(examples) < max_count:
             text = row["rejected"]
             spans = written_spans(row)
             rejected = Marked(text, tuple(hallucinated_spans(example.scene, text)), tuple(spans))
@@ -87,7 +87,7 @@ def _pair_examples(one: Seed, most: int = 6) -> list[Example]:
 
 
 def written_spans(row: dict[str, Any]) -> list[tuple[int, int]]:
-    """Where the rejected response of an output record was written anew, in its characters."""
+    """Character spans of an output record's rejected response that the model generated."""
     spans, moved = [], 0
     for each in row["bdhs"]["sentences"]:
         _, stop = each["sentence"]
@@ -99,10 +99,10 @@ def written_spans(row: dict[str, Any]) -> list[tuple[int, int]]:
     return spans
 
 
-def _caption_examples(one: Seed, measured: dict[str, Any], most: int = 12) -> list[Example]:
+def _caption_examples(one: Seed, measured: dict[str, Any], max_count: int = 12) -> list[Example]:
     models = measured["models"]
     examples = []
-    for i, e in enumerate(one.read("broken")[:most]):
+    for i, e in enumerate(one.read("broken")[:max_count]):
         before, control, after = (
             Marked(text, tuple(hallucinated_spans(e.scene, text)))
             for text in (models[name]["broken"]["captions"][i] for name in MODELS)

@@ -1,4 +1,4 @@
-"""The quickstart's figures, from what was counted in each seed."""
+"""The quickstart's metrics, computed from the counts of each seed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mllm_align.testbed.quickstart.phases import MODELS, OTHERS
 
 
 def figures(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Every figure of one model on one split, with its interval over images (POPE: over questions)."""
+    """Every metric of one model on one split, with its interval over images (POPE: over questions)."""
     out = {name: i.to_json() for name, i in intervals([Counts(**c) for c in measured["counts"]]).items()}
     if "pope" not in measured:
         return out
@@ -27,7 +27,7 @@ def figures(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def summary(measured: Sequence[dict[str, Any]], mask_rate: float) -> dict[str, Any]:
-    """What results.json holds: intervals over images, or over seeds where there are several."""
+    """The contents of results.json: intervals over images or, with several seeds, over seeds."""
     seeds = len(measured)
     each = [
         {name: {split: figures(m) for split, m in splits.items()} for name, splits in one["models"].items()}
@@ -57,25 +57,27 @@ def summary(measured: Sequence[dict[str, Any]], mask_rate: float) -> dict[str, A
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """The outcome in plain sentences, whichever it is."""
-    said = []
+    """The outcome in plain sentences."""
+    sentences = []
     after = results["aligned"]["chair_i"]
     for name, words in (("sft", "the SFT model"), ("sft_control", "as many further steps of SFT")):
         before = results[name]["chair_i"]
         change = f"from {before['mean']:.1%} to {after['mean']:.1%}"
         if after["high"] < before["low"]:
-            said.append(
+            sentences.append(
                 f"Fewer hallucinated things than {words}: CHAIR_i {change}; intervals do not overlap."
             )
         elif after["low"] > before["high"]:
-            said.append(
+            sentences.append(
                 f"More hallucinated things than {words}: CHAIR_i {change}; intervals do not overlap."
             )
         else:
-            said.append(f"No clear effect against {words}: CHAIR_i {change}, and the intervals overlap.")
+            sentences.append(
+                f"No clear effect against {words}: CHAIR_i {change}, and the intervals overlap."
+            )
     gained = round(100 * (results["aligned"]["recall"]["mean"] - results["sft"]["recall"]["mean"]), 1)
     if gained:
-        said.append(f"Recall is {'higher' if gained > 0 else 'lower'} by {abs(gained):.1f} points.")
+        sentences.append(f"Recall is {'higher' if gained > 0 else 'lower'} by {abs(gained):.1f} points.")
     else:
-        said.append("Recall is the same.")
-    return said
+        sentences.append("Recall is the same.")
+    return sentences

@@ -1,4 +1,4 @@
-"""Two small charts as inline SVG; colours and type come from the page's style sheet."""
+"""Two small charts as inline SVG; the page's style sheet sets colours and fonts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Point = tuple[float | None, float | None]
 
 @dataclass(frozen=True)
 class Dot:
-    """One mean and its interval (NaN where there is none); `style` is a class of the style sheet."""
+    """One mean and its interval (NaN if missing); `style`: a class of the style sheet."""
 
     name: str
     style: str
@@ -21,15 +21,15 @@ class Dot:
     high: float
 
 
-def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Return at most about `most` round numbers from `low` to `high`, which must differ."""
-    size = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(k * size for k in (1, 2, 5, 10, 20) if k * size * most >= high - low)
+def ticks(low: float, high: float, max_count: int = 6) -> list[float]:
+    """Return about `max_count` round numbers at most, from `low` to `high`, which must differ."""
+    size = 10.0 ** math.floor(math.log10((high - low) / max_count))
+    step = next(k * size for k in (1, 2, 5, 10, 20) if k * size * max_count >= high - low)
     return [i * step for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def spans(panels: Sequence[Sequence[Dot]]) -> list[tuple[float, float]]:
-    """Return each panel's range in percent: all equally long, so that equal lengths mean equal changes."""
+    """Return each panel's range in percent, all of equal length, so that the panels share one scale."""
     ends = [
         [v for dot in dots for v in (dot.mean, dot.low, dot.high) if math.isfinite(v)] for dots in panels
     ]
@@ -40,7 +40,7 @@ def spans(panels: Sequence[Sequence[Dot]]) -> list[tuple[float, float]]:
 
 
 def intervals(dots: Sequence[Dot], low: float, high: float, label: str) -> str:
-    """Draw dots with intervals, in percent, one under the other; each dot needs a finite mean."""
+    """Draw dots with intervals, in percent, one below the other; each dot needs a finite mean."""
     left, right, top, row = 72.0, 404.0, 8.0, 42.0
     bottom = top + row * len(dots)
     svg = _svg(440, bottom + 26, label)
@@ -63,9 +63,9 @@ def intervals(dots: Sequence[Dot], low: float, high: float, label: str) -> str:
 
 
 def lines(series: Iterable[Sequence[Point]], x_label: str, y_label: str, label: str) -> str:
-    """Draw one line for each series, in the styles `c0` to `c5` in turn; "" where no point is finite.
+    """Draw one line per series, in the styles `c0` to `c5` cyclically; "" if no point is finite.
 
-    A line breaks where a value is missing or not finite.
+    A line has gaps where a value is missing or not finite.
     """
     pieces = [_pieces(points) for points in series]
     points = [point for runs in pieces for run in runs for point in run]
@@ -110,7 +110,7 @@ def _pieces(points: Sequence[Point]) -> list[list[tuple[float, float]]]:
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
-    """Return the ends of an axis; they differ even where all values are the same."""
+    """Return the ends of an axis; they differ even if all values are equal."""
     low, high = min(values), max(values)
     if high - low <= 1e-9 * max(abs(low), abs(high)):
         low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)

@@ -1,4 +1,4 @@
-"""The quickstart's report: one HTML file that needs nothing else, neither scripts nor the network."""
+"""The quickstart's report: one self-contained HTML file, without scripts or network access."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from mllm_align.files import new_file
 from mllm_align.testbed.report import charts
 
 Spans = Sequence[tuple[int, int]]
-NOTHING = "–"  # what stands where a value is missing
-PICTURE = 192  # pixels that the longer side of a tiny picture is enlarged to, about
+NOTHING = "–"  # shown for a missing value
+PICTURE = 192  # approximate length in pixels to which a small picture's longer side is enlarged
 
 
 class Piece(NamedTuple):
-    """A run of characters that are all marked alike."""
+    """A run of characters with the same marks."""
 
     text: str
     wrong: bool
@@ -34,11 +34,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Marked:
-    """A response and what to show in it, as spans of characters (first, one past the last).
+    """A response with marked spans of characters [start, stop).
 
-    wrong: words for what is not in the picture.
-    regenerated: what the policy wrote anew for a rejected response.
-    Spans may touch, overlap, be empty or run over the ends.
+    wrong: words for absent things. regenerated: text that the policy generated for a rejected response.
+    Spans may touch, overlap, be empty or exceed the text.
     """
 
     text: str
@@ -47,7 +46,7 @@ class Marked:
 
     @property
     def pieces(self) -> list[Piece]:
-        """The text cut wherever a span begins or ends."""
+        """The text, split where a span begins or ends."""
         inside = {
             min(max(0, end), len(self.text)) for span in (*self.wrong, *self.regenerated) for end in span
         }
@@ -60,7 +59,7 @@ class Marked:
 
 @dataclass(frozen=True)
 class Example:
-    """A picture with its reference caption and what was said of it; what is None is left out."""
+    """A picture with its reference caption and responses; those that are None are omitted."""
 
     id: str
     png: bytes
@@ -74,7 +73,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Curve:
-    """Named series of (x, y); a point that is None or not finite breaks its line."""
+    """Named series of (x, y); a point that is None or not finite leaves a gap in the line."""
 
     title: str
     x_label: str
@@ -84,11 +83,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Report:
-    """All that the page shows; what is empty is left out together with its heading.
+    """The contents of the page; empty parts are omitted together with their heading.
 
     verdict: plain sentences, the most important first.
-    steps: what was done, as (heading, text).
-    results: what results.json holds.
+    steps: the phases of the run, as (heading, text).
+    results: the contents of results.json.
     pairs: training pairs (`truth` is the chosen response, with `rejected`).
     examples: pictures of the main split (`before`, `control`, `after`).
     """
@@ -109,8 +108,8 @@ class Model(NamedTuple):
     detail: str
 
 
-class Interval(NamedTuple):
-    """A value of results.json; what is missing is NaN, a missing count None."""
+class Value(NamedTuple):
+    """A metric's value in results.json; missing numbers are NaN, a missing count None."""
 
     mean: float
     low: float
@@ -123,7 +122,7 @@ class Interval(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """How a metric is shown; `way` is -1 where lower is better, 1 where higher is, 0 where neither."""
+    """How a metric is shown; `way`: -1 if lower is better, 1 if higher is better, 0 if neither."""
 
     name: str
     meaning: str
@@ -184,7 +183,7 @@ SPLITS = {
 
 
 def render(report: Report) -> str:
-    """Return the page; whatever the texts hold, they are shown as text."""
+    """Return the page; all texts are escaped."""
     results = report.results
     page = _template().render(
         report=report,
@@ -192,17 +191,17 @@ def render(report: Report) -> str:
         result=_table(results),
         panels=_panels(results),
         splits=_splits(results.get("other_splits") or {}),
-        facts=_rows({k: v for k, v in (results.get("pairs") or {}).items() if k != _DIFFER}),
+        pair_counts=_rows({k: v for k, v in (results.get("pairs") or {}).items() if k != _DIFFER}),
         differ=_differ((results.get("pairs") or {}).get(_DIFFER) or {}),
         curves=_curves(report.curves),
         seconds=_seconds(results.get("seconds") or {}),
         settings=_groups(report.settings),
     )
-    return page.encode(errors="replace").decode()  # a path may hold what is not text
+    return page.encode(errors="replace").decode()  # a path may have bytes that are not UTF-8
 
 
 def write(report: Report, out: Path) -> None:
-    """Write the page to `out`, whole or not at all; raises InputError if it can't be written."""
+    """Write the page to `out` atomically; raises InputError if it can't be written."""
     with new_file(out) as file:
         file.write(render(report))
 
@@ -222,7 +221,7 @@ def _covered(first: int, last: int, spans: Spans) -> bool:
 
 
 def _picture(png: bytes) -> dict[str, Any]:
-    """Return source and size on the page; small pictures grow by a whole factor and keep sharp pixels."""
+    """Return source and size on the page; small pictures are enlarged by an integer factor."""
     width, height = struct.unpack(">II", png[16:24])
     factor = max(1, PICTURE // max(width, height, 1))
     source = "data:image/png;base64," + base64.b64encode(png).decode()
@@ -241,35 +240,35 @@ def _metric(key: str) -> Metric:
     return METRICS.get(key) or Metric(key.replace("_", " "), "", 0, ".4g")
 
 
-def _interval(models: Mapping[str, Any], model: str, metric: str) -> Interval:
+def _value(models: Mapping[str, Any], model: str, metric: str) -> Value:
     value = (models.get(model) or {}).get(metric)
     given = value if isinstance(value, Mapping) else {"mean": value}
     mean, low, high = (_float(given.get(key)) for key in ("mean", "low", "high"))
-    return Interval(mean, low, high, given.get("n"))
+    return Value(mean, low, high, given.get("n"))
 
 
 def _table(models: Mapping[str, Any]) -> Table | None:
-    """Return a row for each metric and a column for each model; None where there are none."""
+    """Return a row per metric and a column per model; None if there are none."""
     there = [model for model in MODELS if models.get(model.key)]
     given = dict.fromkeys(metric for model in there for metric in models[model.key])
     ordered = [key for key in METRICS if key in given] + [key for key in given if key not in METRICS]
-    rows = [_row(_metric(key), [_interval(models, model.key, key) for model in there]) for key in ordered]
+    rows = [_row(_metric(key), [_value(models, model.key, key) for model in there]) for key in ordered]
     return Table(there, rows) if rows else None
 
 
-def _row(metric: Metric, values: Sequence[Interval]) -> Row:
+def _row(metric: Metric, values: Sequence[Value]) -> Row:
     counts = dict.fromkeys(NOTHING if value.n is None else f"{value.n:,}" for value in values)
     return Row(metric, [_cell(metric, value, values[0]) for value in values], " / ".join(counts))
 
 
-def _cell(metric: Metric, value: Interval, first: Interval) -> Cell:
+def _cell(metric: Metric, value: Value, first: Value) -> Cell:
     mean, low, high = (_number(v, metric.form) for v in (value.mean, value.low, value.high))
     reach = f"[{low.rstrip('%')}, {high.rstrip('%')}]" if value.bounded else ""
     return Cell(mean, reach, _note(metric, value, first))
 
 
-def _note(metric: Metric, value: Interval, first: Interval) -> str:
-    """Return whether the interval lies wholly on one side of the first model's."""
+def _note(metric: Metric, value: Value, first: Value) -> str:
+    """Return whether the interval is entirely better or worse than the first model's."""
     side = (value.low > first.high) - (value.high < first.low)  # 0 for NaN
     return {0: "", 1: "better", -1: "worse"}[side * metric.way]
 
@@ -286,7 +285,7 @@ def _panels(results: Mapping[str, Any]) -> list[Panel]:
 
 
 def _dots(results: Mapping[str, Any], key: str) -> list[charts.Dot]:
-    found = [(model, _interval(results, model.key, key)) for model in MODELS]
+    found = [(model, _value(results, model.key, key)) for model in MODELS]
     return [
         charts.Dot(model.name, model.key, 100 * value.mean, 100 * value.low, 100 * value.high)
         for model, value in found
@@ -307,7 +306,7 @@ _DIFFER = "differ_after_iteration"
 
 
 def _differ(shares: Mapping[str, Sequence[float | None]]) -> list[tuple[str, list[str]]]:
-    """Return, for each share of masked image, how many pairs differ after 1, 2, ... iterations."""
+    """Return, for each mask rate, the share of pairs that differ after 1, 2, ... iterations."""
     longest = max((len(row) for row in shares.values()), default=0)
     if not longest:
         return []
@@ -351,7 +350,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def _groups(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return a table for what stands alone, and one for each group of settings."""
+    """Return a table of the ungrouped settings, and one per group."""
     alone = {name: value for name, value in settings.items() if not isinstance(value, Mapping)}
     groups = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
     return [(name, _rows(values)) for name, values in {"general": alone, **groups}.items() if values]

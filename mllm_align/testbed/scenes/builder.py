@@ -1,4 +1,4 @@
-"""The scenes as a data set on disk: written and read by TensorFlow Datasets, without TensorFlow."""
+"""The scenes as a data set on disk, in the format of TensorFlow Datasets (TensorFlow is not needed)."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from mllm_align.testbed.scenes.language import QA, training_rows
 from mllm_align.testbed.scenes.world import LESSONS, SPLITS, Scene, Settings, make_scene
 
 _CONFIG = "default"
-_ANEW = "remove the folder or give another one"
+_REMOVE = "remove the folder or give another one"
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture (PNG bytes), what it shows, and what was asked and answered about it."""
+    """One picture (PNG bytes), its scene, and questions with answers about it."""
 
     id: str
     png: bytes
@@ -42,11 +42,11 @@ class ScenesConfig(tfds.core.BuilderConfig):
 
 
 class Scenes(tfds.core.GeneratorBasedBuilder):
-    """Drawn pictures with captions, questions and answers whose truth is known."""
+    """Synthetic pictures with true captions, questions and answers."""
 
     VERSION = tfds.core.Version("1.0.0")
     builder_config: ScenesConfig
-    code_path = None  # no files lie beside the code; looking for them needs `importlib_resources`
+    code_path = None  # there are no files beside the code; a search would need `importlib_resources`
 
     def _info(self) -> tfds.core.DatasetInfo:
         texts = tfds.features.Sequence(tfds.features.Text())
@@ -79,7 +79,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                 index,
                 {
                     "id": example.id,
-                    "image": io.BytesIO(example.png),  # bytes as they are; an array would need TensorFlow
+                    "image": io.BytesIO(example.png),  # encoded bytes; an array would need TensorFlow
                     "scene": example.scene.to_json(),
                     "question": [qa.question for qa in example.qas],
                     "answer": [qa.answer for qa in example.qas],
@@ -91,7 +91,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
 def make_example(split: str, index: int, settings: Settings) -> Example:
     """Return one example: a pure function of its arguments."""
     scene = make_scene(split, index, settings)
-    # A stream of its own: what is said does not hang together with how the scene was drawn by lot.
+    # A separate stream, so that the texts are independent of the random draws of the scene.
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index, 1])
     buffer = io.BytesIO()
     grain, fog = (0.0, 0.0) if split in LESSONS else (settings.grain, settings.fog)
@@ -100,10 +100,10 @@ def make_example(split: str, index: int, settings: Settings) -> Example:
 
 
 def prepare(folder: str | os.PathLike, settings: Settings) -> tfds.core.DatasetBuilder:
-    """Return the data set in `folder`, written there as ArrayRecord first unless it is there already.
+    """Return the data set in `folder`; write it there first, as ArrayRecord, if it does not exist.
 
-    A run that is cut off leaves nothing that a later one would take for the data. Raises InputError if
-    the folder holds data of other settings, or cannot be read or written.
+    An interrupted run leaves nothing that a later run would mistake for the data. Raises InputError if the
+    folder has data of other settings, or cannot be read or written.
     """
     if not _home(folder).exists():
         _write(folder, settings)
@@ -115,15 +115,15 @@ def prepare(folder: str | os.PathLike, settings: Settings) -> tfds.core.DatasetB
         if there.get(name) != value
     ]
     if others:
-        raise refusal(f"scenes, folder {folder}", f"holds pictures of {', '.join(others)}", _ANEW)
+        raise refusal(f"scenes, folder {folder}", f"holds pictures of {', '.join(others)}", _REMOVE)
     return builder
 
 
 def read(source: str | os.PathLike | tfds.core.DatasetBuilder, split: str) -> grain.MapDataset[Example]:
-    """Return the examples of a split, read when asked for, in the order of their numbers.
+    """Return the examples of a split in order, read on demand.
 
-    source: what `prepare` returned, or the folder it was given. Raises InputError if the folder cannot
-    be read or has no such split.
+    source: the result of `prepare`, or its folder. Raises InputError if the folder cannot be read or has no
+    such split.
     """
     builder = source if isinstance(source, tfds.core.DatasetBuilder) else _open(source)
     if split not in builder.info.splits:
@@ -132,14 +132,14 @@ def read(source: str | os.PathLike | tfds.core.DatasetBuilder, split: str) -> gr
     try:
         as_stored = {"image": tfds.decode.SkipDecoding()}
         rows = builder.as_data_source(split, decoders=as_stored)  # type: ignore[call-arg]
-        rows[0]  # files are opened at the first look; one that was cut off shows here
+        rows[0]  # files are opened at the first access; a truncated one fails here
     except Exception as error:
         raise _damaged(builder.data_path, error) from error
     return grain.MapDataset.source(rows).map(_example)
 
 
 def sft_rows(examples: Iterable[Example], kinds: Collection[str] | None = None) -> list[dict[str, Any]]:
-    """Return one record for each question (only of these kinds, if given), with the picture's bytes."""
+    """Return one record per question (only of these `kinds`, if given), with the picture's bytes."""
     return [
         {
             "id": f"{example.id}-{number}",
@@ -154,7 +154,7 @@ def sft_rows(examples: Iterable[Example], kinds: Collection[str] | None = None) 
 
 
 def write_files(examples: Iterable[Example], folder: str | os.PathLike, name: str) -> Path:
-    """Write `name`.jsonl, one record for each question, and the pictures under images/; return its path.
+    """Write `name`.jsonl, one record per question, and the pictures under images/; return its path.
 
     Raises InputError if the folder cannot be written.
     """
@@ -171,7 +171,7 @@ def write_files(examples: Iterable[Example], folder: str | os.PathLike, name: st
         path = folder / f"{name}.jsonl"
         partial = folder / f".{name}.jsonl.partial"
         partial.write_text("".join(lines), encoding="utf-8")
-        partial.replace(path)  # last and whole: who finds it finds everything
+        partial.replace(path)  # last and atomic: if the file exists, everything is complete
     except OSError as error:
         raise refusal(
             f"scenes, folder {folder}", one_line(error), "give one that can be written"
@@ -191,9 +191,9 @@ def _write(folder: str | os.PathLike, settings: Settings) -> None:
             builder = Scenes(data_dir=os.fspath(folder), config=config, file_format="array_record")
             builder.download_and_prepare(download_dir=downloads)
     except OSError as error:
-        # Where another process was first, its data are as good.
+        # If another process was faster, its data are used.
         if not _home(folder).exists():
-            raise refusal(f"scenes, folder {folder}", one_line(error), _ANEW) from error
+            raise refusal(f"scenes, folder {folder}", one_line(error), _REMOVE) from error
 
 
 def _open(folder: str | os.PathLike) -> tfds.core.DatasetBuilder:
@@ -201,14 +201,14 @@ def _open(folder: str | os.PathLike) -> tfds.core.DatasetBuilder:
         raise refusal(f"scenes, folder {folder}", "holds no pictures", "prepare them first")
     try:
         builder = tfds.builder_from_directory(_home(folder))
-        _ = builder.info.metadata  # read at the first look
+        _ = builder.info.metadata  # read at the first access
         return builder
     except Exception as error:  # a damaged file raises almost anything
         raise _damaged(folder, error) from error
 
 
 def _damaged(folder: str | os.PathLike, error: Exception) -> InputError:
-    return refusal(f"scenes, folder {folder}", f"cannot be read ({one_line(error)})", _ANEW)
+    return refusal(f"scenes, folder {folder}", f"cannot be read ({one_line(error)})", _REMOVE)
 
 
 def _example(row: dict[str, Any]) -> Example:
@@ -219,7 +219,7 @@ def _example(row: dict[str, Any]) -> Example:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep off stdout, and the log, what TensorFlow Datasets says of its work."""
+    """Suppress the messages of TensorFlow Datasets on stdout and in the log."""
     log = logging.getLogger("absl")
     before = log.level
     log.setLevel(logging.CRITICAL)

@@ -1,7 +1,7 @@
-"""True captions made false: the testbed's stand-in for rejected responses that a stronger model writes.
+"""Corrupted captions: the testbed's substitute for rejected responses written by a stronger model.
 
-A few facts of the text are changed so that it stays plausible to who does not see the picture; all other
-words stay as they are.
+A few facts of the text are changed so that it stays plausible without the picture; all other words are
+unchanged.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ _SENTENCE = re.compile(r"[^.!?\n]+")
 
 @dataclass(frozen=True)
 class _Fact:
-    """Words that claim something, and false ones for their place.
+    """Words that make a claim, and false replacements (`others`).
 
-    sort: kind, attribute, place or relation. usual: of a kind, the partner of what it is named with.
+    sort: kind, attribute, place or relation. usual: for a kind, the partner of the other thing in its
+    sentence.
     """
 
     sort: str
@@ -42,19 +43,19 @@ class _Fact:
     usual: str | None = None
 
 
-def corrupt(scene: Scene, text: str, rng: np.random.Generator, most: int = 3) -> str:
-    """Return the text with one to `most` of its facts changed: kinds, colours or sizes, places, relations.
+def corrupt(scene: Scene, text: str, rng: np.random.Generator, max_changes: int = 3) -> str:
+    """Return the text with 1 to `max_changes` facts changed: kinds, colours or sizes, places, relations.
 
     Every sort of fact is equally likely. Half of the changed kinds become the usual partner of the other
-    thing of the sentence, or of themselves where there is none, unless that is in the picture; all others
-    any kind that is neither there nor named. Whatever is changed is false afterwards. Raises ValueError
-    for a text that claims nothing.
+    thing of the sentence, or their own partner if there is no other thing, unless it is in the picture; the
+    rest become any kind that is neither in the picture nor mentioned. Every changed fact is false. Raises
+    ValueError for a text without claims.
     """
     facts = [fact for fact in _facts(scene, text) if fact.others]
     if not facts:
         raise ValueError(f"claims nothing that could be changed: {text!r}")
     changes: dict[_Fact, str] = {}
-    for _ in range(int(rng.integers(1, most + 1))):
+    for _ in range(int(rng.integers(1, max_changes + 1))):
         options = {f: _left(f, changes) for f in facts if f not in changes}
         sorts = sorted({fact.sort for fact, words in options.items() if words})
         if sorts:
@@ -68,7 +69,7 @@ def corrupt(scene: Scene, text: str, rng: np.random.Generator, most: int = 3) ->
 
 
 def _left(fact: _Fact, changes: dict[_Fact, str]) -> list[str]:
-    """What may still be said: no kind twice."""
+    """The replacements still available: no kind is used twice."""
     return [words for words in fact.others if fact.sort != "kind" or words not in changes.values()]
 
 
@@ -92,15 +93,15 @@ def _of_things(scene: Scene, sentence: str, reading: Reading, absent: tuple[str,
         beside = next((kind for kind in kinds if kind != mention.kind), mention.kind)
         yield _Fact("kind", begin, sentence[begin:end], absent, partner(beside))
         thing = scene.find(mention.kind)
-        for name, said, options in (
+        for name, words, options in (
             ("colour", mention.colour, COLOURS),
             ("size", mention.size, SIZES),
         ):
-            if said is not None:
-                # The last one before the kind; in `The cup is red` it comes after.
-                at = sentence.lower().rfind(said, 0, begin)
-                at = at if at >= 0 else sentence.lower().index(said, end)
-                yield _fact("attribute", at, said, options, thing and getattr(thing, name))
+            if words is not None:
+                # The last occurrence before the kind; in `The cup is red` it comes after the kind.
+                at = sentence.lower().rfind(words, 0, begin)
+                at = at if at >= 0 else sentence.lower().index(words, end)
+                yield _fact("attribute", at, words, options, thing and getattr(thing, name))
 
 
 def _of_relations(scene: Scene, sentence: str, reading: Reading) -> Iterator[_Fact]:
@@ -113,7 +114,7 @@ def _of_relations(scene: Scene, sentence: str, reading: Reading) -> Iterator[_Fa
 
 
 def _of_place(scene: Scene, sentence: str, reading: Reading) -> Iterator[_Fact]:
-    """The words for where it is, preposition included; both things of a sentence share them."""
+    """The words for the place, with the preposition; both things of a sentence share them."""
     mention = next((mention for mention in reading.mentions if mention.where), None)
     if mention is None:
         return
@@ -128,8 +129,8 @@ def _of_place(scene: Scene, sentence: str, reading: Reading) -> Iterator[_Fact]:
     yield _fact("place", found.start(), found[0], places, true)
 
 
-def _fact(sort: str, start: int, said: str, options: Iterable[str], true: str | None) -> _Fact:
-    return _Fact(sort, start, said, tuple(words for words in options if words not in (said, true)))
+def _fact(sort: str, start: int, words: str, options: Iterable[str], true: str | None) -> _Fact:
+    return _Fact(sort, start, words, tuple(each for each in options if each not in (words, true)))
 
 
 def _articles(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Draw a scene: flat icons on a shaded ground, under fog and noise that make seeing as hard as wanted."""
+"""Drawing of scenes: flat icons on a shaded background; fog and noise set how hard they are to see."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mllm_align.testbed.scenes.world import COLOURS, SIDE, Scene
 
 CELL = 16  # pixels
 _FINE = 4  # icons are drawn this many times larger, then reduced, for smooth edges
-# Side in pixels; a thing stands in the middle of its cell.
+# Side in pixels; a thing is centred in its cell.
 _SIDES = {"small": 10, "large": 14}
 
-# Every icon in a unit square, x to the right and y down. A list of points is a polygon, a pair of
-# corners an ellipse; what stands in `_HOLES` is cut out afterwards.
+# Icons in the unit square, x to the right and y down. A list of points is a polygon, a pair of corners
+# an ellipse; the shapes in `_HOLES` are cut out afterwards.
 _Point = tuple[float, float]
 _SHAPES: dict[str, list[list[_Point]]] = {
     "moon": [[(0.0, 0.0), (1.0, 1.0)]],
@@ -83,10 +83,10 @@ _HOLES: dict[str, list[list[_Point]]] = {
 
 
 def picture(scene: Scene, grain: float, seed: int = 0, fog: float = 0.0) -> Image.Image:
-    """Return the RGB picture of a scene, 32 pixels for each region; same arguments, same picture.
+    """Return the RGB picture of a scene, 32 pixels per region; deterministic in its arguments.
 
-    grain: standard deviation of the pixel noise on the scale of 0 to 255. fog: each thing lets through up
-    to this share of the ground behind it, a share of its own.
+    grain: standard deviation of the pixel noise on a scale of 0 to 255. fog: maximum transparency of a
+    thing; each thing has its own, from 0 to `fog`.
     """
     rng = np.random.default_rng([seed, zlib.crc32(scene.id.encode())])
     side = SIDE * CELL
@@ -106,10 +106,10 @@ def picture(scene: Scene, grain: float, seed: int = 0, fog: float = 0.0) -> Imag
 
 @cache
 def _ground(height: int, width: int) -> np.ndarray:
-    """Return an empty picture [height, width, 3]: sky above, grass below, warm light from the left.
+    """Return the background [height, width, 3]: sky above, grass below, warm light from the left.
 
-    So a piece of ground tells where in the picture it is, as it mostly does in photographs. Down and
-    across change the colour in directions at right angles, as much as leaves the things' colours apart.
+    A patch of background therefore indicates its position, as it mostly does in photographs. The vertical
+    and horizontal colour gradients are orthogonal, and small enough to keep the things' colours distinct.
     """
     down = np.linspace(0, 1, height, dtype=np.float32)[:, None, None]
     across = np.linspace(0, 1, width, dtype=np.float32)[None, :, None]
@@ -122,7 +122,7 @@ def _ground(height: int, width: int) -> np.ndarray:
 
 @cache
 def _stencil(kind: str, size: str) -> np.ndarray:
-    """Return how much of each pixel the icon covers, and how much of that is its black edge.
+    """Return the coverage of each pixel by the icon, and the share of it that is black edge.
 
     [side, side, 2] float32 from 0 to 1.
     """

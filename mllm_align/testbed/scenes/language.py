@@ -1,7 +1,7 @@
-"""What is said about scenes, and what is understood: one grammar, written and read from one table.
+"""The language about scenes: one grammar table from which texts are generated and parsed.
 
-Every caption that `caption` writes, `parse` reads back to exactly what was put in; so the truth of a
-model's caption is a matter of looking it up.
+`parse` recovers exactly the contents of every text that `caption` generates, so a model's caption can be
+checked against the scene.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from mllm_align.testbed.scenes.world import COLOURS, KINDS, SIZES, Scene, Thing
 
 # Slots: {a}, {b} noun phrases, {relation} of a to b, {where}; {kind}, {colour}, {size} of a;
-# {absent} a kind that is said not to be there.
+# {absent} a kind that is denied.
 GRAMMAR = {
     "pair": (
         "{where}, {a} is {relation} {b}.",
@@ -61,7 +61,7 @@ QUESTIONS = {
     "size": ("What size is the {kind}?", "Is the {kind} small or large?"),
     "place": ("Where is the {kind}?", "Where do you see the {kind}?"),
 }
-# From the second thing's place less the first's, in (rows, columns), to what the first is to it.
+# (rows, columns) from the first thing to the second -> relation of the first to the second.
 RELATIONS = {(0, 1): "left of", (0, -1): "right of", (1, 0): "above", (-1, 0): "below"}
 # The words for each region of a grid, in raster order.
 PLACES = {
@@ -71,8 +71,8 @@ PLACES = {
     (1, 3): ("left", "middle", "right"),
     (3, 1): ("top", "middle", "bottom"),
 }
-_CLOSING = 0.25  # how often a caption ends in a sentence without things
-_EMPTY = 0.2  # how often a region without things is asked about, where there is one
+_CLOSING = 0.25  # probability that a caption ends with a sentence without things
+_EMPTY = 0.2  # probability that a question is about an empty region, if there is one
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ class QA:
 
 @dataclass(frozen=True)
 class Mention:
-    """A thing that a text says is there, with what it claims of it (None: nothing).
+    """A thing that a text says is present, with the claims about it (None: no claim).
 
-    span: start and stop of the kind's word in the text. sentence: its index in the text.
+    span: [start, stop) of the kind's word in the text. sentence: its index in the text.
     """
 
     kind: str
@@ -101,7 +101,7 @@ class Mention:
 
 @dataclass(frozen=True)
 class Relation:
-    """The claim that mention `first` is, say, above mention `second` (indices in the reading)."""
+    """The claim that mention `first` has a relation, such as above, to mention `second` (indices)."""
 
     first: int
     relation: str
@@ -110,7 +110,7 @@ class Relation:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a text claims. unparsed: the sentences outside the grammar, word for word."""
+    """The claims of a text. unparsed: the sentences outside the grammar, verbatim."""
 
     mentions: tuple[Mention, ...]
     relations: tuple[Relation, ...]
@@ -122,19 +122,19 @@ class Reading:
 
 
 def place(scene: Scene, thing: Thing) -> str:
-    """Return the words for the region that the thing stands in, such as `top left`."""
+    """Return the words for the region of the thing, such as `top left`."""
     row, column = scene.region_of(thing)
     return PLACES[scene.rows, scene.columns][row * scene.columns + column]
 
 
 def relation(first: Thing, second: Thing) -> str | None:
-    """Return what the first thing is to the second, None unless they share a row or a column."""
+    """Return the relation of the first thing to the second; None unless they share a row or a column."""
     step = (int(np.sign(second.row - first.row)), int(np.sign(second.column - first.column)))
     return RELATIONS.get(step)
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Return a true and complete caption: one sentence for each group, in raster order."""
+    """Return a true and complete caption: one sentence per group, in raster order."""
     if scene.repeats:
         return _write(GRAMMAR["pattern"], rng, a=_phrase(scene.things[0], rng))
     sentences = [_group(scene, group, rng, here=False) for group in scene.groups]
@@ -149,7 +149,7 @@ def describe_questions() -> tuple[str, ...]:
 
 
 def presence(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
-    """Ask whether a thing of this kind is there; the answer begins with Yes or No."""
+    """Ask whether a thing of this kind is in the picture; the answer begins with Yes or No."""
     thing = scene.find(kind)
     if thing is None:
         answer = _write(GRAMMAR["no"], rng, absent=kind)
@@ -159,7 +159,7 @@ def presence(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
 
 
 def what_where(scene: Scene, rng: np.random.Generator) -> QA:
-    """Ask what is in a region, now and then an empty one; not for a picture that repeats one thing."""
+    """Ask what is in a region, sometimes an empty one; not for a picture that repeats one thing."""
     taken = {place(scene, group[0]): group for group in scene.groups}
     empty = [words for words in PLACES[scene.rows, scene.columns] if words not in taken]
     ask_empty = bool(empty) and rng.random() < _EMPTY
@@ -180,14 +180,15 @@ def attribute(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
 def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 2) -> list[QA]:
     """Return a caption and `questions` other questions, half of them about presence.
 
-    Half of the questions about presence are about a thing that is there. A picture that repeats one
-    thing is asked about nothing else: it has no places to tell apart.
+    Half of the questions about presence are about a present thing. A picture that repeats one thing only
+    gets questions about presence, because its places are indistinguishable.
     """
     rows = [QA(_pick(QUESTIONS["caption"], rng), caption(scene, rng), "caption")]
     for _ in range(questions):
         if scene.repeats or rng.random() < 0.5:
-            there = rng.random() < 0.5
-            rows.append(presence(scene, _pick([k for k in KINDS if (k in scene.kinds) == there], rng), rng))
+            present = rng.random() < 0.5
+            kinds = [kind for kind in KINDS if (kind in scene.kinds) == present]
+            rows.append(presence(scene, _pick(kinds, rng), rng))
         elif rng.random() < 0.5:
             rows.append(what_where(scene, rng))
         else:
@@ -196,7 +197,7 @@ def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 2) ->
 
 
 def _group(scene: Scene, group: tuple[Thing, ...], rng: np.random.Generator, *, here: bool) -> str:
-    """Return the sentence on a group; `here`: without saying where."""
+    """Return the sentence about a group; `here`: without its place."""
     things = list({thing.kind: thing for thing in reversed(group)}.values())[::-1]  # the first of each kind
     phrases = [_phrase(thing, rng) for thing in things]
     table = GRAMMAR[("pair" if len(things) == 2 else "single") + ("_here" if here else "")]
@@ -234,10 +235,10 @@ def _pick(options: Sequence[str], rng: np.random.Generator) -> str:
 
 
 def parse(text: str) -> Reading:
-    """Return what a text claims, whoever wrote it; case and spacing do not matter.
+    """Return the claims of any text, ignoring case and spacing.
 
-    In a sentence outside the grammar, known things are still found, with the colour and size that
-    stand before them; it makes no claims of place or relation. `There is no cup` mentions nothing.
+    In a sentence outside the grammar, known things are still found, with a colour and size directly before
+    them; it yields no claims of place or relation. `There is no cup` mentions nothing.
     """
     mentions: list[Mention] = []
     relations: list[Relation] = []
@@ -260,22 +261,22 @@ def parse(text: str) -> Reading:
 
 
 def yes_or_no(text: str) -> bool | None:
-    """Return what an answer begins with: True for yes, False for no, None for anything else."""
+    """Return True for an answer that begins with yes, False for no, None for anything else."""
     match = re.match(r"\W*(yes|no)\b", text, re.IGNORECASE)
     return match and match[1].lower() == "yes"
 
 
 def _mention(match: re.Match, name: str, start: int, sentence: int) -> Mention:
-    def said(slot: str) -> str | None:
+    def claim(slot: str) -> str | None:
         value = match[slot] if slot in match.re.groupindex else None
         return value and _plain(value)
 
     first, last = match.span(f"{name}_kind")
     return Mention(
         kind=_plain(match[f"{name}_kind"]),
-        colour=said(f"{name}_colour"),
-        size=said(f"{name}_size"),
-        where=said("where"),
+        colour=claim(f"{name}_colour"),
+        size=claim(f"{name}_size"),
+        where=claim("where"),
         span=(start + first, start + last),
         sentence=sentence,
     )
@@ -287,8 +288,8 @@ def _plain(words: str) -> str:
 
 def _any(words: Sequence[str]) -> str:
     """A pattern for any of these words, the longest first."""
-    longest = sorted(words, key=len, reverse=True)
-    return "|".join(word.replace(" ", r"\s+") for word in longest)
+    ordered = sorted(words, key=len, reverse=True)
+    return "|".join(word.replace(" ", r"\s+") for word in ordered)
 
 
 @cache
@@ -320,7 +321,7 @@ def _sentences() -> tuple[re.Pattern, ...]:
     patterns = []
     for template in (template for table in GRAMMAR.values() for template in table):
         words = re.sub(r"^(Yes|No), |\.$", "", template)
-        # A caption's model may well say where at the end of a sentence that was written without.
+        # A model may append the place to a sentence whose template has none.
         words += "( {where})?" if "{a}" in words and "{where}" not in words else ""
         pattern = words.replace(",", r"\s*,?").replace(" ", r"\s+").format(**slots)
         patterns.append(re.compile(rf"(?:(?:yes|no)\b\s*,?\s*)?{pattern}\s*[.!]*", re.IGNORECASE))

@@ -1,11 +1,10 @@
-"""The world of the testbed: which things a picture holds, drawn from a law that is known exactly.
+"""The world of the testbed: scenes sampled from a known distribution.
 
-A picture is cut in regions of 2x2 cells; a region holds a pair of things side by side, a single thing
-or nothing. Sixteen kinds of things form eight couples of partners. In training the second thing of a
-pair is mostly the partner of the first, so a model can guess it from the text alone; the `broken` split
-has no partners at all, so there every partner that is named is a hallucination. Pictures of the
-lessons repeat things, so that seeing is learnt step by step: what a word means, what stands where, and
-how two things stand to each other.
+A picture is divided into regions of 2x2 cells; a region contains a pair of adjacent things, a single thing
+or nothing. Sixteen kinds of things form eight couples of partners. In training, the second thing of a pair
+is usually the partner of the first, so a model can guess it from the text alone; the `broken` split has no
+partner pairs, so there every mentioned partner is a hallucination. Pictures of the lessons repeat things,
+so that vision is learnt in steps: the meaning of words, then places, then relations.
 """
 
 from __future__ import annotations
@@ -39,24 +38,24 @@ COLOURS = {
     "black": (30, 30, 30),
 }
 SIZES = ("small", "large")
-# One thing in every cell; one in all cells of a region; regions in halves, each with one thing.
+# One thing in every cell; one in all cells of a region; one in each half of a region.
 LESSONS = ("everywhere", "regions", "halves")
-SPLITS = ("train", "held_out", "unbiased", "broken", *LESSONS)  # their numbers seed the pictures
+SPLITS = ("train", "held_out", "unbiased", "broken", *LESSONS)  # the index seeds a split's pictures
 GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))  # rows and columns of regions
 SIDE = 2  # cells along a region
 
 _PARTNERS = {a: b for one, other in COUPLES for a, b in ((one, other), (other, one))}
-_PAIR = 0.75  # how often a group is a pair, not a single thing
+_PAIR = 0.75  # probability that a group is a pair, not a single thing
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides a whole data set.
+    """Settings that determine a whole data set.
 
     bias: probability that the second thing of a training pair is the partner of the first.
-    grain: standard deviation of the pixel noise, on the scale of 0 to 255.
-    fog: largest share of the ground that shows through a thing (each has its own share).
-    train, held_out, unbiased, broken: pictures in each split. lessons: pictures in each lesson.
+    grain: standard deviation of the pixel noise, on a scale of 0 to 255.
+    fog: maximum transparency of a thing (each has its own).
+    train, held_out, unbiased, broken: number of pictures in each split. lessons: in each lesson.
     Raises InputError for a value outside its range.
     """
 
@@ -88,7 +87,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing in one cell; row and column count cells of the whole picture from the top left."""
+    """One thing in one cell; row and column: of the cell in the whole picture, from the top left."""
 
     kind: str
     colour: str
@@ -99,9 +98,9 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: `rows` x `columns` regions and the groups in them, in raster order.
+    """The contents of a picture: `rows` x `columns` regions and the groups in them, in raster order.
 
-    The first thing of a group is the one that captions name first.
+    Captions name the first thing of a group first.
     """
 
     id: str
@@ -119,15 +118,15 @@ class Scene:
 
     @property
     def repeats(self) -> bool:
-        """Whether one thing stands in every cell of the picture."""
+        """Whether the same thing is in every cell of the picture."""
         return len(self.things) == self.rows * self.columns * SIDE**2 and len(self.groups) == 1
 
     def find(self, kind: str) -> Thing | None:
-        """Return the first thing of this kind, None if there is none."""
+        """Return the first thing of this kind; None if there is none."""
         return next((thing for thing in self.things if thing.kind == kind), None)
 
     def region_of(self, thing: Thing) -> tuple[int, int]:
-        """Return row and column of the region that the thing stands in."""
+        """Return row and column of the thing's region."""
         return thing.row // SIDE, thing.column // SIDE
 
     def to_json(self) -> str:
@@ -142,7 +141,7 @@ class Scene:
             return cls(**fields)
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(
-                f"scene {quoted(text)}: is not a scene's JSON; prepare the data anew"
+                f"scene {quoted(text)}: is not a scene's JSON; prepare the data again"
             ) from error
 
 
@@ -154,8 +153,8 @@ def partner(kind: str) -> str:
 def make_scene(split: str, index: int, settings: Settings) -> Scene:
     """Return picture `index` of a split: a pure function of its arguments.
 
-    Layouts, kinds, colours and sizes each have the same law in every split; only which kinds come
-    together differs. The lessons have laws of their own. Raises InputError for an unknown split.
+    Layouts, kinds, colours and sizes have the same marginal distributions in every split; only the pairing
+    of kinds differs. The lessons have their own distributions. Raises InputError for an unknown split.
     """
     rng = np.random.default_rng([settings.seed, SPLITS.index(_known(split)), index])
     rows, columns = GRIDS[rng.integers(len(GRIDS))]
@@ -168,7 +167,7 @@ def make_scene(split: str, index: int, settings: Settings) -> Scene:
     if split in LESSONS:
         kinds = iter(rng.permutation(KINDS).tolist())
         corners = [(region // columns * SIDE, region % columns * SIDE) for region in regions]
-        draw = _half_and_half if split == "halves" else _whole
+        draw = _halves if split == "halves" else _whole_region
         return Scene(name, rows, columns, tuple(draw(rng, kinds, corner) for corner in corners))
     sizes = [2 if rng.random() < _PAIR else 1 for _ in regions]
     groups = []
@@ -185,9 +184,9 @@ def _known(split: str) -> str:
 
 
 def _kinds(rng: np.random.Generator, split: str, sizes: list[int], bias: float) -> list[list[str]]:
-    """Draw the kinds of each group, all different in a picture.
+    """Sample the kinds of each group, all different in a picture.
 
-    First things come from different couples, so that the partner of each is free for its second.
+    First things come from different couples, so that the partner of each is available as its second.
     """
     couples = [COUPLES[i][rng.integers(2)] for i in rng.permutation(len(COUPLES))]
     groups = [[couples.pop()] for _ in sizes]
@@ -196,7 +195,7 @@ def _kinds(rng: np.random.Generator, split: str, sizes: list[int], bias: float) 
         for group in pairs:
             group.append(couples.pop())
         return groups
-    # Pairs of partners come first, lest another pair take the partner away.
+    # Partner pairs are completed first, so that no other pair uses up a partner.
     loyal = [split != "unbiased" and rng.random() < bias for _ in pairs]
     for group, keep in zip(pairs, loyal, strict=True):
         if keep:
@@ -210,19 +209,19 @@ def _kinds(rng: np.random.Generator, split: str, sizes: list[int], bias: float) 
 
 
 def _cells(rng: np.random.Generator, row: int, column: int) -> list[tuple[int, int]]:
-    """Draw two adjacent cells of a region."""
+    """Sample two adjacent cells of a region."""
     y, x = (int(value) for value in rng.integers(SIDE, size=2))
     other = (y, 1 - x) if rng.random() < 0.5 else (1 - y, x)
     return [(row * SIDE + down, column * SIDE + across) for down, across in ((y, x), other)]
 
 
-def _whole(rng: np.random.Generator, kinds: Iterator[str], corner: tuple[int, int]) -> tuple[Thing, ...]:
+def _whole_region(
+    rng: np.random.Generator, kinds: Iterator[str], corner: tuple[int, int]
+) -> tuple[Thing, ...]:
     return _repeated(_thing(rng, next(kinds), corner), SIDE, SIDE)
 
 
-def _half_and_half(
-    rng: np.random.Generator, kinds: Iterator[str], corner: tuple[int, int]
-) -> tuple[Thing, ...]:
+def _halves(rng: np.random.Generator, kinds: Iterator[str], corner: tuple[int, int]) -> tuple[Thing, ...]:
     row, column = corner
     if rng.random() < 0.5:
         places, shape = (corner, (row, column + 1)), (SIDE, 1)
@@ -232,7 +231,7 @@ def _half_and_half(
 
 
 def _repeated(thing: Thing, height: int, width: int) -> tuple[Thing, ...]:
-    """The thing in every one of height x width cells, the first being its own."""
+    """Copies of the thing in height x width cells, starting at its own."""
     cells = product(range(height), range(width))
     return tuple(
         replace(thing, row=thing.row + down, column=thing.column + across) for down, across in cells

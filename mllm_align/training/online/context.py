@@ -55,7 +55,7 @@ class RunContext:
         self.rows = config.rows_per_micro
         self.local_rows = local_rows(bundle.mesh, self.rows)
         self.max_length = config.data.max_length or bundle.config.decoder.max_length
-        self.eos_mask = encoder.end_mask(bundle.config.decoder.vocab)
+        self.eos_mask = encoder.eos_mask(bundle.config.decoder.vocab)
         self.sampler = Sampler(config, bundle, online.mesh)
 
     def epoch(self, step: int) -> int:

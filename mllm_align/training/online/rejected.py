@@ -13,7 +13,7 @@ from mllm_align.config import Distorted, OnlineBDHS
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Identical
 from mllm_align.generate import bdhs
-from mllm_align.generate.decode import Decoder
+from mllm_align.generate.decode import Generator
 from mllm_align.generate.rollout import distorted_program, features_program
 from mllm_align.generate.sampling import random_key
 from mllm_align.generate.similarity import open_similarity
@@ -94,7 +94,7 @@ class RejectedByBDHS(Rejected):
         self.context, self.online = context, online
         bdhs.check(context.records, context.encoder, online)
         similarity = open_similarity(online.similarity)
-        self.decoder = Decoder(context.sampler.bundle, online.sampling, context.rows)
+        self.decoder = Generator(context.sampler.bundle, online.sampling, context.rows)
         self.bdhs = bdhs.BDHS(self.decoder, context.encoder, online, similarity, seed=0)
         self.features = features_program(*context.sampler.settings)
 

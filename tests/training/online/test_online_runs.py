@@ -139,11 +139,11 @@ def test_the_best_is_chosen_and_the_worst_rejected(tmp_path, monkeypatch):
     given = []
     keep = context.RunContext.train_batch
 
-    def filled(self, batch, group, made, most, *rest):
+    def filled(self, batch, group, made, padded, *rest, **options):
         texts = [
             None if each is None else [self.encoder.text(r.ids).strip() for r in each] for each in made
         ]
-        given.append((texts, keep(self, batch, group, made, most, *rest)))
+        given.append((texts, keep(self, batch, group, made, padded, *rest, **options)))
         return given[-1][1]
 
     monkeypatch.setattr(context.RunContext, "train_batch", filled)
@@ -166,9 +166,9 @@ def test_mixed_keeps_the_pairs_of_the_data_where_chance_says_so(tmp_path, monkey
     given = []
     keep = context.RunContext.train_batch
 
-    def filled(self, batch, group, made, most, *rest):
+    def filled(self, batch, group, made, padded, *rest, **options):
         given.append((made, [self.records[i] for i in batch.records]))
-        return keep(self, batch, group, made, most, *rest)
+        return keep(self, batch, group, made, padded, *rest, **options)
 
     monkeypatch.setattr(context.RunContext, "train_batch", filled)
     config = replace(ONLINE, online=SOURCES["mixed"], steps=6)
@@ -188,11 +188,11 @@ def test_bdhs_in_a_run_is_bdhs_of_a_file(tmp_path, monkeypatch):
     given = {}
     keep = context.RunContext.train_batch
 
-    def filled(self, batch, group, made, most, *rest):
+    def filled(self, batch, group, made, padded, *rest, **options):
         for i, each in zip(batch.records, made, strict=True):
             if each is not None:
                 given[self.records[i].record.id] = self.encoder.text(each[1].ids).strip()
-        return keep(self, batch, group, made, most, *rest)
+        return keep(self, batch, group, made, padded, *rest, **options)
 
     monkeypatch.setattr(context.RunContext, "train_batch", filled)
     data = write_pairs(tmp_path, rows(4))
@@ -240,7 +240,7 @@ def test_micro_batches_and_devices_change_nothing_but_rounding(tmp_path):
 def test_what_bdhs_needs_is_made_once(tmp_path, monkeypatch):
     """Over two epochs; what each step makes is what a decoder of its own makes with the policy as it is."""
     made, decoded, steps = [], [], []
-    keep, stops, make = decode.Decoder.__init__, generation.full_stops, rejected.RejectedByBDHS.make
+    keep, stops, make = decode.Generator.__init__, generation.full_stops, rejected.RejectedByBDHS.make
 
     def init(self, *given):
         made.append(self)
@@ -255,7 +255,7 @@ def test_what_bdhs_needs_is_made_once(tmp_path, monkeypatch):
         steps.append((self.bdhs, jax.tree.map(np.asarray, trained), batch.records, self.bdhs.seed, out[0]))
         return out
 
-    monkeypatch.setattr(decode.Decoder, "__init__", init)
+    monkeypatch.setattr(decode.Generator, "__init__", init)
     monkeypatch.setattr(generation, "full_stops", full_stops)
     monkeypatch.setattr(rejected.RejectedByBDHS, "make", bdhs_of)
     train(replace(TINY, online=SOURCES["bdhs"], steps=3), bundle(), PAIRS, tmp_path / "run")
@@ -263,7 +263,7 @@ def test_what_bdhs_needs_is_made_once(tmp_path, monkeypatch):
     assert len({seed for *_, seed, _ in steps}) == 2
     maker, trained, records, seed, told = steps[-1]
     policy = replace(bundle(), lora=TINY.lora, trained=trained)
-    own = decode.Decoder(policy, SAMPLING, maker.decoder.size)
+    own = decode.Generator(policy, SAMPLING, maker.generator.size)
     fresh = generation.BDHS(own, maker.encoder, maker.config, maker.similarity, seed)
     _, encoded, _ = prepare(bundle(), PAIRS, TINY.data, 1)
     again = {each.index: each.rejected for each in fresh([encoded[i] for i in records])}
@@ -292,14 +292,14 @@ def unfit(monkeypatch):
 
             monkeypatch.setattr(rejected, "distorted_program", distorted)
         elif kind == "bdhs":
-            keep = decode.Decoder.decode
+            keep = decode.Generator.decode
 
             def decoded(self, rows, *rest):
                 return [
                     [None] * len(out) if i == 0 else out for i, out in enumerate(keep(self, rows, *rest))
                 ]
 
-            monkeypatch.setattr(decode.Decoder, "decode", decoded)
+            monkeypatch.setattr(decode.Generator, "decode", decoded)
         else:
             roll = rollouts.Rollouts._roll
 
@@ -437,7 +437,7 @@ def test_a_made_response_of_the_chosen_ones_tokens_is_no_pair(tmp_path, monkeypa
     def made(self, records, seen=None):
         for each in records:
             text = next(said).format(each.record.responses[0])
-            yield generation.Made(each.index, text, 1, True, (0.0,), 0.0, (), 0)
+            yield generation.BDHSResult(each.index, text, 1, True, (0.0,), 0.0, (), 0)
 
     monkeypatch.setattr(generation.BDHS, "__call__", made)
     template = tmp_path / "trims.jinja"

@@ -1,6 +1,5 @@
-"""Settings: what is accepted, what is refused and in which words, on the command line and in files."""
+"""Options that override a config: what they change, and what is refused in which words."""
 
-import dataclasses
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,20 +11,14 @@ from mllm_align.config import (
     OBJECTIVES,
     BDHSConfig,
     Config,
-    DataConfig,
-    JudgeConfig,
     LoraConfig,
-    MeshConfig,
-    OnlineBDHS,
     from_json,
     load_config,
     to_json,
 )
-from mllm_align.errors import InputError
 
-PRESETS = sorted((Path(__file__).parent.parent / "configs").glob("*.py"))
-TINY = str(next(p for p in PRESETS if p.stem == "dpo_tiny"))
-BDHS = str(next(p for p in PRESETS if p.stem == "bdhs"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY, BDHS = str(CONFIGS / "dpo_tiny.py"), str(CONFIGS / "bdhs.py")
 
 
 @pytest.fixture
@@ -54,54 +47,17 @@ def refused(capsys):
     return refuse
 
 
+def changed(config: Config, branch: str, **values) -> Config:
+    return replace(config, **{branch: replace(getattr(config, branch), **values)})
+
+
 def config_file(folder: Path, body: str) -> str:
     (folder / "mine.py").write_text(f"from mllm_align import *\n{body}\n")
     return str(folder / "mine.py")
 
 
-# ---- files -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("file", [p for p in PRESETS if str(p) != BDHS], ids=lambda p: p.stem)
-def test_presets_load(file):
-    config = load_config(file, (Config, JudgeConfig))
-    assert from_json(json.loads(json.dumps(to_json(config))), type(config)) == config
-
-
-@pytest.mark.parametrize(
-    "body, said",
-    [
-        ("", "get_config"),
-        ("def get_config(): return 3", "gives int, not a Config; train takes a Config, bdhs a BDHSConfig"),
-        ("def get_config(): 1 / 0", "ZeroDivisionError"),
-        ("def get_config(): raise SystemExit(0)", "SystemExit"),
-        ("def get_config(: pass", "SyntaxError"),
-        ("import nowhere_to_be_found", "nowhere_to_be_found"),
-        ("def get_config(): return Config(batchsize=3)", "unexpected keyword argument 'batchsize'"),
-        ("def get_config(): return Config(batch_size='8')", "batch_size is '8'; it must be of type int"),
-        ("def get_config(): return Config(batch_size=0)", "batch_size is 0; it must be 1 or more"),
-    ],
-)
-def test_unusable_files_are_one_line(tmp_path, refused, body, said):
-    line = refused(file=config_file(tmp_path, body))
-    assert said in line and "mine.py" in line
-
-
-def test_file_that_is_not_there_or_not_python(tmp_path, refused):
-    assert "absent.py is not there" in refused(file=str(tmp_path / "absent.py"))
-    (tmp_path / "config.yaml").write_text("steps: 3")
-    assert "it must end in .py" in refused(file=str(tmp_path / "config.yaml"))
-
-
-# ---- options ---------------------------------------------------------------------------------------
-
-
 def test_without_options_it_is_the_file(resolved):
     assert resolved() == load_config(TINY)
-
-
-def changed(config: Config, branch: str, **values) -> Config:
-    return replace(config, **{branch: replace(getattr(config, branch), **values)})
 
 
 @pytest.mark.parametrize(
@@ -165,17 +121,27 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
             ("--objective", "ppo"),
             "--objective is 'ppo'; it must be one of dpo, robust, ipo, slic, averaged, sft",
         ),
-        (("--lora", "maybe"), "--lora is 'maybe'"),
+        (("--lora", "maybe"), "--lora is 'maybe'; it must be one of none, on"),
         (("--objective",), "--objective is ''"),
-        (("--steps", "many"), "--steps"),
-        (("--steps",), "--steps"),
+        (("--objective", "nowhere.py:Mine"), "objective 'nowhere.py:Mine'"),
+        (("--optim.lr", "1"), "unknown option --optim.lr; did you mean --optim.learning-rate?"),
+        (("--rank", "1"), "unknown option --rank; did you mean --lora.rank?"),
+        (("--steps", "many"), "--steps is 'many'; it must be a whole number or None"),
+        (("--steps",), "--steps needs a value; it must be a whole number"),
+        (("--steps", "--seed", "1"), "--steps needs a value"),
+        (("--optim.warmup", "much"), "--optim.warmup is 'much'; it must be a number"),
+        (("--tensorboard=yes",), "--tensorboard takes no value; leave out '=yes'"),
         (("--steps", "0"), "steps is 0; it must be 1 or more"),
         (("--optim.learning-rate", "-1"), "optim.learning_rate is -1.0; it must be 0 or more"),
-        (("--optim.schedule", "cosin"), "--optim.schedule"),
+        (
+            ("--optim.schedule", "cosin"),
+            "--optim.schedule is 'cosin'; it must be one of constant, linear, cosine",
+        ),
         (("--objective.label-smoothing", "0.5"), "objective.label_smoothing is 0.5"),
         (("--freeze", "head"), "freeze is ('head',)"),
-        (("--data.shuffle", "yes"), "yes"),
-        (("more.py",), "more.py"),
+        (("--data.shuffle", "yes"), "can't place 'yes': no option before it takes it"),
+        (("--no-data.shuffle",), "unknown option --no-data.shuffle; did you mean --data.shuffle?"),
+        (("more.py",), "can't place 'more.py'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -183,38 +149,6 @@ def test_options_that_are_refused(refused, options, said):
     line = refused(*options)
     assert said in line
     assert "---" not in line and "│" not in line, "no frame of a box is left"
-
-
-# ---- saved -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", OBJECTIVES)
-def test_json_gives_the_config_back(kind):
-    config = Config(
-        objective=OBJECTIVES[kind](),
-        online=OnlineBDHS() if kind == "averaged" else None,
-        lora=None if kind == "sft" else LoraConfig(targets=("q", "down")),
-        data=DataConfig(image_root=Path("a"), over_long="skip"),
-        mesh=MeshConfig(data=2, tensor=4),
-        freeze=(),
-    )
-    saved = json.loads(json.dumps(to_json(config)))
-    assert from_json(saved) == config
-    assert saved["objective"]["kind"] == kind
-    assert set(saved) == {field.name for field in dataclasses.fields(Config)}
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [[], {"objective": "dpo"}, {"unknown": 1}, {"online": {"kind": "oracle"}}, {"lora": {"kind": "x"}}],
-)
-def test_a_saved_config_of_another_version_is_refused(broken):
-    saved = broken if isinstance(broken, list) else {**to_json(Config()), **broken}
-    with pytest.raises(InputError, match="not of this version"):
-        from_json(saved)
-
-
-# ---- bdhs ------------------------------------------------------------------------------------------
 
 
 def test_bdhs_starts_from_the_papers_settings(capsys):
@@ -268,14 +202,6 @@ def test_options_of_bdhs_that_are_refused(refused, options, said):
     assert said in refused(*options, file=BDHS, verb="bdhs")
 
 
-def test_config_files_of_the_other_verb(refused):
-    assert "get_config() gives Config, not a BDHSConfig; train takes a Config" in refused(verb="bdhs")
-    assert "get_config() gives BDHSConfig, not a Config;" in refused(file=BDHS)
-
-
-# ---- branches below branches ---------------------------------------------------------------------------
-
-
 def test_options_that_replace_a_branch_reach_below_others(resolved):
     options = ["--online", "pairs", "--online.mesh", "on", "--online.mesh.tensor", "4"]
     options += ["--online.annotator", "judge", "--online.annotator.mesh", "on"]
@@ -287,11 +213,14 @@ def test_options_that_replace_a_branch_reach_below_others(resolved):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--online.mesh", "on"], "--online.mesh does not go with online NoneType"),
-        (["--online", "distorted", "--online.annotator", "judge"], "go with online Distorted"),
+        (["--online.mesh", "on"], "unknown option --online.mesh (online is none)"),
+        (
+            ["--online", "distorted", "--online.annotator", "judge"],
+            "unknown option --online.annotator (online is distorted)",
+        ),
         (
             ["--online=pairs", "--online.annotator=oracle", "--online.annotator.mesh=on"],
-            "--online.annotator.mesh does not go with online.annotator SceneOracle",
+            "unknown option --online.annotator.mesh (online.annotator is oracle)",
         ),
     ],
 )
@@ -301,7 +230,48 @@ def test_branches_that_are_not_there_are_refused(capsys, options, said):
     assert stop.value.code == 2 and said in capsys.readouterr().err
 
 
-# ---- numbers -----------------------------------------------------------------------------------------
+# ---- a user's own kinds --------------------------------------------------------------------------------
+
+MINE = """
+from dataclasses import dataclass
+from mllm_align import DPO
+
+@dataclass(frozen=True)
+class Mine(DPO):
+    gamma: float = 2.0
+    def __post_init__(self):
+        super().__post_init__()
+        if self.gamma > 9:
+            raise ValueError("gamma is far too large")
+
+def broken():
+    raise RuntimeError("no")
+"""
+
+
+@pytest.fixture
+def losses(tmp_path):
+    (tmp_path / "losses.py").write_text(MINE)
+    return tmp_path / "losses.py"
+
+
+def test_a_users_kind_has_its_fields_as_options(resolved, losses):
+    objective = resolved("--objective", f"{losses}:Mine", "--objective.gamma", "3").objective
+    assert type(objective).__name__ == "Mine" and (objective.gamma, objective.beta) == (3.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("Mine", "--objective.gama", "1"), "losses.py:Mine); did you mean --objective.gamma?"),
+        (("Mine", "--objective.gamma", "10"), "gamma is far too large"),
+        (("Mine", "--objective.gamma", "x"), "--objective.gamma is 'x'; it must be a number"),
+        (("broken",), "broken can't be made without arguments (no)"),
+        (("Nothing",), "has no attribute 'Nothing'"),
+    ],
+)
+def test_a_users_kind_is_refused_like_ours(refused, losses, options, said):
+    assert said in refused("--objective", f"{losses}:{options[0]}", *options[1:])
 
 
 @pytest.mark.parametrize(
@@ -325,9 +295,3 @@ def test_branches_that_are_not_there_are_refused(capsys, options, said):
 )
 def test_huge_options_are_refused(refused, options, said):
     assert said in refused(*options)
-
-
-def test_huge_numbers_of_a_file_are_refused(refused, tmp_path):
-    for field in ("seed", "steps", "epochs", "batch_size", "keep", "micro_batches"):
-        line = refused(file=config_file(tmp_path, f"def get_config(): return Config({field}=10**5000)"))
-        assert f"{field} is a number of thousands of digits; it must be" in line
