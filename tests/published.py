@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from PIL import Image
-from refusals import refusal
+from refusals import assert_refusal
 
 from mllm_align.data.readers import records_from
 
@@ -122,7 +122,4 @@ def turns(record):
 
 def assert_refused(data, *words, **options):
     """Data are refused in one line that has all these words."""
-    message = refusal(records_from, data, **options)
-    for word in words:
-        assert word in message, message
-    return message
+    return assert_refusal(lambda: records_from(data, **options), *words)

@@ -17,3 +17,11 @@ def refusal(call: Callable[..., Any], *args: Any, **options: Any) -> str:
     message = str(error.value)
     assert message.isprintable() and len(message) < 700
     return message
+
+
+def assert_refusal(call: Callable[[], Any], *words: str) -> str:
+    """The same, of a message that has all these words."""
+    message = refusal(call)
+    for word in words:
+        assert word in message, message
+    return message

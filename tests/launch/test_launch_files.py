@@ -72,6 +72,8 @@ def test_container_files(name, extra):
     assert found[-2:] == [("USER", "1000:1000"), ("ENTRYPOINT", '["tini", "--", "mllm-align"]')]
     installs = [rest for word, rest in found if word == "RUN" and "pip install" in rest]
     assert installs == [f"pip install --no-cache-dir '.[{extra}]'"]
+    last_copy = max(i for i, (word, _) in enumerate(found) if word == "COPY")
+    assert last_copy < found.index(("RUN", installs[0])), "the install needs all that is copied"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert extra in project["optional-dependencies"]
     assert tuple(map(int, found[0][1].split(":")[1].split(".")[:2])) >= (3, 11)

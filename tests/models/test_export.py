@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens import FIXTURES, NAMES
+from refusals import refusal
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -131,14 +132,6 @@ def by_hand(folder, lora, dtype=None):
                 old = before[name].astype(np.float64)
                 out[name] = (old, old + SCALE * (a @ b).T)
     return out
-
-
-def refused(call, *args, **options):
-    with pytest.raises(InputError) as caught:
-        call(*args, **options)
-    message = str(caught.value)
-    assert message.isprintable() and len(message) < 500
-    return message
 
 
 def names_in(tree):
@@ -265,11 +258,11 @@ def test_trained_tensors_that_are_not_finite_are_not_written(tmp_path):
 def test_overflow_names_the_tensor_and_the_remedy(tmp_path):
     """Where float16 is asked for, and where it is the stored dtype and the update is too large."""
     folder = derive(tmp_path / "wide", change=lambda tensors: tensors["scalar"].fill(7e4))
-    message = refused(export_merged, folder, tmp_path / "out", {}, 1.0, "float16")
+    message = refusal(export_merged, folder, tmp_path / "out", {}, 1.0, "float16")
     assert "scalar" in message and "--dtype bfloat16 or float32" in message
     folder = derive(tmp_path / "half", "float16")
     lora = {"lora": random_lora(folder.config, ("q",), scale=1e3)}
-    message = refused(export_merged, folder, tmp_path / "out", lora, SCALE)
+    message = refusal(export_merged, folder, tmp_path / "out", lora, SCALE)
     assert "q_proj" in message and "--dtype bfloat16 or float32" in message
     assert names_in(tmp_path) == ["half", "wide"]
     export_merged(folder, tmp_path / "out", lora, SCALE, "bfloat16")
@@ -332,9 +325,9 @@ def test_refused_places(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "in")
     lora = {"lora": random_lora(folder.config)}
     for place in ("in", "in/out", "link/deep/out", "file", "file/out"):
-        assert str(tmp_path / place) in refused(export_merged, folder, tmp_path / place, {}, 1.0)
+        assert str(tmp_path / place) in refusal(export_merged, folder, tmp_path / place, {}, 1.0)
         out = tmp_path / place
-        assert str(out) in refused(export_adapter, folder, out, lora, RANK, ALPHA, LINEARS)
+        assert str(out) in refusal(export_adapter, folder, out, lora, RANK, ALPHA, LINEARS)
     assert names_in(tmp_path) == ["file", "in", "link"]
     open_folder(tmp_path / "in")
 
@@ -362,8 +355,8 @@ def test_trees_of_another_model_are_refused(tmp_path):
     wide = {"projector": {"linear_1": {"kernel": np.zeros((32, 33))}}}
     short = {"vision_tower": {"patch_embedding": {"kernel": np.zeros((27, 32))}}}
     for params, name in ((other, "linear_3"), (wide, "linear_1"), (short, "patch_embedding")):
-        assert name in refused(export_merged, folder, tmp_path / "out", {"params": params}, 1.0)
-    assert "float8" in refused(export_merged, folder, tmp_path / "out", {}, 1.0, "float8")
+        assert name in refusal(export_merged, folder, tmp_path / "out", {"params": params}, 1.0)
+    assert "float8" in refusal(export_merged, folder, tmp_path / "out", {}, 1.0, "float8")
     assert names_in(tmp_path) == ["in"]
 
 
@@ -426,7 +419,7 @@ def test_what_no_adapter_can_carry_is_refused(tmp_path):
         return export_adapter(folder, tmp_path / "out", trained, rank, ALPHA, targets)
 
     for trained, word in (({}, "LoRA"), ({"params": params}, "LoRA"), (tower, "vision_tower")):
-        message = refused(adapter, trained)
+        message = refusal(adapter, trained)
         assert word in message and "merged" in message
     for wrong in ({"rank": 8}, {"targets": ("q",)}):
         with pytest.raises(ValueError, match="told"):
