@@ -108,7 +108,7 @@ def test_a_further_folder_that_paths_may_lead_into(folders):
         ("", "the path is empty"),
         (" \t", "the path is empty"),
         ("a\0b.png", "embedded null byte"),
-        ("\ud800.png", "half of a surrogate pair"),
+        ("\ud800.png", "a lone surrogate"),
         ("x" * 256, "not a path"),
         ("deep/" + "é" * 128, "(133 characters), not a path"),
         ("d/" * 2100, "not a path"),

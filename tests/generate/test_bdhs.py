@@ -330,12 +330,12 @@ def test_noise_is_drawn_anew_and_masks_nothing(encoder):
     maker = making(encoder, iterations=3, distortion="noise")
     (one,) = encoded(encoder, record(SHORT))
     (made,) = maker([one])
-    clean, seen = encoder.pixels(one), maker.decoder.pictures
+    clean, seen = encoder.pixels(one), maker.generator.pictures
     assert len(seen) == 3 and len({x.patches.tobytes() for x in (clean, *seen)}) == 4
-    assert all(rows[0].prefix.visible.all() for rows in maker.decoder.seen) and made.mask_share == 0
+    assert all(rows[0].prefix.visible.all() for rows in maker.generator.seen) and made.mask_share == 0
     again = making(encoder, iterations=3, distortion="noise")
     list(again([one]))
-    for one, other in zip(seen, again.decoder.pictures, strict=True):
+    for one, other in zip(seen, again.generator.pictures, strict=True):
         np.testing.assert_array_equal(one.patches, other.patches)
 
 

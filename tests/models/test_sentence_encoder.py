@@ -76,11 +76,11 @@ def test_the_length_that_a_text_is_padded_to_does_not_matter(made):
 def test_limit_and_case_come_from_the_folder(folder):
     write(folder / "sentence_bert_config.json", {"max_seq_length": 5, "do_lower_case": True})
     encoder = open_encoder(folder)
-    assert (encoder.limit, encoder.lower) == (5, True)
+    assert (encoder.max_length, encoder.lower) == (5, True)
     short, long = encoder.embed(["the red cat", "THE Red cat sees a dog"])
     np.testing.assert_allclose(short, long, atol=1e-6)  # three words, and the special tokens
     (folder / "sentence_bert_config.json").unlink()
-    assert open_encoder(folder).limit == LIMIT  # the tokenizer's own is larger than the table
+    assert open_encoder(folder).max_length == LIMIT  # the tokenizer's own is larger than the table
 
 
 def test_a_folder_without_normalize_is_normalized_all_the_same(folder):
