@@ -82,14 +82,14 @@ def prepare(
     data: Any,
     config: DataConfig,
     responses: int,
-    room: int = 0,
+    max_new_tokens: int = 0,
     opening: bool = False,
     dropped: Counter[str] | None = None,
 ) -> tuple[Encoder, list[Encoded], list[LeftOut]]:
     """Read, check and encode a data set or rows: (encoder, encoded records, left out).
 
-    room: tokens reserved for a response to be generated. opening: see `Encoder.encode`. dropped: counts the
-    records left out by a published data set's own rules.
+    max_new_tokens: tokens reserved for a response to be generated. opening: see `Encoder.encode`. dropped:
+    counts the records left out by a published data set's own rules.
     """
     encoder = make_encoder(bundle, config)
     with _no_collection():
@@ -102,7 +102,7 @@ def prepare(
                 max_length=config.max_length or bundle.config.decoder.max_length,
                 over_long=config.over_long,
                 identical=config.identical,
-                room=room,
+                max_new_tokens=max_new_tokens,
                 opening=opening,
                 beside=_beside(data),
                 tell=bar.update,

@@ -12,10 +12,14 @@ import mllm_align
 ROOT, TESTS = Path(mllm_align.__file__).parent, Path(__file__).parent
 SMALL = 30  # lines; what is not longer needs no file of its own
 MODULES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py") if p.name != "__init__.py")
-UNCHECKED_FOLDERS = {"models", "align", "annotate", "evaluate", "training/online"}
+UNCHECKED_FOLDERS = {"models", "align", "training/online"}
 ELSEWHERE = {
+    "cli/evaluate.py": "evaluation/test_evaluation_run.py",
     "config/annotators.py": "config/test_config_checks.py",
-    "data/layout.py": "models/test_llava_layout.py",
+    "data/formats/base.py": "data/test_formats.py",
+    "data/formats/conversations.py": "data/test_formats.py",
+    "data/formats/ratings.py": "data/test_formats.py",
+    "data/formats/triples.py": "data/test_formats.py",
 }
 
 

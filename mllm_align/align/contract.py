@@ -26,7 +26,7 @@ Metrics = dict[str, tuple[Scalar, Scalar]]
 """Name -> (sum, weight); divided once, when logged."""
 Views = tuple[tuple[int, ...], ...]
 
-OBJECTIVES = Registry("objective")
+OBJECTIVES = Registry("objective", "mllm_align.align")
 
 
 @jax.tree_util.register_dataclass

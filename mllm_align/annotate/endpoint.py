@@ -96,10 +96,10 @@ class Endpoint(AnnotatorConfig):
         """Answers are kept in context.folder; without one, in memory."""
         import jax
 
-        return Pairwise(Asker(self, context.folder, jax.process_index()))
+        return Pairwise(EndpointClient(self, context.folder, jax.process_index()))
 
 
-class Asker:
+class EndpointClient:
     """Answers of the endpoint, in the order asked; None where none came after all retries.
 
     Attributes that count since it was made: `sent` requests, of them `retried`; `failed`, which got no

@@ -60,12 +60,12 @@ class JudgeModel(AnnotatorConfig):
             bundle, template = untrained(context.base), context.data
         else:
             bundle, template = _other(self, self.model, context.base), DataConfig()
-        asker = Asker(bundle, self.max_tokens, self.batch_size, template, context.progress)
+        asker = LocalModel(bundle, self.max_tokens, self.batch_size, template, context.progress)
         return Pairwise(lambda asked: asker([_record(each) for each in asked]))
 
 
 @dataclass(frozen=True)
-class Asker:
+class LocalModel:
     """Greedy answers of a model under its own tokenizer and chat template.
 
     bundle: gives the model; called once, before the first answer. max_tokens: limit of an answer.

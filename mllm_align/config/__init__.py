@@ -4,7 +4,7 @@ A config file is Python with `get_config() -> Config` (or the config of another 
 fields that differ from `base`. The command line may override any field (`--optim.learning-rate 1e-6`).
 """
 
-from mllm_align.align.objectives import OBJECTIVES
+from mllm_align.align.contract import OBJECTIVES
 from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig, JudgeConfig
 from mllm_align.config.bdhs import BDHSConfig, BDHSMethod
 from mllm_align.config.files import (

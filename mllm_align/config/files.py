@@ -9,7 +9,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from mllm_align.align.objectives import OBJECTIVES
+from mllm_align.align.contract import OBJECTIVES
 from mllm_align.config.annotators import ANNOTATORS
 from mllm_align.config.documents import read_yaml, write_yaml
 from mllm_align.config.online import ONLINE

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from mllm_align.align.checks import check_objective
-from mllm_align.align.objectives import Objective
+from mllm_align.align.contract import Objective
 from mllm_align.align.pairwise import DPO
 from mllm_align.config.checks import MANY, SEED, STEPS, check_types, require, within
 from mllm_align.config.online import Online

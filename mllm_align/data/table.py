@@ -110,7 +110,7 @@ def encode_all(
     max_length: int,
     over_long: str = "refuse",
     identical: str = "refuse",
-    room: int = 0,
+    max_new_tokens: int = 0,
     opening: bool = False,
     beside: Path | None = None,
     tell: Callable[[int], Any] = lambda count: None,
@@ -118,9 +118,9 @@ def encode_all(
     """Encode all records: (encoded, left out). Left out are over-long records, of more than `max_length`
     tokens, and those with identical responses.
 
-    room: tokens reserved for a response to be generated. opening: see `Encoder.encode`; beside, tell: see
-    `encode_each`. Nothing is ever truncated. Raises InputError for such a record unless over_long, or
-    identical, is "skip", and if no record is left.
+    max_new_tokens: tokens reserved for a response to be generated. opening: see `Encoder.encode`; beside,
+    tell: see `encode_each`. Nothing is ever truncated. Raises InputError for such a record unless
+    over_long, or identical, is "skip", and if no record is left.
     """
     kept, left_out = [], []
     every = zip(records, encode_each(records, encoder, responses, beside, tell, opening), strict=True)
@@ -130,7 +130,7 @@ def encode_all(
                 raise encoded
             left_out.append(LeftOut(index, record.id, "identical"))
             continue
-        length = encoded.shape.prefix + max(encoded.shape.response, room)
+        length = encoded.shape.prefix + max(encoded.shape.response, max_new_tokens)
         if length <= max_length:
             kept.append(encoded)
         elif over_long == "skip":

@@ -47,10 +47,10 @@ class Scored:
     figures: Mapping[str, tuple[float, float] | float]
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    def sums(self) -> dict[str, tuple[float, float]]:
-        """Every figure as (sum, weight)."""
+    def sums(self) -> dict[str, list[float]]:
+        """Every figure as [sum, weight]."""
         pairs = {n: each if isinstance(each, tuple) else (each, 1) for n, each in self.figures.items()}
-        return {name: (float(total), float(weight)) for name, (total, weight) in pairs.items()}
+        return {name: [float(total), float(weight)] for name, (total, weight) in pairs.items()}
 
 
 @dataclass(frozen=True)

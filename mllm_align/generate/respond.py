@@ -82,8 +82,9 @@ def respond(
             ]
             for i, tokens in zip(part, generator(rows, eos_mask), strict=True):
                 out[i] = tokens
-                if done is not None and not any(ids is None for ids in tokens):
-                    done(i, tokens)  # type: ignore[arg-type]
+                whole = [ids for ids in tokens if ids is not None]
+                if done is not None and len(whole) == len(tokens):
+                    done(i, whole)
             if bar is not None:
                 bar.update(len(part))
     broken = [

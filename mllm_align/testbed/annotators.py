@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from mllm_align.annotate.factory import Context
-from mllm_align.annotate.judge import Asker, untrained
+from mllm_align.annotate.judge import LocalModel, untrained
 from mllm_align.annotate.verdict import Question, Verdict, scored
 from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig
 from mllm_align.config.checks import MANY, check_types, within
@@ -137,7 +137,7 @@ class SelfQuestions:
 
     def __init__(self, config: SceneQuestions, context: Context):
         answers = untrained(context.base), ANSWER_TOKENS, config.batch_size
-        self._ask = Asker(*answers, context.data, context.progress)
+        self._ask = LocalModel(*answers, context.data, context.progress)
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
         readings = [[parse(text) for text in question.responses] for question in questions]

@@ -84,6 +84,8 @@ def _train(
     allow_schedule_change: bool,
 ) -> Bundle:
     processes.on_first(lambda: run_folder.check_folder(out, config))
+    for objective in (config.objective, config.objective.held_out):
+        check_terms(objective)
     if not isinstance(model, Bundle):
         model = load(run_folder.base_again(model, out), config.dtype, make_mesh(config.mesh))
     bundle = model
@@ -149,9 +151,7 @@ def _newest(place: Any) -> int:
 
 
 def _check(config: Config, bundle: Bundle) -> None:
-    """What only config and model together can tell, or what takes JAX."""
-    for objective in (config.objective, config.objective.held_out):
-        check_terms(objective)
+    """What only config and model together can tell."""
     if config.lora is None and not trained_parts(config, bundle.config):
         rate = config.optim.projector_learning_rate
         raise InputError(

@@ -8,7 +8,7 @@ from refusals import refusal
 
 from mllm_align import Config, Objective, Terms
 from mllm_align.align.checks import check_objective, check_setting, check_terms
-from mllm_align.align.objectives import OBJECTIVES
+from mllm_align.align.contract import OBJECTIVES
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

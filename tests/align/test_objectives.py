@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mllm_align.align.objectives import OBJECTIVES
+from mllm_align.align.contract import OBJECTIVES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## )", PAGE, re.M | re.S))

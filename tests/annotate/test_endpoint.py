@@ -22,7 +22,7 @@ from mutants import mutant
 from PIL import Image, ImageChops, ImageOps
 
 from mllm_align.annotate import endpoint as module
-from mllm_align.annotate.endpoint import Asker, Endpoint, _Kept
+from mllm_align.annotate.endpoint import Endpoint, EndpointClient, _Kept
 from mllm_align.annotate.factory import Context
 from mllm_align.annotate.pairwise import Asked
 from mllm_align.annotate.verdict import Question, rank
@@ -74,7 +74,7 @@ def asked(*names):
 
 def asker(chat, folder=None, process=0, pause=0.002, **settings):
     settings = {"url": chat.url, "timeout": 5.0, "retries": 3} | settings
-    return Asker(Endpoint(**settings), folder, process, pause)
+    return EndpointClient(Endpoint(**settings), folder, process, pause)
 
 
 def refused(asker, questions):
@@ -248,7 +248,7 @@ def test_headers_that_trickle_are_cut_too(monkeypatch):
         thread = threading.Thread(target=serve, args=(listening,), daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        line = refused(Asker(Endpoint(url=url, timeout=0.2, retries=0), None), asked("a"))
+        line = refused(EndpointClient(Endpoint(url=url, timeout=0.2, retries=0), None), asked("a"))
         over.set()
         thread.join(5)
     assert "no whole answer within 0.2 s" in line
@@ -416,12 +416,12 @@ def test_the_key_follows_no_redirect(chat, key):
 )
 def test_addresses_that_cannot_be_used(url):
     with pytest.raises(InputError, match=r"^annotator\.url: .*no usable address"):
-        Asker(Endpoint(url=url), None)
+        EndpointClient(Endpoint(url=url), None)
 
 
 def test_secrets_in_a_query_are_not_shown(chat):
     with pytest.raises(InputError) as caught:
-        Asker(Endpoint(url="http://:0:0?key=abc"), None)
+        EndpointClient(Endpoint(url="http://:0:0?key=abc"), None)
     assert "abc" not in str(caught.value)
     chat.reply = in_turn(Reply(status=404))
     assert "abc" not in refused(asker(chat, url=chat.url + "?key=abc"), asked("a"))

@@ -25,7 +25,8 @@ from published import (
     vlfeedback,
 )
 
-from mllm_align.config.parts import READERS, DataConfig
+from mllm_align.config import Config, DataConfig, from_json, part_files, to_json
+from mllm_align.config.parts import READERS
 from mllm_align.data.formats.base import format_of
 from mllm_align.data.readers import records_from, told
 
@@ -257,3 +258,92 @@ def test_identical_pairs_of_povid_and_rlhfv_are_counted():
 
 def test_a_file_of_left_out_rows_is_refused(tmp_path: Path):
     refused(povid(rejected=povid()["conversations"]), "holds no records but 1 identical pair")
+
+
+# --- a user's own -------------------------------------------------------------------------------------
+
+OWN = """
+def read(row):
+    if row["kind"] == "several":
+        return [{"prompt": row["q"], "chosen": a, "rejected": "C."} for a in ("A.", "B.")]
+    if row["kind"] == "named":
+        return {"id": row["key"], "prompt": row["q"], "chosen": "A.", "rejected": "C."}
+    if row["kind"] == "none":
+        return None
+    if row["kind"] == "number":
+        return 3
+    if row["kind"] == "texts":
+        return ["A.", "B."]
+    if row["kind"] == "poor":
+        return {"prompt": row["q"], "chosen": "A."}
+    if row["kind"] == "same":
+        return {"prompt": row["q"], "chosen": "A.", "rejected": "A."}
+    return row["absent"]
+
+three = 3
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "my_reader.py").write_text(OWN)
+    return f"{tmp_path}/my_reader.py:read"
+
+
+def test_a_function_in_a_file(own):
+    rows = [
+        {"kind": "several", "q": "What?"},
+        {"kind": "none"},
+        {"kind": "none"},
+        {"kind": "named", "key": "k", "q": "Who?"},
+    ]
+    records, dropped = read(*rows, format=own)
+    assert [(record.id, record.responses) for record in records] == [
+        ("0-0", ("A.", "C.")),
+        ("0-1", ("B.", "C.")),
+        ("k", ("A.", "C.")),
+    ]
+    assert told(dropped) == "2 rows without a record"
+    ((record,), _) = read(
+        {"kind": "same", "q": "What?"}, format=own
+    )  # tokens decide later, as for any own file
+    assert record.responses == ("A.", "A.")
+
+
+def test_its_images_start_from_the_datas_folder(tmp_path):
+    (tmp_path / "a.png").write_bytes(png())
+    (tmp_path / "r.py").write_text("def read(row): return {**row, 'image': row['picture']}")
+    (tmp_path / "rows.jsonl").write_text(
+        '{"picture": "a.png", "prompt": "?", "chosen": "A", "rejected": "B"}\n'
+    )
+    (record,) = records_from(tmp_path / "rows.jsonl", format=f"{tmp_path}/r.py:read")
+    assert record.images[0].path == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("number", ("record 0", "my_reader.py:read raises TypeError", "mend the reader")),
+        ("texts", ("record 0", "my_reader.py:read gives str", "return a dict, or a list of dicts")),
+        ("poor", ("record 0, rejected", "is missing")),
+        ("else", ("record 0", "my_reader.py:read raises KeyError: 'absent'")),
+    ],
+)
+def test_what_goes_wrong_in_it(own, kind, words):
+    refused({"kind": kind, "q": "What?"}, *words, format=own)
+
+
+def test_a_reader_that_is_not_there(own):
+    refused({}, "my_reader.py:three can't be called", format=own.replace(":read", ":three"))
+    refused({}, "can't be loaded (AttributeError", format=own.replace(":read", ":write"))
+    refused({}, "give the path of a Python file", format="gone.py:read")
+
+
+def test_a_config_names_it_by_its_absolute_path(own, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = DataConfig(format="my_reader.py:read")
+    assert config.format == own and part_files(Config(data=config)).keys() == {
+        str(tmp_path / "my_reader.py")
+    }
+    monkeypatch.chdir("/")
+    assert from_json(to_json(Config(data=config))).data == config

@@ -90,7 +90,7 @@ def job(where=None):
 WHERE = topology("v5e:1x1")
 DONE = f"""
 (folder / "module.txt").write_text({MODULE!r})
-dump("facts.pickle", {{"rows": 3}})
+dump("metadata.pickle", {{"rows": 3}})
 dump("result.pickle", {{"memory": {MEMORY!r}}})
 """
 
@@ -98,7 +98,7 @@ dump("result.pickle", {{"memory": {MEMORY!r}}})
 def test_memory_and_counts_of_what_was_compiled(worker):
     worker(DONE)
     found = compile_program(job(), 1, whole=False)
-    assert (found.memory, found.facts, found.refused) == (MEMORY, {"rows": 3}, None)
+    assert (found.memory, found.metadata, found.refused) == (MEMORY, {"rows": 3}, None)
     assert found.counts.flops == 2 * 4**3
 
 
@@ -132,9 +132,9 @@ def test_an_error_of_the_worker_is_raised_here(worker):
 
 def test_too_large_is_a_result_and_any_other_refusal_an_error(worker):
     refusal = "RESOURCE_EXHAUSTED: HLO temporaries (17.16G) exceeds\navailable HBM"
-    worker(f'dump("facts.pickle", {{"rows": 3}}); dump("result.pickle", {{"error": {refusal!r}}})')
+    worker(f'dump("metadata.pickle", {{"rows": 3}}); dump("result.pickle", {{"error": {refusal!r}}})')
     found = compile_program(job(), 1, whole=False)
-    assert (found.memory, found.counts, found.facts) == (None, None, {"rows": 3})
+    assert (found.memory, found.counts, found.metadata) == (None, None, {"rows": 3})
     assert found.refused == refusal.replace("\n", " ")
     worker('dump("result.pickle", {"error": "UNIMPLEMENTED: no such op"})')
     with pytest.raises(InputError, match="refuses the train program: UNIMPLEMENTED: no such op"):
@@ -146,7 +146,7 @@ def test_a_tpus_compiler_is_stopped_once_its_module_is_final(worker, monkeypatch
     monkeypatch.setattr(compiling, "find_spec", lambda name: True)
     worker(f"""
 environment = {{name: os.environ.get(name) for name in ("XLA_FLAGS", "JAX_PLATFORMS")}}
-dump("facts.pickle", environment)
+dump("metadata.pickle", environment)
 (folder / "z{compiling.FINAL}").write_text("ENTRY %small () -> f32[] {{\\n}}\\n")
 (folder / "b{compiling.FINAL}").write_text({MODULE!r})
 (folder / "b{compiling.BUFFERS}").write_text({ALLOCATIONS!r})
@@ -158,7 +158,7 @@ time.sleep(600)
     assert time.monotonic() - began < 60
     assert found.counts.flops == 2 * 4**3
     assert found.memory == {"arguments": 64, "outputs": 0, "aliased": 0, "temporaries": 0}
-    assert found.facts == {"XLA_FLAGS": None, "JAX_PLATFORMS": "cpu"}, (
+    assert found.metadata == {"XLA_FLAGS": None, "JAX_PLATFORMS": "cpu"}, (
         "flags are for this machine's devices"
     )
 

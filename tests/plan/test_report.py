@@ -80,7 +80,7 @@ def test_a_refusal_of_the_compiler_is_a_verdict():
 def test_what_is_not_known_is_noted():
     made = program_plan("decode", compiled(flops=1.0, unknown_loops=2, unknown_kernels=3), WHERE, 1, {})
     assert made.notes == [
-        "2 loops of unknown length counted at the most tokens",
+        "2 loops of unknown length counted at the maximum of tokens",
         "3 kernels of unknown cost counted as nothing",
     ]
     assert all(f"note          {note}" in program_text(made) for note in made.notes)
@@ -96,7 +96,7 @@ def test_seconds_of_each_part():
 
 def test_a_job_of_generation_is_advised_fewer_rows():
     bad = program_plan("decode", compiled(temporaries=14 * GIB), WHERE, 1, {})
-    words = advice(bad, BDHSConfig(batch_size=32), FACTS["mesh"])
+    words = advice(bad, BDHSConfig(batch_size=32), METADATA["mesh"])
     assert words.startswith("run fewer rows at once (batch_size 16)") and "micro_batches" not in words
 
 

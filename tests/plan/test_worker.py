@@ -14,7 +14,7 @@ from mllm_align import Config
 from mllm_align.config import MeshConfig
 from mllm_align.plan import hlo, targets, worker
 from mllm_align.plan.counts import count
-from mllm_align.plan.worker import FACTS, RESULT, TEXT, Job, memory, work
+from mllm_align.plan.worker import METADATA, RESULT, TEXT, Job, memory, work
 from mllm_align.registry import load_part
 
 
@@ -39,13 +39,13 @@ def job(tmp_path, monkeypatch):
 def test_a_job_of_this_machine(job):
     found = work(job)
     assert found["memory"]["arguments"] == found["memory"]["outputs"] == 4 * 256
-    assert pickle.loads((job.folder / FACTS).read_bytes()) == {
+    assert pickle.loads((job.folder / METADATA).read_bytes()) == {
         "device": "cpu",
         "devices": 8,
         "rows": 32,
         "mesh": {"slice": 1, "data": 2, "fsdp": 2, "tensor": 2},
         "kept_whole": ["norm"],
-        "held": 0,
+        "resident": 0,
     }
     assert count(hlo.parse((job.folder / TEXT).read_text())).flops == 2 * 16**3
 
@@ -71,7 +71,7 @@ def test_a_refusal_of_the_compiler_is_a_result(job, monkeypatch):
 
     monkeypatch.setattr(targets, "lower", lambda *_: Refused())
     assert work(job) == {"error": "RESOURCE_EXHAUSTED: too large"}
-    assert (job.folder / FACTS).exists() and not (job.folder / TEXT).exists()
+    assert (job.folder / METADATA).exists() and not (job.folder / TEXT).exists()
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ class Own(Reader):
         if not all(isinstance(each, Mapping) for each in records):
             found = ", ".join(sorted({type(each).__name__ for each in records}))
             raise refusal(row.at, f"reader {self.name} gives {found}", "return a dict, or a list of dicts")
-        taking.dropped["row that the reader leaves out"] += not records
+        taking.dropped["row without a record"] += not records
         plain = [{**each, **identity(replace(row, value=each), "id", number)} for each in records]
         return numbered(plain) if all(each["id_is_ours"] for each in plain) else plain
 

@@ -159,7 +159,7 @@ def test_whole_run_stopped_twice(tmp_path, monkeypatch, capfd):
     # All is there: nothing is made again, and nothing changes.
     before = contents(out)
     capfd.readouterr()
-    for work in ("train", "bdhs", "generate", "load", "export_run"):
+    for work in ("train", "bdhs", "evaluate", "load", "export_run"):
         monkeypatch.setattr(phases, work, killed)
     assert run(out, recipe=MINIATURE) == results
     assert contents(out) == before

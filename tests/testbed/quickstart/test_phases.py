@@ -10,6 +10,7 @@ pytest.importorskip("tensorflow_datasets")
 from mllm_align.align.pairwise import DPO
 from mllm_align.align.sft import SFT
 from mllm_align.errors import InputError
+from mllm_align.evaluation.run import Evaluation
 from mllm_align.testbed.hallucination import Counts, count
 from mllm_align.testbed.quickstart import phases
 from mllm_align.testbed.quickstart.phases import PROMPT, Base, Clock, Pictures, Recipe, Seed
@@ -201,14 +202,16 @@ def answered(monkeypatch):
     asked = []
     truth = {e.png: true(e) for split in ("broken", "held_out") for e in read(split)}
 
-    def generate(bundle, rows, sampling, batch_size):
-        asked.append((rows, sampling))
-        pictures = [row["images"][0]["bytes"] for row in rows]
-        if rows[0]["prompt"] == PROMPT:
-            return [[f" {truth[png]}\n"] for png in pictures]
-        return [["Yes."] for _ in rows]
+    def evaluate(bundle, items, evaluator, batch_size):
+        asked.append(([item.record for item in items], evaluator.sampling))
+        lines = []
+        for item in items:
+            caption = item.record.messages[-1].text == PROMPT
+            answer = truth[item.record.images[0].read()] if caption else "Yes."
+            lines.append({"response": answer, **evaluator.score(item, answer).details})
+        return Evaluation({}, lines)
 
-    monkeypatch.setattr(phases, "generate", generate)
+    monkeypatch.setattr(phases, "evaluate", evaluate)
     return asked
 
 
@@ -220,10 +223,9 @@ def test_captions_are_counted_each_by_its_own_picture(seed, answered):
     for example, counts in zip(examples, found["counts"], strict=True):
         assert Counts(**counts) == count(example.scene, true(example))
         assert counts["hallucinated"] == 0 and counts["recalled"] == counts["present"] > 0
-    ((rows, sampling),) = answered
-    assert sampling.temperature == 0 and [row["images"][0]["bytes"] for row in rows] == [
-        e.png for e in examples
-    ]
+    ((records, sampling),) = answered
+    assert sampling.temperature == 0
+    assert [record.images[0].read() for record in records] == [e.png for e in examples]
 
 
 def test_on_the_broken_split_questions_are_asked_too(seed, answered):
@@ -232,6 +234,6 @@ def test_on_the_broken_split_questions_are_asked_too(seed, answered):
     asked = answered[1][0]
     assert len(found) == len(asked) and {mode for mode, _ in found} <= {"random", "popular", "adversarial"}
     assert sum(right for _, right in found) * 2 == len(found) > 0
-    assert all(row["prompt"].endswith("?") for row in asked)
+    assert all(record.messages[-1].text.endswith("?") for record in asked)
     again = Seed(seed.out, 7, RECIPE, read, seed.clock)._measure(None, "broken")["pope"]
     assert again == found

@@ -9,7 +9,7 @@ from contexts import batch_of, context
 from runs import compiling
 
 from mllm_align import Averaged, Distorted, OnlineBDHS
-from mllm_align.generate.bdhs import Made
+from mllm_align.generate.bdhs import BDHSResult
 from mllm_align.training.online import rejected
 from mllm_align.training.online.rejected import Rejected, RejectedByBDHS, RejectedByNoise
 
@@ -115,10 +115,10 @@ def test_tries_of_bdhs_come_back_in_the_batchs_order(by_bdhs, monkeypatch):
     def made(self, given, features):
         assert features is None and [r.index for r in given] == [r.index for r in records]
         tries = [
-            Made(records[0].index, "a tree", 2, True, (0.9, 0.5), 1.0, (), 1),
-            Made(records[1].index, "a cat", 1, True, (0.25,), 1.0, (), 0),
-            Made(records[2].index, "", 1, True, (), 1.0, (), 0, broken="logits"),
-            Made(records[3].index, "  ", 3, False, (0.9, 0.8, 0.75), 1.0, (), 2),
+            BDHSResult(records[0].index, "a tree", 2, True, (0.9, 0.5), 1.0, (), 1),
+            BDHSResult(records[1].index, "a cat", 1, True, (0.25,), 1.0, (), 0),
+            BDHSResult(records[2].index, "", 1, True, (), 1.0, (), 0, broken="logits"),
+            BDHSResult(records[3].index, "  ", 3, False, (0.9, 0.8, 0.75), 1.0, (), 2),
         ]
         return reversed(tries)
 

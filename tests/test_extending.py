@@ -1,0 +1,90 @@
+"""docs/extending.md: its examples run as they stand there, and its table counts what the tree has."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from runs import compiling
+
+from mllm_align import load_run
+from mllm_align.cli import main
+from mllm_align.data.readers import records_from
+from mllm_align.testbed.demo import make_model, make_pairs
+
+assert compiling  # a fixture
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.S)
+COMMANDS = [
+    shlex.split(line) for language, text in BLOCKS if language == "bash" for line in text.splitlines()
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Demo model and data, and the page's files."""
+    folder = tmp_path_factory.mktemp("extending")
+    make_model(folder / "model", layers=1, vision_layers=2)
+    make_pairs(folder / "demo", 8)
+    for language, text in BLOCKS:
+        name = re.match(r"# (\w+\.py)\n", text)
+        if name:
+            (folder / name[1]).write_text(text)
+        if language == "json":
+            (folder / "rated.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capfd):
+    """Run a verb's command of the page; what it prints."""
+    monkeypatch.chdir(folder)
+
+    def run(verb, number=0):
+        main([command for command in COMMANDS if command[1] == verb][number][1:])
+        return capfd.readouterr().out
+
+    return run
+
+
+def test_every_example_is_short_and_run_below():
+    assert [command[1] for command in COMMANDS] == ["train", "inspect", "judge", "train", "evaluate"]
+    examples = [text for language, text in BLOCKS if language == "python"]
+    assert all(len(text.split("\n\n", 1)[-1].splitlines()) <= 24 for text in examples)
+
+
+@pytest.mark.slow
+def test_the_objective(run, folder):
+    run("train")
+    saved = json.loads((folder / "runs/hinge/config.json").read_text())["objective"]
+    assert saved == {"kind": f"{folder / 'my_losses.py'}:Hinge", "beta": 0.5}
+    assert load_run(folder / "runs/hinge").trained
+
+
+def test_the_reader(run):
+    assert run("inspect").startswith("record a ")
+    (record,) = records_from("rated.jsonl", format="my_reader.py:read")
+    assert record.responses == ("A square.", "A cat.") and record.messages[0].text == "What is it?"
+
+
+def test_the_annotator_judges(run, folder):
+    run("judge")
+    result = json.loads((folder / "brief.json").read_text())
+    assert result["annotator"] == {"kind": f"{folder / 'my_annotator.py'}:Brief", "words": 12}
+    assert result["pairs"] == 8 and sum(result["outcomes"].values()) == 8
+
+
+@pytest.mark.slow
+def test_the_annotator_ranks_while_a_run_trains(run, folder):
+    run("train", 1)
+    facts = json.loads((folder / "runs/brief/run.json").read_text())
+    assert list(facts["part_files"]) == [str(folder / "my_annotator.py")]
+    assert load_run(folder / "runs/brief").trained
+
+
+def test_the_evaluator(run, folder):
+    assert "recall" in run("evaluate")
+    result = json.loads((folder / "overlap.json").read_text())
+    assert result["config"]["shortest"] == 3 and set(result["scores"]) == {"recall", "words"}
+    assert len((folder / "overlap.jsonl").read_text().splitlines()) == result["n"] == 8
