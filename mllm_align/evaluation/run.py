@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -87,7 +88,9 @@ def _evaluate(bundle: Bundle, data: Any, settings: EvaluationConfig, out: Path |
     answers = evaluator.references if evaluator.needs == "logps" else 0
     encoder, records, left_out = prepare(bundle, [item.record for item in items], config, answers)
     check_batch(settings.batch_size, len(records))
-    stamp = _stamp(bundle, settings, items, records)
+    # only what is written must be found again by its name: in memory, any class will do
+    own = asdict(evaluator) if out is None else to_json(evaluator)
+    stamp = _stamp(bundle, settings, own, items, records)
     job = None if out is None else _Job(out, stamp, records)
     if job is not None:
         begun = processes.on_first(lambda: {"done": job.start(), "finished": [*job.finished.values()]})
@@ -123,9 +126,13 @@ def _evaluate(bundle: Bundle, data: Any, settings: EvaluationConfig, out: Path |
 
 
 def _stamp(
-    bundle: Bundle, settings: EvaluationConfig, items: Sequence[Item], records: Sequence[Encoded]
+    bundle: Bundle,
+    settings: EvaluationConfig,
+    own: dict[str, Any],
+    items: Sequence[Item],
+    records: Sequence[Encoded],
 ) -> dict[str, Any]:
-    """What the figures follow from."""
+    """What the figures follow from. own: settings of the evaluator."""
     name_weights(bundle.folder)
     kind = type(settings.evaluator)
     labels = json_text([(item.record.id, item.record.responses, item.labels) for item in items])
@@ -133,7 +140,7 @@ def _stamp(
     data = {n: each for n, each in to_json(settings.data).items() if n not in settings.data.may_change}
     return {
         "evaluator": registered_name(kind) or part_name(kind) or kind.__qualname__,
-        "config": to_json(settings.evaluator) | {"seed": settings.seed, "data": data},
+        "config": own | {"seed": settings.seed, "data": data},
         "part_files": part_files(settings.evaluator) | part_files(settings.data),
         "fingerprint": bundle.folder.fingerprint,
         "trained": trained_digest(bundle.trained),

@@ -202,6 +202,17 @@ def test_labels_reach_the_score_and_the_fingerprint():
     assert found[0]["data_fingerprint"] != found[1]["data_fingerprint"]
 
 
+def test_what_is_written_must_be_found_again(out):
+    @dataclass(frozen=True)
+    class Local(Letters):
+        pass
+
+    assert "is not defined at the top of a Python file" in refusal(
+        evaluate, bundle(), PAIRS, Local(), out=out
+    )
+    assert not out.parent.exists() or not list(out.parent.iterdir())
+
+
 # ---- on the command line -----------------------------------------------------------------------------
 
 
