@@ -35,9 +35,6 @@ def screen(name: str, verb: type, known: dict[str, Option]) -> str:
     """Usage, what the verb does, what it needs, its own options and the common ones of its branches."""
     own = {option_name("", each.name) for each in dataclasses.fields(verb)}  # type: ignore[arg-type]
     common = {f"--{each}" for each in getattr(verb, "COMMON", ())}
-    known = {
-        each: option for each, option in known.items() if not each.rpartition(".")[2].startswith("--no-")
-    }
     needed = {each: option for each, option in known.items() if option.required}
     positional = f"{getattr(verb, 'FIRST', 'CONFIG')} " if "--config-file" in own else ""
     words = positional + "".join(f"{each} {_metavar(option.kind)} " for each, option in needed.items())
@@ -74,22 +71,17 @@ def _entry(left: str, right: str, column: int) -> str:
     """Two columns; what is too long for the first has a line of its own."""
     indent = " " * column
     text = _wrapped(indent + right, indent)
-    return (
-        f"  {left:{column - 2}}{text[column:]}".rstrip() if len(left) < column - 2 else f"  {left}\n{text}"
-    )
+    if len(left) < column - 2:
+        return f"  {left:{column - 2}}{text[column:]}"
+    return f"  {left}\n{text}"
 
 
 def _wrapped(text: str, indent: str = "") -> str:
     width = max(shutil.get_terminal_size().columns, COLUMN + 20)
     lead = text[: len(text) - len(text.lstrip())]
-    words = " ".join(text.split())
+    names: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}  # of options, kept whole
     return textwrap.fill(
-        words,
-        width,
-        initial_indent=lead,
-        subsequent_indent=indent,
-        break_on_hyphens=False,
-        break_long_words=False,
+        " ".join(text.split()), width, initial_indent=lead, subsequent_indent=indent, **names
     )
 
 

@@ -64,9 +64,8 @@ def parse(name: str, argv: list[str]) -> Any:
         config, argv = choose(_load(verb, file), argv[1:])
     known = options(verb, config)
     if helping:
-        print(
-            _full_help(name, verb, file, config) if "--help-all" in argv else help.screen(name, verb, known)
-        )
+        everything = "--help-all" in argv
+        print(_full_help(name, verb, file, config) if everything else help.screen(name, verb, known))
         return None
     argv = _with_format(argv)
     printing = "--print-config" in {word.partition("=")[0].replace("_", "-") for word in argv}
@@ -125,8 +124,6 @@ def _read(name: str, argv: list[str], default: Any) -> Any:
     try:
         with contextlib.redirect_stderr(box):
             return _tyro([name, *argv], default)
-    except InputError:
-        raise
     except (ValueError, SystemExit) as error:
         cause: BaseException | None = error  # tyro draws a box round the message of the error that it met
         while cause is not None and not isinstance(cause, ValueError):
