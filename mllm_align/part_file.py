@@ -49,7 +49,7 @@ class PartFile:
         try:
             before, now = flat(parse_json(lines[0])[self.job]), flat(parse_json(json_text(self.stamp)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise refusal(at, "is not a job that can go on", "remove it or give another --out") from error
+            raise refusal(at, "can't be resumed", "remove it or give another --out") from error
         differ = [name for name, value in now.items() if before.get(name) != value]
         if differ:
             raise refusal(
@@ -97,7 +97,7 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         problem = f"can't be written ({one_line(error.strerror)})"
-        raise refusal(str(path), problem, "make room or mend the folder, then run it again") from error
+        raise refusal(str(path), problem, "free space or repair the folder, then run it again") from error
 
 
 def flat(stamp: dict[str, Any]) -> dict[str, Any]:

@@ -73,8 +73,13 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder with configs/, and mine.yaml as a page shows it."""
+    """A folder with configs/, mine.yaml and a user's files as the pages show them."""
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    extending = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    for name, example in re.findall(
+        r"^```python\n# (\w+\.py)\n(.*?)^```", extending, re.MULTILINE | re.DOTALL
+    ):
+        (tmp_path / name).write_text(example)
     page = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
     (example,) = re.findall(r"^```yaml\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     (tmp_path / "mine.yaml").write_text(example)

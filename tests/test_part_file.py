@@ -66,7 +66,7 @@ def test_another_job_is_named_by_what_differs(job, begun):
 @pytest.mark.parametrize("head", [b"", b"mine", b"[]\n", b'{"count": 3}\n', b'{"other": {"config": {}}}\n'])
 def test_a_file_of_something_else(job, head):
     job().part.write_bytes(head)
-    assert "is not a job that can go on" in refusal(job().open)
+    assert "can't be resumed" in refusal(job().open)
 
 
 @pytest.mark.parametrize(

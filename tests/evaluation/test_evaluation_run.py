@@ -10,7 +10,6 @@ from refusals import refusal
 from runs import MODEL, PAIRS, bundle, compiling, nan_for_one, rows
 
 from mllm_align import DataConfig, Evaluator, Item, SamplingConfig, Scored, evaluate
-from mllm_align.cli import main
 from mllm_align.errors import NotFinite
 from mllm_align.evaluation import run as module
 from mllm_align.generate.respond import generate
@@ -19,20 +18,6 @@ from mllm_align.training.score import score as score_pairs
 
 assert compiling  # a fixture
 SHORT = SamplingConfig(temperature=0.0, max_tokens=6)
-FILE = """
-from dataclasses import dataclass
-from mllm_align import Evaluator, SamplingConfig, Scored
-
-@dataclass(frozen=True)
-class Mine(Evaluator):
-    sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=6)
-    fails: str = ""
-
-    def score(self, item, answer):
-        if item.record.id == self.fails:
-            raise KeyError(item.record.id)
-        return Scored({"letters": len(answer)}, {"first": answer[:1]})
-"""
 
 
 @dataclass(frozen=True)
@@ -211,71 +196,3 @@ def test_what_is_written_must_be_found_again(out):
         evaluate, bundle(), PAIRS, Local(), out=out
     )
     assert not out.parent.exists() or not list(out.parent.iterdir())
-
-
-# ---- on the command line -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """run(*words): status and what was said."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_eval.py").write_text(FILE)
-
-    def run(*words):
-        try:
-            main(["evaluate", *map(str, words)])
-            status = 0
-        except SystemExit as stop:
-            status = stop.code
-        said = capsys.readouterr()
-        return status, said.out, said.err.strip().splitlines()[-1:] or [""]
-
-    return run
-
-
-ALL = ("--model", MODEL, "--data", PAIRS, "--out", "r.json")
-
-
-def test_a_users_own_by_file_and_name(run, tmp_path):
-    status, said, _ = run("--evaluator", "my_eval.py:Mine", *ALL, "--evaluator.sampling.max-tokens", "4")
-    assert status == 0 and said.startswith("letters") and "0 left out; r.json" in said
-    result = json.loads((tmp_path / "r.json").read_text())
-    assert result["evaluator"] == f"{tmp_path / 'my_eval.py'}:Mine"
-    assert result["config"]["sampling"]["max_tokens"] == 4
-    assert list(result["part_files"]) == [str(tmp_path / "my_eval.py")]
-    again = run("my_eval.py:Mine", *ALL, "--evaluator.sampling.max-tokens", "4")
-    assert again[:2] == (0, said)
-    (tmp_path / "my_eval.py").write_text(FILE + "# another\n")
-    status, _, (line,) = run("my_eval.py:Mine", *ALL, "--evaluator.sampling.max-tokens", "4")
-    assert status == 2 and "r.json: exists and is of another evaluation" in line
-
-
-def test_an_error_of_a_users_own_keeps_what_was_generated(run, tmp_path):
-    name = Letters().items(PAIRS, DataConfig())[0].record.id
-    status, _, (line,) = run("my_eval.py:Mine", *ALL, "--evaluator.fails", name)
-    assert status == 2 and f"my_eval.py:Mine raises KeyError: '{name}'; mend it" in line
-    assert (tmp_path / "r.json.part").exists() and not (tmp_path / "r.json").exists()
-
-
-@pytest.mark.parametrize(
-    "words, said",
-    [
-        ((), "evaluate needs an evaluator first: mllm-align evaluate EVALUATOR"),
-        (
-            ("pop", *ALL),
-            "'pop' is no evaluator; give one of scenes, scenes-pope, or your own",
-        ),
-        (("gone.py:Mine", *ALL), "gone.py"),
-        (("my_eval.py:Theirs", *ALL), "Theirs"),
-        (("scenes", *ALL), "is not named after a scene"),
-        (("my_eval.py:Mine", *ALL[:4]), "evaluate needs --out"),
-        (("my_eval.py:Mine", *ALL, "--evaluator.fail", "x"), "did you mean --evaluator.fails?"),
-        (("my_eval.py:Mine", *ALL[:5], "r.jsonl"), "give --out a name that ends in .json"),
-    ],
-)
-def test_what_is_refused(run, tmp_path, words, said):
-    before = set(tmp_path.iterdir())
-    status, told, (line,) = run(*words)
-    assert status == 2 and not told and line.startswith("mllm-align: error: ") and said in line
-    assert {path for path in tmp_path.iterdir() if path.name != "__pycache__"} == before
