@@ -79,6 +79,6 @@ def test_how_many_responses_a_record_must_have(config, count):
 
 
 def test_held_out_records_have_no_third_response():
-    assert Config(objective=IPO(0.3)).held_out_objective == IPO(0.3)
+    assert Config(objective=IPO(0.3)).objective.held_out == IPO(0.3)
     averaged = Averaged(pair=DPO(beta=0.3))
-    assert Config(objective=averaged, online=Distorted()).held_out_objective == DPO(beta=0.3)
+    assert Config(objective=averaged, online=Distorted()).objective.held_out == DPO(beta=0.3)
