@@ -236,8 +236,11 @@ def check(out: Path, config: Config, described: dict[str, Any]) -> None:
 
 
 def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> None:
+    files = saved.get("part_files", {})  # absent in runs of earlier versions
+    if not isinstance(files, dict):
+        raise refusal(str(out), f"part_files is {one_line(files)}", NO_RUN)
     for file, digest in described.get("part_files", {}).items():
-        if saved.get("part_files", {}).get(file, digest) != digest:
+        if files.get(file, digest) != digest:
             raise InputError(
                 f"{file} has changed since {out} was started; take its earlier version, or give --out a "
                 "new folder"

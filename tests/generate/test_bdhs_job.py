@@ -418,7 +418,7 @@ def test_what_a_run_has_trained_names_the_model():
 )
 def test_part_files_of_something_else(data, out, text):
     part(out).write_text(text)
-    assert "pairs.jsonl.part: is not a job that can go on; remove it" in refused(data, out)
+    assert "pairs.jsonl.part: can't be resumed; remove it" in refused(data, out)
 
 
 def test_part_files_that_are_damaged(data, out):

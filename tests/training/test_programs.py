@@ -59,7 +59,7 @@ def test_base_has_the_shapes_of_the_checkpoint(model, mesh, dtype):
 def test_moments_live_where_their_parameters_live(model, mesh):
     """Adam's two, in float32; counters are on every device."""
     trained = abstract_trained(FULL, model, mesh)
-    state = abstract_state(trained, make_optimizer(FULL.optim, 10), replicated(mesh))
+    state = abstract_state(trained, make_optimizer(FULL.optim, 10), FULL.objective, replicated(mesh))
     assert state.trained is trained and (state.step.shape, state.step.dtype) == ((), jnp.int32)
     parameters = by_path(trained)
     counts = dict.fromkeys(parameters, 0)
