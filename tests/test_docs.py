@@ -57,8 +57,8 @@ def test_every_page_is_in_the_navigation():
 
 
 def commands() -> list[tuple[str, str]]:
-    """Every complete mllm-align command of the pages, in blocks and in README's table. test_extending.py runs
-    those with a user's own my_FILE.py."""
+    """Every complete mllm-align command of the pages, in blocks and in README's table. Those with a user's
+    own my_FILE.py are run by test_extending.py."""
     found: list[tuple[str, str]] = []
     for page in PAGES:
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
