@@ -57,7 +57,7 @@ def test_every_page_is_in_the_navigation():
 
 
 def commands() -> list[tuple[str, str]]:
-    """Every mllm-align command of the pages that is complete: in blocks, and in README's table. Those with a
+    """Every complete mllm-align command of the pages: in blocks, and in README's table. Those with a
     user's own my_FILE.py are run by test_extending.py."""
     found: list[tuple[str, str]] = []
     for page in PAGES:
