@@ -11,7 +11,7 @@ from signals import computed, signals
 
 from mllm_align.align.pairwise import DPO
 from mllm_align.align.sft import SFT
-from mllm_align.batch import pad, stack, with_responses
+from mllm_align.batch import Group, pad, stack, with_responses
 from mllm_align.models.lora import init_lora, scaled
 from mllm_align.models.policy import overlay, policy_variables
 from mllm_align.models.vlm import variables
@@ -19,6 +19,7 @@ from mllm_align.training.step import TrainState, make_evaluation, make_step
 
 GOLDEN = goldens("llava15")
 GROUPS = GOLDEN.groups()
+CHOSEN = [Group(group.prefixes, group.responses[:1]) for group in GROUPS]  # what SFT takes
 SHAPE = union(GROUPS)
 LORA_SCALE = 2.0
 
@@ -50,8 +51,8 @@ def numbers(metrics):
     return {name: float(total / weight) for name, (total, weight) in metrics.items()}
 
 
-def whole_batch():
-    return stack([pad(GROUPS, SHAPE, 4)])
+def whole_batch(groups=GROUPS):
+    return stack([pad(groups, SHAPE, 4)])
 
 
 def without_tower(params):
@@ -68,10 +69,10 @@ def assert_trees_close(found, expected, atol, rtol=0.0):
 def test_uneven_micro_batches_are_the_whole_batch():
     """With SFT, where a batch weighs as many tokens as it holds."""
     trained = {"params": GOLDEN.policy}
-    parts = [GROUPS[:1], GROUPS[1:3], GROUPS[3:]]
+    parts = [CHOSEN[:1], CHOSEN[1:3], CHOSEN[3:]]
     parts = stack([pad(part, SHAPE, 2) for part in parts])
     found, metrics = run(trained, parts, SFT())
-    expected, expected_metrics = run(trained, whole_batch(), SFT())
+    expected, expected_metrics = run(trained, whole_batch(CHOSEN), SFT())
     assert_trees_close(found.trained, expected.trained, atol=1e-6)
     assert metrics == pytest.approx(expected_metrics, rel=1e-5)
     assert int(found.step) == 1
