@@ -226,7 +226,16 @@ def read_metadata(out: Path) -> dict[str, Any]:
     step = metadata.get("model_step", 1)  # of the run that this one began from
     if not isinstance(step, int) or step < 1:
         raise refusal(str(out / "run.json"), f"model_step is {one_line(step)}", NO_RUN)
+    _part_files(out / "run.json", metadata)
     return metadata
+
+
+def _part_files(at: Any, metadata: dict[str, Any]) -> dict[str, str]:
+    """Digests of the user's files that a run stands on; runs of earlier versions name none."""
+    files = metadata.get("part_files", {})
+    if not isinstance(files, dict):
+        raise refusal(str(at), f"part_files is {one_line(files)}", NO_RUN)
+    return files
 
 
 def check(out: Path, config: Config, described: dict[str, Any]) -> None:
@@ -236,10 +245,8 @@ def check(out: Path, config: Config, described: dict[str, Any]) -> None:
 
 
 def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> None:
-    files = saved.get("part_files", {})  # absent in runs of earlier versions
-    if not isinstance(files, dict):
-        raise refusal(str(out), f"part_files is {one_line(files)}", NO_RUN)
-    for file, digest in described.get("part_files", {}).items():
+    files = _part_files(out, saved)
+    for file, digest in _part_files(out, described).items():
         if files.get(file, digest) != digest:
             raise InputError(
                 f"{file} has changed since {out} was started; take its earlier version, or give --out a "
