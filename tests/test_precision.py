@@ -52,7 +52,7 @@ def programs(bundle):
     generation = BDHSConfig(dtype=str(dtype), batch_size=4)
     return {
         "train": lambda: made.step.lower(made.state, made.base, batch),
-        "evaluate": lambda: made.evaluate.lower(made.state.trained, made.base, batch),
+        "evaluate": lambda: made.evaluate.lower(made.state.trained, made.base, batch, made.state.objective),
         "score": lambda: lower("reference", config, model, mesh, PLANNED),
         "rollout": lambda: sampled.lower(*base, batch, sample_keys, stops),
         "tower": lambda: rollout.features_program(*settings).lower(*base, batch.prefix.pixels, number),

@@ -71,8 +71,7 @@ def bdhs(held: Held) -> Figures:
     bundle = Bundle(folder, None, held.mesh, held.dtype, held.params)
     generator = Generator(bundle, SamplingConfig(), s.records)
     each, _ = shapes.picture(held.model)
-    side = held.model.vision.image_size
-    pixels = [rng.standard_normal((each, side, side, 3), np.float32) for _ in range(s.records)]
+    pixels = [shapes.noise(held.model, rng, each) for _ in range(s.records)]
     stop_mask = np.zeros(held.model.decoder.vocab, bool)  # every completion takes all its tokens
 
     def once() -> dict[str, float]:
@@ -133,15 +132,8 @@ def hidden_row(held: Held, features: np.ndarray, rng: np.random.Generator) -> Ro
 def rollout(held: Held, count: int) -> Figures:
     """Samples for every prompt, with the rollout program of online training."""
     before, s = shapes.memory(), held.sizes
-    rule = SamplingConfig(max_tokens=s.response)
-    program = rollout_program(held.model, held.mesh, 1.0, held.dtype, rule)
-    prompts, rng = shapes.batch(held, s.prompts), np.random.default_rng(0)
-    keys = rng.integers(0, 2**32, (1, s.prompts, count, 2), np.uint32)
-    keys = jax.device_put(keys, batch_sharding(held.mesh))
-    never = jax.device_put(jnp.zeros(held.model.decoder.vocab, bool), replicated(held.mesh))
-    args = held.params, {}, prompts, keys, never
     began = time.perf_counter()
-    compiled = program.lower(*args).compile()
+    compiled, args = rollout_call(held, count, s.response)
     compiling = time.perf_counter() - began
     made = compiled(*args)
     if not (np.asarray(made.lengths) == s.response).all():
@@ -160,3 +152,14 @@ def rollout(held: Held, count: int) -> Figures:
         "planned_bytes": shapes.planned_bytes(compiled),
         **shapes.memory(before),
     }
+
+
+def rollout_call(held: Held, count: int, tokens: int) -> tuple[Any, tuple]:
+    """The compiled rollout of `count` samples of so many tokens for every prompt, and its arguments."""
+    program = rollout_program(held.model, held.mesh, 1.0, held.dtype, SamplingConfig(max_tokens=tokens))
+    prompts, rng = shapes.batch(held, held.sizes.prompts), np.random.default_rng(0)
+    keys = rng.integers(0, 2**32, (1, held.sizes.prompts, count, 2), np.uint32)
+    keys = jax.device_put(keys, batch_sharding(held.mesh))
+    never = jax.device_put(jnp.zeros(held.model.decoder.vocab, bool), replicated(held.mesh))
+    args = held.params, {}, prompts, keys, never
+    return program.lower(*args).compile(), args

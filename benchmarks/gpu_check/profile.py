@@ -1,9 +1,9 @@
-"""Profile of a train step: its ten most expensive operations, from JAX's profiler."""
+"""Profiles of a train step and a short rollout: the ten most expensive operations, from JAX's profiler."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,10 +11,12 @@ import jax
 from jax.profiler import ProfileData
 
 from gpu_check import model as shapes
+from gpu_check.generation import rollout_call
 from gpu_check.lines import Figures, Lines
 from gpu_check.train import Step
 
 STEPS, DEAREST = 2, 10
+TOKENS = 8  # of a rollout
 # Lines of a device that tell its operations again, grouped otherwise.
 GROUPED = ("Steps", "XLA Modules", "XLA TraceMe", "Framework", "Source code", "Async XLA Ops")
 
@@ -34,15 +36,22 @@ class Event(NamedTuple):
 def run(lines: Lines, work: Path, tiny: bool) -> None:
     chosen, held = shapes.sizes(tiny), []
     if lines("weights", lambda: shapes.weights(held, chosen)):
-        pairs = chosen.pairs[0]
-        lines(f"train step, {pairs} pairs", lambda: profiled(Step(held[0], pairs), work / "profile"))
+        pairs, count = chosen.pairs[0], chosen.samples[0]
+        lines(f"train step, {pairs} pairs", lambda: profiled(Step(held[0], pairs), work / "step"))
+        item = f"rollout, {count} samples of {TOKENS} tokens"
+        lines(item, lambda: profiled(sampled(held[0], count), work / "rollout"))
 
 
-def profiled(step: Step, folder: Path) -> Figures:
-    step()
+def sampled(held: shapes.Held, count: int) -> Callable[[], Any]:
+    compiled, args = rollout_call(held, count, TOKENS)
+    return lambda: jax.block_until_ready(compiled(*args))
+
+
+def profiled(call: Callable[[], Any], folder: Path) -> Figures:
+    call()
     with jax.profiler.trace(str(folder)):
         for _ in range(STEPS):
-            step()
+            call()
     (file,) = folder.rglob("*.xplane.pb")
     return dearest(ProfileData.from_file(str(file)), STEPS)
 

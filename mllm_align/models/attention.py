@@ -2,13 +2,16 @@
 
 TPU, heads of 64 or 128              splash (Pallas)
 NVIDIA, 16 bits, heads of 8 to 128   cuDNN flash attention; not where a prefix has keys that nobody
-                                     sees between others, which it can't say
+                                     sees between others, which it can't say, nor under XLA's flags for
+                                     deterministic operations, with which it fails at the first step
+                                     (JAX 0.11.2, cuDNN 9.19)
 elsewhere                            XLA, the definition
 """
 
 from __future__ import annotations
 
 import math
+import os
 from functools import partial
 from typing import Any
 
@@ -20,6 +23,7 @@ from mllm_align.ops import attention as xla
 from mllm_align.ops import cudnn, splash
 from mllm_align.sharding import current, per_shard, platform, tensor_shards
 
+DETERMINISTIC = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_ops")
 ROW, HEADS = ("rows", None), ("rows", None, "heads", None)
 
 
@@ -28,9 +32,18 @@ def backend(q: Any, holes: bool = False) -> Any:
     name, size = platform(), q.shape[-1]
     if name == "tpu" and size in (64, 128):
         return splash
-    if name in ("gpu", "cuda") and q.dtype.itemsize == 2 and size % 8 == 0 and size <= 128 and not holes:
+    fits = q.dtype.itemsize == 2 and size % 8 == 0 and size <= 128 and not holes
+    if name in ("gpu", "cuda") and fits and not deterministic():
         return cudnn
     return xla
+
+
+def deterministic() -> bool:
+    """Whether XLA_FLAGS ask for deterministic operations."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    return any(
+        flag in (f"--{name}", f"--{name}=true", f"--{name}=1") for flag in flags for name in DETERMINISTIC
+    )
 
 
 def full_attention(

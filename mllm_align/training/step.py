@@ -188,14 +188,14 @@ def make_evaluation(
     dtype: Any,
     mesh: Mesh | None = None,
 ) -> Callable[..., tuple[Metrics, Health]]:
-    """evaluate(trained, base, batch, state=()) -> (metrics as (sum, weight), health), of a batch with
+    """evaluate(trained, base, batch, state) -> (metrics as (sum, weight), health), of a batch with
     micro-batches. state: the objective's.
 
     Where a figure is not finite, the metrics weigh 0.
     """
     loss = make_loss(model, objective, lora_scale, dtype)
 
-    def evaluate(trained: Tree, base: Tree, batch: PromptGroup, state: Any = ()) -> tuple[Metrics, Health]:
+    def evaluate(trained: Tree, base: Tree, batch: PromptGroup, state: Any) -> tuple[Metrics, Health]:
         weights = batch_weights(objective, batch)
 
         def micro(group: PromptGroup) -> Any:

@@ -35,6 +35,21 @@ def test_backends(monkeypatch, platform, dtype, size, holes, expected):
     assert attention.backend(jax.ShapeDtypeStruct((1, 1, 1, size), dtype), holes) is expected
 
 
+@pytest.mark.parametrize(
+    "flags, expected",
+    [
+        ("--xla_gpu_deterministic_ops=true", xla),
+        ("--xla_dump_to=/tmp --xla_gpu_exclude_nondeterministic_ops", xla),
+        ("--xla_gpu_deterministic_ops=false", cudnn),
+        ("", cudnn),
+    ],
+)
+def test_cudnn_is_left_alone_where_operations_must_be_deterministic(monkeypatch, flags, expected):
+    monkeypatch.setattr(attention, "platform", lambda: "gpu")
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    assert attention.backend(jax.ShapeDtypeStruct((1, 1, 1, 128), "bfloat16")) is expected
+
+
 @pytest.mark.parametrize("kernel", [splash, cudnn], ids=["splash", "cudnn"])
 @pytest.mark.parametrize("asking", ["all rows", "one row"])
 def test_kernels_stand_in_for_xla(monkeypatch, kernel, asking):

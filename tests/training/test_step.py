@@ -79,7 +79,7 @@ def test_uneven_micro_batches_are_the_whole_batch():
 
     evaluate = jax.jit(make_evaluation(GOLDEN.model, SFT(), LORA_SCALE, jnp.float32))
     del expected_metrics["grad_norm"]
-    evaluated = numbers(evaluate(trained, GOLDEN.base, parts)[0])
+    evaluated = numbers(evaluate(trained, GOLDEN.base, parts, ())[0])
     assert evaluated == pytest.approx(expected_metrics, rel=1e-5)
 
 
@@ -139,7 +139,7 @@ def test_stored_reference_log_probs_stand_in_for_the_reference():
     apply = jax.jit(lambda params, batch: GOLDEN.model.apply({"params": params}, batch)[0])
     stored = apply(GOLDEN.base, jax.tree.map(lambda x: x[0], batch))
     evaluate = jax.jit(make_evaluation(GOLDEN.model, DPO(), LORA_SCALE, jnp.float32))
-    found = numbers(evaluate(trained, GOLDEN.base, with_responses(batch, reference=(stored[None],)))[0])
+    found = numbers(evaluate(trained, GOLDEN.base, with_responses(batch, reference=(stored[None],)), ())[0])
     _, expected = run(trained, batch)
     del expected["grad_norm"]
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
