@@ -109,14 +109,22 @@ def programs(
         return tokens, lengths, finite
 
     def jitted(f, args: tuple, out: Any, static: tuple[int, ...] = ()) -> Any:
+        options = {"static_argnums": static, "compiler_options": compiler_options(mesh)}
         shardings = {"in_shardings": (*weights, *args), "out_shardings": out}
-        return jax.jit(traced_within(mesh, f, dtype), **shardings, static_argnums=static)
+        return jax.jit(traced_within(mesh, f, dtype), **shardings, **options)
 
     return (
         jitted(features, (rows,), on_all),
         jitted(prefill, (rows, rows), cache, static=(4,)),
         jitted(decode, (cache, rows, on_all), on_all),
     )
+
+
+def compiler_options(mesh: Mesh) -> dict[str, bool]:
+    """Of the programs that decode. On NVIDIA GPUs cuBLAS reads each layer's weights and cache where they
+    are stacked; XLA's own (Triton) products copy them at every token, which takes longer than the rest."""
+    gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
+    return {"xla_gpu_enable_triton_gemm": False} if gpu else {}
 
 
 def cache_shardings(config: ModelConfig, mesh: Mesh) -> Cache:

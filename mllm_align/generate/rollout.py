@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 from mllm_align.batch import Pixels, PromptGroup
 from mllm_align.config import SamplingConfig
 from mllm_align.data.layout import Layout
-from mllm_align.generate.decode import Forks, run
+from mllm_align.generate.decode import Forks, compiler_options, run
 from mllm_align.generate.distortion import signal_share
 from mllm_align.generate.sampling import choose, uniform
 from mllm_align.models.bundle import base_shardings, make_model
@@ -61,7 +61,8 @@ def rollout_program(
 
     rows, on_all = batch_sharding(mesh), replicated(mesh)
     shardings = base_shardings(config, mesh), None, rows, rows, on_all
-    return jax.jit(traced_within(mesh, rollout, dtype), in_shardings=shardings, out_shardings=on_all)
+    options = {"in_shardings": shardings, "compiler_options": compiler_options(mesh)}
+    return jax.jit(traced_within(mesh, rollout, dtype), **options, out_shardings=on_all)
 
 
 def each_part(part: Any, micro: Any) -> Any:
