@@ -28,6 +28,9 @@ class Pairwise(Objective):
     needs = frozenset({"reference"})
     beta: float = 0.1
 
+    def __post_init__(self):
+        check_setting("beta", self.beta, 0)
+
     def loss(self, h: Float[Array, " B"]) -> Float[Array, " B"]:
         """Of each pair, by its h."""
         raise NotImplementedError
@@ -69,11 +72,10 @@ class DPO(Pairwise):
     wrong with probability e. TRL's `label_smoothing` does not act in its sigmoid loss.
     """
 
-    beta: float = 0.1
     label_smoothing: float = 0.0
 
     def __post_init__(self):
-        check_setting("beta", self.beta, 0)
+        super().__post_init__()
         check_setting("label_smoothing", self.label_smoothing, 0, 0.5)
 
     def loss(self, h):
@@ -84,18 +86,13 @@ class DPO(Pairwise):
 
 @OBJECTIVES.register("robust")
 @dataclass(frozen=True)
-class RobustDPO(Pairwise):
+class RobustDPO(DPO):
     """[-(1 - e) log sigmoid(beta h) + e log sigmoid(-beta h)] / (1 - 2e), e = label_smoothing.
 
     Unbiased under labels that are flipped with probability e (Chowdhury et al. 2024, eq. 12).
     """
 
-    beta: float = 0.1
     label_smoothing: float = 0.1
-
-    def __post_init__(self):
-        check_setting("beta", self.beta, 0)
-        check_setting("label_smoothing", self.label_smoothing, 0, 0.5)
 
     def loss(self, h):
         e = self.label_smoothing
@@ -112,7 +109,6 @@ class IPO(Pairwise):
     paper's authors' word for it; `length_normalised=False` takes the sums, as others do.
     """
 
-    beta: float = 0.1
     length_normalised: bool = True
 
     def __post_init__(self):
@@ -134,11 +130,6 @@ class IPO(Pairwise):
 @dataclass(frozen=True)
 class SLiC(Pairwise):
     """max(0, 1 - beta h): the reference-relative hinge, not SLiC-HF's reference-free rank loss."""
-
-    beta: float = 0.1
-
-    def __post_init__(self):
-        check_setting("beta", self.beta, 0)
 
     def loss(self, h):
         return jax.nn.relu(1 - self.beta * h)

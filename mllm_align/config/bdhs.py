@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from mllm_align.config.checks import MANY, SEED, check_types, require, within
-from mllm_align.config.parts import DataConfig, DistributedConfig, Dtype, MeshConfig, SamplingConfig
+from mllm_align.config.checks import MANY, check_types, require, within
+from mllm_align.config.parts import JobConfig, SamplingConfig
 
 
 @dataclass(frozen=True)
@@ -43,24 +43,14 @@ class BDHSMethod:
 
 
 @dataclass(frozen=True)
-class BDHSConfig(BDHSMethod):
+class BDHSConfig(BDHSMethod, JobConfig):
     """A job of BDHS over a file of records."""
 
     micro_batches: ClassVar[int] = 1
-    data: DataConfig = field(default_factory=DataConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    batch_size: int = 8
-    """Records at once, over all devices."""
-    seed: int = 0
-    """Of masks, noise, cuts, swaps and tokens."""
-    dtype: Dtype = "auto"
-    """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
 
     def __post_init__(self):
-        super().__post_init__()
-        within(self, "", 1, MANY, "batch_size")
-        within(self, "", 0, SEED, "seed")
+        JobConfig.__post_init__(self)
+        BDHSMethod.__post_init__(self)
 
     @property
     def rows_per_micro(self) -> int:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mllm_align.config.checks import DAY, MANY, check_types, require, within
+from mllm_align.config.checks import DAY, MANY, SEED, check_types, require, within
 from mllm_align.registry import Registry, absolute
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -191,3 +191,23 @@ class SamplingConfig:
         within(self, "sampling.", 1, 2**31 - 1, "top_k")
         require(0 < self.top_p <= 1, "sampling.top_p", self.top_p, "above 0 and at most 1")
         within(self, "sampling.", 1, MANY, "max_tokens")
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """What every job over a file of records has, beside what it does to them."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    distributed: DistributedConfig = field(default_factory=DistributedConfig)
+    batch_size: int = 8
+    """Records at once, over all devices."""
+    seed: int = 0
+    """Of all that is drawn: tokens, and what the job draws besides."""
+    dtype: Dtype = "auto"
+    """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
+
+    def __post_init__(self):
+        check_types(self)
+        within(self, "", 1, MANY, "batch_size")
+        within(self, "", 0, SEED, "seed")

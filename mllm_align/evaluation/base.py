@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from mllm_align.config.checks import MANY, SEED, check_types, within
-from mllm_align.config.parts import DataConfig, DistributedConfig, Dtype, MeshConfig, SamplingConfig
+from mllm_align.config.checks import check_types
+from mllm_align.config.parts import JobConfig, SamplingConfig
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError, one_line
 from mllm_align.evaluation.intervals import Interval, bootstrap
@@ -103,27 +103,16 @@ class Evaluator:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(JobConfig):
     """One evaluation."""
 
     evaluator: Evaluator = field(default_factory=lambda: EVALUATORS["scenes"]())
     """Which benchmark: KIND on the command line, which may be a class in a file of your own,
     my_eval.py:Mine."""
-    data: DataConfig = field(default_factory=DataConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    distributed: DistributedConfig = field(default_factory=DistributedConfig)
-    batch_size: int = 8
-    """Records at once, over all devices."""
-    seed: int = 0
-    """Of sampled tokens."""
-    dtype: Dtype = "auto"
-    """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
 
     def __post_init__(self):
         check_evaluator(self.evaluator)
-        check_types(self)
-        within(self, "", 1, MANY, "batch_size")
-        within(self, "", 0, SEED, "seed")
+        super().__post_init__()
 
 
 def check_evaluator(evaluator: Any) -> None:
