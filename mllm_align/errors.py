@@ -19,6 +19,10 @@ class Preempted(Exception):
     """The run was preempted; its progress is saved, and the same command resumes it."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended the work. The message says what is kept; the same command goes on from there."""
+
+
 class NotFinite(Exception):
     """A value that would be reported or used for training is not finite.
 

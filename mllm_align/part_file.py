@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
 from mllm_align import processes
-from mllm_align.errors import NotFinite, one_line, refusal
+from mllm_align.errors import Interrupted, NotFinite, Preempted, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json
 
 
@@ -74,13 +77,29 @@ class PartFile:
         with explained(self.part):
             place = self.part if processes.first() else os.devnull
             self._file = open(place, "a", encoding="utf-8")
+        if processes.first():
+            begins = f"resuming {self.out}: {self._done()}" if self.finished else f"starting {self.out}"
+            print(begins, file=sys.stderr, flush=True)
+        self._before = None
+        if threading.current_thread() is threading.main_thread() and not processes.several():
+            self._before = signal.signal(signal.SIGTERM, self._terminate)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
         with suppress(OSError):  # after a write that failed, closing tries it again
             self._file.close()
         if not self.finished and processes.first():
             self.part.unlink()
+        if kind is KeyboardInterrupt:
+            raise Interrupted(f"interrupted; {self._done()}") from error
+
+    def _terminate(self, *_: Any) -> None:
+        raise Preempted(f"preempted; {self._done()}")
+
+    def _done(self) -> str:
+        return f"{len(self.finished)} of {len(self.indices)} records are done"
 
     def add(self, index: int, row: dict[str, Any]) -> None:
         row = {"index": index, **row}
@@ -88,6 +107,11 @@ class PartFile:
             self._file.write(json_text(row) + "\n")
             self._file.flush()
         self.finished[index] = row
+
+
+def tell_finished(out: Path) -> None:
+    if processes.first():
+        print(f"{out} is finished: nothing to do", file=sys.stderr, flush=True)
 
 
 @contextmanager

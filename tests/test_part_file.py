@@ -1,10 +1,12 @@
 """A growing file of finished rows: what is read back after a stop, and what is refused."""
 
 import json
+import signal
 
 import pytest
 from refusals import refusal
 
+from mllm_align.errors import Interrupted, Preempted
 from mllm_align.part_file import PartFile, flat
 
 STAMP = {"config": {"a": 1, "b": [2]}, "model": "m"}
@@ -36,6 +38,23 @@ def test_rows_come_back_after_a_stop(job, begun):
     assert again.finished == {2: {"index": 2, "value": 5}, 0: {"index": 0, "value": 0}} == begun.finished
     with again:
         again.add(1, {"value": 7})
+    last = job()
+    last.open()
+    assert list(last.finished) == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "number, kind, how",
+    [(signal.SIGINT, Interrupted, "interrupted"), (signal.SIGTERM, Preempted, "preempted")],
+)
+def test_a_signal_says_what_is_kept(job, begun, capsys, number, kind, how):
+    again, before = job(), signal.getsignal(number)
+    again.open()
+    with pytest.raises(kind, match=f"{how}; 3 of 4 records are done"), again:
+        assert "resuming" in (said := capsys.readouterr().err) and "2 of 4 records are done" in said
+        again.add(1, {"value": 7})
+        signal.raise_signal(number)
+    assert signal.getsignal(number) is before
     last = job()
     last.open()
     assert list(last.finished) == [2, 0, 1]

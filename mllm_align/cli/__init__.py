@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 
-from mllm_align.errors import InputError, NotFinite, Preempted, one_line
+from mllm_align.errors import InputError, Interrupted, NotFinite, Preempted, one_line
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -29,9 +29,10 @@ def main(argv: list[str] | None = None) -> None:
         _end(3, f"error: {one_line(error, 2000)}")
     except Preempted as error:
         _end(75, f"{error}; the same command goes on from there")
-    except KeyboardInterrupt:
-        print("mllm-align: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except Interrupted as error:
+        _end(130, f"{error}; the same command goes on from there")
+    except KeyboardInterrupt as error:
+        _end(130, str(error) or "interrupted")
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)

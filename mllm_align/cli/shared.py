@@ -49,8 +49,11 @@ def result(out: Path, data: Path) -> Iterator[IO[str]]:
     with alone(out):
         if os.path.exists(out) and os.path.exists(data) and os.path.samefile(out, data):
             raise refusal(str(out), "is the data file itself", "give another --out")
-        with new_file(out) if processes.first() else open(os.devnull, "w") as file:
-            yield file
+        try:
+            with new_file(out) if processes.first() else open(os.devnull, "w") as file:
+                yield file
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"interrupted; {out} is not written") from error
 
 
 def tell(text: str) -> None:

@@ -38,7 +38,7 @@ from mllm_align.generate.decode import Generator
 from mllm_align.generate.respond import respond
 from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle
-from mllm_align.part_file import PartFile
+from mllm_align.part_file import PartFile, tell_finished
 from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.registry import part_name, registered_name
 from mllm_align.training.run_folder import versions
@@ -95,6 +95,7 @@ def _evaluate(bundle: Bundle, data: Any, settings: EvaluationConfig, out: Path |
     if job is not None:
         begun = processes.on_first(lambda: {"done": job.start(), "finished": [*job.finished.values()]})
         if begun["done"] is not None:
+            tell_finished(job.out)
             return Evaluation(*begun["done"])
         job.finished = {row["index"]: row for row in begun["finished"]}
     with nullcontext() if job is None else job:

@@ -38,7 +38,7 @@ from mllm_align.generate.decode import Generator
 from mllm_align.generate.similarity import Similarity, open_similarity
 from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle
-from mllm_align.part_file import PartFile, explained
+from mllm_align.part_file import PartFile, explained, tell_finished
 from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.progress import progress_bar
 
@@ -113,6 +113,7 @@ def _bdhs(
     job = _Output(out, stamp, {each.index for each in encoded})
     state = processes.on_first(lambda: {"done": job.start(), "finished": [*job.finished.values()]})
     if state["done"] is not None:
+        tell_finished(out)
         return state["done"]
     job.finished = {row["index"]: row for row in state["finished"]}
     todo = [record for record in encoded if record.index not in job.finished]

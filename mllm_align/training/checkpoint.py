@@ -66,8 +66,10 @@ class Checkpoints:
             handlers |= {name: ocp.JsonCheckpointHandler() for name in texts}
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
-    def best_loss(self) -> float:
-        return min(self._losses.values(), default=float("inf"))
+    def best(self) -> tuple[int | None, float]:
+        """Step and loss of the checkpoint with the least held-out loss; None and infinity without one."""
+        step = _best(self._losses)
+        return step, self._losses.get(step, float("inf"))  # type: ignore[arg-type]
 
     def save(
         self,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,22 +23,23 @@ from mllm_align.config import Config, to_json
 from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.table import counted
-from mllm_align.errors import SHOWN, InputError, NotFinite, Preempted, first_few, not_finite
+from mllm_align.errors import SHOWN, InputError, Interrupted, NotFinite, Preempted, first_few, not_finite
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import check_batch, prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
-from mllm_align.training import run_folder
-from mllm_align.training.checkpoint import Checkpoints, choose, set_aside
+from mllm_align.training import run_folder, terminal
+from mllm_align.training.checkpoint import Checkpoints, choose, kept, set_aside
 from mllm_align.training.flops import step_flops
 from mllm_align.training.metrics import Log, add, divide, event_writer, line
 from mllm_align.training.online.feed import Feed, open_maker
 from mllm_align.training.online.maker import Maker
 from mllm_align.training.optim import init_trained, schedule, trained_parts
-from mllm_align.training.preemption import notice_of_preemption
+from mllm_align.training.preemption import notice_to_end
 from mllm_align.training.profiler import Profile
 from mllm_align.training.programs import check_fits, train_program
 from mllm_align.training.score import StoredReference, not_finite_among
 from mllm_align.training.step import TrainState
+from mllm_align.training.terminal import Clock, say
 from mllm_align.training.window import Window, culprits
 
 SKIP = "see what they hold, or leave such steps out: --nonfinite skip"
@@ -62,8 +63,8 @@ def train(
     allow_schedule_change: continue for another number of steps though rates of the schedule depend on it.
     Nobody else can train into `out` meanwhile, and a start that fails before a step leaves nothing there.
     Raises InputError, before anything is written, for a config, model or data that can't be used;
-    Preempted after SIGTERM, with all saved; NotFinite where config.nonfinite says to stop, and where no
-    held-out loss is finite.
+    Preempted after SIGTERM and Interrupted (a KeyboardInterrupt) after Ctrl-C, with all saved; NotFinite
+    where config.nonfinite says to stop, and where no held-out loss is finite.
     """
     out = Path(out)
     place = run_folder.checkpoints_folder(out, config)
@@ -87,6 +88,7 @@ def _train(
     for objective in (config.objective, config.objective.held_out):
         check_terms(objective)
     if not isinstance(model, Bundle):
+        say(f"opening {model}")
         model = load(run_folder.base_again(model, out), config.dtype, make_mesh(config.mesh))
     bundle = model
     _check(config, bundle)
@@ -98,6 +100,7 @@ def _train(
     opening = online is not None and online.generates
     dropped: Counter[str] = Counter()
     wanted = config.data_responses
+    say(f"reading {data}" if isinstance(data, str | Path) else "reading rows")
     encoder, records, left_out = prepare(bundle, data, config.data, wanted, reserved, opening, dropped)
     check_batch(config.batch_size, len(records))
     held_out, held_left_out = [], []
@@ -120,7 +123,7 @@ def _train(
         before, now = (run_folder.Length(*each) for each in processes.on_first(length))
     described |= run_folder.lengths(now)
 
-    with run_folder.undone_unless_begun(out, place), ExitStack() as stack:
+    with run_folder.undone_unless_begun(out, place), _kept_told(place, now.steps), ExitStack() as stack:
         processes.on_first(lambda: run_folder.start(out, config, described, step))
         log = stack.enter_context(closing(Log(out if processes.first() else None, writer)))
         checkpoints = stack.enter_context(closing(Checkpoints(place, config.keep, True, step)))
@@ -135,6 +138,12 @@ def _train(
         counts |= {"left_out": dict(+dropped)}
         counts |= {"eval_records": len(held_out), "eval_skipped": [each.id for each in held_left_out]}
         log("start", step=step, **described, **counts, **trainer.metadata(state))
+        if step < trainer.steps:
+            shown = len(records), len(left_out), len(held_out)
+            ladder = trainer.batches.ladder
+            say(terminal.start(config, bundle, out, step, trainer.steps, shown, ladder, state.trained))
+        else:
+            say(terminal.finished(out, step))
         state = trainer.loop(state, step, described, profile)
         log("done", step=trainer.steps)
     return replace(bundle, trained=state.trained)
@@ -148,6 +157,19 @@ def _newest(place: Any) -> int:
             f"checkpoint {place / str(step)} is damaged ({problem}); it is kept as {set_aside(place, step)}"
         )
     return newest or 0
+
+
+@contextmanager
+def _kept_told(place: epath.Path, steps: int) -> Iterator[None]:
+    """A second Ctrl-C says what there is to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if isinstance(error, Interrupted):
+            raise
+        saved = kept(place)
+        what = f"step {saved[0]} of {steps} is saved" if saved else "no step is saved"
+        raise Interrupted(f"interrupted; {what}") from error
 
 
 def _check(config: Config, bundle: Bundle) -> None:
@@ -263,23 +285,31 @@ class _Run:
 
         about: what every checkpoint says of its run.
         """
-        config, best = self.config, self.checkpoints.best_loss()
+        config, best = self.config, self.checkpoints.best()[1]
         ahead = self.batches.iterate(begun, self.steps, config.data.threads, config.data.prefetch)
         saved = self.checkpoints.begun(begun) if begun else None
         feed = Feed(ahead, self.put, self.maker, self.steps - 1, saved)
-        window = self._window()
+        window, clock, compiled = self._window(), Clock(), set()
         # where it looks for NaN, JAX runs a step again, operation by operation, from the host
         guard = "allow" if jax.config.values["jax_debug_nans"] else "disallow"
         profiled = closing(Profile(self.out / "profile", profile))
-        with notice_of_preemption() as noticed, profiled as trace, closing(feed):
+        with notice_to_end() as noticed, profiled as trace, closing(feed):
             for number in range(begun + 1, self.steps + 1):
+                began = time.perf_counter()
                 batch = feed(state.trained, number - 1)
+                first = batch.shape not in compiled
+                if first:
+                    compiled.add(batch.shape)
+                    say(f"compiling for {terminal.shape(batch.shape)}")
                 made = time.perf_counter()
                 with jax.transfer_guard(guard):
                     state, metrics, health = self.program.step(state, self.base, batch.group)
-                    window.add(batch, metrics, health, feed.waited)
-                if self.maker.on_policy:  # the next responses wait for it anyway
+                if self.maker.on_policy or first:  # the next responses wait for it anyway
                     jax.block_until_ready(state)
+                untimed = time.perf_counter() - began if first else None
+                clock.seconds["compiling"] += untimed or 0.0
+                window.add(batch, metrics, health, feed.waited, untimed)
+                if self.maker.on_policy and not first:
                     window.updated(time.perf_counter() - made)
                 trace.step(state)
                 last, stop = number == self.steps, noticed(number)
@@ -294,21 +324,30 @@ class _Run:
                 due = config.eval_every is not None and number % config.eval_every == 0
                 loss = None
                 if self.held_out is not None and (due or last):
-                    loss = self._evaluate(state, number)
+                    with clock.spent("evaluating"):
+                        loss = self._evaluate(state, number)
                 better = loss is not None and loss < best
                 if number % config.save_every == 0 or last or stop or better:
                     window.check()  # no checkpoint goes past a step that stops the run
-                    self.checkpoints.save(state, number, self._about(number, about), loss, feed.saved())
+                    saving = time.perf_counter()
+                    with clock.spent("saving"):
+                        self.checkpoints.save(state, number, self._about(number, about), loss, feed.saved())
+                    window.leave_out(time.perf_counter() - saving)
                     self.log("save", step=number)
                 if loss is not None:
                     window.check()
                     best, window = min(loss, best), self._window()
                 if stop and not last:
                     self.checkpoints.wait()
-                    self.log("preempted", step=number)
-                    raise Preempted(f"preempted; step {number} of {self.steps} is saved")
+                    how, kind = (
+                        ("interrupted", Interrupted) if noticed.interrupted else ("preempted", Preempted)
+                    )
+                    self.log(how, step=number)
+                    raise kind(f"{how}; step {number} of {self.steps} is saved")
         if begun < self.steps:
-            self.checkpoints.wait()
+            with clock.spent("saving"):
+                self.checkpoints.wait()
+            say(terminal.done(self.out, clock, self.steps - begun, self.steps, *self.checkpoints.best()))
         return state
 
     def _window(self) -> Window:

@@ -75,7 +75,7 @@ class Log:
             self._writer.close()
 
 
-def line(step: int, steps: int, values: dict[str, Any], left: float) -> str:
+def line(step: int, steps: int, values: dict[str, Any], left: float | None) -> str:
     """One tidy line for the terminal."""
     shown = [f"step {step:>{len(str(steps))}}/{steps}"]
     if values["loss"] is None:
@@ -90,7 +90,7 @@ def line(step: int, steps: int, values: dict[str, Any], left: float) -> str:
     ):
         if values.get(name) is not None:
             shown.append(f"{label} {values[name]:{form}}")
-    return "  ".join([*shown, f"{duration(left)} left"])
+    return "  ".join(shown if left is None else [*shown, f"{duration(left)} left"])
 
 
 def duration(seconds: float) -> str:

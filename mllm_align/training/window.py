@@ -33,24 +33,37 @@ class Window:
         self.config, self.flops_of, self.nonfinite = config, flops, nonfinite
         self.total: Any = None
         self.start = time.perf_counter()
-        self.count = self.pairs = self.real = self.padded = 0
+        self.real = self.padded = 0
+        self.timed = self.pairs = self.tokens = 0  # of the steps that speeds are of
         self.waited = self.flops = 0.0
         self.steps: list[tuple[int, tuple[int, ...], Health]] = []
         self.metrics: HostMetrics = {}
 
-    def add(self, batch: TrainBatch, metrics: Any, health: Health, waited: float) -> None:
-        """A step. waited: seconds that it waited for its batch of the data."""
+    def add(
+        self, batch: TrainBatch, metrics: Any, health: Health, waited: float, untimed: float | None = None
+    ) -> None:
+        """A step. waited: seconds that it waited for its batch of the data. untimed: seconds of a step that
+        compiled, which no speed is of."""
         self.total = metrics if self.total is None else add(self.total, metrics)
         records = [record for record in batch.records if record is not None]
         self._count(batch.metrics)
-        self.flops += self.flops_of(records)
-        self.count += 1
-        self.pairs += len(records)
-        self.real += sum(r.shape.prefix + sum(map(len, r.responses)) for r in records)
+        tokens = sum(r.shape.prefix + sum(map(len, r.responses)) for r in records)
         row = batch.shape.prefix + self.config.objective.responses * batch.shape.response
+        self.real += tokens
         self.padded += self.config.batch_size * row
-        self.waited += waited
+        if untimed is None:
+            self.timed += 1
+            self.pairs += len(records)
+            self.tokens += tokens
+            self.flops += self.flops_of(records)
+            self.waited += waited
+        else:
+            self.leave_out(untimed)
         self.steps.append((batch.step, batch.indices, health))
+
+    def leave_out(self, seconds: float) -> None:
+        """Time that went to something else than steps."""
+        self.start += seconds
 
     def _count(self, metrics: HostMetrics) -> None:
         for name, (value, weight) in metrics.items():
@@ -73,24 +86,29 @@ class Window:
             self.nonfinite(step + 1, culprits(indices, health))
 
     def close(self, step: int, steps: int, learning_rate: float) -> dict[str, Any]:
-        """The figures, after so many steps of the run. seconds_left is for the terminal alone."""
+        """The figures, after so many steps of the run; speeds are null where all steps compiled.
+        seconds_left is for the terminal alone."""
         total, finite = jax.device_get((self.total, [health.finite for *_, health in self.steps]))
         self._report(finite)
         values = divide(total) | divide(self.metrics)
         seconds = time.perf_counter() - self.start
         peak = peak_flops()
+
+        def rate(count: float, of: float = seconds) -> float | None:
+            return count / of if self.timed else None
+
         return {
             "step": step,
             **values,
             "learning_rate": learning_rate,
-            "pairs_per_second": self.pairs / seconds,
-            "tokens_per_second": self.real / seconds,
+            "pairs_per_second": rate(self.pairs),
+            "tokens_per_second": rate(self.tokens),
             "padding": 1 - self.real / self.padded,
-            "flops_per_second": self.flops / seconds,
-            "mfu": None if peak is None else self.flops / seconds / peak,
-            "data_wait": self.waited / seconds,
-            "seconds_per_step": seconds / self.count,
-            "seconds_left": (steps - step) * seconds / self.count,
+            "flops_per_second": rate(self.flops),
+            "mfu": None if peak is None else rate(self.flops / peak),
+            "data_wait": rate(self.waited),
+            "seconds_per_step": rate(seconds, self.timed),
+            "seconds_left": rate((steps - step) * seconds, self.timed),
         }
 
 

@@ -7,7 +7,7 @@ import pytest
 from runs import MODEL, PAIRS
 
 from mllm_align.cli.inspect import Inspect
-from mllm_align.errors import NotFinite, Preempted
+from mllm_align.errors import Interrupted, NotFinite, Preempted
 
 
 def test_version(run):
@@ -70,6 +70,9 @@ def test_as_a_program(tmp_path):
     [
         (NotFinite("step 3: loss or gradient is not finite"), 3, "mllm-align: error: step 3: loss"),
         (Preempted("preempted; step 3 of 9 is saved"), 75, "the same command goes on from there"),
+        (Interrupted("interrupted; step 3 of 9 is saved"), 130, "the same command goes on from there"),
+        (KeyboardInterrupt(), 130, "mllm-align: interrupted"),
+        (KeyboardInterrupt("interrupted; out is not written"), 130, "mllm-align: interrupted; out is"),
     ],
 )
 def test_exit_statuses_of_runs_that_end_early(run, config_file, tmp_path, monkeypatch, error, status, said):

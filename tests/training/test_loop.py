@@ -43,7 +43,7 @@ from mllm_align import (
 )
 from mllm_align.batch import PromptGroup
 from mllm_align.data import encode
-from mllm_align.errors import NotFinite, Preempted
+from mllm_align.errors import Interrupted, NotFinite, Preempted
 from mllm_align.locks import alone
 from mllm_align.sharding import make_mesh
 from mllm_align.training import loop, metrics, run_folder
@@ -320,6 +320,36 @@ def test_notice_of_preemption_saves_and_the_run_goes_on(whole, tmp_path):
     assert [e["event"] for e in events(tmp_path / "run")[-2:]] == ["save", "preempted"]
     again = train(TINY, bundle(), PAIRS, tmp_path / "run")
     assert same(again.trained, whole[0].trained)
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(whole, tmp_path, capsys):
+    def interrupt(values):
+        if values["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="interrupted; step 3 of 4 is saved"):
+        train(TINY, bundle(), PAIRS, tmp_path / "run", on_step=interrupt)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert [e["event"] for e in events(tmp_path / "run")[-2:]] == ["save", "interrupted"]
+    said = capsys.readouterr()
+    assert "starting" in said.out and "Ctrl-C again ends at once" in said.err
+    again = train(TINY, bundle(), PAIRS, tmp_path / "run")
+    assert same(again.trained, whole[0].trained)
+    assert f"resuming {tmp_path / 'run'}: 3 of 4 steps are done" in capsys.readouterr().out
+    train(TINY, bundle(), PAIRS, tmp_path / "run")
+    assert f"{tmp_path / 'run'} is finished: all 4 steps" in capsys.readouterr().out
+
+
+def test_a_second_ctrl_c_tells_what_is_saved(tmp_path, capsys):
+    def twice(values):
+        if values["step"] == 4:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    longer = replace(TINY, steps=6, save_every=2)
+    with pytest.raises(Interrupted, match="interrupted; step 2 of 6 is saved"):
+        train(longer, bundle(), PAIRS, tmp_path / "run", on_step=twice)
 
 
 @pytest.mark.slow

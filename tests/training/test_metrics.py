@@ -150,6 +150,10 @@ def test_what_is_missing_is_left_out():
     assert line(9, 9, {"loss": None, "grad_norm": 0.0}, 0) == "step 9/9  no loss  grad 0  0:00 left"
 
 
+def test_no_speed_and_no_time_left_before_a_step_was_timed():
+    assert line(1, 9, {"loss": 0.5, "pairs_per_second": None}, None) == "step 1/9  loss 0.5000"
+
+
 @pytest.mark.parametrize(
     "seconds, shown",
     [(0, "0:00"), (0.4, "0:00"), (0.5, "0:01"), (59.6, "1:00"), (3599, "59:59"), (3600, "1:00:00")],

@@ -75,6 +75,31 @@ def test_figures(clock):
     }
 
 
+def test_steps_that_compile_have_no_speed(clock):
+    made = Window(Config(batch_size=2), lambda records: 100.0, lambda *each: None)
+    both = record(7, 3, 2), record(10, 4, 4)
+    clock.seconds += 30.0
+    made.add(batch(0, *both), {"loss": metric(3, 2)}, health(), 9.0, untimed=30.0)
+    clock.seconds += 2.0
+    made.add(batch(1, *both), {"loss": metric(1, 2)}, health(), 1.0)
+    clock.seconds += 5.0
+    made.leave_out(5.0)  # saving
+    values = made.close(2, 10, 0.0)
+    assert values["loss"] == 1.0, "of both steps"
+    assert (values["pairs_per_second"], values["seconds_per_step"], values["data_wait"]) == (1.0, 2.0, 0.5)
+    assert values["seconds_left"] == 16.0
+
+
+def test_where_all_steps_compiled_nothing_is_said_of_speed(clock):
+    made = Window(Config(batch_size=2), lambda records: 100.0, lambda *each: None)
+    clock.seconds += 30.0
+    made.add(batch(0, record(7, 3, 2), None), {"loss": metric(3, 1)}, health(), 9.0, untimed=30.0)
+    values = made.close(1, 10, 0.0)
+    assert values["loss"] == 3.0 and 0 < values["padding"] < 1
+    speeds = "pairs_per_second", "tokens_per_second", "flops_per_second", "mfu", "data_wait"
+    assert all(values[name] is None for name in (*speeds, "seconds_per_step", "seconds_left"))
+
+
 def test_a_figure_that_nothing_weighs_in_is_none(clock):
     made = Window(Config(batch_size=2), lambda records: 0.0, lambda *each: None)
     made.add(batch(0, None, None), {"loss": metric(0, 0)}, health(), 0.0)
