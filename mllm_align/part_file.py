@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -79,7 +78,7 @@ class PartFile:
             self._file = open(place, "a", encoding="utf-8")
         if processes.first():
             begins = f"resuming {self.out}: {self._done()}" if self.finished else f"starting {self.out}"
-            print(begins, file=sys.stderr, flush=True)
+            print(begins, flush=True)
         self._before = None
         if threading.current_thread() is threading.main_thread() and not processes.several():
             self._before = signal.signal(signal.SIGTERM, self._terminate)
@@ -111,7 +110,7 @@ class PartFile:
 
 def tell_finished(out: Path) -> None:
     if processes.first():
-        print(f"{out} is finished: nothing to do", file=sys.stderr, flush=True)
+        print(f"{out} is finished: nothing to do", flush=True)
 
 
 @contextmanager

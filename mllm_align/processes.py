@@ -64,7 +64,7 @@ def _found() -> bool:
 def keep_compiled() -> None:
     """Cache compiled programs across runs, in JAX_COMPILATION_CACHE_DIR or the user's cache folder.
 
-    Not on CPU, where XLA sometimes rejects cached programs because of the machine's features.
+    On CPU only in the former: on Intel's, XLA rejects every program that it reads (jax#38445).
     """
     if jax.default_backend() != "cpu" and jax.config.values["jax_compilation_cache_dir"] is None:
         folder = os.path.expanduser("~/.cache/mllm_align/compiled")

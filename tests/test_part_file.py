@@ -51,7 +51,7 @@ def test_a_signal_says_what_is_kept(job, begun, capsys, number, kind, how):
     again, before = job(), signal.getsignal(number)
     again.open()
     with pytest.raises(kind, match=f"{how}; 3 of 4 records are done"), again:
-        assert "resuming" in (said := capsys.readouterr().err) and "2 of 4 records are done" in said
+        assert "resuming" in (said := capsys.readouterr().out) and "2 of 4 records are done" in said
         again.add(1, {"value": 7})
         signal.raise_signal(number)
     assert signal.getsignal(number) is before

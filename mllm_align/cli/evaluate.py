@@ -52,7 +52,7 @@ class Evaluate:
 
     @staticmethod
     def load(name: str) -> EvaluationConfig:
-        return EvaluationConfig(EVALUATORS.find(name)())
+        return EvaluationConfig(evaluator=EVALUATORS.find(name)())
 
     def __call__(self) -> None:
         c = self.config

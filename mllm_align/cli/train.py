@@ -43,6 +43,9 @@ class Train:
     """Run folder."""
     eval_data: Path | None = None
     """Held-out pairs to evaluate on; of several splits, --data.eval-split is read."""
+    init_from: Path | None = None
+    """Run whose newest checkpoint to start from. Of the same base: the reference stays --model. To have its
+    policy as the reference too, give it as --model."""
     profile: int = 0
     """Trace this many steps to OUT/profile. After the first; for XProf, TensorBoard and Perfetto."""
     allow_schedule_change: bool = False
@@ -63,8 +66,13 @@ class Train:
 
         jax.config.update("jax_debug_nans", self.debug_nans)
         files = self.model, self.data_file, self.out, self.eval_data
-        allowed = self.allow_schedule_change
-        train(self.config, *files, profile=self.profile, allow_schedule_change=allowed)
+        train(
+            self.config,
+            *files,
+            profile=self.profile,
+            allow_schedule_change=self.allow_schedule_change,
+            init_from=self.init_from,
+        )
 
 
 def _quiet() -> None:

@@ -44,7 +44,8 @@ class DataConfig:
     shuffle: bool = True
     """Draw a new order every epoch, from the seed; else file order."""
     shapes: int = 4
-    """Batch shapes to compile, at most; more shapes mean less padding."""
+    """Batch shapes to compile, at most; more shapes mean less padding. One for every 8 batches of an
+    epoch."""
     multiple: int = 32
     """Padded lengths are multiples of this many tokens."""
     threads: int = 4
@@ -193,7 +194,7 @@ class SamplingConfig:
         within(self, "sampling.", 1, MANY, "max_tokens")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JobConfig:
     """What every job over a file of records has, beside what it does to them."""
 

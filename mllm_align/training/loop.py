@@ -39,9 +39,10 @@ from mllm_align.training.profiler import Profile
 from mllm_align.training.programs import check_fits, train_program
 from mllm_align.training.score import StoredReference, not_finite_among
 from mllm_align.training.step import TrainState
-from mllm_align.training.terminal import Clock, say
+from mllm_align.training.terminal import Clock, say, waiting
 from mllm_align.training.window import Window, culprits
 
+BATCHES = 8  # of an epoch for each shape that compiles
 SKIP = "see what they hold, or leave such steps out: --nonfinite skip"
 
 
@@ -54,6 +55,7 @@ def train(
     on_step: Callable[[dict[str, Any]], None] | None = None,
     profile: int = 0,
     allow_schedule_change: bool = False,
+    init_from: str | Path | None = None,
 ) -> Bundle:
     """Train and return the model; continue by itself where `out` holds a checkpoint of the same run.
 
@@ -61,6 +63,8 @@ def train(
     out: the run folder (see training/run_folder.py). on_step: called with the figures of every logged step.
     profile: so many steps, after the first of this process, are traced to `out`/profile.
     allow_schedule_change: continue for another number of steps though rates of the schedule depend on it.
+    init_from: a run of the same base; what its newest checkpoint trained is where this one starts. The
+    reference stays the base (to have that run's policy as the reference too, give it as the model).
     Nobody else can train into `out` meanwhile, and a start that fails before a step leaves nothing there.
     Raises InputError, before anything is written, for a config, model or data that can't be used;
     Preempted after SIGTERM and Interrupted (a KeyboardInterrupt) after Ctrl-C, with all saved; NotFinite
@@ -70,7 +74,9 @@ def train(
     place = run_folder.checkpoints_folder(out, config)
     own = [] if "://" in str(place) or place.is_relative_to(out.resolve()) else [place]
     with locks.alone(out, *own):
-        return _train(config, model, data, out, place, eval_data, on_step, profile, allow_schedule_change)
+        return _train(
+            config, model, data, out, place, eval_data, on_step, profile, allow_schedule_change, init_from
+        )
 
 
 def _train(
@@ -83,13 +89,14 @@ def _train(
     on_step: Callable[[dict[str, Any]], None] | None,
     profile: int,
     allow_schedule_change: bool,
+    init_from: str | Path | None,
 ) -> Bundle:
     processes.on_first(lambda: run_folder.check_folder(out, config))
     for objective in (config.objective, config.objective.held_out):
         check_terms(objective)
     if not isinstance(model, Bundle):
-        say(f"opening {model}")
-        model = load(run_folder.base_again(model, out), config.dtype, make_mesh(config.mesh))
+        with waiting(f"opening {model}"):
+            model = load(run_folder.base_again(model, out), config.dtype, make_mesh(config.mesh))
     bundle = model
     _check(config, bundle)
     writer = event_writer() if config.tensorboard else None
@@ -100,8 +107,8 @@ def _train(
     opening = online is not None and online.generates
     dropped: Counter[str] = Counter()
     wanted = config.data_responses
-    say(f"reading {data}" if isinstance(data, str | Path) else "reading rows")
-    encoder, records, left_out = prepare(bundle, data, config.data, wanted, reserved, opening, dropped)
+    with waiting(f"reading {data}" if isinstance(data, str | Path) else "reading rows"):
+        encoder, records, left_out = prepare(bundle, data, config.data, wanted, reserved, opening, dropped)
     check_batch(config.batch_size, len(records))
     held_out, held_left_out = [], []
     if eval_data is not None:
@@ -112,6 +119,8 @@ def _train(
         if these:
             warn(f"{counted(these)} {what} records left out")
     described = run_folder.metadata(config, bundle, data, eval_data, records)
+    if init_from is not None:
+        described["init_from"] = str(Path(init_from).resolve())
     processes.on_first(lambda: run_folder.check(out, config, described))
     maker = open_maker(config, bundle, encoder, records, out)
     step = processes.on_first(lambda: _newest(place))
@@ -122,6 +131,9 @@ def _train(
         length = partial(run_folder.goes_on, out, about, config, len(records), step, allow_schedule_change)
         before, now = (run_folder.Length(*each) for each in processes.on_first(length))
     described |= run_folder.lengths(now)
+    initial = None
+    if init_from is not None and not step:
+        initial = run_folder.trained_of(init_from, config, bundle)
 
     with run_folder.undone_unless_begun(out, place), _kept_told(place, now.steps), ExitStack() as stack:
         processes.on_first(lambda: run_folder.start(out, config, described, step))
@@ -130,7 +142,7 @@ def _train(
         trainer = _Run(
             config, bundle, encoder, records, held_out, maker, out, log, checkpoints, on_step, now
         )
-        state = trainer.begin(step)
+        state = trainer.begin(step, initial)
         if now != before:
             processes.on_first(lambda: run_folder.lengthen(out, config, now))
             log("continued", step=step, steps_before=before.steps, **run_folder.lengths(now))
@@ -220,8 +232,9 @@ class _Run:
         self.rate = schedule(config.optim, config.optim.learning_rate, self.steps, warmup)
         self.trains_tower = "vision_tower" in trained_parts(config, bundle.config)
 
-    def begin(self, step: int) -> TrainState:
-        """The state after `step` steps: of the checkpoint, or where the run starts."""
+    def begin(self, step: int, initial: Any = None) -> TrainState:
+        """The state after `step` steps: of the checkpoint, or where the run starts. initial: what is
+        trained there, if it is not as the base has it."""
         program = self.program
         if step:
             if self.checkpoints.about(step).get("records") != self.batches.digest(step):
@@ -230,7 +243,7 @@ class _Run:
                     "versions that it was started with (see run.json), or give --out a new folder"
                 )
             return self.checkpoints.restore(program.state, step)
-        trained = init_trained(self.bundle, self.config)
+        trained = init_trained(self.bundle, self.config) if initial is None else initial
         places = jax.tree.map(lambda x: x.sharding, program.state)
         moments = jax.jit(program.optimizer.init, out_shardings=places.optimizer)(trained)
         zero = jax.jit(lambda: jnp.zeros((), jnp.int32), out_shardings=places.step)()
@@ -264,7 +277,8 @@ class _Run:
             micro=c.micro_batches,
             seed=c.seed,
             shuffle=shuffle,
-            shapes=c.data.shapes,
+            # a shape compiles for as long as many steps take: few batches have few shapes
+            shapes=min(c.data.shapes, max(len(records) // (c.batch_size * BATCHES), 1)),
             multiple=c.data.multiple,
             reference=reference,
             local_rows=self.local_rows,

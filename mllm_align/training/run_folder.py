@@ -265,6 +265,10 @@ def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> N
                 f"{out} was started {what} ({first}; this one is {now}); give its {name}, or --out a new "
                 "folder"
             )
+    before, now = (d.get("init_from") for d in (saved, described))
+    if before != now:
+        given = f"--init-from {before}" if before else "no --init-from"
+        raise InputError(f"{out} was started with {given}; give that, or --out a new folder")
 
 
 def check_checkpoint(place: Any, about: dict[str, Any], config: Config, described: dict[str, Any]) -> None:
@@ -471,6 +475,27 @@ def load_run(out: str | Path, dtype: Any = "auto", mesh: Any = None, step: Which
         bundle = load(folder, dtype, mesh)
         trained = checkpoints.restore_trained(number, abstract_trained(config, bundle.config, bundle.mesh))
     return replace(bundle, trained=trained, lora=config.lora)
+
+
+def trained_of(run: str | Path, config: Config, bundle: Bundle) -> Any:
+    """What a run has trained, for another run of the same base to start from; its reference stays the base.
+
+    Raises InputError for a run from another base, or one that trained other parameters.
+    """
+    theirs, folder, checkpoints, number = open_run(run)
+    with closing(checkpoints):
+        if folder.fingerprint != bundle.folder.fingerprint:
+            base = folder.named or folder.path
+            raise refusal(str(run), f"was trained from {base}, another model", "give --model that one")
+        if theirs.lora != config.lora:
+            raise refusal(str(run), f"has {theirs.lora or 'no LoRA'}", "give the same --lora options")
+        like = abstract_trained(config, bundle.config, bundle.mesh)
+        its = abstract_trained(theirs, bundle.config, bundle.mesh)
+        differ = like.get("params", {}).keys() ^ its.get("params", {}).keys()
+        if differ:
+            problem = f"{', '.join(sorted(differ))}: trained by one run alone"
+            raise refusal(str(run), problem, "give the same --freeze and rates")
+        return checkpoints.restore_trained(number, like)
 
 
 def export_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,18 @@ def say(text: str) -> None:
     """Once for all processes of a run."""
     if processes.first():
         print(text, flush=True)
+
+
+@contextmanager
+def waiting(text: str, seconds: float = 2.0) -> Iterator[None]:
+    """Say what is going on if the block takes longer: a refusal that comes sooner stands alone."""
+    timer = threading.Timer(seconds, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def number(count: float) -> str:

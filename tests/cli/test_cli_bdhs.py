@@ -23,7 +23,8 @@ def test_bdhs_makes_pairs(run, refused, tmp_path, scripted):
     argv = ("bdhs", BDHS, "--model", MODEL, "--data", data, "--out", out, *LEXICAL)
     status, told, said = run(*argv)
     assert (status, said) == (0, "")
-    first, second = told.splitlines()
+    begun, first, second = told.splitlines()
+    assert begun == f"starting {out}"
     assert first == f"4 pairs in {out}; share that differs enough after"
     assert [each.split(": ")[0] for each in second.split("  ")] == ["try 1", "try 2"]
     pairs = [json.loads(line) for line in out.read_text().splitlines()]
@@ -36,12 +37,13 @@ def test_bdhs_makes_pairs(run, refused, tmp_path, scripted):
         "pairs.jsonl.log.jsonl",
     }
     before = out.read_bytes()
-    assert run(*argv) == (0, told, "") and out.read_bytes() == before
+    again = told.replace(begun, f"{out} is finished: nothing to do")
+    assert run(*argv) == (0, again, "") and out.read_bytes() == before
     assert "exists and is not this job's output" in refused(*argv, "--seed", 1)
 
     for part in (0, 1):
         status, told, _ = run(*argv, "--shard", f"{part}/2")
-        assert status == 0 and told.startswith(f"2 pairs in {tmp_path}/pairs-0000{part}-of-00002.jsonl;")
+        assert status == 0 and f"\n2 pairs in {tmp_path}/pairs-0000{part}-of-00002.jsonl;" in told
 
 
 def test_pairs_of_a_model_can_be_read_back(run, tmp_path):

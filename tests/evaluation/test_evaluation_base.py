@@ -135,9 +135,9 @@ def test_what_breaks_the_contract():
         (Given(sampling=3), "evaluator.sampling is 3; it must be of type SamplingConfig"),
         ("scenes", "evaluator str is no mllm_align.Evaluator"),
     ]:
-        assert words in refusal(EvaluationConfig, evaluator)
+        assert words in refusal(EvaluationConfig, evaluator=evaluator)
     assert "batch_size is 0" in refusal(EvaluationConfig, Given(), batch_size=0)
-    assert EvaluationConfig(Given(SamplingConfig(temperature=0.5))).evaluator.sampling.temperature == 0.5
+    assert EvaluationConfig(evaluator=Given(SamplingConfig(temperature=0.5))).evaluator.sampling.temperature == 0.5
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,7 @@ from mllm_align import (
     SFT,
     DataConfig,
     InputError,
+    LoraConfig,
     MeshConfig,
     OptimConfig,
     RobustDPO,
@@ -212,6 +213,42 @@ def test_a_run_that_is_done_stays_as_it_is(whole, tmp_path):
     again = train(replace(TINY, log_every=3), bundle(), PAIRS, copy)
     assert same(again.trained, model.trained)
     assert [e["event"] for e in events(copy)[-2:]] == ["start", "done"]
+
+
+def test_another_run_gives_the_start_and_the_base_stays_the_reference(whole, tmp_path, capsys):
+    model, first, _, _ = whole
+    out, config = tmp_path / "run", replace(TINY, optim=replace(TINY.optim, learning_rate=0.0), steps=1)
+    begun = train(config, bundle(), PAIRS, out, init_from=first)
+    assert same(begun.trained, model.trained), "nothing is learned at a rate of 0"
+    line = events(out, "train")[0]
+    assert line["rewards/margin"] > 0.1 and line["loss"] < 0.6, "against the base"
+    train(config, bundle(), PAIRS, out, init_from=first)
+    assert "is finished" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"was started with --init-from .*run; give that"):
+        train(config, bundle(), PAIRS, out)
+
+
+@pytest.mark.parametrize("lora", [LoraConfig(rank=3), None], ids=str)
+def test_a_run_that_trained_something_else_is_no_start(whole, tmp_path, lora):
+    out = tmp_path / "run"
+    with pytest.raises(InputError, match=r"has LoraConfig.*give the same --lora options"):
+        train(replace(TINY, lora=lora), bundle(), PAIRS, out, init_from=whole[1])
+    assert not out.exists()
+
+
+def test_a_run_from_another_base_is_no_start(whole, tmp_path):
+    other = replace(bundle().folder, path=shutil.copytree(MODEL, tmp_path / "model"))
+    (other.path / "config.json").write_text((other.path / "config.json").read_text() + "\n")
+    with pytest.raises(InputError, match=r"was trained from .*, another model; give --model that one"):
+        train(TINY, replace(bundle(), folder=other), PAIRS, tmp_path / "run", init_from=whole[1])
+
+
+@pytest.mark.slow
+def test_a_run_that_froze_something_else_is_no_start(tmp_path):
+    train(replace(FULL, steps=1), bundle(), PAIRS, tmp_path / "first")
+    config = replace(FULL, freeze=("vision_tower", "projector"))
+    with pytest.raises(InputError, match="projector: trained by one run alone; give the same --freeze"):
+        train(config, bundle(), PAIRS, tmp_path / "run", init_from=tmp_path / "first")
 
 
 def everything(folder):

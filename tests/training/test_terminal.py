@@ -1,5 +1,6 @@
 """What a run tells on the terminal."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from mllm_align.batch import Shape
 from mllm_align.config import LoraConfig
 from mllm_align.models.bundle import load
 from mllm_align.training import terminal
-from mllm_align.training.terminal import Clock, number
+from mllm_align.training.terminal import Clock, number, waiting
 
 SHAPES = [Shape(64, 8, 1), Shape(96, 16, 5)]
 
@@ -41,6 +42,14 @@ def test_without_anything_but_steps(clock):
     spent = Clock()
     clock.seconds += 5
     assert spent.text() == "0:05"
+
+
+def test_only_what_takes_long_is_told(capsys):
+    with waiting("reading", 0.01):
+        time.sleep(0.2)
+    with waiting("opening", 60):
+        pass
+    assert capsys.readouterr().out == "reading\n"
 
 
 @pytest.mark.parametrize(
