@@ -32,11 +32,11 @@ def generate(
 ) -> list[list[str]]:
     """`samples` responses to every record's prompt, as text without surrounding white space.
 
-    data: a file or rows with `prompt` (or `messages`) and `images`. A record left out as over-long (only
-    with data.over_long "skip") has no responses. Raises InputError for unusable data, NotFinite for logits
-    that are not finite.
+    data: a file or rows with `prompt` (or `messages`) and `images`. sampling: greedy if None. A record left
+    out as over-long (only with data.over_long "skip") has no responses. Raises InputError for unusable
+    data, NotFinite for logits that are not finite.
     """
-    sampling, config = sampling or SamplingConfig(), config or DataConfig()
+    sampling, config = sampling or SamplingConfig(temperature=0.0), config or DataConfig()
     for name, value, low, high in (
         ("samples", samples, 1, 1024),
         ("batch_size", batch_size, 1, MANY),
