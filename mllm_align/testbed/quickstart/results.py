@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -78,26 +79,35 @@ def _effect(results: dict[str, Any], name: str, words: str) -> str:
     return f"{more} hallucinated things than {words}: {change}; intervals do not overlap."
 
 
-def _clearly_worse(results: dict[str, Any], key: str) -> bool:
-    before, after = (Interval.from_json(results[model].get(key)) for model in ("sft", "aligned"))
-    return METRICS[key].worse(after, before)
+def _worse(results: dict[str, Any]) -> dict[str, bool]:
+    """Figures whose mean is on the worse side of the earlier interval; True where the intervals do not
+    overlap either. CHAIR_i has a sentence of its own."""
+    found = {}
+    for key, metric in METRICS.items():
+        before, after = (Interval.from_json(results[model].get(key)) for model in ("sft", "aligned"))
+        if key != "chair_i" and metric.worse(replace(after, low=after.mean, high=after.mean), before):
+            found[key] = metric.worse(after, before)
+    return found
 
 
 def _harm(results: dict[str, Any]) -> str:
-    """What is clearly worse than before; CHAIR_i has a sentence of its own."""
     before, after = results["sft"], results["aligned"]
-    worse = [
-        f"{METRICS[key].spoken} from {before[key]['mean']:.1%} to {after[key]['mean']:.1%}"
-        for key in METRICS
-        if key != "chair_i" and _clearly_worse(results, key)
-    ]
-    if not worse:
-        return "Nothing else that was measured is clearly worse than the SFT model’s."
-    return f"Worse than the SFT model: {'; '.join(worse)}."
+    worse = _worse(results)
+
+    def told(clear: bool) -> str:
+        return "; ".join(
+            f"{METRICS[key].spoken} from {before[key]['mean']:.1%} to {after[key]['mean']:.1%}"
+            for key, each in worse.items()
+            if each == clear
+        )
+
+    said = f"Worse than the SFT model: {told(True)}." if told(True) else ""
+    perhaps = f"Perhaps worse (intervals overlap): {told(False)}." if told(False) else ""
+    return " ".join(filter(None, (said, perhaps))) or "Nothing else that was measured got clearly worse."
 
 
 def _recall(results: dict[str, Any]) -> list[str]:
-    if _clearly_worse(results, "recall"):
+    if "recall" in _worse(results):
         return []  # told as harm
     gained = round(100 * (results["aligned"]["recall"]["mean"] - results["sft"]["recall"]["mean"]), 1)
     if not gained:

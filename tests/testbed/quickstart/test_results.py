@@ -92,7 +92,7 @@ def test_summary_of_three_seeds_has_intervals_over_seeds():
     assert results["pairs"]["differ_after_iteration"] == {"1": pytest.approx([0.5, 0.6])}
 
 
-OTHERWISE_FINE = "Nothing else that was measured is clearly worse than the SFT model’s."
+OTHERWISE_FINE = "Nothing else that was measured got clearly worse."
 
 
 def shown(sft, control, aligned, recall=(0.7, 0.7), **others):
@@ -153,6 +153,11 @@ def test_verdict_says_what_else_got_worse():
     )
     found = verdict(shown(*CLEAR, unparsed=[(0.01, 0.01), (0.0, 0.0), (0.02, 0.02)], words=[(9, 1)] * 3))
     assert found[1] == OTHERWISE_FINE
+    found = verdict(shown(*CLEAR, unparsed=[(0.001, 0.003), (0.0, 0.0), (0.077, 0.09)], place_error=place))
+    assert found[1] == (
+        "Worse than the SFT model: place errors from 10.0% to 15.0%. Perhaps worse (intervals overlap): "
+        "sentences not understood from 0.1% to 7.7%."
+    )
 
 
 def test_verdict_says_recall_once():
@@ -173,7 +178,7 @@ def test_verdict_says_what_is_at_chance():
 @pytest.mark.parametrize(
     ("recall", "said"),
     [
-        ((0.7, 0.65), "Recall is lower by 5.0 points."),
+        ((0.7, 0.67), "Recall is lower by 3.0 points."),
         ((0.7, 0.712), "Recall is higher by 1.2 points."),
         ((0.7, 0.6999), "Recall is the same."),
     ],
