@@ -81,11 +81,13 @@ def _effect(results: dict[str, Any], name: str, words: str) -> str:
 
 def _worse(results: dict[str, Any]) -> dict[str, bool]:
     """Figures whose mean is on the worse side of the earlier interval; True where the intervals do not
-    overlap either. CHAIR_i has a sentence of its own."""
+    overlap either. CHAIR_i has a sentence of its own, and so has what is at chance."""
     found = {}
     for key, metric in METRICS.items():
         before, after = (Interval.from_json(results[model].get(key)) for model in ("sft", "aligned"))
-        if key != "chair_i" and metric.worse(replace(after, low=after.mean, high=after.mean), before):
+        if key == "chair_i" or (metric.at_chance(before) and metric.at_chance(after)):
+            continue
+        if metric.worse(replace(after, low=after.mean, high=after.mean), before):
             found[key] = metric.worse(after, before)
     return found
 
