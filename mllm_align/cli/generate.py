@@ -55,9 +55,6 @@ class Generate:
         begin()
         if (self.prompt is None) == (self.data_file is None):
             raise InputError("generate needs either --prompt (with --image) or --data FILE --out FILE")
-        if self.samples > 1 and self.sampling.temperature == 0:
-            same = f"--samples is {self.samples}, but greedy responses to one prompt are all the same"
-            raise InputError(f"{same}; give --sampling.temperature, as 1")
         if self.data_file is None:
             if self.out is not None:
                 raise InputError("generate --prompt prints its responses; --out goes with --data FILE")

@@ -12,7 +12,7 @@ import numpy as np
 from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.config.checks import MANY, SEED, check_number
 from mllm_align.data.encode import Encoded, Encoder
-from mllm_align.errors import not_finite
+from mllm_align.errors import InputError, not_finite
 from mllm_align.generate.decode import Fork, Generator, Row
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.bundle import Bundle
@@ -43,6 +43,9 @@ def generate(
         ("seed", seed, 0, SEED),
     ):
         check_number(name, value, low, high)
+    if samples > 1 and sampling.temperature == 0:
+        same = f"samples is {samples}, but greedy responses to one prompt are all the same"
+        raise InputError(f"{same}; set sampling.temperature, as 1")
     encoder, records, left_out = prepare(bundle, data, config, responses=0)
     check_batch(batch_size, len(records))
     out: list[list[str]] = [[] for _ in range(len(records) + len(left_out))]

@@ -62,7 +62,7 @@ def test_generate_writes_a_line_a_record(run, tmp_path, scripted):
         ((*ASKING[:5], IMAGE, "--prompt", "<image> gi?"), "1 image places but the record has 2 images"),
         (
             (*ASKING, "--samples", 2),
-            "greedy responses to one prompt are all the same; give --sampling",
+            "greedy responses to one prompt are all the same; set sampling",
         ),
         ((*ASKING, "--samples", 0), "samples is 0; it must be 1 or more"),
         ((*ASKING, "--sampling.temperature", -1), "sampling.temperature is -1.0; it must be 0 or more"),
