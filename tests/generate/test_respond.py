@@ -99,12 +99,17 @@ def test_what_is_refused(scripted, given, settings, said):
     assert said in str(error.value) and not scripted
 
 
-def test_it_is_greedy_unless_told_otherwise_and_then_gives_one_response(scripted):
-    greedy = SamplingConfig(temperature=0.0)
-    assert generate(bundle(), PROMPTS[:1]) == generate(bundle(), PROMPTS[:1], greedy, seed=1)
-    with pytest.raises(
-        InputError, match="samples is 2, but greedy responses to one prompt are all the same"
-    ):
+def test_it_is_greedy_unless_told_otherwise_and_then_gives_one_response(monkeypatch):
+    made = []
+
+    def decoder(bundle, sampling, size):
+        made.append(sampling)
+        return Scripted(bundle.config.decoder.vocab, size)
+
+    monkeypatch.setattr(module, "Generator", decoder)
+    generate(bundle(), PROMPTS[:1])
+    assert made == [SamplingConfig(temperature=0.0)]
+    with pytest.raises(InputError, match="samples is 2, but greedy responses to one prompt are all"):
         generate(bundle(), PROMPTS[:1], samples=2)
 
 
