@@ -23,11 +23,11 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=launch/lib.sh
 . "$root/launch/lib.sh"
 need_bash 4 4
+help_for 'tpu|gpu' "$@"
 
 kind=${1-} name=${2-}
 case $kind in
     tpu | gpu) ;;
-    -h | --help) usage; exit 0 ;;
     *) die "the first word is '$kind'; it must be tpu or gpu" ;;
 esac
 need_name NAME "$name"

@@ -13,11 +13,11 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=launch/lib.sh
 . "$root/launch/lib.sh"
 need_bash 4 4
+help_for '' "$@"
 
 gpu=0 steps=3 dry=0
 while (($# > 0)); do
     case $1 in
-        -h | --help) usage; exit 0 ;;
         --gpu) need_value "$1" $#; gpu=$2; shift 2 ;;
         --profile) need_value "$1" $#; steps=$2; shift 2 ;;
         --dry-run) dry=1; shift ;;

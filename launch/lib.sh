@@ -18,6 +18,40 @@ need_bash() {
 # usage: the comment at the top of the launcher, without its first line.
 usage() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 
+# help_for OWN WORD...: where a word asks for help, print it and exit. The help is the launcher's; after --, or
+# behind a first word that is no verb of the launcher (OWN, a|b), it is the program's.
+help_for() {
+    local own=$1 before=()
+    shift
+    while (($# > 0)) && [[ $1 != -- ]]; do
+        before+=("$1")
+        shift
+    done
+    (($# == 0)) || shift
+    ! asks_help "$@" || program_help "$@"
+    asks_help "${before[@]}" || return 0
+    if [[ ${before[0]} =~ ^[a-z]+$ && ! ${before[0]} =~ ^($own)$ ]]; then program_help "${before[@]}"; fi
+    usage
+    exit 0
+}
+
+asks_help() {
+    local word
+    for word in "$@"; do
+        case $word in -h | --help | --help-all) return 0 ;; esac
+    done
+    return 1
+}
+
+# program_help WORD...: the program's help for its words; those of train need no verb.
+program_help() {
+    local program=${MLLM_ALIGN_PROGRAM:-mllm-align}
+    command -v "$program" >/dev/null \
+        || die "no program '$program', whose help this is; activate its environment or set MLLM_ALIGN_PROGRAM"
+    [[ $1 != -* ]] || set -- train "$@"
+    exec "$program" "$@"
+}
+
 # need_value OPTION COUNT: COUNT is how many words are left, the option itself included.
 need_value() { (($2 >= 2)) || die "$1 needs a value"; }
 

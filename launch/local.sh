@@ -16,8 +16,8 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 . "$(dirname "$0")/lib.sh"
 need_bash 4 4
+help_for '' "$@"
 
-[[ ${1-} != -h && ${1-} != --help ]] || { usage; exit 0; }
 (($# > 0)) || die "how many processes? (launch/local.sh --help)"
 count=$1 devices=1 grace=120 dry=0
 shift

@@ -20,12 +20,12 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=launch/lib.sh
 . "$root/launch/lib.sh"
 need_bash 4 4
+help_for '' "$@"
 
 nodes='' gpus='' limit='' name=mllm-align cpus=8 grace=300 retries=3 logs=. dry=0
 more=()
 while (($# > 0)); do
     case $1 in
-        -h | --help) usage; exit 0 ;;
         --nodes) need_value "$1" $#; nodes=$2; shift 2 ;;
         --gpus-per-node) need_value "$1" $#; gpus=$2; shift 2 ;;
         --time) need_value "$1" $#; limit=$2; shift 2 ;;

@@ -47,8 +47,15 @@ run() {
     return "$status"
 }
 
+usage="usage: launch/tpu_host.sh setup | run VERB ARGS... | stop"
+case " $* " in
+    *' -h '* | *' --help '* | *' --help-all '*) # before what runs here is stopped
+        [[ ${1-} != run ]] || shift
+        case ${1-} in '' | -* | setup | stop) echo "$usage"; exit 0 ;; *) exec "$program" "$@" ;; esac
+        ;;
+esac
 case ${1-} in
     setup | stop) (($# == 1)) || { echo "tpu_host.sh: error: $1 takes no words" >&2; exit 2; }; "$1" ;;
     run) "$@"; exit ;; # exit: the file may have changed meanwhile
-    *) echo "usage: launch/tpu_host.sh setup | run VERB ARGS... | stop" >&2; exit 2 ;;
+    *) echo "$usage" >&2; exit 2 ;;
 esac

@@ -32,11 +32,12 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 # shellcheck source=launch/lib.sh
 . "$root/launch/lib.sh"
 need_bash 4 4
+# What follows `exec NAME ... --` is a shell's command, and its --help that command's.
+[[ ${1-} == exec && " $* " == *" -- "* ]] || help_for 'create|setup|run|exec|stop|status|delete' "$@"
 
 verb=${1-} name=${2-}
 case $verb in
     create | setup | run | exec | stop | status | delete) ;;
-    -h | --help) usage; exit 0 ;;
     *) die "the first word is '$verb'; it must be create, setup, run, exec, stop, status or delete" ;;
 esac
 need_name NAME "$name"

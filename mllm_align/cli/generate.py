@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from mllm_align.cli import shared
-from mllm_align.cli.shared import OptionalData, begin, result, tell
+from mllm_align.cli.shared import OptionalData, begin, note, result, tell
 from mllm_align.config import DataConfig, Dtype, MeshConfig, SamplingConfig
 from mllm_align.errors import InputError
 from mllm_align.files import json_text
@@ -17,6 +17,7 @@ from mllm_align.files import json_text
 class Generate:
     """A model's responses: to one prompt, printed, or to a file of prompts.
 
+    Greedy, unless --sampling.temperature is given; stderr says what was used.
     With --data, OUT gets one JSON line per record, in order: index, responses (null for one left out as
     over-long).
     """
@@ -46,7 +47,7 @@ class Generate:
     """Prompts at once, over all devices."""
     dtype: Dtype = "auto"
     """Of the computation. auto: float32 on CPU, bfloat16 elsewhere."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(temperature=0.0))
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
@@ -71,7 +72,10 @@ class Generate:
 
     def _responses(self, data: Any, batch_size: int) -> list[list[str]]:
         from mllm_align.generate.respond import generate
+        from mllm_align.generate.sampling import described
 
         bundle = shared.open_model(self.model, self.dtype, self.mesh)
         settings = {"samples": self.samples, "seed": self.seed, "batch_size": batch_size}
-        return generate(bundle, data, self.sampling, **settings, config=self.data)
+        texts = generate(bundle, data, self.sampling, **settings, config=self.data)
+        note(f"decoding: {described(self.sampling, self.seed)}")
+        return texts

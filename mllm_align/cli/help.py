@@ -54,8 +54,16 @@ def screen(name: str, verb: type, known: dict[str, Option]) -> str:
     return "\n".join(lines)
 
 
+def fitted(text: str) -> str:
+    """Another program's help, its lines no wider than the terminal and without blanks at their ends."""
+    return "\n".join(
+        line if len(line) <= _width() else _wrapped(line, " " * 8 if line.startswith("usage:") else "")
+        for line in (line.rstrip() for line in text.splitlines())
+    )
+
+
 def _described(name: str, option: Option) -> str:
-    about = re.split(r"(?<=[.;]) ", option.doc)[0].rstrip(".;")
+    about = re.split(r"(?<=[.;]) ", option.doc)[0].rstrip(".,; ")
     metavar = _metavar(option.kind)
     if option.kind is bool and option.default:
         name = re.sub(r"([^-.]+[^.]*)$", r"[no-]\1", name)
@@ -76,12 +84,15 @@ def _entry(left: str, right: str, column: int) -> str:
     return f"  {left}\n{text}"
 
 
+def _width() -> int:
+    return max(shutil.get_terminal_size().columns, COLUMN + 20)
+
+
 def _wrapped(text: str, indent: str = "") -> str:
-    width = max(shutil.get_terminal_size().columns, COLUMN + 20)
     lead = text[: len(text) - len(text.lstrip())]
     names: dict[str, Any] = {"break_on_hyphens": False, "break_long_words": False}  # of options, kept whole
     return textwrap.fill(
-        " ".join(text.split()), width, initial_indent=lead, subsequent_indent=indent, **names
+        " ".join(text.split()), _width(), initial_indent=lead, subsequent_indent=indent, **names
     )
 
 

@@ -16,11 +16,12 @@ from mllm_align.errors import InputError
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config takes on a TPU slice that need not be there: memory, FLOPs, a bound on time.
+    """Whether a config fits on a TPU slice that need not be there: memory, FLOPs, a bound on time.
 
-    Compiles the run's real programs (of a BDHS config: those of generation) with the TPU compiler, which
-    the extra `plan` brings, and allocates nothing. Times are bounds from published figures, not
-    measurements. Without --topology, for the devices of this machine.
+    Prints the verdict, then what it follows from. Compiles the run's real programs (of a BDHS config:
+    those of generation) with the TPU compiler, which the extra `plan` brings, and allocates nothing.
+    Times are bounds from published figures, not measurements. Without --topology, for the devices of this
+    machine.
     """
 
     COMMON: ClassVar[tuple[str, ...]] = (
@@ -39,8 +40,9 @@ class Plan:
     """Padded tokens of a prompt; default: the model's longest, with 128 of text."""
     response: int | None = None
     """Padded tokens of a response; default: 256."""
-    programs: tuple[str, ...] = ()
-    """Some of train, reference, features, prefill, decode; default: those of the config."""
+    what: tuple[str, ...] = ()
+    """Some of train, reference, features, prefill, decode; default: what the config runs, generation (the
+    last three) for BDHS and online runs alone."""
     sweep: bool = False
     """Rank the meshes that the topology allows, in place of the config's own."""
     json: Path | None = None
@@ -58,8 +60,8 @@ class Plan:
         for name in ("prefix", "response"):
             check_number(f"--{name}", getattr(self, name), 1, 2**20)
         sizes: dict[str, Any] = {"prefix": self.prefix, "response": self.response}
-        if self.programs:
-            sizes["programs"] = self.programs
+        if self.what:
+            sizes["programs"] = self.what
         if self.sweep:
             if self.topology is None:
                 raise InputError("plan --sweep needs --topology")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,14 @@ def tell(text: str) -> None:
 
     if processes.first():
         print(text, flush=True)
+
+
+def note(text: str) -> None:
+    """Say what a user may want to know beside the result, on stderr, once for all processes of a job."""
+    from mllm_align import processes
+
+    if processes.first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def log_beside(out: Path, **fields: Any) -> None:

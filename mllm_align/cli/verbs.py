@@ -140,7 +140,7 @@ def _full_help(name: str, verb: type, file: str | None, config: Any) -> str:
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         _tyro([name, "--help"], _default(verb, file, config, tyro.MISSING_NONPROP))
-    return text.getvalue().rstrip()
+    return help.fitted(text.getvalue().rstrip())
 
 
 def print_completion(argv: list[str]) -> None:

@@ -21,6 +21,14 @@ from mllm_align.evaluation.intervals import Interval, bootstrap
 from mllm_align.models.bundle import Bundle
 from mllm_align.prepare import read_data
 
+UNREAD = """
+No answer could be read, so nothing was measured:
+{form}, and none is.
+The annotator does not follow the instruction, which says nothing of the pairs. Its words are in the .jsonl
+beside the result. Try a model that was tuned to follow instructions (--annotator.model, or --annotator
+endpoint), a larger --annotator.max-tokens where answers are cut off, or a function of your own (--annotator
+scorer)."""
+
 CHOSEN, REJECTED = 0, 1  # places of the responses in a question
 LEVEL = 0.95
 
@@ -180,7 +188,19 @@ def table(summary: dict[str, Any]) -> str:
         rows += [(f"right, {name.replace('_', ' ')}", _figure(o)) for name, o in summary["orders"].items()]
         rows.append(("takes the first", f"{_figure(summary['first'])}; 0.5 without position bias"))
     rows.append(("seconds", f"{summary['seconds']:.1f}"))
-    return "\n".join(f"{name:22}{text}" for name, text in rows)
+    return "\n".join([f"{name:22}{text}" for name, text in rows] + _unread(summary))
+
+
+def _unread(summary: dict[str, Any]) -> list[str]:
+    """What it means, and what to try, where all answers were unparsable."""
+    count = summary["outcomes"]
+    asked = summary["pairs"] - count["identical"] - count["empty"]
+    if not asked or count["unparsable"] < asked:
+        return []
+    form = "an answer must begin with yes or no"
+    if summary["orders"] is not None:
+        form = 'the first line of an answer must be "Response 1", "Response 2" or "Tie"'
+    return [UNREAD.format(form=form)]
 
 
 def _figure(found: dict[str, Any]) -> str:

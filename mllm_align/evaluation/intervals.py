@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,22 @@ class Interval:
     low: float
     high: float
     n: int
+
+    @property
+    def bounded(self) -> bool:
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def side(self, other: Interval) -> int:
+        """1 if wholly above the other, -1 if wholly below; 0 if they meet or an end is missing."""
+        return (self.low > other.high) - (self.high < other.low)
+
+    @staticmethod
+    def from_json(value: Any) -> Interval:
+        """The interval of `to_json`, or of a bare number; what is missing is nan, and an `n` of 0."""
+        given = value if isinstance(value, Mapping) else {"mean": value}
+        ends = (given.get(key) for key in ("mean", "low", "high"))
+        mean, low, high = (float(end) if isinstance(end, Real) else math.nan for end in ends)
+        return Interval(mean, low, high, given.get("n") or 0)
 
     def to_json(self) -> dict[str, float | int | None]:
         """Return a dictionary for JSON, which knows no nan: None stands for it."""

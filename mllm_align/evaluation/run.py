@@ -74,7 +74,7 @@ def evaluate(
     numbers of some records are not finite, after all others, whose answers are kept.
     """
     opened: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
-    settings = EvaluationConfig(evaluator=opened, data=config or DataConfig(), batch_size=batch_size, seed=seed)
+    settings = EvaluationConfig(opened, data=config or DataConfig(), batch_size=batch_size, seed=seed)
     if out is None:
         return _evaluate(bundle, data, settings, None)
     lines_beside(Path(out))

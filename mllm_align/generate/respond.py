@@ -12,7 +12,7 @@ import numpy as np
 from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.config.checks import MANY, SEED, check_number
 from mllm_align.data.encode import Encoded, Encoder
-from mllm_align.errors import not_finite
+from mllm_align.errors import InputError, not_finite
 from mllm_align.generate.decode import Fork, Generator, Row
 from mllm_align.generate.sampling import random_key
 from mllm_align.models.bundle import Bundle
@@ -32,17 +32,20 @@ def generate(
 ) -> list[list[str]]:
     """`samples` responses to every record's prompt, as text without surrounding white space.
 
-    data: a file or rows with `prompt` (or `messages`) and `images`. A record left out as over-long (only
-    with data.over_long "skip") has no responses. Raises InputError for unusable data, NotFinite for logits
-    that are not finite.
+    data: a file or rows with `prompt` (or `messages`) and `images`. sampling: greedy if None. A record left
+    out as over-long (only with data.over_long "skip") has no responses. Raises InputError for unusable
+    data, NotFinite for logits that are not finite.
     """
-    sampling, config = sampling or SamplingConfig(), config or DataConfig()
+    sampling, config = sampling or SamplingConfig(temperature=0.0), config or DataConfig()
     for name, value, low, high in (
         ("samples", samples, 1, 1024),
         ("batch_size", batch_size, 1, MANY),
         ("seed", seed, 0, SEED),
     ):
         check_number(name, value, low, high)
+    if samples > 1 and sampling.temperature == 0:
+        same = f"samples is {samples}, but greedy responses to one prompt are all the same"
+        raise InputError(f"{same}; set sampling.temperature, as 1")
     encoder, records, left_out = prepare(bundle, data, config, responses=0)
     check_batch(batch_size, len(records))
     out: list[list[str]] = [[] for _ in range(len(records) + len(left_out))]

@@ -17,6 +17,17 @@ DROPPED = -1e30
 BLOCK = 128  # tokens
 
 
+def described(sampling: SamplingConfig, seed: int) -> str:
+    """How tokens are chosen, as one line says it."""
+    limit = f"at most {sampling.max_tokens} tokens"
+    filters = [] if sampling.top_k is None else [f"top-k {sampling.top_k}"]
+    filters += [f"top-p {sampling.top_p:g}"] if sampling.top_p < 1 else []
+    if sampling.temperature == 0:
+        idle = f" ({' and '.join(filters)} only with a temperature above 0)" if filters else ""
+        return f"greedy{idle}, {limit}"
+    return ", ".join([f"temperature {sampling.temperature:g}", *filters, f"seed {seed}", limit])
+
+
 def random_key(seed: int, record: str, *sample: int) -> np.ndarray:
     """Key data [2] uint32 of one sample of one record.
 

@@ -20,6 +20,7 @@ from mllm_align.plan.compiled import compile_program
 from mllm_align.plan.report import Plan, ProgramPlan, heading, program_plan, program_text, verdict
 from mllm_align.plan.targets import Sizes, sizes
 from mllm_align.plan.worker import Job
+from mllm_align.progress import progress_bar
 from mllm_align.training.flops import decoder_flops, group_flops, train_flops, vision_flops
 from mllm_align.training.run_folder import base_folder
 
@@ -43,7 +44,7 @@ def plan(
     model: a name of `families.registry.presets`, a Hugging Face folder (only config.json is read), or its
     config. where: a topology's name (see `plan.chips.topology`); None, the devices of this machine.
     programs: some of train, reference, features, prefill, decode. prefix, response: tokens in place of the
-    longest prompt's and 256. whole: make machine code too. say: gets the lines of the report as they come.
+    longest prompt's and 256. whole: make machine code too. say: gets the report, the verdict first.
     Nothing is allocated. Raises InputError for names that are not known and meshes that can't be.
     """
     name, shape_of = (
@@ -61,20 +62,20 @@ def plan(
     size = sizes(config, shape_of, prefix, response)
     parts: list[ProgramPlan] = []
     metadata: dict[str, Any] = {}
-    for each in wanted:
-        job = Job(each, config, shape_of, size, place, Path())
-        compiled = compile_program(job, place.chips if place else 0, whole)
-        output = _output(compiled.metadata["rows"], size, config)[each]
-        model_flops = _model_flops(each, config, shape_of, size) * compiled.metadata["rows"]
-        parts.append(
-            program_plan(each, compiled, place, model_flops / compiled.metadata["devices"], output)
-        )
-        if not metadata:
-            metadata = compiled.metadata
-            say(heading(_plan(name, place, metadata, size, [], "")))
-        say(program_text(parts[-1]))
+    with progress_bar(len(wanted), "compiling", "program") as bar:
+        for each in wanted:
+            job = Job(each, config, shape_of, size, place, Path())
+            compiled = compile_program(job, place.chips if place else 0, whole)
+            metadata = metadata or compiled.metadata
+            output = _output(compiled.metadata["rows"], size, config)[each]
+            model_flops = _model_flops(each, config, shape_of, size) * compiled.metadata["rows"]
+            parts.append(
+                program_plan(each, compiled, place, model_flops / compiled.metadata["devices"], output)
+            )
+            bar.update()
     done = _plan(name, place, metadata, size, parts, verdict(parts, config, metadata["mesh"], place))
-    say(done.verdict)
+    for text in (done.verdict, heading(done), *map(program_text, parts)):
+        say(text)
     return done
 
 

@@ -76,16 +76,11 @@ def _generates(config: Config | BDHSConfig) -> bool:
 
 
 def names(config: Config | BDHSConfig) -> tuple[str, ...]:
-    """The programs that a config runs."""
+    """The programs that a config runs: of generation only where it generates."""
+    generation = ("features", "prefill", "decode") if _generates(config) else ()
     if isinstance(config, BDHSConfig):
-        return "features", "prefill", "decode"
-    if _generates(config):
-        return "train", "features", "prefill", "decode"
-    return (
-        ("train", "reference", "prefill", "decode")
-        if config.stored_reference
-        else ("train", "prefill", "decode")
-    )
+        return generation
+    return ("train", *(("reference",) if config.stored_reference else ()), *generation)
 
 
 def check(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> list[str]:

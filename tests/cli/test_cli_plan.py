@@ -15,7 +15,7 @@ from runs import MODEL
             "model 'llava-9' is no folder and none of llava-1.5",
         ),
         (("--sweep",), "plan --sweep needs --topology"),
-        (("--topology", "v5e:4x4", "--programs", "dance"), "has no program 'dance'"),
+        (("--topology", "v5e:4x4", "--what", "dance"), "has no program 'dance'"),
     ],
 )
 def test_plans_of_what_is_not_known_are_refused(refused, config_file, options, said):
@@ -36,7 +36,7 @@ def test_plan_takes_configs_of_both_kinds(run, config_file, tmp_path):
 
 @pytest.mark.slow
 def test_plan_for_the_devices_of_this_machine(run, config_file, tmp_path):
-    options = ("--model", MODEL, "--programs", "train", "--json", tmp_path / "plan.json")
+    options = ("--model", MODEL, "--what", "train", "--json", tmp_path / "plan.json")
     status, out, err = run("plan", config_file, *options, "--batch-size", 8)
     assert status == 0, err
     (program,) = json.loads((tmp_path / "plan.json").read_text())["programs"]

@@ -28,10 +28,12 @@ def test_help_with_a_config_fits_a_screen(run, file):
     assert len(run("train", file, "--help")[1].splitlines()) <= 50
 
 
-def test_help_follows_the_terminals_width(run, monkeypatch):
+@pytest.mark.parametrize("asked", ["--help", "--help-all"])
+def test_help_is_no_wider_than_the_terminal(run, monkeypatch, asked):
     monkeypatch.setenv("COLUMNS", "80")
-    for verb in VERBS:
-        assert max(map(len, run(verb, "--help")[1].splitlines())) <= 80
+    for words in (*([verb] for verb in VERBS), ["train", "online_dpo_llava16_7b"], ["judge", "judge"]):
+        lines = run(*words, asked)[1].splitlines()
+        assert len(lines) > 3 and [line for line in lines if len(line) > 80 or line != line.rstrip()] == []
 
 
 @pytest.mark.parametrize(

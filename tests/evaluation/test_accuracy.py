@@ -107,7 +107,21 @@ def test_judges_that_decide_nothing(asking, answer, outcome, first):
     assert orders == [first[0], None if first[0] is None else 1 - first[0]]
     assert all(line["right"] is None and line["answers"]["chosen_first"] == answer for line in lines)
     assert "accuracy of decided   none; 0 right" in table(found) and "no (p = 1)" in table(found)
+    assert ("No answer could be read" in table(found)) is (outcome == "unparsable")
     assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_what_to_try_where_no_answer_can_be_read(asking):
+    """Pairs that are never asked about do not hide it; one answer that can be read does."""
+    same = [record("same", images=0, chosen="9 dogs.", rejected="9 dogs.")]
+    told = table(asking(lambda *_: "What a picture", pairs(3) + same)[0])
+    assert (
+        'must be "Response 1", "Response 2" or "Tie", and none is' in told and "--annotator.model" in told
+    )
+    assert all(len(line) < 115 for line in told.splitlines())
+    assert "No answer could" not in table(asking(lambda *_: "What a picture", same)[0])
+    one = asking(lambda name, _: "Tie" if name == "r1" else "What a picture", pairs(3))[0]
+    assert one["outcomes"]["unparsable"] == 2 and "No answer could" not in table(one)
 
 
 @pytest.mark.parametrize("count, apart", [(1, False), (5, False), (6, True)])

@@ -56,6 +56,20 @@ def test_one_item_or_none_has_no_interval():
         assert found.to_json() == {"mean": None, "low": None, "high": None, "n": 0}
 
 
+def test_from_json_is_its_way_back():
+    for found in (bootstrap(np.arange(4.0)), Interval(0.5, math.nan, math.nan, 1)):
+        assert str(Interval.from_json(found.to_json())) == str(found)
+    for value in (None, "x", [1], {}):
+        assert Interval.from_json(value).n == 0 and math.isnan(Interval.from_json(value).mean)
+    assert Interval.from_json(7).mean == 7 and not Interval.from_json(7).bounded
+
+
+def test_the_side_of_an_interval():
+    low, high, wide = Interval(1, 0, 2, 9), Interval(4, 3, 5, 9), Interval(3, 1, 5, 9)
+    assert (high.side(low), low.side(high), wide.side(low), high.side(wide)) == (1, -1, 0, 0)
+    assert high.side(Interval(1, math.nan, math.nan, 1)) == 0
+
+
 def test_to_json_is_json():
     text = json.dumps(Interval(0.5, 0.25, 0.75, 4).to_json(), allow_nan=False)
     assert json.loads(text) == {"mean": 0.5, "low": 0.25, "high": 0.75, "n": 4}

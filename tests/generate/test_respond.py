@@ -99,9 +99,23 @@ def test_what_is_refused(scripted, given, settings, said):
     assert said in str(error.value) and not scripted
 
 
+def test_it_is_greedy_unless_told_otherwise_and_then_gives_one_response(monkeypatch):
+    made = []
+
+    def decoder(bundle, sampling, size):
+        made.append(sampling)
+        return Scripted(bundle.config.decoder.vocab, size)
+
+    monkeypatch.setattr(module, "Generator", decoder)
+    generate(bundle(), PROMPTS[:1])
+    assert made == [SamplingConfig(temperature=0.0)]
+    with pytest.raises(InputError, match="samples is 2, but greedy responses to one prompt are all"):
+        generate(bundle(), PROMPTS[:1], samples=2)
+
+
 def test_logits_that_are_not_finite_are_told_with_their_record():
     """All others are answered before; nothing of it comes out."""
     broken, culprit = nan_for_one(0)
-    greedy = SamplingConfig(temperature=0.0, max_tokens=2)
+    sampling = SamplingConfig(max_tokens=2)
     with pytest.raises(NotFinite, match=f"^logits are not finite for 1 of 8 records: {culprit}; "):
-        generate(broken, PAIRS, greedy, samples=2, batch_size=4)
+        generate(broken, PAIRS, sampling, samples=2, batch_size=4)

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from mllm_align.config import SamplingConfig
-from mllm_align.generate.sampling import BLOCK, DROPPED, _inverse_cdf, choose, filtered, random_key, uniform
+from mllm_align.generate.sampling import (
+    BLOCK,
+    DROPPED,
+    _inverse_cdf,
+    choose,
+    described,
+    filtered,
+    random_key,
+    uniform,
+)
 
 ROWS, VOCAB = 16, 64
 
@@ -164,3 +173,19 @@ def test_keys_of_different_draws_differ():
     key = random_key(3, "a", 1)
     assert key.dtype == np.uint32 and key.shape == (2,)
     assert key.tolist() == random_key(3, "a", 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said"),
+    [
+        (SamplingConfig(temperature=0.0), "greedy, at most 512 tokens"),
+        (SamplingConfig(max_tokens=8), "temperature 1, seed 3, at most 8 tokens"),
+        (SamplingConfig(0.7, 50, 0.9), "temperature 0.7, top-k 50, top-p 0.9, seed 3, at most 512 tokens"),
+        (
+            SamplingConfig(0.0, 50, 0.9),
+            "greedy (top-k 50 and top-p 0.9 only with a temperature above 0), at most 512 tokens",
+        ),
+    ],
+)
+def test_how_tokens_are_chosen_in_words(sampling, said):
+    assert described(sampling, seed=3) == said

@@ -10,7 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from launching import ROOT, launch
+from launching import ROOT, launch, program
 
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 LAUNCHERS = [s.name for s in SCRIPTS if s.name not in ("lib.sh", "tpu_host.sh")]
@@ -52,6 +52,50 @@ def test_a_launcher_works_from_another_folder_and_through_a_plain_bash(script, t
         timeout=30,
     )
     assert done.returncode == 0 and not done.stderr
+
+
+OWN_VERBS = {
+    "gke.sh": ("tpu", "gpu x"),
+    "gpu.sh": ("--gpu 1",),
+    "local.sh": ("2", "2 --devices 4"),
+    "slurm.sh": ("--nodes 2",),
+    "tpu_host.sh": ("setup", "run", "stop"),
+    "tpu_pod.sh": ("create", "run x", "exec", "stop x"),
+}
+
+
+@pytest.mark.parametrize("script", OWN_VERBS)
+def test_help_behind_a_word(script, tmp_path):
+    """Of the launcher behind its own words; of the program behind a verb of the program, and after --."""
+    assert set(OWN_VERBS) == {*LAUNCHERS, "tpu_host.sh"}
+    program(tmp_path, "shown", 'echo "$@"')
+    for words in OWN_VERBS[script]:
+        for asked in ("-h", "--help"):
+            done = launch(script, *words.split(), asked)
+            assert done.returncode == 0 and f"usage: launch/{script} " in done.stdout, words
+    for words, wanted in (
+        ("train --help", "train --help"),
+        ("run train --help" if script == "tpu_host.sh" else "-- train --help", "train --help"),
+    ):
+        done = launch(script, *words.split(), folder=tmp_path, MLLM_ALIGN_PROGRAM="shown")
+        assert (done.returncode, done.stdout) == (0, wanted + "\n"), words
+
+
+def test_help_for_the_program_in_other_words(tmp_path):
+    program(tmp_path, "shown", 'echo "$@"')
+    for words, wanted in (
+        ("2 -- bdhs --help-all", "bdhs --help-all"),
+        ("-- --out x -h", "train --out x -h"),
+    ):
+        done = launch("local.sh", *words.split(), folder=tmp_path, MLLM_ALIGN_PROGRAM="shown")
+        assert (done.returncode, done.stdout) == (0, wanted + "\n"), words
+    done = launch("local.sh", "train", "--help", MLLM_ALIGN_PROGRAM="no-such-program")
+    assert done.returncode == 2 and "no program 'no-such-program'" in done.stderr
+
+
+def test_the_help_of_a_command_on_all_hosts_is_the_commands():
+    done = launch("tpu_pod.sh", "exec", "x", "--zone", "us-east5-b", "--dry-run", "--", "ls", "--help")
+    assert "--command=ls --help" in done.stdout
 
 
 def instructions(name: str) -> list[tuple[str, str]]:

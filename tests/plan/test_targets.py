@@ -60,12 +60,12 @@ def test_tokens_that_are_generated():
 @pytest.mark.parametrize(
     "config, programs",
     [
-        (Config(), "train prefill decode"),
-        (Config(reference="stored"), "train reference prefill decode"),
-        (Config(reference="stored", objective=SFT()), "train prefill decode"),
+        (Config(), "train"),
+        (Config(reference="stored"), "train reference"),
+        (Config(reference="stored", objective=SFT()), "train"),
         (Config(online=ORACLE), "train features prefill decode"),
         (Config(online=OnlineBDHS()), "train features prefill decode"),
-        (Config(online=Distorted()), "train prefill decode"),
+        (Config(online=Distorted()), "train"),
         (BDHSConfig(), "features prefill decode"),
     ],
 )

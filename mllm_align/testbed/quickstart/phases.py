@@ -242,6 +242,7 @@ class Seed(_Phases):
             3e-4,
             objective=DPO(beta=self.recipe.beta),
             freeze=("vision_tower",),
+            log_every=5,  # so few steps need more points for a curve
         )
         pairs = self.out / "data" / "pairs.jsonl"
         self._train(config, self.out / "sft", lambda: pairs, "aligned")

@@ -16,8 +16,12 @@ from mllm_align.testbed.report.page import Curve, Example, Marked, Report
 
 def report(one: Seed, measured: Sequence[dict[str, Any]], results: dict[str, Any]) -> Report:
     """The report: metrics of all seeds, curves and pictures of the first seed."""
-    recipe, seconds = one.recipe, results["seconds"]
-    scenes, count = recipe.scenes, results["pairs"]["count"]
+    recipe, scenes, count = one.recipe, one.recipe.scenes, results["pairs"]["count"]
+
+    def took(phase: str) -> str:
+        seeds = f" over {len(measured)} seeds" if len(measured) > 1 and phase != "pretraining" else ""
+        return f"{results['seconds'][phase]:.0f} s{seeds}"
+
     steps = [
         (
             "Pictures",
@@ -27,17 +31,17 @@ def report(one: Seed, measured: Sequence[dict[str, Any]], results: dict[str, Any
         (
             "Supervised fine-tuning",
             f"A small LLaVA 1.6 learned from scratch: {sum(recipe.seeing)} steps on clear pictures of "
-            f"repeated things, {recipe.speaking} on text alone ({seconds['pretraining']:.0f} s), then "
-            f"{recipe.sft} on captions, questions and answers ({seconds['SFT']:.0f} s).",
+            f"repeated things, {recipe.speaking} on text alone ({took('pretraining')}), then "
+            f"{recipe.sft} on captions, questions and answers ({took('SFT')}).",
         ),
         (
             "Rejected responses",
             f"The model rewrote {count} training captions with {recipe.mask_rate:.0%} of the image hidden "
-            f"(BDHS, {seconds['BDHS']:.0f} s). No annotator, no other model.",
+            f"(BDHS, {took('BDHS')}). No annotator, no other model.",
         ),
         (
             "Alignment",
-            f"{recipe.dpo} steps of DPO on those pairs ({seconds['DPO']:.0f} s). The control is the same "
+            f"{recipe.dpo} steps of DPO on those pairs ({took('DPO')}). The control is the same "
             f"SFT model after {recipe.dpo} further steps of SFT.",
         ),
     ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from mllm_align.evaluation.intervals import bootstrap, over_seeds
+from mllm_align.evaluation.intervals import Interval, bootstrap, over_seeds
 from mllm_align.testbed.hallucination import Counts, intervals
 from mllm_align.testbed.quickstart.phases import MODELS, OTHERS
+from mllm_align.testbed.report.page import METRICS
 
 
 def figures(measured: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -57,27 +59,69 @@ def summary(measured: Sequence[dict[str, Any]], mask_rate: float) -> dict[str, A
 
 
 def verdict(results: dict[str, Any]) -> list[str]:
-    """The outcome in plain sentences."""
-    sentences = []
-    after = results["aligned"]["chair_i"]
-    for name, words in (("sft", "the SFT model"), ("sft_control", "as many further steps of SFT")):
-        before = results[name]["chair_i"]
-        change = f"from {before['mean']:.1%} to {after['mean']:.1%}"
-        if after["high"] < before["low"]:
-            sentences.append(
-                f"Fewer hallucinated things than {words}: CHAIR_i {change}; intervals do not overlap."
-            )
-        elif after["low"] > before["high"]:
-            sentences.append(
-                f"More hallucinated things than {words}: CHAIR_i {change}; intervals do not overlap."
-            )
-        else:
-            sentences.append(
-                f"No clear effect against {words}: CHAIR_i {change}, and the intervals overlap."
-            )
+    """The outcome in plain sentences: what got better, what got worse, what is at chance."""
+    return [
+        _effect(results, "sft", "the SFT model"),
+        _harm(results),
+        _effect(results, "sft_control", "as many further steps of SFT"),
+        *_recall(results),
+        *_chance(results),
+    ]
+
+
+def _effect(results: dict[str, Any], name: str, words: str) -> str:
+    before, after = (Interval.from_json(results[model]["chair_i"]) for model in (name, "aligned"))
+    change = f"CHAIR_i from {before.mean:.1%} to {after.mean:.1%}"
+    side = after.side(before)
+    if not side:
+        return f"No clear effect against {words}: {change}, and the intervals overlap."
+    more = "Fewer" if side < 0 else "More"
+    return f"{more} hallucinated things than {words}: {change}; intervals do not overlap."
+
+
+def _worse(results: dict[str, Any]) -> dict[str, bool]:
+    """Figures whose mean is on the worse side of the earlier interval; True where the intervals do not
+    overlap either. CHAIR_i has a sentence of its own, and so has what is at chance."""
+    found = {}
+    for key, metric in METRICS.items():
+        before, after = (Interval.from_json(results[model].get(key)) for model in ("sft", "aligned"))
+        if key == "chair_i" or (metric.at_chance(before) and metric.at_chance(after)):
+            continue
+        if metric.worse(replace(after, low=after.mean, high=after.mean), before):
+            found[key] = metric.worse(after, before)
+    return found
+
+
+def _harm(results: dict[str, Any]) -> str:
+    before, after = results["sft"], results["aligned"]
+    worse = _worse(results)
+
+    def told(clear: bool) -> str:
+        return "; ".join(
+            f"{METRICS[key].spoken} from {before[key]['mean']:.1%} to {after[key]['mean']:.1%}"
+            for key, each in worse.items()
+            if each == clear
+        )
+
+    said = f"Worse than the SFT model: {told(True)}." if told(True) else ""
+    perhaps = f"Perhaps worse (intervals overlap): {told(False)}." if told(False) else ""
+    return " ".join(filter(None, (said, perhaps))) or "Nothing else that was measured got clearly worse."
+
+
+def _recall(results: dict[str, Any]) -> list[str]:
+    if "recall" in _worse(results):
+        return []  # told as harm
     gained = round(100 * (results["aligned"]["recall"]["mean"] - results["sft"]["recall"]["mean"]), 1)
-    if gained:
-        sentences.append(f"Recall is {'higher' if gained > 0 else 'lower'} by {abs(gained):.1f} points.")
-    else:
-        sentences.append("Recall is the same.")
-    return sentences
+    if not gained:
+        return ["Recall is the same."]
+    return [f"Recall is {'higher' if gained > 0 else 'lower'} by {abs(gained):.1f} points."]
+
+
+def _chance(results: dict[str, Any]) -> list[str]:
+    """Figures that tell nothing of the method, because no model does better than a guess."""
+    told = []
+    for key in ("pope_accuracy", "relation_error"):
+        values = [Interval.from_json(results[name].get(key)) for name in MODELS]
+        if all(map(METRICS[key].at_chance, values)):
+            told.append(f"{METRICS[key].spoken} ({values[-1].mean:.1%})")
+    return [f"At chance before and after: {' and '.join(told)}."] if told else []

@@ -71,8 +71,12 @@ def lines(series: Iterable[Sequence[Point]], x_label: str, y_label: str, label: 
     points = [point for runs in pieces for run in runs for point in run]
     if not points:
         return ""
-    left, right, top, bottom = 44.0, 432.0, 26.0, 196.0
     (x_low, x_high), (y_low, y_high) = (_range(values) for values in zip(*points, strict=True))
+    x_ticks, y_ticks = ticks(x_low, x_high), ticks(y_low, y_high)
+    # Room for whole tick labels, those of y before the axis and half the last one of x behind it.
+    left = max(44.0, 12 + max(map(_width, y_ticks)))
+    right = min(432.0, 438 - _width(x_ticks[-1]) / 2)
+    top, bottom = 26.0, 196.0
     svg = _svg(440, 240, label)
 
     def x(value: float) -> float:
@@ -81,10 +85,10 @@ def lines(series: Iterable[Sequence[Point]], x_label: str, y_label: str, label: 
     def y(value: float) -> float:
         return bottom - (value - y_low) / (y_high - y_low) * (bottom - top)
 
-    for tick in ticks(y_low, y_high):
+    for tick in y_ticks:
         _add(svg, "line", class_="grid", x1=left, x2=right, y1=y(tick), y2=y(tick))
         _add(svg, "text", _short(tick), class_="tick end", x=left - 8, y=y(tick) + 4)
-    for tick in ticks(x_low, x_high):
+    for tick in x_ticks:
         _add(svg, "text", _short(tick), class_="tick middle", x=x(tick), y=bottom + 18)
     _add(svg, "text", y_label, class_="axis", x=0, y=12)
     _add(svg, "text", x_label, class_="axis end", x=right, y=bottom + 38)
@@ -119,6 +123,11 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 def _short(value: float) -> str:
     return f"{value:g}".replace("-", "−")
+
+
+def _width(tick: float) -> float:
+    """An upper bound of a tick label's width in the style sheet's font."""
+    return 7.0 * len(_short(tick))
 
 
 def _svg(width: float, height: float, label: str) -> Element:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from mllm_align.evaluation.intervals import Interval
 from mllm_align.files import new_file
 from mllm_align.testbed.report import charts
 
@@ -108,32 +109,33 @@ class Model(NamedTuple):
     detail: str
 
 
-class Value(NamedTuple):
-    """A metric's value in results.json; missing numbers are NaN, a missing count None."""
-
-    mean: float
-    low: float
-    high: float
-    n: int | None
-
-    @property
-    def bounded(self) -> bool:
-        return math.isfinite(self.low) and math.isfinite(self.high)
-
-
 class Metric(NamedTuple):
-    """How a metric is shown; `way`: -1 if lower is better, 1 if higher is better, 0 if neither."""
+    """How a metric is shown; `way`: -1 if lower is better, 1 if higher is better, 0 if neither; `chance`:
+    what a guess gives, among yes and no, or among four arrangements."""
 
     name: str
     meaning: str
     way: int
     form: str
+    chance: float = math.nan
+
+    @property
+    def spoken(self) -> str:
+        """The name within a sentence; acronyms stay."""
+        return self.name if self.name[:2].isupper() else self.name[:1].lower() + self.name[1:]
+
+    def worse(self, value: Interval, first: Interval) -> bool:
+        """Whether an interval lies wholly on the worse side of another."""
+        return self.way * value.side(first) < 0
+
+    def at_chance(self, value: Interval) -> bool:
+        return value.low <= self.chance <= value.high
 
 
 class Cell(NamedTuple):
     mean: str
     reach: str
-    note: str
+    notes: list[str]
 
 
 class Row(NamedTuple):
@@ -162,14 +164,16 @@ METRICS = {
     "chair_i": Metric("CHAIR_i", "of the things named, those that are not in the picture", -1, SHARE),
     "chair_s": Metric("CHAIR_s", "captions that name a thing that is not there", -1, SHARE),
     "recall": Metric("Recall", "of the things in the picture, those that are named", 1, SHARE),
-    "pope_accuracy": Metric("POPE", "right answers to “is there a … in the picture?”", 1, SHARE),
-    "pope_random": Metric("POPE, random", "absent things asked for: any", 1, SHARE),
-    "pope_popular": Metric("POPE, popular", "absent things asked for: frequent ones", 1, SHARE),
-    "pope_adversarial": Metric("POPE, adversarial", "absent things asked for: the expected ones", 1, SHARE),
+    "pope_accuracy": Metric("POPE", "right answers to “is there a … in the picture?”", 1, SHARE, 0.5),
+    "pope_random": Metric("POPE, random", "absent things asked for: any", 1, SHARE, 0.5),
+    "pope_popular": Metric("POPE, popular", "absent things asked for: frequent ones", 1, SHARE, 0.5),
+    "pope_adversarial": Metric(
+        "POPE, adversarial", "absent things asked for: the expected ones", 1, SHARE, 0.5
+    ),
     "attribute_error": Metric("Attribute errors", "wrong colours or sizes of things present", -1, SHARE),
     "place_error": Metric("Place errors", "wrong parts of the picture for things present", -1, SHARE),
-    "relation_error": Metric("Relation errors", "wrong arrangements of things present", -1, SHARE),
-    "unparsed": Metric("Not understood", "sentences outside the grammar of the captions", -1, SHARE),
+    "relation_error": Metric("Relation errors", "wrong arrangements of things present", -1, SHARE, 0.75),
+    "unparsed": Metric("Sentences not understood", "outside the grammar of the captions", -1, SHARE),
     "words": Metric("Words", "in a caption", 0, ".1f"),
     "mentions": Metric("Mentions", "things named in a caption", 0, ".2f"),
     "expected_share": Metric("Expected errors", "of the wrong things, partners of a named one", 0, SHARE),
@@ -191,10 +195,10 @@ def render(report: Report) -> str:
         result=_table(results),
         panels=_panels(results),
         splits=_splits(results.get("other_splits") or {}),
-        pair_counts=_rows({k: v for k, v in (results.get("pairs") or {}).items() if k != _DIFFER}),
-        differ=_differ((results.get("pairs") or {}).get(_DIFFER) or {}),
+        pairs=_pairs(results.get("pairs") or {}),
         curves=_curves(report.curves),
         seconds=_seconds(results.get("seconds") or {}),
+        whole=_whole(results.get("seconds") or {}),
         settings=_groups(report.settings),
     )
     return page.encode(errors="replace").decode()  # a path may have bytes that are not UTF-8
@@ -240,11 +244,8 @@ def _metric(key: str) -> Metric:
     return METRICS.get(key) or Metric(key.replace("_", " "), "", 0, ".4g")
 
 
-def _value(models: Mapping[str, Any], model: str, metric: str) -> Value:
-    value = (models.get(model) or {}).get(metric)
-    given = value if isinstance(value, Mapping) else {"mean": value}
-    mean, low, high = (_float(given.get(key)) for key in ("mean", "low", "high"))
-    return Value(mean, low, high, given.get("n"))
+def _value(models: Mapping[str, Any], model: str, metric: str) -> Interval:
+    return Interval.from_json((models.get(model) or {}).get(metric))
 
 
 def _table(models: Mapping[str, Any]) -> Table | None:
@@ -256,21 +257,21 @@ def _table(models: Mapping[str, Any]) -> Table | None:
     return Table(there, rows) if rows else None
 
 
-def _row(metric: Metric, values: Sequence[Value]) -> Row:
-    counts = dict.fromkeys(NOTHING if value.n is None else f"{value.n:,}" for value in values)
+def _row(metric: Metric, values: Sequence[Interval]) -> Row:
+    counts = dict.fromkeys(f"{value.n:,}" if value.n else NOTHING for value in values)
     return Row(metric, [_cell(metric, value, values[0]) for value in values], " / ".join(counts))
 
 
-def _cell(metric: Metric, value: Value, first: Value) -> Cell:
+def _cell(metric: Metric, value: Interval, first: Interval) -> Cell:
     mean, low, high = (_number(v, metric.form) for v in (value.mean, value.low, value.high))
     reach = f"[{low.rstrip('%')}, {high.rstrip('%')}]" if value.bounded else ""
-    return Cell(mean, reach, _note(metric, value, first))
+    return Cell(mean, reach, _notes(metric, value, first))
 
 
-def _note(metric: Metric, value: Value, first: Value) -> str:
-    """Return whether the interval is entirely better or worse than the first model's."""
-    side = (value.low > first.high) - (value.high < first.low)  # 0 for NaN
-    return {0: "", 1: "better", -1: "worse"}[side * metric.way]
+def _notes(metric: Metric, value: Interval, first: Interval) -> list[str]:
+    """Return whether the interval is entirely better or worse than the first model's, and at chance."""
+    notes = {"better": metric.worse(first, value), "worse": metric.worse(value, first)}
+    return [note for note, true in (notes | {"at chance": metric.at_chance(value)}).items() if true]
 
 
 def _panels(results: Mapping[str, Any]) -> list[Panel]:
@@ -302,23 +303,22 @@ def _splits(splits: Mapping[str, Any]) -> list[tuple[str, Table]]:
     return [(name, table) for name, table in tables if table]
 
 
-_DIFFER = "differ_after_iteration"
+def _pairs(pairs: Mapping[str, Any]) -> list[str]:
+    """Return sentences: how many pairs there are, and how many of them differ, for each mask rate."""
+    sentences = [f"{pairs['count']:,} pairs."] if pairs.get("count") else []
+    for rate, shares in (pairs.get("differ_after_iteration") or {}).items():
+        after = [f"{_number(_float(share), SHARE)} after {i}" for i, share in enumerate(shares, 1)]
+        if after:
+            told = f"With {_percent(rate)} of the picture masked, the two responses of a pair differ enough"
+            sentences.append(f"{told} in this share of the pairs, by iteration: {', '.join(after)}.")
+    return sentences
 
 
-def _differ(shares: Mapping[str, Sequence[float | None]]) -> list[tuple[str, list[str]]]:
-    """Return, for each mask rate, the share of pairs that differ after 1, 2, ... iterations."""
-    longest = max((len(row) for row in shares.values()), default=0)
-    if not longest:
-        return []
-    texts = {key: [_number(_float(share), SHARE) for share in row] for key, row in shares.items()}
-    return [(_masked(key), row + [NOTHING] * (longest - len(row))) for key, row in texts.items()]
-
-
-def _masked(key: str) -> str:
+def _percent(rate: str) -> str:
     try:
-        return f"{100 * float(key):g}%"
+        return f"{100 * float(rate):g}%"
     except ValueError:
-        return key
+        return rate
 
 
 def _curves(curves: Sequence[Curve]) -> list[tuple[Curve, str]]:
@@ -335,6 +335,12 @@ def _seconds(seconds: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     longest = max((time for time in times.values() if math.isfinite(time)), default=0) or 1
     bars = {name: 100 * time / longest if math.isfinite(time) else 0 for name, time in times.items()}
     return [(name, _number(time, ",.1f", " s"), bars[name]) for name, time in times.items()]
+
+
+def _whole(seconds: Mapping[str, Any]) -> str:
+    """Return the sum of all phases."""
+    minutes, rest = divmod(round(sum(filter(math.isfinite, map(_float, seconds.values())))), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -92,8 +92,11 @@ def test_summary_of_three_seeds_has_intervals_over_seeds():
     assert results["pairs"]["differ_after_iteration"] == {"1": pytest.approx([0.5, 0.6])}
 
 
-def shown(sft, control, aligned, recall=(0.7, 0.7)):
-    """Results with these intervals of CHAIR_i."""
+OTHERWISE_FINE = "Nothing else that was measured got clearly worse."
+
+
+def shown(sft, control, aligned, recall=(0.7, 0.7), **others):
+    """Results with these intervals of CHAIR_i; `others`: those of another figure for the three models."""
 
     def interval(mean, half=0.0):
         return {"mean": mean, "low": mean - half, "high": mean + half, "n": 300}
@@ -102,7 +105,10 @@ def shown(sft, control, aligned, recall=(0.7, 0.7)):
         name: {"chair_i": interval(*value)}
         for name, value in (("sft", sft), ("sft_control", control), ("aligned", aligned))
     }
-    models["sft"]["recall"], models["aligned"]["recall"] = map(interval, recall)
+    models["sft"]["recall"], models["aligned"]["recall"] = (interval(each, 0.04) for each in recall)
+    for key, values in others.items():
+        for model, value in zip(models.values(), values, strict=True):
+            model[key] = interval(*value)
     return models
 
 
@@ -110,6 +116,7 @@ def test_verdict_of_a_clear_effect():
     assert verdict(shown((0.3, 0.03), (0.25, 0.03), (0.1, 0.02))) == [
         "Fewer hallucinated things than the SFT model: CHAIR_i from 30.0% to 10.0%; intervals do not "
         "overlap.",
+        OTHERWISE_FINE,
         "Fewer hallucinated things than as many further steps of SFT: CHAIR_i from 25.0% to 10.0%; "
         "intervals do not overlap.",
         "Recall is the same.",
@@ -117,7 +124,7 @@ def test_verdict_of_a_clear_effect():
 
 
 def test_verdict_says_where_the_control_does_as_well():
-    clear, unclear, _ = verdict(shown((0.3, 0.03), (0.12, 0.03), (0.1, 0.02)))
+    clear, _, unclear, _ = verdict(shown((0.3, 0.03), (0.12, 0.03), (0.1, 0.02)))
     assert clear.startswith("Fewer hallucinated things than the SFT model")
     assert unclear == (
         "No clear effect against as many further steps of SFT: CHAIR_i from 12.0% to 10.0%, and the "
@@ -126,7 +133,7 @@ def test_verdict_says_where_the_control_does_as_well():
 
 
 def test_verdict_hides_no_harm():
-    worse, unclear, _ = verdict(shown((0.1, 0.02), (0.28, 0.03), (0.3, 0.03)))
+    worse, _, unclear, _ = verdict(shown((0.1, 0.02), (0.28, 0.03), (0.3, 0.03)))
     assert worse == (
         "More hallucinated things than the SFT model: CHAIR_i from 10.0% to 30.0%; intervals do not "
         "overlap."
@@ -134,10 +141,45 @@ def test_verdict_hides_no_harm():
     assert unclear.startswith("No clear effect against as many further steps of SFT")
 
 
+CLEAR = ((0.3, 0.03), (0.25, 0.03), (0.1, 0.02))
+
+
+def test_verdict_says_what_else_got_worse():
+    unparsed, place = [(0.0, 0.0), (0.0, 0.0), (0.052, 0.02)], [(0.1, 0.02), (0.1, 0.02), (0.15, 0.02)]
+    found = verdict(shown(*CLEAR, unparsed=unparsed, place_error=place))
+    assert found[1] == (
+        "Worse than the SFT model: place errors from 10.0% to 15.0%; sentences not understood from 0.0% to "
+        "5.2%."
+    )
+    found = verdict(shown(*CLEAR, unparsed=[(0.01, 0.01), (0.0, 0.0), (0.02, 0.02)], words=[(9, 1)] * 3))
+    assert found[1] == OTHERWISE_FINE
+    found = verdict(shown(*CLEAR, unparsed=[(0.001, 0.003), (0.0, 0.0), (0.077, 0.09)], place_error=place))
+    assert found[1] == (
+        "Worse than the SFT model: place errors from 10.0% to 15.0%. Perhaps worse (intervals overlap): "
+        "sentences not understood from 0.1% to 7.7%."
+    )
+
+
+def test_verdict_says_recall_once():
+    found = verdict(shown(*CLEAR, recall=(0.7, 0.6)))
+    assert [each for each in found if "ecall" in each] == [
+        "Worse than the SFT model: recall from 70.0% to 60.0%."
+    ]
+
+
+def test_verdict_says_what_is_at_chance():
+    pope, relation = [(0.5, 0.02), (0.51, 0.02), (0.495, 0.02)], [(0.7, 0.055), (0.74, 0.03), (0.76, 0.04)]
+    found = verdict(shown(*CLEAR, pope_accuracy=pope, relation_error=relation))
+    assert found[-1] == "At chance before and after: POPE (49.5%) and relation errors (76.0%)."
+    assert found[1] == OTHERWISE_FINE, "relation errors from 70% to 76%, both at chance, are no harm"
+    found = verdict(shown(*CLEAR, pope_accuracy=pope, relation_error=[*relation[:2], (0.3, 0.04)]))
+    assert found[-1] == "At chance before and after: POPE (49.5%)."
+
+
 @pytest.mark.parametrize(
     ("recall", "said"),
     [
-        ((0.7, 0.65), "Recall is lower by 5.0 points."),
+        ((0.7, 0.67), "Recall is lower by 3.0 points."),
         ((0.7, 0.712), "Recall is higher by 1.2 points."),
         ((0.7, 0.6999), "Recall is the same."),
     ],

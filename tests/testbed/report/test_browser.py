@@ -116,7 +116,6 @@ def test_other_tables_have_their_numbers(show):
 
 
 PLAIN = {
-    "pairs": ["count 1512", "Masked 1 2", "99% 74.1% 84.6%", "100% 77.0% –"],
     "seconds": ["Phase Time", "sft 212.4 s", "make pairs 61.0 s"],
     "settings": ["seed 0", "noise –", "beta 0.1", "learning_rate 0.0005"],
 }

@@ -104,6 +104,19 @@ def test_a_line_goes_through_its_points():
     assert [e["text"] for e in elements(svg, "text", "axis")] == ["nats", "step"]
 
 
+@pytest.mark.parametrize(
+    "points",
+    [[(1, 0.69), (1200, 0.12)], [(0, -1.25e-4), (90000, 1.25e-4)], [(0, 1e30), (1, -1e30)], [(0, 1)]],
+)
+def test_tick_labels_are_whole(points):
+    """At 7 units a character, more than any digit of the page's font takes."""
+    svg = lines([points], "step", "nats", "loss")
+    for mark in elements(svg, "text", "tick"):
+        width = 7 * len(mark["text"])
+        left = mark["x"] - (width if "end" in mark["class"] else width / 2)
+        assert left >= 0 and left + width <= 440
+
+
 @pytest.mark.parametrize("gap", [None, NAN, math.inf])
 def test_a_line_breaks_where_a_value_is_missing(gap):
     svg = lines([[(0, 1.0), (1, 2.0), (2, gap), (3, 1.0), (4, gap), (5, 1.0), (6, 2.0)]], "x", "y", "l")

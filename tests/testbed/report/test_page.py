@@ -71,7 +71,7 @@ def sample():
         steps=[("A small LLaVA from scratch", "600 steps of SFT."), ("DPO", "200 steps with β = 0.1.")],
         results=results(),
         curves=[
-            Curve("SFT loss", "step", "nats", {"loss": [(k, 3 / (1 + k)) for k in range(20)]}),
+            Curve("SFT loss", "step", "nats", {"loss": [(60 * k + 60, 3e-4 / (1 + k)) for k in range(20)]}),
             Curve("Rewards", "step", "nats", {"chosen": [(0, 0), (9, 1)], "rejected": [(0, 0), (9, -2)]}),
         ],
         pairs=[pair],
@@ -127,9 +127,12 @@ def test_every_number_is_there():
             assert f"{mean:.1f}{unit} [{low:.1f}, {high:.1f}]" in text
     for part in (
         "9.0% [6.8, 11.2]",
-        "1512",
-        "99% 74.1% 84.6%",
-        "100% 77.0% –",
+        "1,512 pairs.",
+        "With 99% of the picture masked, the two responses of a pair differ enough in this share of the "
+        "pairs, by iteration: 74.1% after 1, 84.6% after 2.",
+        "With 100% of the picture masked,",
+        "77.0% after 1.",
+        "4 min 33 s in all.",
         "212.4 s",
         "61.0 s",
         "0.0005",
@@ -157,6 +160,22 @@ def test_better_and_worse_need_intervals_that_do_not_meet():
     assert notes(interval(0.3, 0.4), interval(0.1, 0.29)) == ["worse"]
     assert notes(interval(0.3, 0.4), interval(0.39, 0.5)) == []
     assert notes(interval(0.3, 0.4), {"mean": 0.9, "low": NAN, "high": NAN}) == []
+
+
+def test_chance_is_marked_where_an_interval_holds_it():
+    def notes(key, low, high):
+        value = {"mean": (low + high) / 2, "low": low, "high": high, "n": 9}
+        page = render(Report("r", results={"sft": {key: value}}))
+        return re.findall(r"<small class=\"at-chance\">(.*?)</small>", page)
+
+    assert notes("pope_accuracy", 0.47, 0.52) == notes("relation_error", 0.7, 0.8) == ["at chance"]
+    assert notes("pope_accuracy", 0.51, 0.55) == notes("pope_accuracy", NAN, NAN) == []
+    assert notes("recall", 0.4, 0.6) == []
+
+
+def test_one_setting_is_a_sentence():
+    page = render(Report("r", settings={"seed": 0, "dpo": {"beta": 0.1, "rate": 0.5}}))
+    assert "<p>general: seed 0</p>" in page and page.count("<table") == 1
 
 
 HOSTILE = """"'><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7 * 191 }}&lt;"""
@@ -316,7 +335,12 @@ def test_values_that_are_missing_are_dashes():
     )
     page = render(Report("r", results=values, curves=[curve], settings={"noise": None, "rate": NAN}))
     text = words(page)
-    assert "30.0% – –" in text and "99% – –" in text and "sft –" in text and "noise – rate –" in text
+    assert (
+        "30.0% – –" in text
+        and "– after 1, – after 2." in text
+        and "sft –" in text
+        and "noise – rate –" in text
+    )
     body = re.search("<main>(.*)</main>", page, re.DOTALL)
     assert body and not re.search(r"\b(nan|inf|none)\b", body[1].lower())
     assert page.count('class="curve c0"') == 1 and page.count('class="dot c0"') == 2
