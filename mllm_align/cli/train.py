@@ -21,8 +21,7 @@ class Train:
     """Align a LLaVA checkpoint to preference pairs; a run folder comes out, or goes on.
 
     Writes config.json, run.json, log.jsonl (log-probs in nats, summed over response tokens) and
-    checkpoints/ into the run folder. The same command continues a run that was stopped. Every field of the
-    config is an option.
+    checkpoints/ into the run folder. The same command continues a run that was stopped.
     """
 
     COMMON: ClassVar[tuple[str, ...]] = (

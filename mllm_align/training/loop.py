@@ -321,7 +321,8 @@ class _Run:
                 if self.maker.on_policy or first:  # the next responses wait for it anyway
                     jax.block_until_ready(state)
                 untimed = time.perf_counter() - began if first else None
-                clock.seconds["compiling"] += untimed or 0.0
+                if untimed is not None:
+                    clock.add("compiling", untimed)
                 window.add(batch, metrics, health, feed.waited, untimed)
                 if self.maker.on_policy and not first:
                     window.updated(time.perf_counter() - made)

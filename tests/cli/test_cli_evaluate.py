@@ -33,12 +33,15 @@ def mine(tmp_path, monkeypatch):
 def test_a_users_own_by_file_and_name(run, refused, tmp_path):
     four = ("--evaluator.sampling.max-tokens", "4")
     status, printed, _ = run("evaluate", "--evaluator", "my_eval.py:Mine", *ALL, *four)
-    assert status == 0 and printed.startswith("starting r.json\nletters") and "0 left out; r.json" in printed
+    assert (
+        status == 0 and printed.startswith("starting r.json\nletters") and "0 left out; r.json" in printed
+    )
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["evaluator"] == f"{tmp_path / 'my_eval.py'}:Mine"
     assert result["config"]["sampling"]["max_tokens"] == 4
     assert list(result["part_files"]) == [str(tmp_path / "my_eval.py")]
-    assert run("evaluate", "my_eval.py:Mine", *ALL, *four)[:2] == (0, printed)
+    again = f"r.json is finished: nothing to do\n{figures}"
+    assert run("evaluate", "my_eval.py:Mine", *ALL, *four)[:2] == (0, again)
     (tmp_path / "my_eval.py").write_text(FILE + "# another\n")
     line = refused("evaluate", "my_eval.py:Mine", *ALL, *four)
     assert "r.json: exists and is of another evaluation" in line

@@ -137,7 +137,7 @@ def test_what_breaks_the_contract():
     ]:
         assert words in refusal(EvaluationConfig, evaluator=evaluator)
     assert "batch_size is 0" in refusal(EvaluationConfig, Given(), batch_size=0)
-    assert EvaluationConfig(evaluator=Given(SamplingConfig(temperature=0.5))).evaluator.sampling.temperature == 0.5
+    assert EvaluationConfig(Given(SamplingConfig(temperature=0.5))).evaluator.sampling.temperature == 0.5
 
 
 @pytest.mark.parametrize(
