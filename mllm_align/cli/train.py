@@ -18,7 +18,7 @@ from mllm_align.config.checks import STEPS, check_number
 
 @dataclass(frozen=True)
 class Train:
-    """Align a LLaVA checkpoint to preference pairs; a run folder comes out, or goes on.
+    """Align a LLaVA checkpoint to preference pairs; the result is a run folder.
 
     Writes config.json, run.json, log.jsonl (log-probs in nats, summed over response tokens) and
     checkpoints/ into the run folder. The same command continues a run that was stopped.

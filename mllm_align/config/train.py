@@ -62,7 +62,7 @@ class Config:
     steps: int | None = None
     """Optimizer steps; overrides epochs."""
     seed: int = 0
-    """Of the order of the data and the start of the low-rank terms."""
+    """Of the order in which the data comes, of how LoRA begins, and of sampling."""
     dtype: Dtype = "auto"
     """Of the computation; what is trained is float32. auto: float32 on CPU, bfloat16 elsewhere."""
     remat: Remat = "full"

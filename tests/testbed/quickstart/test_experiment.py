@@ -13,6 +13,8 @@ from runs import compiling, events, one_device
 
 pytest.importorskip("tensorflow_datasets")
 
+from miniature import MINIATURE, PICTURES
+
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import load
 from mllm_align.testbed.hallucination import Counts
@@ -21,7 +23,6 @@ from mllm_align.testbed.quickstart import phases
 from mllm_align.testbed.quickstart.experiment import run
 from mllm_align.testbed.quickstart.phases import Recipe
 from mllm_align.testbed.scenes.builder import read
-from mllm_align.testbed.scenes.world import Settings
 from mllm_align.training.loop import train
 
 assert compiling  # a fixture that every test here takes
@@ -70,18 +71,6 @@ def test_a_run_of_another_recipe_is_refused(tmp_path, no_work):
 
 
 # ---- the whole -------------------------------------------------------------------------------------
-
-PICTURES = 40
-SIZES = ("train", "held_out", "unbiased", "broken", "lessons")
-MINIATURE = Recipe(
-    scenes=Settings(bias=0.8, grain=10.0, fog=0.2, **dict.fromkeys(SIZES, PICTURES)),
-    batch=8,
-    seeing=(1, 1, 2),
-    speaking=4,
-    sft=6,
-    dpo=4,
-    pairs=16,
-)
 
 
 def killed(*_, **__):
