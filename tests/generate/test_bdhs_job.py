@@ -4,6 +4,7 @@ import io
 import json
 import random
 import resource
+import signal
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,11 +23,12 @@ from runs import MODEL, bundle, rows, write_pairs
 from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig, to_json
 from mllm_align.data.images import load_rgb
 from mllm_align.data.readers import records_from
-from mllm_align.errors import InputError, NotFinite
+from mllm_align.errors import InputError, Interrupted, NotFinite, Preempted
 from mllm_align.generate import bdhs_job as module
 from mllm_align.generate.bdhs_job import Shard, bdhs
 from mllm_align.generate.sampling import random_key
 from mllm_align.generate.similarity import Lexical
+from mllm_align.part_file import PartFile
 from mllm_align.prepare import prepare
 
 CONFIG = BDHSConfig(
@@ -331,6 +333,25 @@ def test_a_job_that_was_stopped_at_any_line_gives_the_same_file(data, out, decod
             tried = {row.prefix.tokens.tobytes() for rows in decoders.made[-1].seen for row in rows}
             assert bool(tried) == (kept < 4)
             out.unlink()
+
+
+@pytest.mark.parametrize("number, kind", [(signal.SIGINT, Interrupted), (signal.SIGTERM, Preempted)])
+def test_ctrl_c_and_sigterm_keep_what_they_say(data, out, tmp_path, monkeypatch, number, kind, capsys):
+    run(data, tmp_path / "whole.jsonl")
+    add = PartFile.add
+
+    def signalled(job, index, row):
+        add(job, index, row)
+        if len(job.finished) == 3:
+            signal.raise_signal(number)
+
+    with monkeypatch.context() as patch, pytest.raises(kind, match="3 of 4 records are done"):
+        patch.setattr(PartFile, "add", signalled)
+        run(data, out)
+    capsys.readouterr()
+    run(data, out)
+    assert f"resuming {out}: 3 of 4 records are done" in capsys.readouterr().out
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_a_job_that_was_stopped_before_its_first_pair_leaves_nothing(data, out, tmp_path):
