@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mllm_align.config.checks import DAY, MANY, SEED, check_types, require, within
-from mllm_align.registry import Registry, absolute
+from mllm_align.registry import Registry, absolute, function_name
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 READERS = Registry("reader", "mllm_align.data.formats")
@@ -21,7 +21,7 @@ class DataConfig:
     may_change: ClassVar[frozenset[str]] = frozenset(("threads", "prefetch"))
     format: str = "auto"
     """Layout of the data's rows: auto tells by the fields of the first; the name of a published set
-    (docs/data.md); or a function in a file of your own, my_reader.py:read."""
+    (docs/data.md); or a function in a file of your own, my_reader.py:read (from Python, the function)."""
     split: str | None = None
     """Which split of the data to read; needed where there are several."""
     eval_split: str | None = None
@@ -60,6 +60,8 @@ class DataConfig:
         if isinstance(roots, list | tuple):
             roots = tuple(Path(root) if isinstance(root, str) else root for root in roots)
         object.__setattr__(self, "image_root", roots)
+        if callable(self.format):
+            object.__setattr__(self, "format", function_name(self.format, "reader"))
         check_types(self, "data.")
         object.__setattr__(self, "format", absolute(self.format))
         known = self.format == "auto" or ":" in self.format or self.format in READERS

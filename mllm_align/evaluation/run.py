@@ -33,9 +33,9 @@ from mllm_align.evaluation.base import (
     figures,
 )
 from mllm_align.files import json_text, lines_beside, new_file, parse_json, read_json
-from mllm_align.generate.bdhs_job import trained_digest
-from mllm_align.generate.decode import Generator
-from mllm_align.generate.respond import respond
+from mllm_align.generation.bdhs_job import trained_digest
+from mllm_align.generation.decode import Generator
+from mllm_align.generation.respond import respond
 from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle
 from mllm_align.part_file import PartFile
@@ -56,7 +56,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    bundle: Bundle,
+    model: str | Path | Bundle,
     data: Any,
     evaluator: Evaluator | str,
     *,
@@ -67,14 +67,17 @@ def evaluate(
 ) -> Evaluation:
     """Ask a model about all records and score its answers.
 
-    data: what the evaluator takes; by default as `train` takes it. evaluator: an object, or the name of one
-    or of a user's, `file.py:Name`, with its default settings. out: a file to write, JSON; its lines go
-    beside it. The same call goes on where it was stopped, and reads `out` where it is done. Raises
-    InputError for data or an evaluator that can't be used and an `out` of something else; NotFinite where
-    numbers of some records are not finite, after all others, whose answers are kept.
+    model: a Bundle, or what `load` takes: a model, or a run's folder. data: what the evaluator takes; by
+    default as `train` takes it. evaluator: an object, or the name of one or of a user's, `file.py:Name`,
+    with its default settings. out: a file to write, JSON; its lines go beside it. config: a DataConfig,
+    how data are read. The same call goes on where it was stopped, and reads `out` where it is done.
+    Returns an Evaluation: figures with their intervals, and a line for each record. Raises InputError for
+    data or an evaluator that can't be used and an `out` of something else; NotFinite where numbers of
+    some records are not finite, after all others, whose answers are kept.
     """
     opened: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
     settings = EvaluationConfig(opened, config or DataConfig(), batch_size=batch_size, seed=seed)
+    bundle = opened(model)
     if out is None:
         return _evaluate(bundle, data, settings, None)
     lines_beside(Path(out))

@@ -12,7 +12,7 @@ from runs import MODEL, PAIRS, bundle, compiling, nan_for_one, rows
 from mllm_align import DataConfig, Evaluator, Item, SamplingConfig, Scored, evaluate
 from mllm_align.errors import NotFinite
 from mllm_align.evaluation import run as module
-from mllm_align.generate.respond import generate
+from mllm_align.generation.respond import generate
 from mllm_align.prepare import prepare
 from mllm_align.training.score import score as score_pairs
 

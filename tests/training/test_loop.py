@@ -15,6 +15,7 @@ from runs import (
     MODEL,
     PAIRS,
     TINY,
+    EachStep,
     bundle,
     compiling,
     events,
@@ -69,7 +70,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics.jax, "device_get", counting)
         config = replace(TINY, log_every=2, eval_every=2)
-        model = train(config, bundle(), PAIRS, out, rows_at_home(7), on_step=steps.append)
+        model = train(config, bundle(), PAIRS, out, rows_at_home(7), callbacks=[EachStep(steps.append)])
     return model, out, steps, fetched
 
 
@@ -186,7 +187,7 @@ def interrupted(tmp_path_factory):
             raise Stop
 
     with pytest.raises(Stop):
-        train(replace(TINY, save_every=1), bundle(), PAIRS, out, on_step=stop)
+        train(replace(TINY, save_every=1), bundle(), PAIRS, out, callbacks=[EachStep(stop)])
     return out
 
 
@@ -315,7 +316,7 @@ def test_notice_of_preemption_saves_and_the_run_goes_on(whole, tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted, match="step 3 of 4 is saved"):
-        train(TINY, bundle(), PAIRS, tmp_path / "run", on_step=notice)
+        train(TINY, bundle(), PAIRS, tmp_path / "run", callbacks=[EachStep(notice)])
     assert signal.getsignal(signal.SIGTERM) is before
     assert [e["event"] for e in events(tmp_path / "run")[-2:]] == ["save", "preempted"]
     again = train(TINY, bundle(), PAIRS, tmp_path / "run")
@@ -445,7 +446,7 @@ def test_an_image_that_goes_away_while_training_stops_the_run(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "KEPT_BYTES", 0)
         with pytest.raises(InputError, match="images/"):
-            train(config, bundle(), data, tmp_path / "run", on_step=lose)
+            train(config, bundle(), data, tmp_path / "run", callbacks=[EachStep(lose)])
 
 
 def test_a_run_folder_below_a_file_is_refused(tmp_path):

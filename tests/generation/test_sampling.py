@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 
 from mllm_align.config import SamplingConfig
-from mllm_align.generate.sampling import BLOCK, DROPPED, _inverse_cdf, choose, filtered, random_key, uniform
+from mllm_align.generation.sampling import (
+    BLOCK,
+    DROPPED,
+    _inverse_cdf,
+    choose,
+    filtered,
+    random_key,
+    uniform,
+)
 
 ROWS, VOCAB = 16, 64
 
