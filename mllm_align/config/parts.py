@@ -195,9 +195,10 @@ class SamplingConfig:
         within(self, "sampling.", 1, MANY, "max_tokens")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class JobConfig:
-    """What every job over a file of records has, beside what it does to them."""
+    """What every job over a file of records has, beside what it does to them. Its fields are given by name,
+    so that those of a job come first: EvaluationConfig(evaluator)."""
 
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from mllm_align.config.checks import check_types
-from mllm_align.config.parts import JobConfig, SamplingConfig
+from mllm_align.config.parts import DataConfig, JobConfig, SamplingConfig
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError, one_line
 from mllm_align.evaluation.intervals import Interval, bootstrap

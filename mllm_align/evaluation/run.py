@@ -37,7 +37,7 @@ from mllm_align.generation.bdhs_job import trained_digest
 from mllm_align.generation.decode import Generator
 from mllm_align.generation.respond import respond
 from mllm_align.locks import alone
-from mllm_align.models.bundle import Bundle
+from mllm_align.models.bundle import Bundle, opened
 from mllm_align.part_file import PartFile
 from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.registry import part_name, registered_name
@@ -75,8 +75,8 @@ def evaluate(
     data or an evaluator that can't be used and an `out` of something else; NotFinite where numbers of
     some records are not finite, after all others, whose answers are kept.
     """
-    opened: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
-    settings = EvaluationConfig(opened, config or DataConfig(), batch_size=batch_size, seed=seed)
+    asked: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
+    settings = EvaluationConfig(asked, data=config or DataConfig(), batch_size=batch_size, seed=seed)
     bundle = opened(model)
     if out is None:
         return _evaluate(bundle, data, settings, None)

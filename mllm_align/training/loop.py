@@ -31,7 +31,7 @@ from mllm_align.training import run_folder
 from mllm_align.training.callbacks import Callback, check_callbacks
 from mllm_align.training.checkpoint import Checkpoints, choose, set_aside
 from mllm_align.training.flops import step_flops
-from mllm_align.training.metrics import Log, add, divide, event_writer, line
+from mllm_align.training.metrics import Log, add, divide, line
 from mllm_align.training.online.feed import Feed, open_maker
 from mllm_align.training.online.maker import Maker
 from mllm_align.training.optim import init_trained, schedule, trained_parts
@@ -40,6 +40,7 @@ from mllm_align.training.profiler import Profile
 from mllm_align.training.programs import check_fits, train_program
 from mllm_align.training.score import StoredReference, not_finite_among
 from mllm_align.training.step import TrainState
+from mllm_align.training.trackers import Trackers, check_trackers
 from mllm_align.training.window import Window, culprits
 
 SKIP = "see what they hold, or leave such steps out: --nonfinite skip"
@@ -95,7 +96,7 @@ def _train(
         model = load(run_folder.base_again(model, out), config.dtype, make_mesh(config.mesh))
     bundle = model
     _check(config, bundle)
-    writer = event_writer() if config.tensorboard else None
+    processes.on_first(lambda: check_trackers(config.trackers))
     bundle = replace(bundle, lora=config.lora, trained={})
     online = config.online
     reserved = 0 if online is None else online.reserved_tokens
@@ -127,7 +128,8 @@ def _train(
 
     with run_folder.undone_unless_begun(out, place), ExitStack() as stack:
         processes.on_first(lambda: run_folder.start(out, config, described, step))
-        log = stack.enter_context(closing(Log(out if processes.first() else None, writer)))
+        places = (out, Trackers(config, out)) if processes.first() else (None, None)
+        log = stack.enter_context(closing(Log(*places)))
         checkpoints = stack.enter_context(closing(Checkpoints(place, config.keep, True, step)))
         trainer = _Run(
             config, bundle, encoder, records, held_out, maker, out, log, checkpoints, callbacks, now

@@ -148,21 +148,6 @@ def test_implicit_transfers_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_tensorboard_writes_events(tmp_path):
-    pytest.importorskip("tensorboardX")
-    train(replace(TINY, tensorboard=True), bundle(), PAIRS, tmp_path / "run")
-    (file,) = (tmp_path / "run" / "tensorboard").iterdir()
-    assert b"train/loss" in file.read_bytes()
-
-
-def test_tensorboard_that_is_absent_is_told_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    with pytest.raises(InputError, match="pip install"):
-        train(replace(TINY, tensorboard=True), bundle(), PAIRS, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
 def test_text_alone_trains_a_model_whose_tower_is_not_frozen(tmp_path):
     """No picture in the whole data set: there is nothing for the tower to look at, or to learn from."""
     text = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows(8)]
