@@ -25,7 +25,7 @@ class Bdhs:
     COMMON: ClassVar[tuple[str, ...]] = (
         *("distortion", "mask-rate", "noise-steps", "guided", "iterations", "similarity", "threshold"),
         *("sentence-tokens", "sampling.temperature", "sampling.top-p", "sampling.max-tokens", "batch-size"),
-        *("seed", "dtype", "mesh.fsdp", "mesh.tensor", "data.split", "data.image-root"),
+        *("seed", "dtype", "mesh.fsdp", "mesh.tensor", "data.split", "data.max-records", "data.image-root"),
     )
 
     config_file: Positional[Path]

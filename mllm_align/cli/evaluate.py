@@ -24,7 +24,7 @@ class Evaluate:
     FIRST: ClassVar[str] = "EVALUATOR"
     COMMON: ClassVar[tuple[str, ...]] = (
         *("evaluator.sampling.max-tokens", "batch-size", "seed", "dtype", "data.format", "data.split"),
-        *("data.image-root", "data.over-long", "mesh.fsdp", "mesh.tensor"),
+        *("data.max-records", "data.image-root", "data.over-long", "mesh.fsdp", "mesh.tensor"),
     )
 
     config_file: Positional[Path]

@@ -21,7 +21,8 @@ class Generate:
 
     COMMON: ClassVar[tuple[str, ...]] = (
         *("sampling.temperature", "sampling.top-k", "sampling.top-p", "sampling.max-tokens"),
-        *("data.split", "data.image-root", "data.max-length", "data.over-long", "mesh.fsdp", "mesh.tensor"),
+        *("data.split", "data.max-records", "data.image-root", "data.max-length", "data.over-long"),
+        *("mesh.fsdp", "mesh.tensor"),
     )
 
     model: Path

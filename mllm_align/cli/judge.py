@@ -23,7 +23,8 @@ class Judge:
 
     COMMON: ClassVar[tuple[str, ...]] = (
         *("annotator", "annotator.model", "annotator.url", "annotator.function", "annotator.max-tokens"),
-        *("annotator.batch-size", "annotator.mesh", "data.split", "data.image-root", "mesh.fsdp", "dtype"),
+        *("annotator.batch-size", "annotator.mesh", "data.split", "data.max-records", "data.image-root"),
+        *("mesh.fsdp", "dtype"),
     )
 
     config_file: Positional[Path]

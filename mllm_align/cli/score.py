@@ -23,8 +23,8 @@ class Score:
     """
 
     COMMON: ClassVar[tuple[str, ...]] = (
-        *("data.format", "data.split", "data.image-root", "data.max-length", "data.over-long"),
-        *("data.identical", "mesh.fsdp", "mesh.tensor"),
+        *("data.format", "data.split", "data.max-records", "data.image-root", "data.max-length"),
+        *("data.over-long", "data.identical", "mesh.fsdp", "mesh.tensor"),
     )
 
     model: Path

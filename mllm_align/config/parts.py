@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mllm_align.config.checks import DAY, MANY, SEED, check_types, require, within
+from mllm_align.config.checks import DAY, MANY, SEED, STEPS, check_types, require, within
 from mllm_align.registry import Registry, absolute, function_name
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -26,6 +26,8 @@ class DataConfig:
     """Which split of the data to read; needed where there are several."""
     eval_split: str | None = None
     """The same of held-out data."""
+    max_records: int | None = None
+    """Read this many records, the first; those that a published set's rules leave out do not count."""
     pairs: Literal["best-worst", "all"] = "best-worst"
     """Of several rated responses: the best against the worst, or each against all that are worse."""
     image_root: tuple[Path, ...] = ()
@@ -70,6 +72,7 @@ class DataConfig:
         within(self, "data.", 1, 1024, "shapes", "threads", "prefetch")
         within(self, "data.", 1, 8192, "multiple")
         within(self, "data.", 2, 16 * MANY, "max_length")
+        within(self, "data.", 1, STEPS, "max_records")
 
     @property
     def own_functions(self) -> dict[str, str]:
@@ -78,7 +81,7 @@ class DataConfig:
 
     def reading(self) -> dict[str, Any]:
         """What `records_from` needs to know."""
-        names = ("format", "split", "pairs", "image_root", "allow_outside")
+        names = ("format", "split", "max_records", "pairs", "image_root", "allow_outside")
         return {name: getattr(self, name) for name in names}
 
 

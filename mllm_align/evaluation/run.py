@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -89,7 +89,8 @@ def _evaluate(bundle: Bundle, data: Any, settings: EvaluationConfig, out: Path |
     began, evaluator, config = time.time(), settings.evaluator, settings.data
     items = _guarded(evaluator, lambda: check_items(evaluator, evaluator.items(data, config)))
     answers = evaluator.references if evaluator.needs == "logps" else 0
-    encoder, records, left_out = prepare(bundle, [item.record for item in items], config, answers)
+    whole = replace(config, max_records=None)  # items may be several of a record
+    encoder, records, left_out = prepare(bundle, [item.record for item in items], whole, answers)
     check_batch(settings.batch_size, len(records))
     # only what is written must be found again by its name: in memory, any class will do
     own = asdict(evaluator) if out is None else to_json(evaluator)

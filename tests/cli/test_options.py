@@ -131,6 +131,7 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
         (("--steps", "--seed", "1"), "--steps needs a value"),
         (("--optim.warmup", "much"), "--optim.warmup is 'much'; it must be a number"),
         (("--data.shuffle=yes",), "--data.shuffle takes no value; leave out '=yes'"),
+        (("--data.max-record", "3"), "unknown option --data.max-record; did you mean --data.max-records?"),
         (("--trackers", "comet"), "it must be some of tensorboard, wandb, mlflow"),
         (("--steps", "0"), "steps is 0; it must be 1 or more"),
         (("--optim.learning-rate", "-1"), "optim.learning_rate is -1.0; it must be 0 or more"),

@@ -96,6 +96,7 @@ def test_what_reading_needs():
     assert config.reading() == {
         "format": "trl",
         "split": "train",
+        "max_records": None,
         "pairs": "all",
         "image_root": (Path("a"),),
         "allow_outside": True,

@@ -72,6 +72,24 @@ def rows_with_images(count):
     return [row | {"images": [str(FIXTURES / name) for name in row["images"]]} for row in rows(count)]
 
 
+@dataclass(frozen=True)
+class Twice(Letters):
+    """Two items of each record."""
+
+    def items(self, data, config):
+        found = super().items(data, config)
+        return [
+            replace(each, record=replace(each.record, id=f"{each.record.id}{i}"))
+            for each in found
+            for i in "ab"
+        ]
+
+
+def test_all_items_of_the_first_records_are_asked():
+    found = evaluate(bundle(), rows_with_images(4), Twice(), config=DataConfig(max_records=2))
+    assert [line["id"] for line in found.lines] == ["0a", "0b", "1a", "1b"]
+
+
 def test_log_probs_are_those_of_score(out):
     wanted = [(each["chosen_logp"], each["rejected_logp"]) for each in score_pairs(bundle(), PAIRS)]
     results, lines = evaluate(bundle(), PAIRS, Prefers(), out=out)
