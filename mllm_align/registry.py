@@ -22,6 +22,7 @@ from mllm_align.errors import InputError, one_line, quoted
 T = TypeVar("T")
 USER = "mllm_align_user_"  # modules that are run from a file
 _NAMES: dict[type, str] = {}  # registered classes
+_RUNNING: set[str] = set()  # modules of files that have not ended yet
 
 
 class Registry(Mapping[str, Any]):
@@ -158,11 +159,19 @@ def run_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not Python; it must end in .py")
+    if name in _RUNNING:
+        remedy = "put what the program does under if __name__ == '__main__'"
+        raise InputError(
+            f"{path} is asked for a part while it runs; {remedy}, or its parts into another file"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look for it there
+    _RUNNING.add(name)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        _RUNNING.discard(name)
     return module

@@ -30,6 +30,14 @@ def test_the_program_itself_is_not_run_again(file, monkeypatch):
     assert load_part(f"{path}:Mine", "loss") is int
 
 
+def test_a_program_that_would_run_within_itself_is_told_so(file):
+    """Its parts are loaded by another command, and it does its work without a guard."""
+    path = file(
+        "class Mine: pass\nfrom mllm_align.registry import load_part\nload_part(__file__ + ':Mine', 'x')\n"
+    )
+    assert "put what the program does under if __name__ ==" in refusal(load_part, f"{path}:Mine", "loss")
+
+
 @pytest.fixture
 def losses():
     registry = Registry("loss")
