@@ -88,7 +88,7 @@ def test_the_annotator_ranks_while_a_run_trains(run, folder):
 def test_the_callback(folder, monkeypatch, capfd):
     monkeypatch.chdir(folder)
     best = load_part("my_program.py:Best", "callback")()
-    config = Config(lora=LoraConfig(rank=2), batch_size=4, steps=1)
+    config = Config(lora=LoraConfig(rank=2), batch_size=8, steps=1)
     train(config, "model", "demo/pairs.jsonl", "runs/best", "demo/pairs.jsonl", callbacks=[best])
     assert 0 < best.loss < 1 and f"saved {folder / 'runs/best/checkpoints/1'}\n" in capfd.readouterr().out
 

@@ -17,7 +17,7 @@ ORDER = (
     "files",
     "locks",
     "part_file",
-    "results",
+    "result_file",
     "progress",
     "batch",
     "sizes",

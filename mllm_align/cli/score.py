@@ -45,7 +45,7 @@ class Score:
         begin()
         from mllm_align.models.bundle import load
         from mllm_align.prepare import name_weights
-        from mllm_align.results import result
+        from mllm_align.result_file import result
         from mllm_align.training.score import score
 
         began = time.time()

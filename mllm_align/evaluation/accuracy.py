@@ -24,7 +24,7 @@ from mllm_align.evaluation.run import Evaluation
 from mllm_align.files import json_text, lines_beside
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import read_data
-from mllm_align.results import result
+from mllm_align.result_file import result
 from mllm_align.training.run_folder import open_base
 
 CHOSEN, REJECTED = 0, 1  # places of the responses in a question

@@ -20,7 +20,7 @@ from mllm_align.generation.sampling import random_key
 from mllm_align.models.bundle import Bundle, opened
 from mllm_align.prepare import check_batch, pixels_ahead, prepare
 from mllm_align.progress import progress_bar
-from mllm_align.results import result
+from mllm_align.result_file import result
 
 
 def generate(
