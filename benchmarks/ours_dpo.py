@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--lora-r", type=int, default=16)
     args = parser.parse_args()
 
-    from mllm_align import DPO, Config, DataConfig, LoraConfig, MeshConfig, OptimConfig, train
+    from mllm_align import DPO, Callback, Config, DataConfig, LoraConfig, MeshConfig, OptimConfig, train
 
     rows = sum(1 for line in args.data.read_text().splitlines() if line.strip())
     warmup = -(-rows // args.batch) + args.warmup
@@ -47,11 +47,12 @@ def main() -> None:
     logged: list[dict] = []
     before: list[float] = []
 
-    def on_step(values: dict) -> None:
-        ends.append(time.perf_counter())
-        logged.append(values)
-        if len(ends) == warmup:
-            before.append(other_cpu_seconds())
+    class Clock(Callback):
+        def on_step(self, metrics: dict) -> None:
+            ends.append(time.perf_counter())
+            logged.append(metrics)
+            if len(ends) == warmup:
+                before.append(other_cpu_seconds())
 
     config = Config(
         objective=DPO(beta=args.beta),
@@ -76,7 +77,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         sys.stdout, out = sys.stderr, sys.stdout  # the log lines are not the result
-        train(config, args.model, args.data, Path(folder) / "run", on_step=on_step)
+        train(config, args.model, args.data, Path(folder) / "run", callbacks=[Clock()])
         sys.stdout = out
         start = json.loads((Path(folder) / "run" / "log.jsonl").read_text().splitlines()[0])
     seconds = [b - a for a, b in zip(ends[warmup - 1 :], ends[warmup:], strict=False)]

@@ -34,12 +34,12 @@ from machine import machine, other_cpu_seconds, take_turns
 from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig
 from mllm_align.data.batches import Batches
 from mllm_align.data.encode import expand
-from mllm_align.generate.bdhs import BDHS
-from mllm_align.generate.decode import Generator
-from mllm_align.generate.respond import respond
-from mllm_align.generate.rollout import rollout_program
-from mllm_align.generate.sampling import random_key
-from mllm_align.generate.similarity import Lexical
+from mllm_align.generation.bdhs import BDHS
+from mllm_align.generation.decode import Generator
+from mllm_align.generation.respond import respond
+from mllm_align.generation.rollout import rollout_program
+from mllm_align.generation.sampling import random_key
+from mllm_align.generation.similarity import Lexical
 from mllm_align.models.bundle import load
 from mllm_align.prepare import prepare
 from mllm_align.sharding import assemble, batch_sharding, replicated

@@ -3,11 +3,13 @@
     import mllm_align
 
     bundle = mllm_align.load("path/to/llava")                       # a Hugging Face folder
-    scores = mllm_align.score(bundle, "pairs.jsonl")                # or rows: dicts with PIL images
+    print(mllm_align.generate(bundle, rows))                        # rows: dicts with prompts and images
+    scores = mllm_align.score(bundle, "pairs.jsonl")
     aligned = mllm_align.train(mllm_align.Config(), bundle, "pairs.jsonl", "runs/dpo")
     mllm_align.export("runs/dpo", "aligned_folder")
 
-Names are loaded when they are first used, so that importing the package is cheap.
+`model` and `data` of every call may be a path as well as an object: a model's or a run's folder, a data
+file. Names are loaded when they are first used, so that importing the package is cheap.
 """
 
 from __future__ import annotations
@@ -38,11 +40,14 @@ with epy.lazy_api_imports(globals()):
         load_config,
     )
     from mllm_align.errors import InputError
+    from mllm_align.evaluation.accuracy import judge
     from mllm_align.evaluation.base import Evaluator, Item, Scored
     from mllm_align.evaluation.run import evaluate
-    from mllm_align.generate.bdhs_job import bdhs
+    from mllm_align.generation.bdhs_job import bdhs
+    from mllm_align.generation.respond import generate
     from mllm_align.models.bundle import Bundle, load
     from mllm_align.testbed.annotators import SceneOracle, SceneQuestions
+    from mllm_align.training.callbacks import Callback
     from mllm_align.training.loop import train
     from mllm_align.training.run_folder import export_run as export
     from mllm_align.training.run_folder import load_run
@@ -56,6 +61,7 @@ __all__ = [
     "Averaged",
     "BDHSConfig",
     "Bundle",
+    "Callback",
     "Config",
     "DataConfig",
     "Distorted",
@@ -85,6 +91,8 @@ __all__ = [
     "bdhs",
     "evaluate",
     "export",
+    "generate",
+    "judge",
     "load",
     "load_config",
     "load_run",
@@ -92,3 +100,7 @@ __all__ = [
     "scored",
     "train",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

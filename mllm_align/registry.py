@@ -22,6 +22,7 @@ from mllm_align.errors import InputError, one_line, quoted
 T = TypeVar("T")
 USER = "mllm_align_user_"  # modules that are run from a file
 _NAMES: dict[type, str] = {}  # registered classes
+_RUNNING: set[str] = set()  # modules of files that have not ended yet
 
 
 class Registry(Mapping[str, Any]):
@@ -95,9 +96,22 @@ def part_name(part: Any) -> str | None:
 
 
 def part_file(part: Any) -> Path | None:
-    """The file that a class or function is defined in."""
-    file = getattr(sys.modules.get(part.__module__), "__file__", None)
+    """The file of a module, or of that which a class or function is defined in."""
+    module = part if isinstance(part, ModuleType) else sys.modules.get(part.__module__)
+    file = getattr(module, "__file__", None)
     return None if file is None else Path(file).resolve()
+
+
+def function_name(function: Any, what: str) -> str:
+    """The name of a function that Python passed as an object. Raises InputError for one that no name finds
+    again: a lambda, or a function within another."""
+    name = part_name(function) if hasattr(function, "__qualname__") else None
+    if name is None and getattr(function, "__module__", None) == "__main__":
+        name = f"__main__:{function.__qualname__}"  # of a notebook
+    if name is None or "<" in name:
+        found = one_line(getattr(function, "__qualname__", repr(function)))
+        raise InputError(f"{what} {found} is no function at the top of a file or notebook; define it there")
+    return name
 
 
 def absolute(name: str) -> str:
@@ -122,6 +136,9 @@ def load_part(name: str, what: str) -> Any:
         path = Path(place).resolve()
         if not path.is_file():
             raise InputError(f"{path} is not there; give the path of a Python file")
+        main = sys.modules["__main__"]
+        if part_file(main) == path and hasattr(main, attribute):  # the program itself: not to be run again
+            return getattr(main, attribute)
         about = path.stat()
         return getattr(_run_once(path, about.st_mtime_ns, about.st_size), attribute)
     except InputError:
@@ -142,11 +159,19 @@ def run_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise ImportError(f"{path} is not Python; it must end in .py")
+    if name in _RUNNING:
+        remedy = "put what the program does under if __name__ == '__main__'"
+        raise InputError(
+            f"{path} is asked for a part while it runs; {remedy}, or its parts into another file"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look for it there
+    _RUNNING.add(name)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:
+        _RUNNING.discard(name)
     return module

@@ -14,8 +14,8 @@ from runs import one_device
 
 from mllm_align.batch import Group, HostPrefix
 from mllm_align.config import SamplingConfig
-from mllm_align.generate.decode import Fork, Generator, Row, _forks
-from mllm_align.generate.sampling import BLOCK, filtered, random_key, uniform
+from mllm_align.generation.decode import Fork, Generator, Row, _forks
+from mllm_align.generation.sampling import BLOCK, filtered, random_key, uniform
 from mllm_align.models.bundle import Bundle
 from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import traced_within

@@ -47,7 +47,7 @@ def answering(monkeypatch) -> Callable[[Callable[[Record], str]], list[dict[str,
             ids = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
             return [[np.array([*each, encoder.end], np.int32)] for each in ids]
 
-        monkeypatch.setattr("mllm_align.generate.respond.respond", respond)
+        monkeypatch.setattr("mllm_align.generation.respond.respond", respond)
         return calls
 
     return answering

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimC
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
+from mllm_align.training.callbacks import Callback
 
 MODEL, PAIRS = FIXTURES / "llava15", FIXTURES / "pairs.jsonl"
 
@@ -52,6 +54,13 @@ def compiling(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+class EachStep(Callback):
+    """Calls a function with the figures of every logged step."""
+
+    def __init__(self, do: Callable[[dict[str, Any]], Any]):
+        self.on_step = do
 
 
 def one_device(config: MeshConfig | None = None):

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from runs import compiling
 
-from mllm_align import load_run
+from mllm_align import Config, LoraConfig, load_run, train
 from mllm_align.cli import main
 from mllm_align.data.readers import records_from
+from mllm_align.registry import load_part
 from mllm_align.testbed.demo import make_model, make_pairs
 
 assert compiling  # a fixture
@@ -81,6 +82,15 @@ def test_the_annotator_ranks_while_a_run_trains(run, folder):
     facts = json.loads((folder / "runs/brief/run.json").read_text())
     assert list(facts["part_files"]) == [str(folder / "my_annotator.py")]
     assert load_run(folder / "runs/brief").trained
+
+
+@pytest.mark.slow
+def test_the_callback(folder, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    best = load_part("my_program.py:Best", "callback")()
+    config = Config(lora=LoraConfig(rank=2), batch_size=8, steps=1)
+    train(config, "model", "demo/pairs.jsonl", "runs/best", "demo/pairs.jsonl", callbacks=[best])
+    assert 0 < best.loss < 1 and f"saved {folder / 'runs/best/checkpoints/1'}\n" in capfd.readouterr().out
 
 
 def test_the_evaluator(run, folder):

@@ -17,6 +17,7 @@ ORDER = (
     "files",
     "locks",
     "part_file",
+    "result_file",
     "progress",
     "batch",
     "sizes",
@@ -27,7 +28,7 @@ ORDER = (
     "data",
     "models",
 )
-ORDER += ("prepare", "generate", "annotate", "training", "evaluation", "plan", "testbed", "cli")
+ORDER += ("prepare", "generation", "annotate", "training", "evaluation", "plan", "testbed", "cli")
 LEVEL = {name: i for i, name in enumerate(ORDER)}
 # Stricter than the order; what is not here may import everything below.
 ONLY = {

@@ -9,7 +9,7 @@ from runs import MODEL, TINY, compiling, one_device
 
 from mllm_align.batch import Shape
 from mllm_align.config import BDHSConfig, SamplingConfig
-from mllm_align.generate import decode, rollout
+from mllm_align.generation import decode, rollout
 from mllm_align.models.bundle import load
 from mllm_align.models.sentence_encoder import encode
 from mllm_align.plan.targets import Sizes, lower

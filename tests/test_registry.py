@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 import sys
+from types import ModuleType
 
 import pytest
 from refusals import refusal
@@ -18,6 +19,23 @@ from dataclasses import dataclass
 class Mine:
     beta: float = 0.5
 """
+
+
+def test_the_program_itself_is_not_run_again(file, monkeypatch):
+    """A script that passes its own class, and continues: its file would train within the training."""
+    path = file("class Mine: pass\nraise SystemExit('run again')\n")
+    main = ModuleType("__main__")
+    main.__file__, main.Mine = str(path), int
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert load_part(f"{path}:Mine", "loss") is int
+
+
+def test_a_program_that_would_run_within_itself_is_told_so(file):
+    """Its parts are loaded by another command, and it does its work without a guard."""
+    path = file(
+        "class Mine: pass\nfrom mllm_align.registry import load_part\nload_part(__file__ + ':Mine', 'x')\n"
+    )
+    assert "put what the program does under if __name__ ==" in refusal(load_part, f"{path}:Mine", "loss")
 
 
 @pytest.fixture

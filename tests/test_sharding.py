@@ -11,8 +11,8 @@ from runs import TINY, compiling
 
 from mllm_align import DataConfig, InputError, MeshConfig, SamplingConfig, load
 from mllm_align.batch import pad, stack
-from mllm_align.generate.decode import Generator
-from mllm_align.generate.respond import prompt_row
+from mllm_align.generation.decode import Generator
+from mllm_align.generation.respond import prompt_row
 from mllm_align.models.bundle import check_mesh
 from mllm_align.prepare import prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh, mesh_config

@@ -17,9 +17,9 @@ from gpu_check.lines import Figures, Lines
 from gpu_check.model import Held
 from mllm_align.batch import HostPrefix
 from mllm_align.config import BDHSConfig, SamplingConfig
-from mllm_align.generate.decode import Fork, Generator, Row, programs
-from mllm_align.generate.distortion import gathered, visible_embeddings
-from mllm_align.generate.rollout import rollout_program
+from mllm_align.generation.decode import Fork, Generator, Row, programs
+from mllm_align.generation.distortion import gathered, visible_embeddings
+from mllm_align.generation.rollout import rollout_program
 from mllm_align.models.bundle import Bundle
 from mllm_align.sharding import batch_sharding, replicated
 from mllm_align.training.flops import vision_flops

@@ -81,7 +81,15 @@ def read(file: Path) -> Trained:
 def train_leg(name: str, work: Path, dtypes: list[str]) -> None:
     from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimConfig
     from mllm_align.testbed.demo import make_model, make_pairs
+    from mllm_align.training.callbacks import Callback
     from mllm_align.training.loop import train
+
+    class Taken(Callback):
+        def __init__(self):
+            self.steps: list[int] = []
+
+        def on_step(self, metrics: dict[str, Any]) -> None:
+            self.steps.append(metrics["step"])
 
     if name == "whole":
         make_model(work / "model")
@@ -103,17 +111,17 @@ def train_leg(name: str, work: Path, dtypes: list[str]) -> None:
         if name == "resumed":  # as the whole run was at its half
             shutil.copytree(work / f"whole-{dtype}", out)
             shutil.rmtree(out / "checkpoints" / str(STEPS))
-        steps: list[int] = []
+        taken = Taken()
         done = train(
             config,
             work / "model",
             work / "pairs" / "pairs.jsonl",
             out,
-            on_step=lambda values, seen=steps: seen.append(values["step"]),
+            callbacks=[taken],
         )
         first = 1 + (STEPS // 2 if name == "resumed" else 0)
-        if steps != [*range(first, STEPS + 1)]:
-            raise RuntimeError(f"the {name} run took steps {steps}")
+        if taken.steps != [*range(first, STEPS + 1)]:
+            raise RuntimeError(f"the {name} run took steps {taken.steps}")
         write(work / f"{name}-{dtype}.npz", done.trained)
         if name == "whole":
             write(work / f"start-{dtype}.npz", _start(done, replace(config, dtype=dtype)))  # type: ignore[arg-type]

@@ -31,7 +31,7 @@ from mllm_align.config import Online
 from mllm_align.config import to_json as config_json
 from mllm_align.evaluation.accuracy import accuracy
 from mllm_align.files import new_file
-from mllm_align.generate.bdhs_job import bdhs
+from mllm_align.generation.bdhs_job import bdhs
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.testbed.hallucination import Counts, count, intervals
 from mllm_align.testbed.quickstart.phases import Base, Clock, Pictures, Recipe, Seed

@@ -17,7 +17,7 @@ from mllm_align.errors import InputError
 
 if TYPE_CHECKING:
     from mllm_align.data.encode import Encoder
-    from mllm_align.generate.decode import Generator
+    from mllm_align.generation.decode import Generator
     from mllm_align.models.bundle import Bundle
 
 
@@ -80,7 +80,7 @@ class LocalModel:
 
     @cached_property
     def _opened(self) -> tuple[Encoder, Generator, int]:
-        from mllm_align.generate.decode import Generator
+        from mllm_align.generation.decode import Generator
         from mllm_align.prepare import make_encoder
 
         bundle = self.bundle()
@@ -97,7 +97,7 @@ class LocalModel:
         out: list[str | None] = [None] * len(records)
         if not records:
             return out
-        from mllm_align.generate.respond import respond
+        from mllm_align.generation.respond import respond
 
         encoder, decoder, limit = self._opened
         taken = [encoder.encode(record, 0, index) for index, record in enumerate(records)]

@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from mllm_align.cli import shared
 from mllm_align.cli.shared import Data, PrintConfig, begin, tell
 from mllm_align.config import BDHSConfig
 
@@ -26,7 +25,7 @@ class Bdhs:
     COMMON: ClassVar[tuple[str, ...]] = (
         *("distortion", "mask-rate", "noise-steps", "guided", "iterations", "similarity", "threshold"),
         *("sentence-tokens", "sampling.temperature", "sampling.top-p", "sampling.max-tokens", "batch-size"),
-        *("seed", "dtype", "mesh.fsdp", "mesh.tensor", "data.split", "data.image-root"),
+        *("seed", "dtype", "mesh.fsdp", "mesh.tensor", "data.split", "data.max-records", "data.image-root"),
     )
 
     config_file: Positional[Path]
@@ -47,11 +46,10 @@ class Bdhs:
 
     def __call__(self) -> None:
         begin(self.config.distributed)
-        from mllm_align.generate.bdhs_job import Shard, bdhs
+        from mllm_align.generation.bdhs_job import Shard, bdhs
 
         shard, config = Shard.parse(self.shard), self.config
-        bundle = shared.open_model(self.model, config.dtype, config.mesh)
-        summary = bdhs(config, bundle, self.data_file, self.out, shard)
+        summary = bdhs(config, self.model, self.data_file, self.out, shard)
         left = f", {len(summary['left_out'])} left out (empty or equal)" if summary["left_out"] else ""
         tell(f"{summary['pairs']} pairs in {shard.name(self.out)}{left}; share that differs enough after")
         tell("  ".join(f"try {i + 1}: {share:.3f}" for i, share in enumerate(summary["differ_after"])))

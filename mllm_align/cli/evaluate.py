@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from mllm_align.cli import shared
 from mllm_align.cli.shared import Data, PrintConfig, begin, tell
 from mllm_align.evaluation.base import EVALUATORS, EvaluationConfig
 
@@ -25,7 +24,7 @@ class Evaluate:
     FIRST: ClassVar[str] = "EVALUATOR"
     COMMON: ClassVar[tuple[str, ...]] = (
         *("evaluator.sampling.max-tokens", "batch-size", "seed", "dtype", "data.format", "data.split"),
-        *("data.image-root", "data.over-long", "mesh.fsdp", "mesh.tensor"),
+        *("data.max-records", "data.image-root", "data.over-long", "mesh.fsdp", "mesh.tensor"),
     )
 
     config_file: Positional[Path]
@@ -58,8 +57,9 @@ class Evaluate:
         c = self.config
         begin(c.distributed)
         from mllm_align.evaluation.run import evaluate
+        from mllm_align.models.bundle import load
 
-        bundle = shared.open_model(self.model, c.dtype, c.mesh)
+        bundle = load(self.model, c.dtype, c.mesh)
         settings = {"batch_size": c.batch_size, "seed": c.seed, "config": c.data}
         results, _ = evaluate(bundle, self.data_file, c.evaluator, out=self.out, **settings)
         for name, each in results["intervals"].items():

@@ -28,11 +28,19 @@ class Export:
     step: Literal["last", "best"] | int = "last"
     """Which checkpoint: the newest, the one with the least held-out loss, or a step."""
 
+    push: str | None = None
+    """Upload the folder to this repository of the Hugging Face Hub, owner/name. A new one is private."""
+
     def __call__(self) -> None:
+        from mllm_align.models import hub
         from mllm_align.training.run_folder import export_run
 
+        if self.push is not None:
+            hub.check_name(self.push)
         report = export_run(self.run, self.out, adapter=self.adapter, dtype=self.dtype, step=self.step)
         with open(self.run / "log.jsonl", "a", encoding="utf-8") as file:
             event = {"event": "export", "time": round(time.time(), 3), "out": str(self.out), **report}
             file.write(json_text(event) + "\n")
-        print(json_text({"out": str(self.out), **report}))
+        print(json_text({"out": str(self.out), **report}), flush=True)
+        if self.push is not None:
+            print(json_text({"pushed": hub.push(self.out, self.push)}))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from mllm_align.cli import shared
-from mllm_align.cli.shared import OptionalData, begin, note, result, tell
+from mllm_align.cli.shared import OptionalData, begin, note, tell
 from mllm_align.config import DataConfig, Dtype, MeshConfig, SamplingConfig
 from mllm_align.errors import InputError
-from mllm_align.files import json_text
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,8 @@ class Generate:
 
     COMMON: ClassVar[tuple[str, ...]] = (
         *("sampling.temperature", "sampling.top-k", "sampling.top-p", "sampling.max-tokens"),
-        *("data.split", "data.image-root", "data.max-length", "data.over-long", "mesh.fsdp", "mesh.tensor"),
+        *("data.split", "data.max-records", "data.image-root", "data.max-length", "data.over-long"),
+        *("mesh.fsdp", "mesh.tensor"),
     )
 
     model: Path
@@ -55,27 +54,29 @@ class Generate:
         begin()
         if (self.prompt is None) == (self.data_file is None):
             raise InputError("generate needs either --prompt (with --image) or --data FILE --out FILE")
-        if self.data_file is None:
-            if self.out is not None:
-                raise InputError("generate --prompt prints its responses; --out goes with --data FILE")
-            images = [str(image) for image in self.image]
-            for text in self._responses([{"prompt": self.prompt, "images": images}], batch_size=1)[0]:
-                tell(text)
-            return
-        if self.out is None or self.image:
+        if self.data_file is None and self.out is not None:
+            raise InputError("generate --prompt prints its responses; --out goes with --data FILE")
+        if self.data_file is not None and (self.out is None or self.image):
             raise InputError("generate --data FILE needs --out FILE, and takes images from the file alone")
-        with result(self.out, self.data_file) as file:
-            texts = self._responses(self.data_file, self.batch_size)
-            lines = [{"index": i, "responses": each or None} for i, each in enumerate(texts)]
-            file.writelines(json_text(line) + "\n" for line in lines)
-        tell(f"responses to {sum(bool(each) for each in texts)} records in {self.out}")
+        from mllm_align.generation.respond import generate
+        from mllm_align.generation.sampling import described
+        from mllm_align.models.bundle import load
 
-    def _responses(self, data: Any, batch_size: int) -> list[list[str]]:
-        from mllm_align.generate.respond import generate
-        from mllm_align.generate.sampling import described
-
-        bundle = shared.open_model(self.model, self.dtype, self.mesh)
-        settings = {"samples": self.samples, "seed": self.seed, "batch_size": batch_size}
-        texts = generate(bundle, data, self.sampling, **settings, config=self.data)
+        data = self.data_file
+        if data is None:
+            data = [{"prompt": self.prompt, "images": [str(image) for image in self.image]}]
+        texts = generate(
+            load(self.model, self.dtype, self.mesh),
+            data,
+            self.sampling,
+            out=self.out,
+            samples=self.samples,
+            seed=self.seed,
+            batch_size=1 if self.data_file is None else self.batch_size,
+            config=self.data,
+        )
         note(f"decoding: {described(self.sampling, self.seed)}")
-        return texts
+        if self.out is not None:
+            tell(f"responses to {sum(bool(each) for each in texts)} records in {self.out}")
+        else:
+            tell("\n".join(texts[0]))

@@ -8,10 +8,9 @@ from typing import Annotated, ClassVar
 
 from tyro.conf import Positional, arg
 
-from mllm_align.cli.shared import Data, PrintConfig, begin, result, tell
+from mllm_align.cli.shared import Data, PrintConfig, begin, tell
 from mllm_align.config import Config, JudgeConfig, load_config
-from mllm_align.errors import InputError, refusal
-from mllm_align.files import json_text, lines_beside
+from mllm_align.errors import refusal
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,8 @@ class Judge:
 
     COMMON: ClassVar[tuple[str, ...]] = (
         *("annotator", "annotator.model", "annotator.url", "annotator.function", "annotator.max-tokens"),
-        *("annotator.batch-size", "annotator.mesh", "data.split", "data.image-root", "mesh.fsdp", "dtype"),
+        *("annotator.batch-size", "annotator.mesh", "data.split", "data.max-records", "data.image-root"),
+        *("mesh.fsdp", "dtype"),
     )
 
     config_file: Positional[Path]
@@ -53,21 +53,7 @@ class Judge:
         return JudgeConfig(config.online.annotator, c.data, c.mesh, c.distributed, c.dtype)
 
     def __call__(self) -> None:
-        config, out, beside = self.config, self.out, lines_beside(self.out)
-        begin(config.distributed)
-        from mllm_align.evaluation.accuracy import accuracy, table
-        from mllm_align.models.bundle import load
-        from mllm_align.training.run_folder import open_base
+        begin(self.config.distributed)
+        from mllm_align.evaluation.accuracy import judge, table
 
-        asked = config.annotator.asks_base
-        if asked and self.model is None:
-            raise InputError("judge needs --model: the annotator is the policy's own base")
-        with result(beside, self.data_file) as lines_file, result(out, self.data_file) as file:
-            base = None
-            if asked and self.model:  # a run's policy, as it would be the base of another
-                base = load(open_base(self.model), config.dtype, config.mesh)
-            summary, lines = accuracy(config, self.data_file, base, out.with_suffix(".answers"))
-            about = {"data": str(self.data_file), "model": str(self.model) if asked else None}
-            file.write(json_text(about | summary, indent=2) + "\n")
-            lines_file.writelines(json_text(line) + "\n" for line in lines)
-        tell(table(summary))
+        tell(table(judge(self.model, self.data_file, self.config, out=self.out).results))

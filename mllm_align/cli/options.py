@@ -197,7 +197,7 @@ def _absent(name: str, known: dict[str, Option]) -> str:
     """Which branch the option would belong to, if it were of another kind."""
     while "." in name:
         name = name.rpartition(".")[0]
-        if name in known:
+        if name in known and get_origin(known[name].kind) is Literal:
             return f" ({name.removeprefix('--')} is {known[name].default})"
     return ""
 

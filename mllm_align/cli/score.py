@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from mllm_align.cli import shared
-from mllm_align.cli.shared import Data, begin, log_beside, result, tell
+from mllm_align.cli.shared import Data, begin, log_beside, tell
 from mllm_align.config import DataConfig, Dtype, MeshConfig
 from mllm_align.files import json_text
 
@@ -24,8 +23,8 @@ class Score:
     """
 
     COMMON: ClassVar[tuple[str, ...]] = (
-        *("data.format", "data.split", "data.image-root", "data.max-length", "data.over-long"),
-        *("data.identical", "mesh.fsdp", "mesh.tensor"),
+        *("data.format", "data.split", "data.max-records", "data.image-root", "data.max-length"),
+        *("data.over-long", "data.identical", "mesh.fsdp", "mesh.tensor"),
     )
 
     model: Path
@@ -44,12 +43,14 @@ class Score:
 
     def __call__(self) -> None:
         begin()
+        from mllm_align.models.bundle import load
         from mllm_align.prepare import name_weights
+        from mllm_align.result_file import result
         from mllm_align.training.score import score
 
         began = time.time()
         with result(self.out, self.data_file) as file:  # refused before the work, not after
-            bundle = shared.open_model(self.model, self.dtype, self.mesh)
+            bundle = load(self.model, self.dtype, self.mesh)
             lines = score(bundle, self.data_file, config=self.data, batch_size=self.batch_size)
             name_weights(bundle.folder)
             file.writelines(json_text(line) + "\n" for line in lines)

@@ -27,7 +27,7 @@ from mllm_align.config.parts import (
     OptimConfig,
     SamplingConfig,
 )
-from mllm_align.config.train import PARTS, Config, Remat
+from mllm_align.config.train import PARTS, TRACKERS, Config, Remat
 
 __all__ = [
     "ANNOTATORS",
@@ -35,6 +35,7 @@ __all__ = [
     "OBJECTIVES",
     "ONLINE",
     "PARTS",
+    "TRACKERS",
     "AnnotatorConfig",
     "BDHSConfig",
     "BDHSMethod",

@@ -170,6 +170,7 @@ def _built(kind: Any, value: Any, at: str = "") -> Any:
         if not isinstance(value, dict):
             wanted = f"it must have the fields of {getattr(kind, '__name__', kind)}"
             raise ValueError(f"{at or 'config'} is {quoted(value)}; {wanted}")
+        value = getattr(kind, "of_earlier", dict)(value)
         hints, known = get_type_hints(kind), _fields(kind)  # type: ignore[arg-type]
         inside = f"{at}." if at else ""
         for name in value.keys() - known:

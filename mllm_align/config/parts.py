@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from mllm_align.config.checks import DAY, MANY, SEED, check_types, require, within
-from mllm_align.registry import Registry, absolute
+from mllm_align.config.checks import DAY, MANY, SEED, STEPS, check_types, require, within
+from mllm_align.registry import Registry, absolute, function_name
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 READERS = Registry("reader", "mllm_align.data.formats")
@@ -21,11 +21,13 @@ class DataConfig:
     may_change: ClassVar[frozenset[str]] = frozenset(("threads", "prefetch"))
     format: str = "auto"
     """Layout of the data's rows: auto tells by the fields of the first; the name of a published set
-    (docs/data.md); or a function in a file of your own, my_reader.py:read."""
+    (docs/data.md); or a function in a file of your own, my_reader.py:read (from Python, the function)."""
     split: str | None = None
     """Which split of the data to read; needed where there are several."""
     eval_split: str | None = None
     """The same of held-out data."""
+    max_records: int | None = None
+    """Read this many records, the first; those that a published set's rules leave out do not count."""
     pairs: Literal["best-worst", "all"] = "best-worst"
     """Of several rated responses: the best against the worst, or each against all that are worse."""
     image_root: tuple[Path, ...] = ()
@@ -61,6 +63,8 @@ class DataConfig:
         if isinstance(roots, list | tuple):
             roots = tuple(Path(root) if isinstance(root, str) else root for root in roots)
         object.__setattr__(self, "image_root", roots)
+        if callable(self.format):
+            object.__setattr__(self, "format", function_name(self.format, "reader"))
         check_types(self, "data.")
         object.__setattr__(self, "format", absolute(self.format))
         known = self.format == "auto" or ":" in self.format or self.format in READERS
@@ -69,6 +73,7 @@ class DataConfig:
         within(self, "data.", 1, 1024, "shapes", "threads", "prefetch")
         within(self, "data.", 1, 8192, "multiple")
         within(self, "data.", 2, 16 * MANY, "max_length")
+        within(self, "data.", 1, STEPS, "max_records")
 
     @property
     def own_functions(self) -> dict[str, str]:
@@ -77,7 +82,7 @@ class DataConfig:
 
     def reading(self) -> dict[str, Any]:
         """What `records_from` needs to know."""
-        names = ("format", "split", "pairs", "image_root", "allow_outside")
+        names = ("format", "split", "max_records", "pairs", "image_root", "allow_outside")
         return {name: getattr(self, name) for name in names}
 
 

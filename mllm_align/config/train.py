@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from mllm_align.align.checks import check_objective
 from mllm_align.align.contract import Objective
@@ -20,6 +20,7 @@ from mllm_align.config.parts import (
 )
 
 Remat = Literal["none", "dots", "full"]
+TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}  # name -> package
 PARTS = ("vision_tower", "projector", "image_newline", "decoder")
 
 
@@ -30,7 +31,7 @@ class Config:
     # Fields that a run that goes on may change: nothing that moves a number.
     may_change: ClassVar[frozenset[str]] = frozenset(
         (
-            *("log_every", "eval_every", "save_every", "keep", "tensorboard", "checkpoints"),
+            *("log_every", "eval_every", "save_every", "keep", "trackers", "checkpoints"),
             # These move a number by rounding alone: another machine may need others.
             *("mesh", "distributed", "micro_batches", "remat", "nonfinite"),
             # How long a run goes on is checked by itself (run_folder.goes_on).
@@ -81,8 +82,8 @@ class Config:
     """Last checkpoints kept; the one that evaluated best is kept besides."""
     checkpoints: str | None = None
     """Folder of the checkpoints, gs:// too; default: checkpoints in the run folder."""
-    tensorboard: bool = False
-    """Write event files too (extra `tensorboard`)."""
+    trackers: tuple[str, ...] = ()
+    """Where figures go beside log.jsonl: some of tensorboard, wandb, mlflow, each an extra to install."""
 
     def __post_init__(self):
         check_types(self)
@@ -104,6 +105,8 @@ class Config:
             self.freeze,
             "fewer than all parts: nothing is left to train",
         )
+        good = set(self.trackers) <= TRACKERS.keys()
+        require(good, "trackers", self.trackers, f"some of {', '.join(TRACKERS)}")
         check_objective(self.objective)
         check_types(self.objective, "objective.")
         self._check_online()
@@ -118,6 +121,15 @@ class Config:
             self.reference == "live", "reference", self.reference, "live: new responses come every step"
         )
         online.check(kind, self.objective.responses)
+
+    @staticmethod
+    def of_earlier(values: dict[str, Any]) -> dict[str, Any]:
+        """Plain values as earlier versions saved them, in today's fields."""
+        written = values.get("tensorboard")
+        if not isinstance(written, bool):
+            return values
+        rest = {name: value for name, value in values.items() if name != "tensorboard"}
+        return rest | ({"trackers": rest.get("trackers") or ["tensorboard"]} if written else {})
 
     @property
     def rows_per_micro(self) -> int:

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ def records_from(
     allow_outside: bool = False,
     responses: int = 2,
     split: str | None = None,
+    max_records: int | None = None,
     pairs: Pairs = "best-worst",
     dropped: Counter[str] | None = None,
 ) -> list[Record]:
@@ -34,7 +36,8 @@ def records_from(
     paths are relative to the current folder and may lead anywhere; those of a file are relative to its
     folder and may leave it only with `allow_outside`. `format`: one of `READERS`, a user's reader as
     `file.py:function`, or auto, which goes by the first row's fields. `responses`: how many a record needs
-    at least. `split`: of the data set. `pairs`: which pairs of rated responses are made. `dropped` counts
+    at least. `split`: of the data set. `max_records`: how many are read, the
+    first. `pairs`: which pairs of rated responses are made. `dropped` counts
     what is left out, by the reason. Raises `InputError` for data that is missing, empty, unreadable or not
     what its name says, for any faulty record and for repeated ids.
     """
@@ -44,12 +47,12 @@ def records_from(
     if isinstance(data, str | os.PathLike):
         files = data_files(data, split=split, image_root=folders, allow_outside=allow_outside)
         rows = (row for file in files for row in read_rows(file))
-        return _records(rows, one_line(Path(data).name or data), reader, responses, taking)
+        return _records(rows, one_line(Path(data).name or data), reader, responses, taking, max_records)
     if isinstance(data, Mapping | bytes) or not isinstance(data, Iterable):
         raise refusal("data", f"found {type(data).__name__}", "give a path or a list of records")
     roots = Roots(folders, allow_outside)
     rows = (Row(value, "record", index, roots) for index, value in enumerate(data))
-    return _records(rows, "data", reader, responses, taking)
+    return _records(rows, "data", reader, responses, taking, max_records)
 
 
 def _folders(given: Folders) -> list[Path]:
@@ -61,11 +64,16 @@ def _folders(given: Folders) -> list[Path]:
 
 
 def _records(
-    rows: Iterable[Row], name: str, reader: Reader | None, responses: int, taking: Taking
+    rows: Iterable[Row],
+    name: str,
+    reader: Reader | None,
+    responses: int,
+    taking: Taking,
+    limit: int | None,
 ) -> list[Record]:
     records: list[Record] = []
     ours: dict[int, int] = {}  # records whose ids we may change -> the number of their row
-    for record, number in _parsed(rows, reader, responses, taking):
+    for record, number in islice(_parsed(rows, reader, responses, taking), limit):
         if number is not None:
             ours[len(records)] = number
         records.append(record)

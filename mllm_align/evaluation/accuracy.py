@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,14 @@ from mllm_align.annotate.factory import Context, open_annotator
 from mllm_align.annotate.pairwise import Asked, Pairwise, read
 from mllm_align.annotate.verdict import Question, Verdict, counted, rank
 from mllm_align.config import JudgeConfig, to_json
+from mllm_align.errors import InputError
 from mllm_align.evaluation.intervals import Interval, bootstrap
-from mllm_align.models.bundle import Bundle
+from mllm_align.evaluation.run import Evaluation
+from mllm_align.files import json_text, lines_beside
+from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import read_data
+from mllm_align.result_file import result
+from mllm_align.training.run_folder import open_base
 
 UNREAD = """
 No answer could be read, so nothing was measured:
@@ -36,6 +42,49 @@ LEVEL = 0.95
 Heard = list[tuple[bool, str | None]]
 
 
+def judge(
+    model: str | Path | Bundle | None,
+    data: Any,
+    config: JudgeConfig | None = None,
+    *,
+    out: str | Path | None = None,
+) -> Evaluation:
+    """How often an annotator prefers the chosen responses of preference pairs, asked in both orders.
+
+    model: the policy's base: a Bundle, without what a run has trained over it, or what `train` takes; None
+    unless the annotator is that. data: a
+    data set in files, or rows. config: a JudgeConfig, `annotator` its first field, which may be an object
+    of a class of your own; default: the policy's base judges. out: a file to write, JSON; its lines go
+    beside it.
+
+    Returns `results`, the figures (accuracy, accuracy_of_all, outcomes and more, each share with its
+    interval) and `lines`, a dictionary for each record: index, id, outcome, right, scores, reason,
+    answers. Raises InputError for data, a model or an annotator that can't be used, NotFinite where
+    logits of a model that answers are not finite.
+    """
+    config = config or JudgeConfig()
+    asked, named = config.annotator.asks_base, str(model)
+    if asked and model is None:
+        raise InputError("judge needs --model: the annotator is the policy's own base")
+    with ExitStack() as stack:
+        if out is not None:  # refused before the work, not after
+            place = Path(out)
+            files = [stack.enter_context(result(each, data)) for each in (lines_beside(place), place)]
+        base = None
+        if isinstance(model, Bundle):
+            base, named = model, str(model.folder.named or model.folder.path)
+        elif asked and model is not None:  # a run's policy, as it would be the base of another
+            base = load(open_base(model), config.dtype, config.mesh)
+        answers = None if out is None else Path(out).with_suffix(".answers")
+        summary, lines = accuracy(config, data, base, answers)
+        about = {"data": str(data) if isinstance(data, str | Path) else None}
+        results = about | {"model": named if asked else None} | summary
+        if out is not None:
+            files[0].writelines(json_text(line) + "\n" for line in lines)
+            files[1].write(json_text(results, indent=2) + "\n")
+    return Evaluation(results, lines)
+
+
 def accuracy(
     config: JudgeConfig, data: Any, base: Bundle | None = None, folder: Path | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -46,7 +95,7 @@ def accuracy(
     Raises InputError for data, or an annotator, that can't be used, NotFinite where logits of a model that
     answers are not finite.
     """
-    began = time.perf_counter()
+    began, asked = time.perf_counter(), config.annotator
     records = read_data(data, config.data, responses=2)
     questions = [Question(record, record.responses[:2]) for record in records]
     verdicts, heard = _asked(config, questions, base, folder)
@@ -54,7 +103,11 @@ def accuracy(
         _line(index, question, verdict, said)
         for index, (question, verdict, said) in enumerate(zip(questions, verdicts, heard, strict=True))
     ]
-    summary = {"annotator": to_json(config.annotator), **measured(verdicts, heard)}
+    try:
+        about = to_json(asked)
+    except InputError:  # a class of a notebook, which no file names
+        about = {"kind": type(asked).__qualname__, **asdict(asked)}
+    summary = {"annotator": about, **measured(verdicts, heard)}
     return summary | {"seconds": round(time.perf_counter() - began, 3)}, lines
 
 

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -33,11 +33,11 @@ from mllm_align.evaluation.base import (
     figures,
 )
 from mllm_align.files import json_text, lines_beside, new_file, parse_json, read_json
-from mllm_align.generate.bdhs_job import trained_digest
-from mllm_align.generate.decode import Generator
-from mllm_align.generate.respond import respond
+from mllm_align.generation.bdhs_job import trained_digest
+from mllm_align.generation.decode import Generator
+from mllm_align.generation.respond import respond
 from mllm_align.locks import alone
-from mllm_align.models.bundle import Bundle
+from mllm_align.models.bundle import Bundle, opened
 from mllm_align.part_file import PartFile, tell_finished
 from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.registry import part_name, registered_name
@@ -56,7 +56,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    bundle: Bundle,
+    model: str | Path | Bundle,
     data: Any,
     evaluator: Evaluator | str,
     *,
@@ -67,14 +67,17 @@ def evaluate(
 ) -> Evaluation:
     """Ask a model about all records and score its answers.
 
-    data: what the evaluator takes; by default as `train` takes it. evaluator: an object, or the name of one
-    or of a user's, `file.py:Name`, with its default settings. out: a file to write, JSON; its lines go
-    beside it. The same call goes on where it was stopped, and reads `out` where it is done. Raises
-    InputError for data or an evaluator that can't be used and an `out` of something else; NotFinite where
-    numbers of some records are not finite, after all others, whose answers are kept.
+    model: a Bundle, or what `load` takes: a model, or a run's folder. data: what the evaluator takes; by
+    default as `train` takes it. evaluator: an object, or the name of one or of a user's, `file.py:Name`,
+    with its default settings. out: a file to write, JSON; its lines go beside it. config: a DataConfig,
+    how data are read. The same call goes on where it was stopped, and reads `out` where it is done.
+    Returns an Evaluation: figures with their intervals, and a line for each record. Raises InputError for
+    data or an evaluator that can't be used and an `out` of something else; NotFinite where numbers of
+    some records are not finite, after all others, whose answers are kept.
     """
-    opened: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
-    settings = EvaluationConfig(opened, data=config or DataConfig(), batch_size=batch_size, seed=seed)
+    asked: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
+    settings = EvaluationConfig(asked, data=config or DataConfig(), batch_size=batch_size, seed=seed)
+    bundle = opened(model)
     if out is None:
         return _evaluate(bundle, data, settings, None)
     lines_beside(Path(out))
@@ -86,7 +89,8 @@ def _evaluate(bundle: Bundle, data: Any, settings: EvaluationConfig, out: Path |
     began, evaluator, config = time.time(), settings.evaluator, settings.data
     items = _guarded(evaluator, lambda: check_items(evaluator, evaluator.items(data, config)))
     answers = evaluator.references if evaluator.needs == "logps" else 0
-    encoder, records, left_out = prepare(bundle, [item.record for item in items], config, answers)
+    whole = replace(config, max_records=None)  # items may be several of a record
+    encoder, records, left_out = prepare(bundle, [item.record for item in items], whole, answers)
     check_batch(settings.batch_size, len(records))
     # only what is written must be found again by its name: in memory, any class will do
     own = asdict(evaluator) if out is None else to_json(evaluator)

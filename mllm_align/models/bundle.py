@@ -20,10 +20,14 @@ from mllm_align.models.huggingface import Folder, load_params
 from mllm_align.models.processor import Processor, end_tokens, load_processor
 from mllm_align.models.sources import open_model
 from mllm_align.models.vlm import VisionLanguageModel
+from mllm_align.registry import Registry
 from mllm_align.sharding import make_mesh, parameter_shardings, tensor_shards, tree_lookup
 
+# What `load` opens beside models, for the packages above: (whether a path is of the kind, what loads it).
+OTHERS = Registry("source of a model", "mllm_align.training.run_folder")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Bundle:
     """params: the checkpoint's, in `dtype`, sharded over `mesh`. trained: what a run has put over them
     (see models/policy.py), float32; empty for a checkpoint as it is.
@@ -44,6 +48,26 @@ class Bundle:
     @property
     def lora_scale(self) -> float:
         return 1.0 if self.lora is None else self.lora.scale
+
+    def __repr__(self) -> str:
+        count = sum(x.size for x in jax.tree.leaves(self.params))
+        mesh = ", ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
+        lines = [
+            f"Bundle of {self.folder.named or self.folder.path} ({self.config.family})",
+            f"  parameters  {count:,} in {self.dtype}",
+            f"  mesh        {mesh} ({self.mesh.devices.flat[0].device_kind})",
+            f"  trained     {self._trained()}",
+        ]
+        return "\n".join(lines)
+
+    def _trained(self) -> str:
+        count = sum(x.size for x in jax.tree.leaves(self.trained))
+        if not count:
+            return "nothing"
+        parts = sorted(self.trained.get("params", {}))
+        if self.trained.get("lora") and self.lora is not None:
+            parts = [f"LoRA of rank {self.lora.rank}", *parts]
+        return f"{count:,} in float32: {', '.join(parts)}"
 
 
 def compute_dtype(name: Dtype, mesh: Mesh) -> Any:
@@ -75,9 +99,15 @@ def load(
     """Read a model: weights sharded over the mesh, processor, configuration.
 
     model: a Hugging Face folder of a known family, a PEFT adapter folder, the name of either in the local
-    Hub cache, or a folder that was opened before. mesh: default, all devices on one data axis. Raises
-    InputError for a model that can't be used.
+    Hub cache, a run folder (its newest whole checkpoint; `load_run` takes another), or a folder that was
+    opened before. dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere. mesh: a
+    mesh or its MeshConfig; default, all devices on one data axis. Returns a Bundle, which all other calls
+    take. Raises InputError for a model that can't be used.
     """
+    if not isinstance(model, Folder):
+        for fits, load_other in OTHERS.values():
+            if fits(Path(model)):
+                return load_other(model, dtype, mesh)
     folder = model if isinstance(model, Folder) else open_model(model)
     processor = load_processor(folder.path)
     end_tokens(folder.path, folder.config.decoder.vocab)  # refused now, and not after the weights
@@ -87,6 +117,13 @@ def load(
     compute = compute_dtype(dtype, mesh)
     params = load_params(folder, compute, tree_lookup(base_shardings(folder.config, mesh)))
     return Bundle(folder, processor, mesh, compute, params)
+
+
+def opened(
+    model: str | Path | Bundle, dtype: Dtype = "auto", mesh: Mesh | MeshConfig | None = None
+) -> Bundle:
+    """A bundle as it is; else what `load` makes of a path or name."""
+    return model if isinstance(model, Bundle) else load(model, dtype, mesh)
 
 
 def _units(config: ModelConfig) -> dict[str, int]:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from mllm_align.batch import Prefix, Shape, blank_prefix
 from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, SamplingConfig
 from mllm_align.data.layout import counts
-from mllm_align.generate import decode as generation
+from mllm_align.generation import decode as generation
 from mllm_align.models.bundle import check_mesh, compute_dtype, make_model
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.registry import family_of

@@ -149,6 +149,11 @@ class Checkpoints:
             args: Any = ocp.args.StandardRestore(_shapes(like))  # type: ignore[call-arg]
             return self._arrays.restore(self.folder / str(step) / name, args=args)
 
+    @property
+    def saving(self) -> bool:
+        """Whether a save is still being written."""
+        return self._manager is not None and self._manager.is_saving_in_progress()
+
     def wait(self) -> None:
         """Until what is being saved is there."""
         if self._manager is not None:

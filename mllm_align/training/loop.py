@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,9 +28,10 @@ from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import check_batch, prepare
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run_folder, terminal
+from mllm_align.training.callbacks import Callback, check_callbacks
 from mllm_align.training.checkpoint import Checkpoints, choose, kept, set_aside
 from mllm_align.training.flops import step_flops
-from mllm_align.training.metrics import Log, add, divide, event_writer, line
+from mllm_align.training.metrics import Log, add, divide, line
 from mllm_align.training.online.feed import Feed, open_maker
 from mllm_align.training.online.maker import Maker
 from mllm_align.training.optim import init_trained, schedule, trained_parts
@@ -40,6 +41,7 @@ from mllm_align.training.programs import check_fits, train_program
 from mllm_align.training.score import StoredReference, not_finite_among
 from mllm_align.training.step import TrainState
 from mllm_align.training.terminal import Clock, say, waiting
+from mllm_align.training.trackers import Trackers, check_trackers
 from mllm_align.training.window import Window, culprits
 
 BATCHES = 8  # of an epoch for each shape that compiles
@@ -52,30 +54,33 @@ def train(
     data: Any,
     out: str | Path,
     eval_data: Any = None,
-    on_step: Callable[[dict[str, Any]], None] | None = None,
+    callbacks: Sequence[Callback] = (),
     profile: int = 0,
     allow_schedule_change: bool = False,
     init_from: str | Path | None = None,
 ) -> Bundle:
-    """Train and return the model; continue by itself where `out` holds a checkpoint of the same run.
+    """Align a model to preferences; continue by itself where `out` holds a checkpoint of the same run.
 
-    model: what `run_folder.open_base` takes, or one loaded before. data, eval_data: a file or rows.
-    out: the run folder (see training/run_folder.py). on_step: called with the figures of every logged step.
-    profile: so many steps, after the first of this process, are traced to `out`/profile.
-    allow_schedule_change: continue for another number of steps though rates of the schedule depend on it.
-    init_from: a run of the same base; what its newest checkpoint trained is where this one starts. The
-    reference stays the base (to have that run's policy as the reference too, give it as the model).
-    Nobody else can train into `out` meanwhile, and a start that fails before a step leaves nothing there.
-    Raises InputError, before anything is written, for a config, model or data that can't be used;
-    Preempted after SIGTERM and Interrupted (a KeyboardInterrupt) after Ctrl-C, with all saved; NotFinite
-    where config.nonfinite says to stop, and where no held-out loss is finite.
+    config: a Config: the objective, what is trained, rates, batches, steps. model: a Bundle, or what to
+    start from as a path or name: a Hugging Face folder, an adapter's, a run's, a name in the local Hub
+    cache; also the reference. data, eval_data: a data set in files, or rows. out: the run folder (see
+    training/run_folder.py). callbacks: told of steps, evaluations and checkpoints. profile: so many
+    steps, after the first of this process, are traced to `out`/profile. allow_schedule_change: continue
+    for another number of steps though rates of the schedule depend on it. init_from: a run of the same
+    base; what its newest checkpoint trained is where this one starts. The reference stays the base (to
+    have that run's policy as the reference too, give it as the model).
+
+    Returns the trained model. Nobody else can train into `out` meanwhile, and a start that fails before a
+    step leaves nothing there. Raises InputError, before anything is written, for a config, model or data
+    that can't be used; Preempted after SIGTERM and Interrupted (a KeyboardInterrupt) after Ctrl-C, with
+    all saved; NotFinite where config.nonfinite says to stop, and where no held-out loss is finite.
     """
     out = Path(out)
     place = run_folder.checkpoints_folder(out, config)
     own = [] if "://" in str(place) or place.is_relative_to(out.resolve()) else [place]
     with locks.alone(out, *own):
         return _train(
-            config, model, data, out, place, eval_data, on_step, profile, allow_schedule_change, init_from
+            config, model, data, out, place, eval_data, callbacks, profile, allow_schedule_change, init_from
         )
 
 
@@ -86,11 +91,12 @@ def _train(
     out: Path,
     place: epath.Path,
     eval_data: Any,
-    on_step: Callable[[dict[str, Any]], None] | None,
+    callbacks: Sequence[Callback],
     profile: int,
     allow_schedule_change: bool,
     init_from: str | Path | None,
 ) -> Bundle:
+    check_callbacks(callbacks)
     processes.on_first(lambda: run_folder.check_folder(out, config))
     for objective in (config.objective, config.objective.held_out):
         check_terms(objective)
@@ -99,7 +105,7 @@ def _train(
             model = load(run_folder.base_again(model, out), config.dtype, make_mesh(config.mesh))
     bundle = model
     _check(config, bundle)
-    writer = event_writer() if config.tensorboard else None
+    processes.on_first(lambda: check_trackers(config.trackers))
     bundle = replace(bundle, lora=config.lora, trained={})
     online = config.online
     reserved = 0 if online is None else online.reserved_tokens
@@ -137,10 +143,11 @@ def _train(
 
     with run_folder.undone_unless_begun(out, place), _kept_told(place, now.steps), ExitStack() as stack:
         processes.on_first(lambda: run_folder.start(out, config, described, step))
-        log = stack.enter_context(closing(Log(out if processes.first() else None, writer)))
+        places = (out, Trackers(config, out)) if processes.first() else (None, None)
+        log = stack.enter_context(closing(Log(*places)))
         checkpoints = stack.enter_context(closing(Checkpoints(place, config.keep, True, step)))
         trainer = _Run(
-            config, bundle, encoder, records, held_out, maker, out, log, checkpoints, on_step, now
+            config, bundle, encoder, records, held_out, maker, out, log, checkpoints, callbacks, now
         )
         state = trainer.begin(step, initial)
         if now != before:
@@ -215,11 +222,12 @@ class _Run:
         out: Path,
         log: Log,
         checkpoints: Checkpoints,
-        on_step: Callable[[dict[str, Any]], None] | None,
+        callbacks: Sequence[Callback],
         length: run_folder.Length,
     ):
         self.config, self.bundle, self.records, self.log = config, bundle, records, log
-        self.maker, self.out, self.checkpoints, self.on_step = maker, out, checkpoints, on_step
+        self.maker, self.out, self.checkpoints, self.callbacks = maker, out, checkpoints, callbacks
+        self.being_saved: list[int] = []  # steps
         references = self._references(encoder, held_out, out)
         self.rows = config.rows_per_micro
         self.local_rows = local_rows(bundle.mesh, self.rows)
@@ -327,6 +335,8 @@ class _Run:
                 if self.maker.on_policy and not first:
                     window.updated(time.perf_counter() - made)
                 trace.step(state)
+                if not self.checkpoints.saving:
+                    self._tell_saved()
                 last, stop = number == self.steps, noticed(number)
                 if stop:
                     locks.ending()  # of several processes it is known only now
@@ -349,11 +359,14 @@ class _Run:
                         self.checkpoints.save(state, number, self._about(number, about), loss, feed.saved())
                     window.leave_out(time.perf_counter() - saving)
                     self.log("save", step=number)
+                    self._tell_saved()  # of the one before, which had to be whole first
+                    self.being_saved.append(number)
                 if loss is not None:
                     window.check()
                     best, window = min(loss, best), self._window()
                 if stop and not last:
                     self.checkpoints.wait()
+                    self._tell_saved()
                     how, kind = (
                         ("interrupted", Interrupted) if noticed.interrupted else ("preempted", Preempted)
                     )
@@ -362,8 +375,18 @@ class _Run:
         if begun < self.steps:
             with clock.spent("saving"):
                 self.checkpoints.wait()
+            self._tell_saved()
             say(terminal.done(self.out, clock, self.steps - begun, self.steps, *self.checkpoints.best()))
         return state
+
+    def _tell_saved(self) -> None:
+        """Tell the callbacks of checkpoints that are whole by now."""
+        places = [(step, self.checkpoints.folder / str(step)) for step in self.being_saved]
+        self.being_saved.clear()
+        for step, place in places:
+            if self.callbacks and place.exists():  # a save that failed is told by the next
+                for each in self.callbacks:
+                    each.on_save(step, place)
 
     def _window(self) -> Window:
         return Window(self.config, self._flops, self._step_nonfinite)
@@ -385,8 +408,8 @@ class _Run:
         self.log("train", **values)
         if processes.first():
             print(line(values["step"], self.steps, values, left), flush=True)
-        if self.on_step is not None:
-            self.on_step(values)
+        for each in self.callbacks:
+            each.on_step(values)
 
     def _evaluate(self, state: TrainState, number: int) -> float:
         """The held-out loss, without the batches that config.nonfinite lets go. Raises NotFinite where it
@@ -408,6 +431,8 @@ class _Run:
         if values["loss"] is None:
             raise NotFinite(f"evaluation at step {number}: no held-out batch has finite figures")
         self.log("eval", step=number, **values)
+        for each in self.callbacks:
+            each.on_eval(number, values)
         shown = [f"loss {values['loss']:.4f}"]
         if "rewards/accuracy" in values:
             shown += [f"margin {values['rewards/margin']:.4f}", f"acc {values['rewards/accuracy']:.3f}"]

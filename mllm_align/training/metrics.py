@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from mllm_align.errors import InputError
 from mllm_align.files import json_text
+from mllm_align.training.trackers import Trackers
 
 
 @jax.jit
@@ -33,27 +34,18 @@ def divide(total: Any) -> dict[str, float | None]:
     return values
 
 
-def event_writer() -> Any:
-    """The class that writes TensorBoard's files. Raises InputError where it is not installed."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError as error:
-        raise InputError("tensorboard needs tensorboardX: pip install mllm-align[tensorboard]") from error
-    return SummaryWriter
-
-
 class Log:
-    """Appends one JSON object a line to `log.jsonl` in the run folder, and TensorBoard events if asked.
+    """Appends one JSON object a line to `log.jsonl` in the run folder, and gives its numbers to trackers.
 
     Every line has `event` and `time` (seconds since 1970); train and eval lines have `step`. A figure that
     nothing weighs in is null; one that is not finite raises NotFinite, and its line is not written.
     """
 
-    def __init__(self, folder: Path | None, writer: Any = None):
-        """folder: None for a process that does not write."""
+    def __init__(self, folder: Path | None, trackers: Trackers | None = None):
+        """folder: None for a process that does not write. trackers: get the floats of lines with a step."""
         place = os.devnull if folder is None else folder / "log.jsonl"
         self._file = open(place, "a", encoding="utf-8")  # noqa: SIM115 (open as long as the run)
-        self._writer = None if writer is None or folder is None else writer(str(folder / "tensorboard"))
+        self._trackers = trackers
 
     def __call__(self, event: str, **fields: Any) -> None:
         line = json_text({"event": event, "time": round(time.time(), 3), **fields})
@@ -62,17 +54,15 @@ class Log:
             self._file.flush()
         except OSError as error:
             raise InputError(f"can't write {self._file.name}: {error.strerror}; make room") from error
-        if self._writer is not None and "step" in fields:
-            for name, value in fields.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(f"{event}/{name}", value, fields["step"])
-            self._writer.flush()
+        numbers = {f"{event}/{name}": value for name, value in fields.items() if isinstance(value, float)}
+        if self._trackers is not None and numbers and "step" in fields:
+            self._trackers.log(fields["step"], numbers)
 
     def close(self) -> None:
         with suppress(OSError):  # after a write that failed, closing tries it again
             self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def line(step: int, steps: int, values: dict[str, Any], left: float | None) -> str:

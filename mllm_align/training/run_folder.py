@@ -32,7 +32,7 @@ from mllm_align.data.encode import Encoded
 from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json, read_json
 from mllm_align.locks import INSIDE, alone
-from mllm_align.models.bundle import Bundle, load
+from mllm_align.models.bundle import OTHERS, Bundle, load
 from mllm_align.models.changes import Trained
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import Folder
@@ -477,6 +477,9 @@ def load_run(out: str | Path, dtype: Any = "auto", mesh: Any = None, step: Which
     return replace(bundle, trained=trained, lora=config.lora)
 
 
+OTHERS.register("run")((is_run, load_run))
+
+
 def trained_of(run: str | Path, config: Config, bundle: Bundle) -> Any:
     """What a run has trained, for another run of the same base to start from; its reference stays the base.
 
@@ -508,7 +511,10 @@ def export_run(
 ) -> dict[str, Any]:
     """Write a run's checkpoint as a Hugging Face folder, or as a PEFT adapter.
 
-    Returns what was written: counts of tensors and, for a merge into 16 bits, what rounding cost.
+    run: its folder. out: the folder to make. dtype: of the written weights; default, as the base folder
+    has them (adapter: float32). step: the newest checkpoint, the best evaluated one, or a step's number.
+    The run's own config.json says what was trained. Returns what was written: counts of tensors and, for
+    a merge into 16 bits, what rounding cost.
     """
     with alone(out):
         return _export_run(run, Path(out), adapter, dtype, step)

@@ -17,7 +17,7 @@ from mllm_align.config.checks import MANY, check_number
 from mllm_align.data.batches import Batches
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
 from mllm_align.errors import InputError, not_finite
-from mllm_align.models.bundle import Bundle, base_shardings, make_model
+from mllm_align.models.bundle import Bundle, base_shardings, make_model, opened
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.policy import policy_variables
 from mllm_align.prepare import check_batch, name_weights, prepare
@@ -96,18 +96,21 @@ SCORES = ("chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens")
 
 
 def score(
-    bundle: Bundle, data: Any, *, config: DataConfig | None = None, batch_size: int = 8
+    model: str | Path | Bundle, data: Any, *, config: DataConfig | None = None, batch_size: int = 8
 ) -> list[dict[str, Any]]:
     """Score preference records: one dict a record, in order.
 
-    data: a data set in files or an iterable of rows. Each result has `index` (place among the records
-    that are read, over all files), `chosen_logp` and `rejected_logp` (nats, summed over response tokens,
-    end of sequence included), `chosen_tokens` and `rejected_tokens`. A record left out (only with
-    data.over_long or data.identical "skip") has its index, None for the rest, and `left_out`: why. Raises
-    InputError for unusable data, NotFinite where log-probs are not finite.
+    model: a Bundle, or what `load` takes: a model, or a run's folder. data: a data set in files or an
+    iterable of rows. config: a DataConfig, how they are read. batch_size: records at once. Each result
+    has `index` (place among the records that are read, over all files), `chosen_logp` and `rejected_logp`
+    (nats, summed over response tokens, end of sequence included), `chosen_tokens` and `rejected_tokens`.
+    A record left out (only with data.over_long or data.identical "skip") has its index, None for the
+    rest, and `left_out`: why. Raises InputError for unusable data, NotFinite where log-probs are not
+    finite.
     """
     config = config or DataConfig()
     check_number("batch_size", batch_size, 1, MANY)
+    bundle = opened(model)
     encoder, records, left_out = prepare(bundle, data, config, responses=2)
     check_batch(batch_size, len(records))
     logps = response_logps(bundle, encoder, records, config, batch_size)

@@ -159,7 +159,7 @@ def make_step(
         _, unit = metrics["loss"]
         some = reduce(jnp.logical_or, (w > 0 for name, (_, w) in metrics.items() if is_loss(name)))
         grads = jax.tree.map(lambda g: g / _divisor(unit), grads)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = _all_finite((norm, metrics, stats))
         updates, opt_state = optimizer.update(grads, state.optimizer, state.trained)
         trained = optax.apply_updates(state.trained, updates)

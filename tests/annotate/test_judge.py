@@ -14,7 +14,7 @@ from mllm_align.annotate.factory import Context, open_annotator
 from mllm_align.annotate.pairwise import Asked
 from mllm_align.annotate.verdict import rank
 from mllm_align.errors import InputError, NotFinite
-from mllm_align.generate import respond as generation
+from mllm_align.generation import respond as generation
 from mllm_align.prepare import make_encoder
 
 assert compiling and base and answering  # fixtures
@@ -135,7 +135,7 @@ def test_the_base_is_asked_without_what_was_trained(base, monkeypatch):
             seen.append((bundle, size))
             raise InputError("far enough")
 
-    monkeypatch.setattr("mllm_align.generate.decode.Generator", Kept)
+    monkeypatch.setattr("mllm_align.generation.decode.Generator", Kept)
     policy = replace(base, trained={"lora": {"a": np.ones(3)}}, lora=LoraConfig())
     for config in (SMALL, SceneQuestions(batch_size=2)):
         annotator = open_annotator(config, Context(policy))

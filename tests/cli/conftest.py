@@ -48,9 +48,9 @@ def scripted(monkeypatch):
     def decoder(bundle, sampling, size):
         return Scripted(bundle.config.decoder.vocab, size)
 
-    monkeypatch.setattr("mllm_align.cli.shared.open_model", lambda *_: bundle())
-    monkeypatch.setattr("mllm_align.generate.respond.Generator", decoder)
-    monkeypatch.setattr("mllm_align.generate.bdhs_job.Generator", decoder)
+    monkeypatch.setattr("mllm_align.models.bundle.load", lambda *_: bundle())
+    monkeypatch.setattr("mllm_align.generation.respond.Generator", decoder)
+    monkeypatch.setattr("mllm_align.generation.bdhs_job.Generator", decoder)
 
 
 @pytest.fixture(autouse=True)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from hub import Hub
 from runs import MODEL, events, rows, write_pairs
 
 from mllm_align.cli.verbs import parse
@@ -35,8 +36,30 @@ def test_which_checkpoint_is_a_word_or_a_step(words, step):
     assert parse("export", ["--run", "r", "--out", "o", *words]).step == step
 
 
+def test_push(run, tmp_path, monkeypatch):
+    """The address on a line of its own; where the Hub refuses, the folder stays."""
+
+    def made(run, out, **_):
+        out.mkdir()
+        return {"step": 4}
+
+    monkeypatch.setattr("mllm_align.training.run_folder.export_run", made)
+    argv = ("export", "--run", tmp_path, "--push", "me/model", "--out")
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    status, told, said = run(*argv, tmp_path / "a")
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert (status, said) == (0, "") and lines[0]["step"] == 4
+    assert lines[1] == {"pushed": "https://hub/me/model"} and Hub.made[-1:] == [tmp_path / "a"]
+
+    monkeypatch.setattr(Hub, "upload_folder", None)
+    status, told, said = run(*argv, tmp_path / "b")
+    assert status == 2 and said.count("\n") == 1 and "b is whole, but can't be pushed to me/model" in said
+    assert json.loads(told)["out"] == str(tmp_path / "b") and (tmp_path / "b").is_dir()
+
+
 def test_what_is_refused(refused, tmp_path):
     argv = ("export", "--run", tmp_path, "--out", tmp_path / "out")
+    assert "--push is 'a/b/c'; give owner/name" in refused(*argv, "--push", "a/b/c")
     assert "--step is 'first'; it must be one of last, best or a whole number" in refused(
         *argv, "--step", "first"
     )

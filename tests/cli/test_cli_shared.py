@@ -76,7 +76,7 @@ def test_a_result_does_not_replace_its_data(refused, tmp_path, verb):
 def test_numbers_that_are_not_finite_end_with_status_3(run, tmp_path, monkeypatch, verb):
     """The records are named, and all files are as before."""
     broken = replace(bundle(), params=jax.tree.map(lambda x: x * np.float32("nan"), bundle().params))
-    monkeypatch.setattr("mllm_align.cli.shared.open_model", lambda *_: broken)
+    monkeypatch.setattr("mllm_align.models.bundle.load", lambda *_: broken)
     folder = tmp_path / "out"
     folder.mkdir()
     data = sft_records(tmp_path) if verb == "bdhs" else PAIRS

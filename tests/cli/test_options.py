@@ -94,7 +94,7 @@ def test_without_options_it_is_the_file(resolved):
         (("--data.allow-outside",), lambda c: changed(c, "data", allow_outside=True)),
         (("--data.image-root", "/a b"), lambda c: changed(c, "data", image_root=Path("/a b"))),
         (("--mesh.data", "-1", "--mesh.fsdp", "2"), lambda c: changed(c, "mesh", fsdp=2)),
-        (("--tensorboard",), lambda c: replace(c, tensorboard=True)),
+        (("--trackers", "wandb", "tensorboard"), lambda c: replace(c, trackers=("wandb", "tensorboard"))),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -130,7 +130,9 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
         (("--steps",), "--steps needs a value; it must be a whole number"),
         (("--steps", "--seed", "1"), "--steps needs a value"),
         (("--optim.warmup", "much"), "--optim.warmup is 'much'; it must be a number"),
-        (("--tensorboard=yes",), "--tensorboard takes no value; leave out '=yes'"),
+        (("--data.shuffle=yes",), "--data.shuffle takes no value; leave out '=yes'"),
+        (("--data.max-record", "3"), "unknown option --data.max-record; did you mean --data.max-records?"),
+        (("--trackers", "comet"), "it must be some of tensorboard, wandb, mlflow"),
         (("--steps", "0"), "steps is 0; it must be 1 or more"),
         (("--optim.learning-rate", "-1"), "optim.learning_rate is -1.0; it must be 0 or more"),
         (

@@ -1,6 +1,8 @@
 """Settings that several verbs share: what is taken, what is refused and in which words."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from refusals import refusal
@@ -14,6 +16,8 @@ from mllm_align.config import (
     OptimConfig,
     SamplingConfig,
 )
+from mllm_align.errors import InputError
+from mllm_align.registry import load_part
 
 NAN, INF = float("nan"), float("inf")
 
@@ -92,6 +96,7 @@ def test_what_reading_needs():
     assert config.reading() == {
         "format": "trl",
         "split": "train",
+        "max_records": None,
         "pairs": "all",
         "image_root": (Path("a"),),
         "allow_outside": True,
@@ -109,3 +114,32 @@ def test_the_ends_of_what_is_taken():
     MeshConfig(data=1, fsdp=-1, tensor=2, slices=4)
     DataConfig(shapes=1, threads=1024, multiple=8192, max_length=2)
     DistributedConfig(heartbeat_seconds=5, shutdown_seconds=86400)
+
+
+# ---- a reader as a function ----------------------------------------------------------------------------
+
+
+def top_level(row):
+    return row
+
+
+def test_a_reader_may_be_a_function():
+    config = DataConfig(format=top_level)  # type: ignore[arg-type]
+    assert config.format == f"{__name__}:top_level"
+    assert load_part(config.format, "reader") is top_level
+
+
+def test_a_reader_of_a_notebook_is_found_in_it(monkeypatch):
+    main = ModuleType("__main__")
+    exec("def read(row):\n    return row\n", vars(main))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    config = DataConfig(format=main.read)
+    assert config.format == "__main__:read" and load_part(config.format, "reader") is main.read
+
+
+def test_a_reader_that_no_name_finds_is_refused():
+    def reader(row):
+        return row
+
+    with pytest.raises(InputError, match="is no function at the top of a file or notebook"):
+        DataConfig(format=reader)

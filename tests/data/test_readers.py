@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from published import assert_refused, gpt, human, png, povid, rlhfv, turns
+from published import assert_refused, gpt, human, png, povid, rlaifv, rlhfv, turns
 
 from mllm_align.data.images import image_size, load_rgb
 from mllm_align.data.readers import records_from
@@ -261,6 +262,23 @@ def test_rows_in_memory(tmp_path, monkeypatch):
     assert records[0].where == "record 0" and image_size(records[0].images[0]) == (4, 3)
     assert records[1].images[0].path == (tmp_path / "../a.png").resolve()
     assert_refused(rows, "record 1, images[0]", "leaves", image_root=tmp_path)
+
+
+def test_the_first_records_are_read_and_no_more(tmp_path):
+    """Counted behind a published set's own rules, over all files; what follows is not looked at."""
+    for name in "ab":
+        write(tmp_path / f"{name}.jsonl", *[{**ROW, "id": f"{name}{i}"} for i in range(2)])
+    (tmp_path / "c.jsonl").write_text("not JSON")
+    found = [records_from(tmp_path / "*.jsonl", max_records=n) for n in (1, 3, 4)]
+    assert [[each.id for each in records] for records in found] == [
+        ["a0"],
+        ["a0", "a1", "b0"],
+        ["a0", "a1", "b0", "b1"],
+    ]
+    assert len(records_from([ROW, ROW], max_records=9)) == 2
+    same, dropped = rlaifv(rejected="A cat."), Counter()
+    kept = records_from(iter([same, rlaifv(), same, rlaifv(), same]), max_records=2, dropped=dropped)
+    assert len(kept) == 2 and dropped["identical pair"] == 2
 
 
 def test_records_pass_as_they_are():

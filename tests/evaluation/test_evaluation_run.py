@@ -12,7 +12,7 @@ from runs import MODEL, PAIRS, bundle, compiling, nan_for_one, rows
 from mllm_align import DataConfig, Evaluator, Item, SamplingConfig, Scored, evaluate
 from mllm_align.errors import NotFinite
 from mllm_align.evaluation import run as module
-from mllm_align.generate.respond import generate
+from mllm_align.generation.respond import generate
 from mllm_align.prepare import prepare
 from mllm_align.training.score import score as score_pairs
 
@@ -70,6 +70,24 @@ def test_in_memory_nothing_is_written(tmp_path, monkeypatch):
 
 def rows_with_images(count):
     return [row | {"images": [str(FIXTURES / name) for name in row["images"]]} for row in rows(count)]
+
+
+@dataclass(frozen=True)
+class Twice(Letters):
+    """Two items of each record."""
+
+    def items(self, data, config):
+        found = super().items(data, config)
+        return [
+            replace(each, record=replace(each.record, id=f"{each.record.id}{i}"))
+            for each in found
+            for i in "ab"
+        ]
+
+
+def test_all_items_of_the_first_records_are_asked():
+    found = evaluate(bundle(), rows_with_images(4), Twice(), config=DataConfig(max_records=2))
+    assert [line["id"] for line in found.lines] == ["0a", "0b", "1a", "1b"]
 
 
 def test_log_probs_are_those_of_score(out):

@@ -15,7 +15,7 @@ from mllm_align.config import DataConfig, MeshConfig
 from mllm_align.data.encode import expand
 from mllm_align.data.inspect import describe
 from mllm_align.errors import InputError
-from mllm_align.generate.respond import generate
+from mllm_align.generation.respond import generate
 from mllm_align.models.bundle import make_model
 from mllm_align.models.families.registry import FAMILIES, read_config
 from mllm_align.models.huggingface import open_folder

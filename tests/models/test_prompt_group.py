@@ -111,7 +111,7 @@ def forward():
 
 def assert_close(found, expected, tolerance):
     """Every leaf, relative to its own size; some (keys' biases) are zero but for rounding."""
-    least = 1e-6 * float(optax.global_norm(expected))
+    least = 1e-6 * float(optax.tree.norm(expected))
     for (path, ours), theirs in zip(
         jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
     ):

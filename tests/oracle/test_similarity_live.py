@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mllm_align.generate.similarity import open_similarity
+from mllm_align.generation.similarity import open_similarity
 from mllm_align.models.sentence_encoder import open_encoder
 
 PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)

@@ -15,6 +15,7 @@ from runs import (
     MODEL,
     PAIRS,
     TINY,
+    EachStep,
     bundle,
     compiling,
     events,
@@ -70,7 +71,7 @@ def whole(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics.jax, "device_get", counting)
         config = replace(TINY, log_every=2, eval_every=2)
-        model = train(config, bundle(), PAIRS, out, rows_at_home(7), on_step=steps.append)
+        model = train(config, bundle(), PAIRS, out, rows_at_home(7), callbacks=[EachStep(steps.append)])
     return model, out, steps, fetched
 
 
@@ -148,21 +149,6 @@ def test_implicit_transfers_are_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_tensorboard_writes_events(tmp_path):
-    pytest.importorskip("tensorboardX")
-    train(replace(TINY, tensorboard=True), bundle(), PAIRS, tmp_path / "run")
-    (file,) = (tmp_path / "run" / "tensorboard").iterdir()
-    assert b"train/loss" in file.read_bytes()
-
-
-def test_tensorboard_that_is_absent_is_told_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tensorboardX", None)
-    with pytest.raises(InputError, match="pip install"):
-        train(replace(TINY, tensorboard=True), bundle(), PAIRS, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
 def test_text_alone_trains_a_model_whose_tower_is_not_frozen(tmp_path):
     """No picture in the whole data set: there is nothing for the tower to look at, or to learn from."""
     text = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in rows(8)]
@@ -187,7 +173,7 @@ def interrupted(tmp_path_factory):
             raise Stop
 
     with pytest.raises(Stop):
-        train(replace(TINY, save_every=1), bundle(), PAIRS, out, on_step=stop)
+        train(replace(TINY, save_every=1), bundle(), PAIRS, out, callbacks=[EachStep(stop)])
     return out
 
 
@@ -352,7 +338,7 @@ def test_notice_of_preemption_saves_and_the_run_goes_on(whole, tmp_path):
 
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Preempted, match="step 3 of 4 is saved"):
-        train(TINY, bundle(), PAIRS, tmp_path / "run", on_step=notice)
+        train(TINY, bundle(), PAIRS, tmp_path / "run", callbacks=[EachStep(notice)])
     assert signal.getsignal(signal.SIGTERM) is before
     assert [e["event"] for e in events(tmp_path / "run")[-2:]] == ["save", "preempted"]
     again = train(TINY, bundle(), PAIRS, tmp_path / "run")
@@ -366,7 +352,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(whole, tmp_path, capsys):
 
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="interrupted; step 3 of 4 is saved"):
-        train(TINY, bundle(), PAIRS, tmp_path / "run", on_step=interrupt)
+        train(TINY, bundle(), PAIRS, tmp_path / "run", callbacks=[EachStep(interrupt)])
     assert signal.getsignal(signal.SIGINT) is before
     assert [e["event"] for e in events(tmp_path / "run")[-2:]] == ["save", "interrupted"]
     said = capsys.readouterr()
@@ -386,7 +372,7 @@ def test_a_second_ctrl_c_tells_what_is_saved(tmp_path, capsys):
 
     longer = replace(TINY, steps=6, save_every=2)
     with pytest.raises(Interrupted, match="interrupted; step 2 of 6 is saved"):
-        train(longer, bundle(), PAIRS, tmp_path / "run", on_step=twice)
+        train(longer, bundle(), PAIRS, tmp_path / "run", callbacks=[EachStep(twice)])
 
 
 @pytest.mark.slow
@@ -512,7 +498,7 @@ def test_an_image_that_goes_away_while_training_stops_the_run(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "KEPT_BYTES", 0)
         with pytest.raises(InputError, match="images/"):
-            train(config, bundle(), data, tmp_path / "run", on_step=lose)
+            train(config, bundle(), data, tmp_path / "run", callbacks=[EachStep(lose)])
 
 
 def test_a_run_folder_below_a_file_is_refused(tmp_path):

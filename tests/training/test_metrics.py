@@ -1,7 +1,6 @@
 """Sums and weights of metrics, the log's lines, and the line on the terminal."""
 
 import json
-import sys
 import time
 
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from mllm_align.errors import InputError, NotFinite
-from mllm_align.training.metrics import Log, add, divide, duration, event_writer, line
+from mllm_align.training.metrics import Log, add, divide, duration, line
 
 
 def test_several_steps_are_one_weighted_mean():
@@ -35,19 +34,14 @@ def test_division_is_exact_in_64_bits():
 # ---- log.jsonl ---------------------------------------------------------------------------------------
 
 
-class Writer:
-    """Stands for TensorBoard's."""
+class Kept:
+    """Stands for trackers."""
 
-    made: "Writer"
+    def __init__(self):
+        self.logged, self.closed = [], False
 
-    def __init__(self, folder):
-        Writer.made, self.folder, self.scalars, self.closed, self.flushed = self, folder, [], False, 0
-
-    def add_scalar(self, name, value, step):
-        self.scalars.append((name, value, step))
-
-    def flush(self):
-        self.flushed += 1
+    def log(self, step, values):
+        self.logged.append((step, values))
 
     def close(self):
         self.closed = True
@@ -72,32 +66,33 @@ def test_every_line_is_written_at_once_and_after_those_before(tmp_path):
 
 
 def test_a_figure_that_is_not_finite_is_not_written(tmp_path):
-    log = Log(tmp_path, Writer)
+    kept = Kept()
+    log = Log(tmp_path, kept)
     for value in (float("nan"), float("inf")):
         with pytest.raises(NotFinite, match="loss is not finite"):
             log("train", step=1, loss=value)
     log("train", step=2, loss=1.0)
     log.close()
     assert [each["step"] for each in lines(tmp_path)] == [2]
-    assert Writer.made.scalars == [("train/loss", 1.0, 2)]
+    assert kept.logged == [(2, {"train/loss": 1.0})]
 
 
-def test_events_of_tensorboard(tmp_path):
+def test_figures_for_trackers(tmp_path):
     """Numbers of lines that have a step; not the step, nor what is a text, whole or missing."""
-    log = Log(tmp_path, Writer)
+    kept = Kept()
+    log = Log(tmp_path, kept)
     log("start", model="m", seconds=1.5)
-    log("train", step=3, loss=0.5, rows=8, note="x", margin=None)
+    log("train", step=3, loss=0.5, lr=1.0, rows=8, note="x", margin=None)
+    log("save", step=3)
     log("eval", step=3, loss=0.25)
-    assert Writer.made.folder == str(tmp_path / "tensorboard")
-    assert Writer.made.scalars == [("train/loss", 0.5, 3), ("eval/loss", 0.25, 3)]
-    assert Writer.made.flushed == 2
+    assert kept.logged == [(3, {"train/loss": 0.5, "train/lr": 1.0}), (3, {"eval/loss": 0.25})]
     log.close()
-    assert Writer.made.closed
+    assert kept.closed
 
 
 def test_a_process_that_does_not_write(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    log = Log(None, Writer)
+    log = Log(None)
     log("train", step=1, loss=1.0)
     log.close()
     assert list(tmp_path.iterdir()) == []
@@ -110,21 +105,6 @@ def test_a_full_disk_is_one_line():
     with pytest.raises(InputError, match="can't write /dev/full: No space left on device; make room"):
         log("train", step=1, loss=1.0)
     log.close()
-
-
-def test_the_writer_that_is_installed_writes_events(tmp_path):
-    pytest.importorskip("tensorboardX")
-    log = Log(tmp_path, event_writer())
-    log("train", step=1, loss=0.5)
-    log.close()
-    (file,) = (tmp_path / "tensorboard").iterdir()
-    assert b"train/loss" in file.read_bytes()
-
-
-def test_a_writer_that_is_not_installed(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(InputError, match=r"pip install mllm-align\[tensorboard\]"):
-        event_writer()
 
 
 # ---- the terminal ------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_clip_is_over_all_parts_together_and_decay_is_decoupled():
     settings = OptimConfig(1e-3, schedule="constant", warmup=0.0, clip=1.0, eps=1.0, b1=0.0, b2=0.0)
     optimizer = make_optimizer(settings, 10)
     updates, _ = optimizer.update(grads, optimizer.init(trained), trained)
-    each = 100 / float(optax.global_norm(grads))  # what is left of a gradient under norm 1
+    each = 100 / float(optax.tree.norm(grads))  # what is left of a gradient under norm 1
     for leaf in jax.tree.leaves(updates):
         assert np.asarray(leaf) == pytest.approx(-1e-3 * each / (each + 1), rel=1e-4)
 

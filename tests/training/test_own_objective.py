@@ -15,7 +15,7 @@ import pytest
 from goldens import goldens, union
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from refusals import refusal
-from runs import MODEL, PAIRS, TINY, bundle, compiling, one_device
+from runs import MODEL, PAIRS, TINY, EachStep, bundle, compiling, one_device
 from signals import signals
 
 from mllm_align import load_run, train
@@ -171,7 +171,7 @@ def begun(config, tmp_path):
             raise Stop
 
     with pytest.raises(Stop):
-        train(config, bundle(), PAIRS, tmp_path / "run", on_step=stop)
+        train(config, bundle(), PAIRS, tmp_path / "run", callbacks=[EachStep(stop)])
     return tmp_path / "run"
 
 

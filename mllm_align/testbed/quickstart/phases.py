@@ -21,7 +21,7 @@ from mllm_align.errors import refusal
 from mllm_align.evaluation.base import Item
 from mllm_align.evaluation.run import evaluate
 from mllm_align.files import json_text, new_file, new_folder, read_json
-from mllm_align.generate.bdhs_job import bdhs
+from mllm_align.generation.bdhs_job import bdhs
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.testbed.demo import make_model
 from mllm_align.testbed.evaluators import Captions, Questions

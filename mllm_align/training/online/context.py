@@ -15,7 +15,7 @@ from mllm_align.config import Config, Online
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.errors import not_finite
-from mllm_align.generate.sampling import random_key
+from mllm_align.generation.sampling import random_key
 from mllm_align.models.bundle import Bundle
 from mllm_align.sharding import assemble, batch_sharding, local_rows
 from mllm_align.training.online.maker import HostMetrics, TrainBatch

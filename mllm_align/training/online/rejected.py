@@ -12,11 +12,11 @@ from mllm_align.batch import PromptGroup
 from mllm_align.config import Distorted, OnlineBDHS
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Identical
-from mllm_align.generate import bdhs
-from mllm_align.generate.decode import Generator
-from mllm_align.generate.rollout import distorted_program, features_program
-from mllm_align.generate.sampling import random_key
-from mllm_align.generate.similarity import open_similarity
+from mllm_align.generation import bdhs
+from mllm_align.generation.decode import Generator
+from mllm_align.generation.rollout import distorted_program, features_program
+from mllm_align.generation.sampling import random_key
+from mllm_align.generation.similarity import open_similarity
 from mllm_align.sizes import half_steps
 from mllm_align.training.online.context import Response, RunContext
 from mllm_align.training.online.maker import HostMetrics, InFlight, Maker, TrainBatch, Tree

@@ -18,7 +18,7 @@ from mllm_align.annotate.verdict import OUTCOMES, Question, Verdict, counted, ra
 from mllm_align.batch import PromptGroup
 from mllm_align.config import OnlinePairs
 from mllm_align.data.batches import HostBatch
-from mllm_align.generate.rollout import Rollout, pick_program, rollout_program
+from mllm_align.generation.rollout import Rollout, pick_program, rollout_program
 from mllm_align.sharding import assemble, batch_sharding, local_rows, replicated
 from mllm_align.sizes import binary_fraction, rows_of_part
 from mllm_align.training.online.context import Response, RunContext

@@ -7,7 +7,7 @@ from runs import compiling
 
 from mllm_align import IPO, Averaged
 from mllm_align.errors import NotFinite
-from mllm_align.generate.sampling import random_key
+from mllm_align.generation.sampling import random_key
 from mllm_align.training.online.context import Response
 
 assert compiling  # a fixture

@@ -8,7 +8,20 @@ import jax
 import numpy as np
 import pytest
 import votes
-from runs import MODEL, PAIRS, TINY, bundle, compiling, events, flat, losses, rows, same, write_pairs
+from runs import (
+    MODEL,
+    PAIRS,
+    TINY,
+    EachStep,
+    bundle,
+    compiling,
+    events,
+    flat,
+    losses,
+    rows,
+    same,
+    write_pairs,
+)
 
 from mllm_align import (
     DPO,
@@ -34,9 +47,9 @@ from mllm_align import (
 )
 from mllm_align.annotate.verdict import OUTCOMES
 from mllm_align.errors import NotFinite
-from mllm_align.generate import bdhs as generation
-from mllm_align.generate import decode
-from mllm_align.generate.sampling import random_key
+from mllm_align.generation import bdhs as generation
+from mllm_align.generation import decode
+from mllm_align.generation.sampling import random_key
 from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
 from mllm_align.training import run_folder
@@ -114,7 +127,7 @@ def test_a_run_trains_and_says_what_it_did(whole):
 def test_a_stopped_run_ends_as_if_it_had_not_been(whole, tmp_path):
     _, config, model, out = whole
     with pytest.raises(Stop):
-        train(config, bundle(), PAIRS, tmp_path / "run", on_step=stop_after(3))
+        train(config, bundle(), PAIRS, tmp_path / "run", callbacks=[EachStep(stop_after(3))])
     again = train(config, bundle(), PAIRS, tmp_path / "run")
     assert [line["step"] for line in events(tmp_path / "run", "start")] == [0, 2]
     assert same(model.trained, again.trained)
@@ -334,7 +347,7 @@ def test_groups_of_them_are_left_out_and_counted_on_demand(tmp_path, unfit, kind
     assert [line["rollout/nonfinite"] for line in lines] == [0.25] * 3
     assert all(line["groups_used"] <= 0.75 and np.isfinite(line["loss"]) for line in lines)
     with pytest.raises(Stop):
-        train(config, bundle(), PAIRS, tmp_path / "again", on_step=stop_after(2))
+        train(config, bundle(), PAIRS, tmp_path / "again", callbacks=[EachStep(stop_after(2))])
     assert same(whole.trained, train(config, bundle(), PAIRS, tmp_path / "again").trained)
 
 

@@ -9,7 +9,7 @@ from contexts import batch_of, context
 from runs import compiling
 
 from mllm_align import Averaged, Distorted, OnlineBDHS
-from mllm_align.generate.bdhs import BDHSResult
+from mllm_align.generation.bdhs import BDHSResult
 from mllm_align.training.online import rejected
 from mllm_align.training.online.rejected import Rejected, RejectedByBDHS, RejectedByNoise
 

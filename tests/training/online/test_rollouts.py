@@ -12,7 +12,7 @@ from runs import compiling
 
 from mllm_align import InputError, OnlinePairs, SamplingConfig, Scorer
 from mllm_align.annotate.verdict import Question, Verdict
-from mllm_align.generate.rollout import Rollout
+from mllm_align.generation.rollout import Rollout
 from mllm_align.sizes import binary_fraction
 from mllm_align.training.online import rollouts
 from mllm_align.training.online.maker import MakerState

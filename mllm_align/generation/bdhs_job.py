@@ -33,11 +33,11 @@ from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut
 from mllm_align.errors import WEIGHTS, InputError, not_finite, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json
-from mllm_align.generate.bdhs import BDHS, BDHSResult, check
-from mllm_align.generate.decode import Generator
-from mllm_align.generate.similarity import Similarity, open_similarity
+from mllm_align.generation.bdhs import BDHS, BDHSResult, check
+from mllm_align.generation.decode import Generator
+from mllm_align.generation.similarity import Similarity, open_similarity
 from mllm_align.locks import alone
-from mllm_align.models.bundle import Bundle
+from mllm_align.models.bundle import Bundle, opened
 from mllm_align.part_file import PartFile, explained, tell_finished
 from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.progress import progress_bar
@@ -68,25 +68,26 @@ class Shard:
 
 def bdhs(
     config: BDHSConfig,
-    bundle: Bundle,
+    model: str | Path | Bundle,
     data: Any,
     out: str | Path,
     shard: Shard | None = None,
 ) -> dict[str, Any]:
     """Write `out`: one preference pair per record of `data`, with rejected responses from the model.
 
-    data: a file or rows with a prompt, images and one response. An interrupted job is resumed. Returns a
-    summary: pairs, left_out (ids of records whose rejected response is empty or equals the chosen one),
-    differ_after (share of the pairs that differ enough after each iteration), seconds. Raises InputError
-    for unusable data, and if `out` belongs to another job; NotFinite if logits or similarities of some
-    records are not finite, after all other records, which the job keeps.
+    config: a BDHSConfig, how the responses are made. model: a Bundle, or what `load` takes. data: a data
+    set in files, or rows, with a prompt, images and one response each. An interrupted job is resumed.
+    Returns a summary: pairs, left_out (ids of records whose rejected response is empty or equals the
+    chosen one), differ_after (share of the pairs that differ enough after each iteration), seconds.
+    Raises InputError for unusable data, and if `out` belongs to another job; NotFinite if logits or
+    similarities of some records are not finite, after all other records, which the job keeps.
     """
     began, shard = time.time(), shard or Shard()
     out = shard.name(Path(out))
     if out.suffix.lower() != ".jsonl":
         raise refusal(str(out), "is not a .jsonl name", "give --out a name that ends in .jsonl")
     with alone(out):
-        return _bdhs(config, bundle, data, out, shard, began)
+        return _bdhs(config, opened(model, config.dtype, config.mesh), data, out, shard, began)
 
 
 def _bdhs(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mllm_align.config import SamplingConfig
-from mllm_align.generate.sampling import (
+from mllm_align.generation.sampling import (
     BLOCK,
     DROPPED,
     _inverse_cdf,

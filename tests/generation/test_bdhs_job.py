@@ -24,10 +24,10 @@ from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig, to_json
 from mllm_align.data.images import load_rgb
 from mllm_align.data.readers import records_from
 from mllm_align.errors import InputError, Interrupted, NotFinite, Preempted
-from mllm_align.generate import bdhs_job as module
-from mllm_align.generate.bdhs_job import Shard, bdhs
-from mllm_align.generate.sampling import random_key
-from mllm_align.generate.similarity import Lexical
+from mllm_align.generation import bdhs_job as module
+from mllm_align.generation.bdhs_job import Shard, bdhs
+from mllm_align.generation.sampling import random_key
+from mllm_align.generation.similarity import Lexical
 from mllm_align.part_file import PartFile
 from mllm_align.prepare import prepare
 

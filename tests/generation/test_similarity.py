@@ -9,7 +9,7 @@ import pytest
 from encoder_folders import CLS, MEAN, make_folder, reference
 
 from mllm_align.errors import InputError
-from mllm_align.generate.similarity import Embedded, Lexical, open_similarity
+from mllm_align.generation.similarity import Embedded, Lexical, open_similarity
 
 PAIRS = Path(__file__).parents[1] / "fixtures" / "similarity_pairs.json"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from mllm_align.data.layout import Layout
-from mllm_align.generate.decode import Row
+from mllm_align.generation.decode import Row
 
 
 def visible_embeddings(image: np.ndarray, mask_rate: float, rng: np.random.Generator) -> np.ndarray:

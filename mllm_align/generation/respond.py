@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,21 @@ from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.config.checks import MANY, SEED, check_number
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.errors import InputError, not_finite
-from mllm_align.generate.decode import Fork, Generator, Row
-from mllm_align.generate.sampling import random_key
-from mllm_align.models.bundle import Bundle
+from mllm_align.files import json_text
+from mllm_align.generation.decode import Fork, Generator, Row
+from mllm_align.generation.sampling import random_key
+from mllm_align.models.bundle import Bundle, opened
 from mllm_align.prepare import check_batch, pixels_ahead, prepare
 from mllm_align.progress import progress_bar
+from mllm_align.result_file import result
 
 
 def generate(
-    bundle: Bundle,
+    model: str | Path | Bundle,
     data: Any,
     sampling: SamplingConfig | None = None,
     *,
+    out: str | Path | None = None,
     samples: int = 1,
     seed: int = 0,
     batch_size: int = 8,
@@ -32,9 +36,13 @@ def generate(
 ) -> list[list[str]]:
     """`samples` responses to every record's prompt, as text without surrounding white space.
 
-    data: a file or rows with `prompt` (or `messages`) and `images`. sampling: greedy if None. A record left
-    out as over-long (only with data.over_long "skip") has no responses. Raises InputError for unusable
-    data, NotFinite for logits that are not finite.
+    model: a Bundle, or what `load` takes: a model, or a run's folder. data: a data set in files, or rows
+    with `prompt` (or `messages`) and `images`. sampling: a SamplingConfig; greedy if None. out: a file to
+    write, JSON lines: index, responses (null for a record left out). batch_size: prompts at once. config:
+    a DataConfig, how data are read.
+
+    Returns a list of texts for each record, in order; empty for one left out as over-long (only with
+    data.over_long "skip"). Raises InputError for unusable data, NotFinite for logits that are not finite.
     """
     sampling, config = sampling or SamplingConfig(temperature=0.0), config or DataConfig()
     for name, value, low, high in (
@@ -46,6 +54,23 @@ def generate(
     if samples > 1 and sampling.temperature == 0:
         same = f"samples is {samples}, but greedy responses to one prompt are all the same"
         raise InputError(f"{same}; set sampling.temperature, as 1")
+    with nullcontext() if out is None else result(Path(out), data) as file:  # refused before the work
+        texts = _texts(opened(model), data, sampling, samples, seed, batch_size, config)
+        if file is not None:
+            lines = [{"index": i, "responses": each or None} for i, each in enumerate(texts)]
+            file.writelines(json_text(line) + "\n" for line in lines)
+    return texts
+
+
+def _texts(
+    bundle: Bundle,
+    data: Any,
+    sampling: SamplingConfig,
+    samples: int,
+    seed: int,
+    batch_size: int,
+    config: DataConfig,
+) -> list[list[str]]:
     encoder, records, left_out = prepare(bundle, data, config, responses=0)
     check_batch(batch_size, len(records))
     out: list[list[str]] = [[] for _ in range(len(records) + len(left_out))]

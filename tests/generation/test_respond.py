@@ -8,9 +8,9 @@ from runs import MODEL, PAIRS, bundle, compiling, nan_for_one, rows
 
 from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.errors import InputError, NotFinite
-from mllm_align.generate import respond as module
-from mllm_align.generate.decode import Generator
-from mllm_align.generate.respond import generate, prompt_row, respond
+from mllm_align.generation import respond as module
+from mllm_align.generation.decode import Generator
+from mllm_align.generation.respond import generate, prompt_row, respond
 from mllm_align.prepare import prepare
 
 assert compiling  # a fixture

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mllm_align.batch import HostPrefix, Pixels, pad_prefixes, padded
 from mllm_align.config import SamplingConfig
-from mllm_align.generate.sampling import choose, uniform
+from mllm_align.generation.sampling import choose, uniform
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.cache import Cache
 from mllm_align.models.config import ModelConfig

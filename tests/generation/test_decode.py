@@ -13,8 +13,8 @@ from runs import compiling
 
 from mllm_align.batch import Pixels, pad
 from mllm_align.config import MeshConfig, SamplingConfig
-from mllm_align.generate.decode import Forks, Generator, _forks, run
-from mllm_align.generate.sampling import random_key
+from mllm_align.generation.decode import Forks, Generator, _forks, run
+from mllm_align.generation.sampling import random_key
 from mllm_align.models.cache import Cache
 from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import make_mesh

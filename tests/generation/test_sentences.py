@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from mllm_align.generate.sentences import split, yes_no
+from mllm_align.generation.sentences import split, yes_no
 
 # each text with " | " put between its sentences in place of a space, or "|" where there is none
 TEXTS = [

@@ -15,12 +15,12 @@ from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig
 from mllm_align.data.encode import Encoder
 from mllm_align.data.records import parse_record
 from mllm_align.errors import InputError
-from mllm_align.generate import bdhs as module
-from mllm_align.generate.bdhs import BDHS, boundaries, check, cuts, full_stops, until_full_stop
-from mllm_align.generate.decode import Fork, Generator, Row
-from mllm_align.generate.sampling import random_key
-from mllm_align.generate.sentences import split, yes_no
-from mllm_align.generate.similarity import Lexical
+from mllm_align.generation import bdhs as module
+from mllm_align.generation.bdhs import BDHS, boundaries, check, cuts, full_stops, until_full_stop
+from mllm_align.generation.decode import Fork, Generator, Row
+from mllm_align.generation.sampling import random_key
+from mllm_align.generation.sentences import split, yes_no
+from mllm_align.generation.similarity import Lexical
 from mllm_align.prepare import make_encoder
 
 assert compiling  # a fixture
