@@ -73,7 +73,8 @@ def test_every_command_does_what_is_shown(hour):
     for command, shown, status, printed in done:
         assert status == (130 if "^C" in shown else 0), (command, printed)
         assert masked(shown[0]) == masked(printed[0]), command
-        assert masked(shown[-1]) == masked(printed[-1]), command
+        if shown[-1] != "..." and " generate " not in command:  # what a model says differs
+            assert masked(shown[-1]) == masked(printed[-1]), command
     first, again, last = (each for each in done if " train " in each[0])
     assert first[0] == again[0] == last[0]
     assert "interrupted; step" in first[3][-1] and "resuming runs/first" in "\n".join(again[3])
