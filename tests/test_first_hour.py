@@ -9,10 +9,21 @@ import sys
 from pathlib import Path
 
 import pytest
+from xla_flags import FAST
 
 PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "first-hour.md").read_text(encoding="utf-8")
+QUICKSTART = """
+from pathlib import Path
+
+from miniature import MINIATURE
+from mllm_align.testbed.quickstart.experiment import run
+
+run(Path("runs/quickstart"), recipe=MINIATURE)
+"""
+PATHS = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
+ENV = {**os.environ, "XLA_FLAGS": FAST, "PYTHONPATH": PATHS}  # one device, as a person has
 NOT_RUN = ("python3 -m venv", "mllm-align quickstart")  # the test's environment; the fixture, in small
 
 
@@ -36,7 +47,7 @@ def masked(line: str) -> str:
 def run(command: str, folder: Path, interrupted: bool) -> tuple[int, list[str]]:
     """Exit status and lines of an mllm-align command; Ctrl-C comes after its second step."""
     words = [sys.executable, "-m", "mllm_align.cli", *shlex.split(command)[1:]]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    pipes: dict = {"env": ENV, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(words, cwd=folder, text=True, **pipes) as process:
         lines = []
         for line in process.stdout:
@@ -51,12 +62,8 @@ def run(command: str, folder: Path, interrupted: bool) -> tuple[int, list[str]]:
 def hour(tmp_path_factory):
     """A folder in which all commands of the page have run: [(command, shown, status, printed)]."""
     pytest.importorskip("tensorflow_datasets")
-    from miniature import MINIATURE
-
-    from mllm_align.testbed.quickstart.experiment import run as quickstart
-
     folder = tmp_path_factory.mktemp("hour")
-    quickstart(folder / "runs" / "quickstart", recipe=MINIATURE)
+    subprocess.run([sys.executable, "-c", QUICKSTART], cwd=folder, env=ENV, check=True)
     done = []
     for command, shown in recorded():
         if command == "echo $?":
