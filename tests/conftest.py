@@ -1,9 +1,11 @@
 """Eight fake CPU devices and strict numerics, set once and before JAX starts."""
 
 import os
+import signal
 
 from xla_flags import FAST
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", FAST]
