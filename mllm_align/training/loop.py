@@ -131,12 +131,14 @@ def _train(
     maker = open_maker(config, bundle, encoder, records, out)
     step = processes.on_first(lambda: _newest(place))
     before = now = run_folder.length(config, len(records))
+    shapes = _shapes(config, len(records))
     if step:
         about = processes.on_first(lambda: Checkpoints(place).about(step))
         run_folder.check_checkpoint(place / str(step), about, config, described)
         length = partial(run_folder.goes_on, out, about, config, len(records), step, allow_schedule_change)
         before, now = (run_folder.Length(*each) for each in processes.on_first(length))
-    described |= run_folder.lengths(now)
+        shapes = about.get("batch_shapes", config.data.shapes)  # runs of earlier versions took them all
+    described |= {"batch_shapes": shapes, **run_folder.lengths(now)}
     initial = None
     if init_from is not None and not step:
         initial = run_folder.trained_of(init_from, config, bundle)
@@ -147,7 +149,7 @@ def _train(
         log = stack.enter_context(closing(Log(*places)))
         checkpoints = stack.enter_context(closing(Checkpoints(place, config.keep, True, step)))
         trainer = _Run(
-            config, bundle, encoder, records, held_out, maker, out, log, checkpoints, callbacks, now
+            config, bundle, encoder, records, held_out, maker, out, log, checkpoints, callbacks, now, shapes
         )
         state = trainer.begin(step, initial)
         if now != before:
@@ -191,6 +193,11 @@ def _kept_told(place: epath.Path, steps: int) -> Iterator[None]:
         raise Interrupted(f"interrupted; {what}") from error
 
 
+def _shapes(config: Config, records: int) -> int:
+    """A shape compiles for as long as many steps take: few batches have few shapes."""
+    return min(config.data.shapes, max(records // (config.batch_size * BATCHES), 1))
+
+
 def _check(config: Config, bundle: Bundle) -> None:
     """What only config and model together can tell."""
     if config.lora is None and not trained_parts(config, bundle.config):
@@ -224,6 +231,7 @@ class _Run:
         checkpoints: Checkpoints,
         callbacks: Sequence[Callback],
         length: run_folder.Length,
+        shapes: int,
     ):
         self.config, self.bundle, self.records, self.log = config, bundle, records, log
         self.maker, self.out, self.checkpoints, self.callbacks = maker, out, checkpoints, callbacks
@@ -231,8 +239,11 @@ class _Run:
         references = self._references(encoder, held_out, out)
         self.rows = config.rows_per_micro
         self.local_rows = local_rows(bundle.mesh, self.rows)
-        self.batches = self._batches(encoder, records, references[0], shuffle=config.data.shuffle)
-        self.held_out = self._batches(encoder, held_out, references[1]) if held_out else None
+        self.batches = self._batches(encoder, records, references[0], shapes, config.data.shuffle)
+        self.held_out = None
+        if held_out:
+            shapes = _shapes(config, len(held_out))
+            self.held_out = self._batches(encoder, held_out, references[1], shapes)
         self.held_records = held_out
         self.steps, warmup = length.steps, length.warmup
         self.program = train_program(config, bundle.config, bundle.mesh, self.steps, warmup)
@@ -276,7 +287,7 @@ class _Run:
         of_held_out = stored("reference_eval.npz", held_out) if held_out else None
         return stored("reference.npz", self.records), of_held_out
 
-    def _batches(self, encoder: Encoder, records, reference, shuffle: bool = False) -> Batches:
+    def _batches(self, encoder: Encoder, records, reference, shapes: int, shuffle: bool = False) -> Batches:
         c = self.config
         return Batches(
             records,
@@ -285,8 +296,7 @@ class _Run:
             micro=c.micro_batches,
             seed=c.seed,
             shuffle=shuffle,
-            # a shape compiles for as long as many steps take: few batches have few shapes
-            shapes=min(c.data.shapes, max(len(records) // (c.batch_size * BATCHES), 1)),
+            shapes=shapes,
             multiple=c.data.multiple,
             reference=reference,
             local_rows=self.local_rows,
