@@ -5,12 +5,14 @@ import json
 import pytest
 from bench_folders import KITCHEN, STREET, lines, pope
 from refusals import refusal
+from runs import bundle, compiling
 
-from mllm_align import DataConfig
+from mllm_align import DataConfig, SamplingConfig, evaluate
 from mllm_align.errors import InputError
 from mllm_align.evaluation.answers import score_answers
 from mllm_align.evaluation.benchmarks.pope import Pope, yes
 
+assert compiling  # a fixture
 SAID = ["Yes", "Yes.", "no", "Yes", "No", "Yes", "yes, it is"]  # in the order of the questions
 
 
@@ -127,3 +129,20 @@ def test_answers_to_another_copy_of_pope(folder, tmp_path):
     assert "3 answers are to other questions" in refusal(
         score_answers, lines(tmp_path / "pictures.jsonl", rows), folder, "pope"
     )
+
+
+def test_what_a_model_answers_scores_as_its_file_does(folder, tmp_path):
+    """Stopped and continued as any other: tests/evaluation/test_evaluation_run.py."""
+    short = Pope(sampling=SamplingConfig(temperature=0.0, max_tokens=2))
+    found = evaluate(bundle(), folder, short, out=tmp_path / "out", batch_size=4)
+    assert found.results["model"] and found.results["prompt"] == short.prompt and found.results["n"] == 7
+    assert [line["question_id"] for line in found.lines] == [*range(10, 17)]
+    again = score_answers(tmp_path / "out" / "answers.jsonl", folder, short).results
+    assert (again["scores"], again["intervals"]) == (found.results["scores"], found.results["intervals"])
+
+
+def test_pictures_that_are_missing(folder, tmp_path):
+    (folder / "val2014" / KITCHEN).unlink()
+    said = refusal(evaluate, bundle(), folder, "pope", out=tmp_path / "out")
+    assert f"val2014: 1 of 2 images are missing: {KITCHEN}; put them there" in said
+    assert not (tmp_path / "out").exists()
