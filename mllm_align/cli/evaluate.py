@@ -76,9 +76,14 @@ class Evaluate:
         begin(c.distributed)
         from mllm_align.evaluation.run import evaluate
 
-        bundle = shared.open_model(model, c.dtype, c.mesh)
         settings = {"batch_size": c.batch_size, "seed": c.seed, "config": c.data}
-        return evaluate(bundle, self.data_file, c.evaluator, out=self.out, **settings).results
+        return evaluate(
+            lambda: shared.open_model(model, c.dtype, c.mesh),
+            self.data_file,
+            c.evaluator,
+            out=self.out,
+            **settings,
+        ).results
 
     def _given(self, answers: Path) -> dict:
         from mllm_align.evaluation.answers import score_answers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +59,9 @@ def read_value(file: Path, kind: type) -> Any:
     return read_json(file, "get the file again", kind)
 
 
-def field(row: Mapping[str, Any], name: str, kind: Any, where: str) -> Any:
+def field(row: Any, name: str, kind: Any, where: str) -> Any:
     """A field of a row. Raises InputError where it is missing or of another type."""
-    value = row.get(name)
+    value = row.get(name) if isinstance(row, dict) else None
     if not isinstance(value, kind) or isinstance(value, bool):
         found = "is missing" if value is None else f"is a {type(value).__name__}"
         raise refusal(f"{where}, {name}", found, "get the file again")

@@ -8,7 +8,7 @@ from, and OUT/answers.jsonl a line for each record.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -53,7 +53,7 @@ from mllm_align.training.score import response_logps
 
 
 def evaluate(
-    bundle: Bundle,
+    bundle: Bundle | Callable[[], Bundle],
     data: Any,
     evaluator: Evaluator | str,
     *,
@@ -64,11 +64,12 @@ def evaluate(
 ) -> Evaluation:
     """Ask a model about all records and score its answers.
 
-    data: what the evaluator takes; by default as `train` takes it. evaluator: an object, or the name of one
-    or of a user's, `file.py:Name`, with its default settings. out: a folder to write. The same call goes on
-    where it was stopped, and reads `out` where it is done. Raises
-    InputError for data or an evaluator that can't be used and an `out` of something else; NotFinite where
-    numbers of some records are not finite, after all others, whose answers are kept.
+    bundle: the model, or a function that opens it once the data is known to be there. data: what the
+    evaluator takes; by default as `train` takes it. evaluator: an object, or the name of one or of a
+    user's, `file.py:Name`, with its default settings. out: a folder to write. The same call goes on where
+    it was stopped, and reads `out` where it is done. Raises InputError for data or an evaluator that can't
+    be used and an `out` of something else; NotFinite where numbers of some records are not finite, after
+    all others, whose answers are kept.
     """
     opened: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
     settings = EvaluationConfig(opened, data=config or DataConfig(), batch_size=batch_size, seed=seed)
@@ -79,12 +80,15 @@ def evaluate(
         return _evaluate(bundle, data, settings, Path(out))
 
 
-def _evaluate(bundle: Bundle, data: Any, settings: EvaluationConfig, out: Path | None) -> Evaluation:
+def _evaluate(
+    model: Bundle | Callable[[], Bundle], data: Any, settings: EvaluationConfig, out: Path | None
+) -> Evaluation:
     began, evaluator, config = time.time(), settings.evaluator, settings.data
     items = guarded(
         evaluator, lambda: check_items(evaluator, evaluator.asked(evaluator.items(data, config)))
     )
     check_images(items)
+    bundle = model() if callable(model) else model
     answers = evaluator.references if evaluator.needs == "logps" else 0
     encoder, records, left_out = prepare(bundle, [item.record for item in items], config, answers)
     check_batch(settings.batch_size, len(records))

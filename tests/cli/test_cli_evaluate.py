@@ -84,6 +84,10 @@ def test_help_names_the_evaluators(run):
             ("my_eval.py:Mine", *ALL[:5], "my_eval.py"),
             "my_eval.py: this is a file; name a folder",
         ),
+        (
+            ("pope", "--model", "gone", "--data", "away", "--out", "r"),
+            "data is 'away'; give the benchmark's",
+        ),
         (("my_eval.py:Mine", *ALL[2:]), "evaluate needs --model, which answers, or --answers"),
         (
             ("my_eval.py:Mine", *ALL, "--answers", "a.jsonl"),

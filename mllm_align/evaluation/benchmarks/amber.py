@@ -113,10 +113,7 @@ class AmberDiscriminative(Evaluator):
 
 def _by_id(file: Any) -> dict[str, dict[str, Any]]:
     rows = read_value(file, list)
-    ids = [
-        str(field(row if isinstance(row, dict) else {}, "id", int, f"{file} row {n}"))
-        for n, row in enumerate(rows, 1)
-    ]
+    ids = [str(field(row, "id", int, f"{file} row {n}")) for n, row in enumerate(rows, 1)]
     unique(ids, file)
     return dict(zip(ids, rows, strict=True))
 

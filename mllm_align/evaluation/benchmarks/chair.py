@@ -55,9 +55,13 @@ class Chair(Evaluator):
         ]
 
     def asked(self, items: list[Item]) -> list[Item]:
-        there = [item for item in items if (path := item.record.images[0].path) and path.is_file()]
-        found = there or items
-        return random.Random(0).sample(found, min(self.images, len(found)))
+        paths = [item.record.images[0].path for item in items]
+        there = [item for item, path in zip(items, paths, strict=True) if path and path.is_file()]
+        if len(there) < min(self.images, len(items)):
+            problem = f"{len(there)} pictures of images with objects are there, {self.images} are wanted"
+            remedy = f"put more there, such as {paths[0]}, or give --evaluator.images {max(1, len(there))}"
+            raise InputError(f"{problem}; {remedy}")
+        return random.Random(0).sample(there, min(self.images, len(there)))
 
     def row(self, item: Item, answer: str) -> dict[str, Any]:
         return {"image_id": int(item.record.id), "caption": answer}
@@ -157,7 +161,7 @@ def _images(folder: Path, read: Words) -> Iterator[tuple[str, str, list[str]]]:
     """(id, name of the picture, objects) of every image: of objects.json, or else of COCO's annotations."""
     if (folder / OBJECTS).is_file():
         for id, objects in read_value(folder / OBJECTS, dict).items():
-            if not id.isdigit() or not isinstance(objects, list):
+            if not id.isdigit() or not isinstance(objects, list) or not {*map(type, objects)} <= {str}:
                 raise refusal(f"{folder / OBJECTS}, {id}", "is no image with its objects", "correct it")
             yield id, f"COCO_val2014_{int(id):012d}.jpg", objects
         return
@@ -174,18 +178,23 @@ def _images(folder: Path, read: Words) -> Iterator[tuple[str, str, list[str]]]:
 
 
 def _coco(instances: Path, captions: Path, read: Words) -> Iterator[tuple[str, str, list[str]]]:
-    made, found = read_value(instances, dict), defaultdict(set)
-    names = {each["id"]: each["file_name"] for each in field(made, "images", list, str(instances))}
-    kinds = {each["id"]: each["name"] for each in field(made, "categories", list, str(instances))}
+    made = read_value(instances, dict)
+    names = dict(_columns(made, "images", ("id", "file_name"), instances))
+    kinds = dict(_columns(made, "categories", ("id", "name"), instances))
     unknown = [name for name in kinds.values() if name not in read.synonyms]
     if unknown:
         problem = f"{len(unknown)} kinds of objects have no line in {SYNONYMS}: {first_few(unknown)}"
         raise refusal(str(instances), problem, f"get {SYNONYMS} again")
-    for each in field(made, "annotations", list, str(instances)):
-        found[each["image_id"]].add(read.synonyms[kinds[each["category_id"]]])
+    found: dict[int, set[str]] = defaultdict(set)
+    for image, kind in _columns(made, "annotations", ("image_id", "category_id"), instances):
+        if kind not in kinds:
+            raise refusal(str(instances), f"category {kind} is not in it", "get the file again")
+        found[image].add(read.synonyms[kinds[kind]])
     said = defaultdict(list)
-    for each in field(read_value(captions, dict), "annotations", list, str(captions)):
-        said[each["image_id"]].append(each["caption"])
+    for image, text in _columns(
+        read_value(captions, dict), "annotations", ("image_id", "caption"), captions
+    ):
+        said[image].append(text)
     bare = [str(id) for id in names if not said[id]]
     if bare:
         problem = f"{len(bare)} of {len(names)} images have no caption: {first_few(bare)}"
@@ -193,3 +202,12 @@ def _coco(instances: Path, captions: Path, read: Words) -> Iterator[tuple[str, s
     for id, name in names.items():
         objects = found[id].union(*(read.objects(caption) for caption in said[id]))
         yield str(id), name, sorted(objects)
+
+
+def _columns(made: Any, table: str, names: tuple[str, str], file: Path) -> list[tuple[Any, Any]]:
+    """Two fields of every row of a table of COCO's."""
+    try:
+        return [(row[names[0]], row[names[1]]) for row in field(made, table, list, str(file))]
+    except (KeyError, TypeError) as error:
+        problem = f"a row of {table} has no {' and '.join(names)}"
+        raise refusal(str(file), problem, "get the file again") from error

@@ -107,16 +107,44 @@ def test_annotations_that_do_not_fit(folder):
     assert "1 of 2 images have no caption: 12" in refusal(Chair().items, folder, DataConfig())
 
 
+@pytest.mark.parametrize(
+    "name, content, problem",
+    [
+        ("objects.json", {"a7": []}, "objects.json, a7: is no image with its objects"),
+        ("objects.json", {"7": ["cake", 3]}, "objects.json, 7: is no image with its objects"),
+        (
+            "annotations/instances_val2014.json",
+            {"images": [{"id": 7}]},
+            "a row of images has no id and file",
+        ),
+        ("annotations/captions_val2014.json", {"annotations": [5]}, "a row of annotations has no image_id"),
+        ("annotations/captions_val2014.json", {}, "captions_val2014.json, annotations: is missing"),
+    ],
+)
+def test_damaged_files(folder, name, content, problem):
+    (folder / "objects.json").unlink()
+    coco(folder)
+    value(folder / name, content)
+    assert problem in refusal(Chair().items, folder, DataConfig())
+
+
 def test_the_pictures_that_are_there_are_captioned(folder):
     evaluator = Chair()
     items = evaluator.items(folder, DataConfig())
     assert items[0].record.messages[-1].text == "Please describe this image in detail."
-    assert {item.record.id for item in evaluator.asked(items)} == {
-        "7",
-        "12",
-    }  # they will be named as missing
-    picture(folder / "val2014" / "COCO_val2014_000000000012.jpg")
-    assert [item.record.id for item in evaluator.asked(evaluator.items(folder, DataConfig()))] == ["12"]
+    said = refusal(evaluator.asked, items)
+    assert said.startswith(
+        "0 pictures of images with objects are there, 500 are wanted; put more there, such as"
+    )
+    first, second = (
+        folder / "val2014" / f"COCO_val2014_{7:012d}.jpg",
+        folder / "val2014" / f"COCO_val2014_{12:012d}.jpg",
+    )
+    picture(second)
+    assert str(first) in said and "give --evaluator.images 1" in refusal(evaluator.asked, items)
     few = Chair(images=1)
+    assert [item.record.id for item in few.asked(items)] == ["12"]
+    picture(first)
+    assert {item.record.id for item in evaluator.asked(items)} == {"7", "12"}
     assert len(few.asked(items)) == 1 and few.asked(items) == few.asked(items)
     assert evaluator.row(items[0], "A man.") == {"image_id": 7, "caption": "A man."}
