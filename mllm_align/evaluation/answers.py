@@ -60,7 +60,7 @@ def score_answers(
     items = guarded(opened, lambda: check_items(opened, opened.items(data, settings.data)))
     joined = join(opened, items, rows, str(file))
     asked, given = [item for item, _ in joined], [row for _, row in joined]
-    texts = [row[opened.fields[1]].strip() for row in given]
+    texts = [row[opened.fields[1]] for row in given]
     content = json_text([_content(item) for item in items])
     stamp = about(settings, to_json(opened)) | {
         "answers_fingerprint": sha256(file.read_bytes()).hexdigest()[:16],
@@ -121,9 +121,9 @@ def join(
         (others, "answers are to other questions of the same ids", "give the answers to these questions"),
         (missing, f"of {len(known)} questions have no answer", "answer them, too"),
     ]
-    for keys, problem, remedy in faults:
-        if keys:
-            raise refusal(where, f"{len(keys)} {problem}: {first_few(keys)}", remedy)
+    for names, problem, remedy in faults:
+        if names:
+            raise refusal(where, f"{len(names)} {problem}: {first_few(names)}", remedy)
     return [(item, found[key]) for key, item in known.items() if key in found]
 
 

@@ -105,8 +105,8 @@ class Evaluator:
         return str(row[self.fields[0]])
 
     def score(self, item: Item, answer: Any) -> Scored:
-        """answer: the response's text without white space around it; or a tuple of log-probs, nats per
-        token, for each of the record's responses."""
+        """answer: the response's text, one that was generated without white space around it; or a tuple of
+        log-probs, nats per token, for each of the record's responses."""
         raise NotImplementedError
 
     def score_all(self, items: Sequence[Item], answers: Sequence[Any], context: Context) -> list[Scored]:

@@ -38,14 +38,14 @@ ROWS = [{"id": name, "response": f" {name * 2} "} for name in "cab"]
 
 def test_answers_join_by_name_in_the_order_of_the_records(tmp_path):
     found = score_answers(lines(tmp_path / "a.jsonl", ROWS), ITEMS, Letters())
-    assert found.results["scores"] == {"letters": 2} and found.results["n"] == 3
+    assert found.results["scores"] == {"letters": 4} and found.results["n"] == 3
     assert [line["id"] for line in found.lines] == ["a", "b", "c"]
     assert found.lines[0] == {
         "index": 0,
         "id": "a",
         "response": " aa ",
-        "first": "a",
-        "figures": {"letters": [2, 1]},
+        "first": " ",
+        "figures": {"letters": [4, 1]},
     }
     listed = score_answers(value(tmp_path / "a.json", ROWS), ITEMS, Letters())
     assert listed.lines == found.lines and listed.results["model"] is None is listed.results["prompt"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,7 @@ def _check_joined(asked: Questions, labels: dict[str, Labels], where: Path) -> N
     if left:
         problem = f"{len(left)} labels are of no question: {first_few(left)}"
         raise refusal(str(where), problem, "take questions and labels of the same copy of POPE")
-    if len(known) != len(asked):
-        problem = f"{len(asked) - len(known)} questions come several times"
+    doubled = [" ".join(each) for each, count in Counter(asked.values()).items() if count > 1]
+    if doubled:
+        problem = f"{len(doubled)} questions come several times: {first_few(doubled)}"
         raise refusal(str(where), problem, "keep one row of each")
