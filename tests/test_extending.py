@@ -95,6 +95,6 @@ def test_the_callback(folder, monkeypatch, capfd):
 
 def test_the_evaluator(run, folder):
     assert "recall" in run("evaluate")
-    result = json.loads((folder / "overlap.json").read_text())
+    result = json.loads((folder / "overlap/results.json").read_text())
     assert result["config"]["shortest"] == 3 and set(result["scores"]) == {"recall", "words"}
-    assert len((folder / "overlap.jsonl").read_text().splitlines()) == result["n"] == 8
+    assert len((folder / "overlap/answers.jsonl").read_text().splitlines()) == result["n"] == 8

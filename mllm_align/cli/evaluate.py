@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar
 from tyro.conf import Positional, arg
 
 from mllm_align.cli.shared import Data, PrintConfig, begin, tell
+from mllm_align.errors import InputError
 from mllm_align.evaluation.base import EVALUATORS, EvaluationConfig
 
 
@@ -16,27 +17,32 @@ from mllm_align.evaluation.base import EVALUATORS, EvaluationConfig
 class Evaluate:
     """A model's figures on a benchmark, each with its interval.
 
-    Writes them to OUT, with all that they follow from, and one JSON line per record beside it, with suffix
-    .jsonl: index, id, response or logps, figures (each as sum and weight), what the evaluator says besides.
-    The same command continues an evaluation that was stopped.
+    With --model, its answers are generated and scored; with --answers, those of a file are scored, and no
+    model is opened. Writes OUT/results.json, the figures with all that they follow from, and
+    OUT/answers.jsonl, a line per record in the benchmark's own names of fields, with its figures (each as
+    sum and weight) and what the benchmark says besides. The same command continues an evaluation that was
+    stopped.
     """
 
     FIRST: ClassVar[str] = "EVALUATOR"
     COMMON: ClassVar[tuple[str, ...]] = (
-        *("evaluator.sampling.max-tokens", "batch-size", "seed", "dtype", "data.format", "data.split"),
-        *("data.max-records", "data.image-root", "data.over-long", "mesh.fsdp", "mesh.tensor"),
+        *("evaluator.prompt", "evaluator.sampling.max-tokens", "batch-size", "seed", "dtype"),
+        *("data.format", "data.split", "data.max-records", "data.image-root", "data.over-long"),
+        *("mesh.fsdp", "mesh.tensor"),
     )
 
     config_file: Positional[Path]
     """Name of an evaluator, or your own as file.py:Name."""
-    model: Path
+    data_file: Data
+    """What the evaluator reads: a benchmark's folder (docs/evaluation.md); for your own, by default, a
+    file, a folder or quoted pattern of shards, or the name of a cached data set."""
+    out: Path
+    """Folder to write."""
+    model: Path | None = None
     """Hugging Face LLaVA folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
     folder (its newest checkpoint)."""
-    data_file: Data
-    """What the evaluator reads: a file, a folder or quoted pattern of shards, or the name of a cached data
-    set."""
-    out: Path
-    """File to write, JSON."""
+    answers: Path | None = None
+    """Answers that exist, JSON lines or a JSON list, in place of a model."""
     print_config: PrintConfig = None
     """Print the resolved config and stop, as JSON unless yaml is given; needs no other option."""
     config: Annotated[EvaluationConfig, arg(name="")] = field(default_factory=EvaluationConfig)
@@ -54,15 +60,34 @@ class Evaluate:
         return EvaluationConfig(evaluator=EVALUATORS.find(name)())
 
     def __call__(self) -> None:
+        from mllm_align.evaluation.results import table
+
+        if self.model is not None and self.answers is not None:
+            raise InputError("evaluate takes --model or --answers, not both; leave one out")
+        if self.model is None and self.answers is None:
+            raise InputError("evaluate needs --model, which answers, or --answers, a file of them")
+        results = self._generated(self.model) if self.model else self._given(self.answers or Path())
+        left = f", {results['left_out']} left out" if "left_out" in results else ""
+        say = tell if self.model else print  # without a model JAX need not start
+        say("\n".join([*table(results["intervals"]), f"{results['n']} records{left}; {self.out}"]))
+
+    def _generated(self, model: Path) -> dict:
         c = self.config
         begin(c.distributed)
         from mllm_align.evaluation.run import evaluate
         from mllm_align.models.bundle import load
 
-        bundle = load(self.model, c.dtype, c.mesh)
         settings = {"batch_size": c.batch_size, "seed": c.seed, "config": c.data}
-        results, _ = evaluate(bundle, self.data_file, c.evaluator, out=self.out, **settings)
-        for name, each in results["intervals"].items():
-            ends = "" if each["low"] is None else f" ({each['low']:.4f} to {each['high']:.4f})"
-            tell(f"{name:20}{each['mean']:.4f}{ends} of {each['n']}")
-        tell(f"{results['n']} records, {results['left_out']} left out; {self.out}")
+        return evaluate(
+            lambda: load(model, c.dtype, c.mesh),
+            self.data_file,
+            c.evaluator,
+            out=self.out,
+            **settings,
+        ).results
+
+    def _given(self, answers: Path) -> dict:
+        from mllm_align.evaluation.answers import score_answers
+
+        c = self.config
+        return score_answers(answers, self.data_file, c.evaluator, out=self.out, config=c.data).results

@@ -25,7 +25,7 @@ from mllm_align.registry import Registry
 if TYPE_CHECKING:
     from mllm_align.models.bundle import Bundle
 
-EVALUATORS = Registry("evaluator", "mllm_align.evaluation", "mllm_align.testbed.evaluators")
+EVALUATORS = Registry("evaluator", "mllm_align.evaluation.benchmarks", "mllm_align.testbed.evaluators")
 Answer = str | tuple[np.ndarray, ...]
 Statistic = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
@@ -42,7 +42,8 @@ class Item:
 @dataclass(frozen=True)
 class Scored:
     """figures: name -> (sum, weight), or a number of weight 1; a figure that a record is not about is left
-    out. details: further fields of the record's line, as JSON values."""
+    out. The figure `a/b` is b within a in the results. details: further fields of the record's line, as
+    JSON values."""
 
     figures: Mapping[str, tuple[float, float] | float]
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -55,10 +56,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class Context:
-    """What scoring may use. bundle: the model that is evaluated. folder: where a judge's answers are kept;
-    None keeps them in memory."""
+    """What scoring may use. bundle: the model that is evaluated; None where answers came from a file.
+    folder: where a judge's answers are kept; None keeps them in memory."""
 
-    bundle: Bundle
+    bundle: Bundle | None
     data: DataConfig
     folder: Path | None = None
 
@@ -70,12 +71,15 @@ class Evaluator:
 
     references: responses that every record must have. needs: a generated response to each prompt, or the
     log-probs of each record's `references` responses. derived: figures made of others, name -> function of
-    their values, [...] arrays, that returns [...].
+    their values, [...] arrays, that returns [...]. fields: what files of answers call the id of a record
+    and its answer. partial: whether such a file may leave records out.
     """
 
     references: ClassVar[int] = 0
     needs: ClassVar[Literal["responses", "logps"]] = "responses"
     derived: ClassVar[Mapping[str, Statistic]] = {}
+    fields: ClassVar[tuple[str, str]] = ("id", "response")
+    partial: ClassVar[bool] = False
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
     """How responses are generated."""
 
@@ -87,9 +91,22 @@ class Evaluator:
             return list(data)
         return [Item(record) for record in read_data(data, config, self.references)]
 
+    def asked(self, items: list[Item]) -> list[Item]:
+        """Which of them a model is asked; default: all."""
+        return items
+
+    def row(self, item: Item, answer: str) -> dict[str, Any]:
+        """A line of a file of answers."""
+        name, text = self.fields
+        return {name: item.record.id, text: answer}
+
+    def key(self, row: Mapping[str, Any]) -> str:
+        """The id of the record that a line of a file of answers is about. Raises KeyError without one."""
+        return str(row[self.fields[0]])
+
     def score(self, item: Item, answer: Any) -> Scored:
-        """answer: the response's text without white space around it; or a tuple of log-probs, nats per
-        token, for each of the record's responses."""
+        """answer: the response's text, one that was generated without white space around it; or a tuple of
+        log-probs, nats per token, for each of the record's responses."""
         raise NotImplementedError
 
     def score_all(self, items: Sequence[Item], answers: Sequence[Any], context: Context) -> list[Scored]:

@@ -21,7 +21,7 @@ class Mine(Evaluator):
             raise KeyError(item.record.id)
         return Scored({"letters": len(answer)}, {"first": answer[:1]})
 """
-ALL = ("--model", MODEL, "--data", PAIRS, "--out", "r.json")
+ALL = ("--model", MODEL, "--data", PAIRS, "--out", "r")
 
 
 @pytest.fixture(autouse=True)
@@ -33,25 +33,25 @@ def mine(tmp_path, monkeypatch):
 def test_a_users_own_by_file_and_name(run, refused, tmp_path):
     four = ("--evaluator.sampling.max-tokens", "4")
     status, printed, _ = run("evaluate", "--evaluator", "my_eval.py:Mine", *ALL, *four)
-    began, figures = printed.split("\n", 1)
-    assert (status, began) == (0, "starting r.json")
-    assert figures.startswith("letters") and "0 left out; r.json" in figures
-    result = json.loads((tmp_path / "r.json").read_text())
-    assert result["evaluator"] == f"{tmp_path / 'my_eval.py'}:Mine"
+    begins, _, figures = printed.partition("\n")
+    assert status == 0 and begins == "starting r/answers.jsonl"
+    assert figures.startswith("letters") and figures.endswith("0 left out; r\n")
+    result = json.loads((tmp_path / "r/results.json").read_text())
+    assert result["benchmark"] == f"{tmp_path / 'my_eval.py'}:Mine"
     assert result["config"]["sampling"]["max_tokens"] == 4
     assert list(result["part_files"]) == [str(tmp_path / "my_eval.py")]
-    again = f"r.json is finished: nothing to do\n{figures}"
+    again = f"r is finished: nothing to do\n{figures}"
     assert run("evaluate", "my_eval.py:Mine", *ALL, *four)[:2] == (0, again)
     (tmp_path / "my_eval.py").write_text(FILE + "# another\n")
     line = refused("evaluate", "my_eval.py:Mine", *ALL, *four)
-    assert "r.json: exists and is of another evaluation" in line
+    assert "r: is of another evaluation" in line
 
 
 def test_an_error_of_a_users_own_keeps_what_was_generated(run, tmp_path):
     name = records_from(PAIRS)[0].id
     status, _, line = run("evaluate", "my_eval.py:Mine", *ALL, "--evaluator.fails", name)
     assert status == 2 and f"my_eval.py:Mine raises KeyError: '{name}'; mend it" in line
-    assert (tmp_path / "r.json.part").exists() and not (tmp_path / "r.json").exists()
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["answers.jsonl.part"]
 
 
 def test_the_config_is_printed_without_a_model(run, tmp_path):
@@ -63,7 +63,7 @@ def test_the_config_is_printed_without_a_model(run, tmp_path):
 
 def test_help_names_the_evaluators(run):
     status, printed, _ = run("evaluate", "--help")
-    assert status == 0 and printed.startswith("usage: mllm-align evaluate EVALUATOR --model")
+    assert status == 0 and printed.startswith("usage: mllm-align evaluate EVALUATOR --data")
     assert "--evaluator.sampling.max-tokens" in printed
 
 
@@ -71,13 +71,28 @@ def test_help_names_the_evaluators(run):
     "words, problem",
     [
         ((), "evaluate needs an evaluator first: mllm-align evaluate EVALUATOR"),
-        (("pop", *ALL), "'pop' is no evaluator; give one of scenes, scenes-pope, or your own"),
+        (
+            ("pop", *ALL),
+            "'pop' is no evaluator; give one of ",
+        ),
         (("gone.py:Mine", *ALL), "gone.py"),
         (("my_eval.py:Theirs", *ALL), "Theirs"),
         (("scenes", *ALL), "is not named after a scene"),
         (("my_eval.py:Mine", *ALL[:4]), "evaluate needs --out"),
         (("my_eval.py:Mine", *ALL, "--evaluator.fail", "x"), "did you mean --evaluator.fails?"),
-        (("my_eval.py:Mine", *ALL[:5], "r.jsonl"), "give --out a name that ends in .json"),
+        (
+            ("my_eval.py:Mine", *ALL[:5], "my_eval.py"),
+            "my_eval.py: this is a file; name a folder",
+        ),
+        (
+            ("pope", "--model", "gone", "--data", "away", "--out", "r"),
+            "data is 'away'; give the benchmark's",
+        ),
+        (("my_eval.py:Mine", *ALL[2:]), "evaluate needs --model, which answers, or --answers"),
+        (
+            ("my_eval.py:Mine", *ALL, "--answers", "a.jsonl"),
+            "takes --model or --answers, not both",
+        ),
     ],
 )
 def test_what_is_refused(refused, words, problem):

@@ -61,7 +61,10 @@ def test_help_of_train_shows_the_given_files_defaults(run, config_file):
 @pytest.mark.parametrize("verb, cls", VERBS.items())
 def test_the_common_options_exist_and_are_shown(run, verb, cls):
     """Those of kinds that a config may have are there when it has them."""
-    known, later = options(cls), {"annotator.url", "annotator.function", "online.annotator"}
+    known, later = (
+        options(cls),
+        {"annotator.url", "annotator.function", "online.annotator", "evaluator.prompt"},
+    )
     shown = run(verb, "--help")[1]
     for name in set(getattr(cls, "COMMON", ())) - later:
         assert f"--{name}" in known and (f"--{name}" in shown or f"--[no-]{name}" in shown)

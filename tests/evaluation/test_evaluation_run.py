@@ -11,6 +11,7 @@ from runs import MODEL, PAIRS, bundle, compiling, nan_for_one, rows
 
 from mllm_align import DataConfig, Evaluator, Item, SamplingConfig, Scored, evaluate
 from mllm_align.errors import NotFinite
+from mllm_align.evaluation import results as results_module
 from mllm_align.evaluation import run as module
 from mllm_align.generation.respond import generate
 from mllm_align.prepare import prepare
@@ -43,7 +44,7 @@ class Prefers(Evaluator):
 
 @pytest.fixture
 def out(tmp_path):
-    return tmp_path / "out" / "results.json"
+    return tmp_path / "out"
 
 
 def test_responses_are_those_of_generate(out):
@@ -55,11 +56,11 @@ def test_responses_are_those_of_generate(out):
     assert results["scores"] == {"letters": pytest.approx(np.mean([*map(len, wanted)]))}
     assert results["n"] == len(wanted) == results["intervals"]["letters"]["n"]
     assert results["fingerprint"] == bundle().folder.fingerprint and results["trained"] is None
-    saved = json.loads(out.read_text())
+    saved = json.loads((out / "results.json").read_text())
     assert saved == results and saved["model"] == str(MODEL)
-    kept = [json.loads(line) for line in out.with_suffix(".jsonl").read_text().splitlines()]
+    kept = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert kept == lines
-    assert sorted(path.name for path in out.parent.iterdir()) == ["results.json", "results.jsonl"]
+    assert sorted(path.name for path in out.iterdir()) == ["answers.jsonl", "results.json"]
 
 
 def test_in_memory_nothing_is_written(tmp_path, monkeypatch):
@@ -102,7 +103,7 @@ def test_log_probs_are_those_of_score(out):
 
 @pytest.mark.parametrize("evaluator", [Letters(), Prefers()], ids=lambda each: type(each).__name__)
 def test_it_goes_on_where_it_was_stopped(out, monkeypatch, evaluator):
-    straight = evaluate(bundle(), PAIRS, evaluator, out=out.with_name("straight.json"), batch_size=2)
+    straight = evaluate(bundle(), PAIRS, evaluator, out=out.with_name("straight"), batch_size=2)
     asked, real = [], {name: getattr(module, name) for name in ("respond", "response_logps")}
 
     def stopping(name, after):
@@ -112,7 +113,7 @@ def test_it_goes_on_where_it_was_stopped(out, monkeypatch, evaluator):
 
             def finished(place, answer):
                 done(place, answer)
-                if len(out.with_name("results.json.part").read_bytes().splitlines()) > after:
+                if len((out / "answers.jsonl.part").read_bytes().splitlines()) > after:
                     raise KeyboardInterrupt
 
             return real[name](*args, done=finished, **options)
@@ -125,7 +126,7 @@ def test_it_goes_on_where_it_was_stopped(out, monkeypatch, evaluator):
         if after < 10**6:
             with pytest.raises(KeyboardInterrupt):
                 evaluate(bundle(), PAIRS, evaluator, out=out, batch_size=2)
-            assert not out.exists() and out.with_name("results.json.part").exists()
+            assert not (out / "results.json").exists() and (out / "answers.jsonl.part").exists()
         else:
             found = evaluate(bundle(), PAIRS, evaluator, out=out, batch_size=2)
     total = len(straight.lines)
@@ -140,34 +141,34 @@ def test_what_is_done_is_read_and_not_made_again(out, monkeypatch):
     again = evaluate(bundle(), PAIRS, Letters(), out=out)
     assert (again.results, again.lines) == (first.results, first.lines)
     other = replace(Letters(), sampling=replace(SHORT, max_tokens=7))
-    words = "is of another evaluation: its evaluator, settings, data or model differ"
+    words = "is of another evaluation: its evaluator, settings, data, model or answers differ"
     assert words in refusal(evaluate, bundle(), PAIRS, other, out=out)
     assert words in refusal(evaluate, bundle(), rows_with_images(3), Letters(), out=out)
     assert words in refusal(evaluate, bundle(), PAIRS, Letters(), out=out, seed=1)
-    out.with_suffix(".jsonl").unlink()
-    assert "results.jsonl: can't be read" in refusal(evaluate, bundle(), PAIRS, Letters(), out=out)
+    (out / "answers.jsonl").unlink()
+    assert "answers.jsonl: can't be read" in refusal(evaluate, bundle(), PAIRS, Letters(), out=out)
 
 
 def test_a_kill_between_lines_and_results(out, monkeypatch):
     """The lines are there first; they are written again."""
-    real = module.new_file
+    real = results_module.new_file
 
     def kill(file):
-        if file == out:
+        if file == out / "results.json":
             raise KeyboardInterrupt
         return real(file)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "new_file", kill)
+        patch.setattr(results_module, "new_file", kill)
         with pytest.raises(KeyboardInterrupt):
             evaluate(bundle(), PAIRS, Letters(), out=out)
-    assert out.with_suffix(".jsonl").exists() and not out.exists()
-    assert evaluate(bundle(), PAIRS, Letters(), out=out).results["n"] and out.exists()
+    assert (out / "answers.jsonl").exists() and not (out / "results.json").exists()
+    assert evaluate(bundle(), PAIRS, Letters(), out=out).results["n"] and (out / "results.json").exists()
 
 
 def test_the_part_of_another_evaluation_is_named(out):
-    out.parent.mkdir()
-    part = out.with_name("results.json.part")
+    out.mkdir()
+    part = out / "answers.jsonl.part"
     part.write_text('{"evaluation": {"config": {"kind": "scenes"}}}\n')
     assert "was begun with another" in refusal(evaluate, bundle(), PAIRS, Letters(), out=out)
 
@@ -186,8 +187,8 @@ def test_answers_that_are_not_finite_are_told_and_the_others_kept(out):
     broken, name = nan_for_one(0)
     with pytest.raises(NotFinite, match=name):
         evaluate(broken, PAIRS, Letters(), out=out)
-    kept = out.with_name("results.json.part").read_text().splitlines()
-    assert len(kept) == len(rows()) and not out.exists()
+    kept = (out / "answers.jsonl.part").read_text().splitlines()
+    assert len(kept) == len(rows()) and not (out / "results.json").exists()
 
 
 def test_labels_reach_the_score_and_the_fingerprint():
