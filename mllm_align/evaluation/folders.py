@@ -77,7 +77,10 @@ def unique(ids: Iterable[Any], file: Path) -> None:
 
 
 def pictures(folder: Path, config: DataConfig, *places: str) -> Callable[[str], Path]:
-    """Where a picture is: in --data.image-root, or else in one of these places in the folder."""
+    """Where a picture is: in --data.image-root, or else in one of these places in the folder. Raises
+    InputError for a part of a data set: a benchmark's figures are of all its questions."""
+    if config.max_records is not None:
+        raise InputError("a benchmark is asked as a whole; leave out --data.max-records")
     roots: Sequence[Path] = config.image_root or [folder / place for place in (*places, "")]
 
     def find(name: str) -> Path:

@@ -91,7 +91,6 @@ def _evaluate(
     items = guarded(
         evaluator, lambda: check_items(evaluator, evaluator.asked(evaluator.items(data, config)))
     )
-    items = items[: config.max_records]
     check_images(items)
     bundle = model() if callable(model) else opened(model)
     answers = evaluator.references if evaluator.needs == "logps" else 0

@@ -57,6 +57,12 @@ def test_pictures_are_looked_for_in_order(tmp_path):
         assert "leaves the folder" in refusal(place, name)
 
 
+def test_a_benchmark_is_asked_as_a_whole(tmp_path):
+    assert "leave out --data.max-records" in refusal(
+        pictures, tmp_path, DataConfig(max_records=3), "images"
+    )
+
+
 def test_a_question_is_a_record(tmp_path):
     item = ask("q", tmp_path / "a.png", "Look. {question}", "Is {it}?", "file row 3", label="yes")
     assert item.record.id == "q" and item.record.messages[0].text == "Look. Is {it}?"
