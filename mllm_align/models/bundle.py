@@ -104,7 +104,8 @@ def load(
     mesh or its MeshConfig; default, all devices on one data axis. Returns a Bundle, which all other calls
     take. Raises InputError for a model that can't be used.
     """
-    if not isinstance(model, Folder):
+    # only a run's folder needs the modules that open it, which take long to import
+    if not isinstance(model, Folder) and (Path(model) / "run.json").exists():
         for fits, load_other in OTHERS.values():
             if fits(Path(model)):
                 return load_other(model, dtype, mesh)
