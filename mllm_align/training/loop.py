@@ -342,8 +342,8 @@ class _Run:
                 if untimed is not None:
                     clock.add("compiling", untimed)
                 window.add(batch, metrics, health, feed.waited, untimed)
-                if self.maker.on_policy and not first:
-                    window.updated(time.perf_counter() - made)
+                if self.maker.on_policy:
+                    window.updated(None if first else time.perf_counter() - made)
                 trace.step(state)
                 if not self.checkpoints.saving:
                     self._tell_saved()

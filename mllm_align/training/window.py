@@ -70,9 +70,9 @@ class Window:
             total = self.metrics.get(name, (0.0, 0.0))
             self.metrics[name] = total[0] + value, total[1] + weight
 
-    def updated(self, seconds: float) -> None:
-        """How long the device took for a step, where that was waited for."""
-        self._count({"update/seconds": (seconds, 1.0)})
+    def updated(self, seconds: float | None) -> None:
+        """How long the device took for a step, where that was waited for; None where it compiled."""
+        self._count({"update/seconds": (0.0, 0.0) if seconds is None else (seconds, 1.0)})
 
     def check(self) -> None:
         """Report the steps that could not be taken, once each."""

@@ -80,12 +80,14 @@ def test_steps_that_compile_have_no_speed(clock):
     both = record(7, 3, 2), record(10, 4, 4)
     clock.seconds += 30.0
     made.add(batch(0, *both), {"loss": metric(3, 2)}, health(), 9.0, untimed=30.0)
+    made.updated(None)
     clock.seconds += 2.0
     made.add(batch(1, *both), {"loss": metric(1, 2)}, health(), 1.0)
     clock.seconds += 5.0
     made.leave_out(5.0)  # saving
     values = made.close(2, 10, 0.0)
     assert values["loss"] == 1.0, "of both steps"
+    assert values["update/seconds"] is None
     assert (values["pairs_per_second"], values["seconds_per_step"], values["data_wait"]) == (1.0, 2.0, 0.5)
     assert values["seconds_left"] == 16.0
 
