@@ -79,7 +79,8 @@ def score_answers(
     source = str(data) if isinstance(data, str | Path) else None
     more: dict[str, Any] = {"answers": str(file), "data": source, "versions": versions()}
     more["seconds"] = round(time.time() - began, 3)
-    results = results_of(opened, asked, scored, stamp, **more | {"prompt": None})  # that is not known
+    more["prompt"] = None  # that is not known
+    results = results_of(opened, asked, scored, stamp, **more)
     lines = [
         {"index": index, **row, **each.details, "figures": each.sums()}
         for index, (row, each) in enumerate(zip(given, scored, strict=True))

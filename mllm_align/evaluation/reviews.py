@@ -71,7 +71,7 @@ def score_reviews(
         raise InputError("there are no files of verdicts; give at least one with --reviews")
     if out is not None:
         check_folder(Path(out))
-    runs = [run for file in files for run in guarded(opened, lambda file=file: _runs(opened, file))]
+    runs = [run for file in files for run in _runs(opened, file)]
     first = runs[0][1]
     items = guarded(opened, lambda: check_items(opened, opened.reviewed(data, settings.data, first)))
     joined = [join(opened, items, rows, where) for where, rows in runs]
@@ -159,7 +159,8 @@ def _scored(
 
 def _runs(evaluator: Judged, file: Path) -> list[Run]:
     """The runs of the judge that a file has."""
-    rows = evaluator.reviews(_value(file))
+    value = _value(file)
+    rows = guarded(evaluator, lambda: evaluator.reviews(value))
     for number, row in enumerate(rows, 1):
         at = f"{file} verdict {number}"
         if not isinstance(row, dict):
