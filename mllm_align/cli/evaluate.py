@@ -11,6 +11,8 @@ from tyro.conf import Positional, arg
 from mllm_align.cli.shared import Data, PrintConfig, begin, tell
 from mllm_align.errors import InputError
 from mllm_align.evaluation.base import EVALUATORS, EvaluationConfig
+from mllm_align.evaluation.judged import Judged
+from mllm_align.evaluation.results import ANSWERS, REVIEWS, table
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,10 @@ class Evaluate:
     """A model's figures on a benchmark, each with its interval.
 
     With --model, its answers are generated and scored; with --answers, those of a file are scored, and no
-    model is opened. Writes OUT/results.json, the figures with all that they follow from, and
-    OUT/answers.jsonl, a line per record in the benchmark's own names of fields, with its figures (each as
-    sum and weight) and what the benchmark says besides. The same command continues an evaluation that was
-    stopped.
+    model is opened; with --reviews, a judge's verdicts. Writes OUT/results.json, the figures with all that
+    they follow from, and OUT/answers.jsonl (of verdicts, OUT/reviews.jsonl), a line per record in the
+    benchmark's own names of fields, with its figures (each as sum and weight) and what the benchmark says
+    besides. The same command continues an evaluation that was stopped.
     """
 
     FIRST: ClassVar[str] = "EVALUATOR"
@@ -43,6 +45,8 @@ class Evaluate:
     folder (its newest checkpoint)."""
     answers: Path | None = None
     """Answers that exist, JSON lines or a JSON list, in place of a model."""
+    reviews: tuple[Path, ...] = ()
+    """A judge's verdicts that exist, for benchmarks that ask one; several files are several runs."""
     print_config: PrintConfig = None
     """Print the resolved config and stop, as JSON unless yaml is given; needs no other option."""
     config: Annotated[EvaluationConfig, arg(name="")] = field(default_factory=EvaluationConfig)
@@ -60,16 +64,18 @@ class Evaluate:
         return EvaluationConfig(evaluator=EVALUATORS.find(name)())
 
     def __call__(self) -> None:
-        from mllm_align.evaluation.results import table
-
-        if self.model is not None and self.answers is not None:
-            raise InputError("evaluate takes --model or --answers, not both; leave one out")
-        if self.model is None and self.answers is None:
-            raise InputError("evaluate needs --model, which answers, or --answers, a file of them")
-        results = self._generated(self.model) if self.model else self._given(self.answers or Path())
+        given = {"--model": self.model, "--answers": self.answers, "--reviews": self.reviews}
+        named = [name for name, value in given.items() if value]
+        if len(named) > 1:
+            raise InputError(f"evaluate takes {' or '.join(named)}, not both; leave one out")
+        if not named:
+            ways = "--model, which answers, or --answers, a file of them, or --reviews, a judge's verdicts"
+            raise InputError(f"evaluate needs {ways}")
+        results = self._generated(self.model) if self.model else self._given()
         left = f", {results['left_out']} left out" if "left_out" in results else ""
+        lines = [*table(results["intervals"]), *self._of_judge(results)]
         say = tell if self.model else print  # without a model JAX need not start
-        say("\n".join([*table(results["intervals"]), f"{results['n']} records{left}; {self.out}"]))
+        say("\n".join([*lines, f"{results['n']} records{left}; {self.out}"]))
 
     def _generated(self, model: Path) -> dict:
         c = self.config
@@ -86,8 +92,29 @@ class Evaluate:
             **settings,
         ).results
 
-    def _given(self, answers: Path) -> dict:
+    def _given(self) -> dict:
         from mllm_align.evaluation.answers import score_answers
+        from mllm_align.evaluation.reviews import score_reviews
 
         c = self.config
-        return score_answers(answers, self.data_file, c.evaluator, out=self.out, config=c.data).results
+        rest: dict = {"evaluator": c.evaluator, "out": self.out, "config": c.data}
+        if self.answers:
+            return score_answers(self.answers, self.data_file, **rest).results
+        return score_reviews(self.reviews, self.data_file, **rest).results
+
+    def _of_judge(self, results: dict) -> list[str]:
+        """What is to be said of verdicts."""
+        evaluator = self.config.evaluator
+        if not isinstance(evaluator, Judged):
+            return []
+        if self.model:
+            ask = "ask a judge about them, and score its verdicts with --reviews FILE and another --out"
+            return [f"{self.out / ANSWERS} has the answers; {ask}"]
+        lines = []
+        if "runs" in results["scores"]:
+            runs = ", ".join(f"{each:.4f}" for each in results["scores"]["runs"])
+            lines = [f"{'runs':24}{runs}", f"{'std':24}{results['scores']['std']:.4f}"]
+        if results["unparsable"]:
+            count, where = results["unparsable"], self.out / REVIEWS
+            lines.append(f"{count} verdicts can't be read: {evaluator.unread}; {where} marks them")
+        return lines

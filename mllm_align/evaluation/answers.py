@@ -23,6 +23,7 @@ from mllm_align.evaluation.base import (
     check_items,
     check_scored,
 )
+from mllm_align.evaluation.judged import Judged
 from mllm_align.evaluation.results import (
     Evaluation,
     about,
@@ -54,6 +55,9 @@ def score_answers(
     settings = EvaluationConfig(opened, data=config or DataConfig())
     if opened.needs != "responses":
         raise InputError(f"evaluator {type(opened).__name__} needs log-probs; give --model, not --answers")
+    if isinstance(opened, Judged):
+        name = type(opened).__name__
+        raise InputError(f"evaluator {name} scores a judge's verdicts on answers; give them with --reviews")
     if out is not None:
         check_folder(Path(out))
     rows = _rows(file)
@@ -61,7 +65,7 @@ def score_answers(
     joined = join(opened, items, rows, str(file))
     asked, given = [item for item, _ in joined], [row for _, row in joined]
     texts = [row[opened.fields[1]] for row in given]
-    content = json_text([_content(item) for item in items])
+    content = json_text([content_of(item) for item in items])
     stamp = about(settings, to_json(opened)) | {
         "answers_fingerprint": sha256(file.read_bytes()).hexdigest()[:16],
         "data_fingerprint": sha256(content.encode()).hexdigest(),
@@ -75,7 +79,8 @@ def score_answers(
     source = str(data) if isinstance(data, str | Path) else None
     more: dict[str, Any] = {"answers": str(file), "data": source, "versions": versions()}
     more["seconds"] = round(time.time() - began, 3)
-    results = results_of(opened, asked, scored, stamp, **more | {"prompt": None})  # that is not known
+    more["prompt"] = None  # that is not known
+    results = results_of(opened, asked, scored, stamp, **more)
     lines = [
         {"index": index, **row, **each.details, "figures": each.sums()}
         for index, (row, each) in enumerate(zip(given, scored, strict=True))
@@ -110,7 +115,7 @@ def join(
             raise refusal(f"{at}, {field}", kind, "give the text of the answer")
         keys.append(key)
         found[key] = row
-        if key in known and not _same(known[key], row):
+        if key in known and not same_question(known[key], row):
             others.append(key)
     doubled = [key for key, count in Counter(keys).items() if count > 1]
     strange = [key for key in found if key not in known]
@@ -127,7 +132,7 @@ def join(
     return [(item, found[key]) for key, item in known.items() if key in found]
 
 
-def _same(item: Item, row: dict[str, Any]) -> bool:
+def same_question(item: Item, row: dict[str, Any]) -> bool:
     """Whether question and image are the item's, where the row has them."""
     asked, image = row.get("prompt") or row.get("question"), row.get("image")
     question = item.labels.get("question")
@@ -167,6 +172,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _content(item: Item) -> Any:
+def content_of(item: Item) -> Any:
+    """What scoring follows from, of an item."""
     record = item.record
     return record.id, [message.text for message in record.messages], record.responses, item.labels

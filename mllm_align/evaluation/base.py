@@ -152,27 +152,38 @@ def check_evaluator(evaluator: Any) -> None:
 # ---- figures -----------------------------------------------------------------------------------------
 
 
-def figures(evaluator: Evaluator, items: Sequence[Item], scored: Sequence[Scored]) -> dict[str, Interval]:
+def figures(evaluator: Evaluator, items: Sequence[Item], *runs: Sequence[Scored]) -> dict[str, Interval]:
     """Every figure with its interval: n is the number of groups that it is about. A figure of weight 0 is
-    0."""
+    0. runs: the scores of all items, once or several times: a figure is then the mean over the runs that
+    have it."""
+    none = np.zeros((len(runs), 2))
     groups: dict[str, dict[str, np.ndarray]] = {}
-    for item, each in zip(items, scored, strict=True):
+    for item, *each in zip(items, *runs, strict=True):
         own = groups.setdefault(evaluator.group(item), {})
-        for name, pair in each.sums().items():
-            own[name] = own.get(name, np.zeros(2)) + pair
+        for run, one in enumerate(each):
+            for name, pair in one.sums().items():
+                own.setdefault(name, none.copy())[run] += pair
     names = list(dict.fromkeys(name for own in groups.values() for name in own))
     found = {}
     for name in names:
-        found[name] = bootstrap(np.array([own[name] for own in groups.values() if name in own]), _ratio)
-    every = np.array([[own.get(name, np.zeros(2)) for name in names] for own in groups.values()])
+        rows = [own[name].ravel() for own in groups.values() if name in own]
+        found[name] = bootstrap(np.array(rows), _over_runs)
+    every = np.array([[own.get(name, none) for name in names] for own in groups.values()])
     for name, statistic in evaluator.derived.items():
 
         def value(means: np.ndarray, statistic: Statistic = statistic) -> np.ndarray:
-            pairs = means.reshape(*means.shape[:-1], len(names), 2)
-            return statistic({each: _ratio(pairs[..., i, :]) for i, each in enumerate(names)})
+            pairs = means.reshape(*means.shape[:-1], len(names), len(runs), 2)
+            of_runs = {each: _ratio(pairs[..., i, :, :]) for i, each in enumerate(names)}
+            return statistic(of_runs).mean(-1)
 
         found[name] = bootstrap(every.reshape(len(every), -1), value)
     return found
+
+
+def _over_runs(means: np.ndarray) -> np.ndarray:
+    """[..., 2 x runs] -> [...]."""
+    pairs = means.reshape(*means.shape[:-1], -1, 2)
+    return _ratio(pairs).sum(-1) / np.maximum((pairs[..., 1] > 0).sum(-1), 1)
 
 
 def _ratio(means: np.ndarray) -> np.ndarray:

@@ -1,4 +1,5 @@
-"""What an evaluation writes: OUT/results.json has its figures, OUT/answers.jsonl a line for each record."""
+"""What an evaluation writes: OUT/results.json has its figures, OUT/answers.jsonl a line for each record, or
+OUT/reviews.jsonl one for each verdict."""
 
 from __future__ import annotations
 
@@ -14,12 +15,12 @@ from mllm_align.files import json_text, new_file, parse_json, read_json
 from mllm_align.registry import part_name, registered_name
 
 T = TypeVar("T")
-RESULTS, ANSWERS = "results.json", "answers.jsonl"
+RESULTS, ANSWERS, REVIEWS = "results.json", "answers.jsonl", "reviews.jsonl"
 
 
 class Evaluation(NamedTuple):
     """results: settings, fingerprints, `scores` and `intervals` by the names of the figures. lines: a
-    dictionary for each record."""
+    dictionary for each record, or for each verdict."""
 
     results: dict[str, Any]
     lines: list[dict[str, Any]]
@@ -41,10 +42,13 @@ def results_of(
     items: Sequence[Item],
     scored: Sequence[Scored],
     stamp: Mapping[str, Any],
+    *,
+    again: Sequence[Sequence[Scored]] = (),
     **more: Any,
 ) -> dict[str, Any]:
-    """The content of results.json. stamp: what the figures follow from. more: further fields."""
-    found = figures(evaluator, items, scored)
+    """The content of results.json. stamp: what the figures follow from. again: scores of further runs.
+    more: further fields."""
+    found = figures(evaluator, items, scored, *again)
     return {
         "benchmark": stamp["benchmark"],
         "model": None,
@@ -78,7 +82,7 @@ def table(intervals: Mapping[str, Any], group: str = "") -> list[str]:
             lines += table(each, f"{group}{name} ")
             continue
         ends = "" if each["low"] is None else f" ({each['low']:.4f} to {each['high']:.4f})"
-        lines.append(f"{group + name:24}{each['mean']:.4f}{ends} of {each['n']}")
+        lines.append(f"{group + name + ' ':24}{each['mean']:.4f}{ends} of {each['n']}")
     return lines
 
 
@@ -100,17 +104,20 @@ def guarded(evaluator: Evaluator, call: Callable[[], T]) -> T:
 
 
 def check_folder(out: Path) -> None:
-    """Raises InputError where `out` can't be, or holds answers that are not ours."""
+    """Raises InputError where `out` can't be, or holds answers or verdicts that are not ours."""
     if out.exists() and not out.is_dir():
         raise refusal(str(out), "this is a file", "name a folder with --out")
     answers = out / ANSWERS
     begun = (out / RESULTS).exists() or answers.with_name(answers.name + ".part").exists()
-    if answers.exists() and not begun:
-        raise refusal(str(answers), f"is there without {RESULTS}, so it is not ours", "give another --out")
+    for file in (answers, out / REVIEWS):
+        if file.exists() and not begun:
+            problem = f"is there without {RESULTS}, so it is not ours"
+            raise refusal(str(file), problem, "give another --out")
 
 
-def read_finished(out: Path, stamp: Mapping[str, Any]) -> Evaluation | None:
-    """What an earlier evaluation left, if it was complete. Raises InputError for another's."""
+def read_finished(out: Path, stamp: Mapping[str, Any], name: str = ANSWERS) -> Evaluation | None:
+    """What an earlier evaluation left, if it was complete. name: the file of its lines. Raises InputError
+    for another's."""
     if not (out / RESULTS).exists():
         return None
     results = read_json(out / RESULTS, "give another --out or remove it")
@@ -120,7 +127,7 @@ def read_finished(out: Path, stamp: Mapping[str, Any]) -> Evaluation | None:
             "is of another evaluation: its evaluator, settings, data, model or answers differ",
             "give another --out or remove it",
         )
-    lines = out / ANSWERS
+    lines = out / name
     try:
         return Evaluation(results, [parse_json(line) for line in lines.read_bytes().splitlines()])
     except (OSError, ValueError) as error:
@@ -128,9 +135,11 @@ def read_finished(out: Path, stamp: Mapping[str, Any]) -> Evaluation | None:
         raise refusal(str(lines), problem, f"remove {out}, and it is made again") from error
 
 
-def write(out: Path, results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> None:
-    """Both files, the figures last: where they are, all is there."""
-    with new_file(out / ANSWERS) as file:
+def write(
+    out: Path, results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], name: str = ANSWERS
+) -> None:
+    """Both files, the figures last: where they are, all is there. name: the file of the lines."""
+    with new_file(out / name) as file:
         file.writelines(json_text(line) + "\n" for line in lines)
     with new_file(out / RESULTS) as file:
         file.write(json_text(results, indent=2) + "\n")

@@ -1,0 +1,108 @@
+"""LLaVA-Bench (In-the-Wild): answers rated by a judge beside those of a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from mllm_align.config.parts import DataConfig, SamplingConfig
+from mllm_align.data.records import Message, Record
+from mllm_align.errors import refusal
+from mllm_align.evaluation.base import EVALUATORS, Item, Scored
+from mllm_align.evaluation.folders import (
+    ask,
+    check_prompt,
+    field,
+    find,
+    folder_of,
+    pictures,
+    read_lines,
+    unique,
+)
+from mllm_align.evaluation.judged import Judged
+
+QUESTIONS, COUNT = "questions.jsonl", 60
+PREFIX = "llava_bench_"
+CATEGORIES = tuple(PREFIX + each for each in ("conv", "detail", "complex"))
+UNREAD = [-1.0, -1.0]
+
+
+@EVALUATORS.register("llava-wild")
+@dataclass(frozen=True)
+class LlavaWild(Judged):
+    """LLaVA-Bench in the wild (Liu et al. 2023, https://arxiv.org/abs/2304.08485): 60 questions on 24
+    pictures, in conversation, description and reasoning.
+
+    A verdict's first line holds two numbers from 1 to 10, by comma or space: the reference's score and the
+    model's. score and by_category, in percent: the sum of the model's by the sum of the reference's, as in
+    llava/eval/summarize_gpt_review.py, but not rounded in between. Any other first line is unparsable: -1
+    and -1 in the file of verdicts, as there, but out of the sums. The bootstrap draws questions.
+    """
+
+    fields = ("question_id", "text")
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=1024)
+    prompt: str = "{question}"
+    """What is put to the model; {question} stands for the question."""
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+
+    def items(self, data: Any, config: DataConfig) -> list[Item]:
+        folder = folder_of(data)
+        file, place = find(folder, QUESTIONS), pictures(folder, config, "images")
+        rows, items = read_lines(file), []
+        for number, row in enumerate(rows, 1):
+            where = f"{file} row {number}"
+            id = str(field(row, "question_id", int, where))
+            image, text, kind = (field(row, name, str, where) for name in ("image", "text", "category"))
+            category = _category(PREFIX + kind.removeprefix(PREFIX), where)
+            items.append(ask(id, place(image), self.prompt, text, where, category=category))
+        unique([row["question_id"] for row in rows], file)
+        return items
+
+    def reviewed(self, data: Any, config: DataConfig, rows: list[dict[str, Any]]) -> list[Item]:
+        """Without the file of questions, they are those numbered 0 to 59, in the categories that the
+        verdicts name."""
+        folder = folder_of(data)
+        if (folder / QUESTIONS).is_file():
+            return self.items(data, config)
+        found = {}
+        for number, row in enumerate(rows, 1):
+            where = f"verdict {number}"
+            category = _category(field(row, "category", str, where), where)
+            found.setdefault(str(row.get("question_id")), category)
+        said = Message("user", ())
+        return [
+            Item(Record(id, (said,), (), (), f"question {id}"), {"category": found.get(id)})
+            for id in map(str, range(COUNT))
+        ]
+
+    def row(self, item: Item, answer: str) -> dict[str, Any]:
+        said = item.record.messages[-1].text
+        return {"question_id": int(item.record.id), "prompt": said, "text": answer}
+
+    def verdict(self, item: Item, text: str) -> Scored:
+        category, pair = item.labels["category"], scores(text)
+        if pair is None:
+            return Scored({}, {"category": category, "tuple": UNREAD, "unparsable": True})
+        figure = (100 * pair[1], pair[0])
+        return Scored(
+            {"score": figure, f"by_category/{category}": figure},
+            {"category": category, "tuple": list(pair)},
+        )
+
+
+def scores(text: str) -> tuple[float, float] | None:
+    """The reference's score and the model's of a verdict; None if its first line has anything else."""
+    words = text.partition("\n")[0].replace(",", " ").split()
+    try:
+        reference, model = map(float, words)
+    except ValueError:
+        return None
+    return (reference, model) if 1 <= reference <= 10 and 1 <= model <= 10 else None
+
+
+def _category(name: str, where: str) -> str:
+    if name not in CATEGORIES:
+        raise refusal(f"{where}, category", f"is {name!r}", f"it must be one of {', '.join(CATEGORIES)}")
+    return name

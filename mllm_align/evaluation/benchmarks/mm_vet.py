@@ -1,0 +1,128 @@
+"""MM-Vet: answers that need several capabilities at once, graded by a judge."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mllm_align.config.parts import DataConfig, SamplingConfig
+from mllm_align.errors import refusal
+from mllm_align.evaluation.base import EVALUATORS, Item, Scored
+from mllm_align.evaluation.folders import (
+    ask,
+    check_prompt,
+    field,
+    find,
+    folder_of,
+    pictures,
+    read_lines,
+    read_value,
+    unique,
+)
+from mllm_align.evaluation.judged import Judged
+
+OFFICIAL, LLAVA = "mm-vet.json", ("llava-mm-vet.jsonl", "questions.jsonl")
+PREFIX = "v1_"
+
+
+@EVALUATORS.register("mm-vet")
+@dataclass(frozen=True)
+class MmVet(Judged):
+    """MM-Vet (Yu et al. 2023, https://arxiv.org/abs/2308.02490): 218 questions.
+
+    A grade is a number from 0.0 to 1.0, the first word of a verdict. score is 100 times the mean over all
+    questions; by_category has that over the questions of each capability, which mm-vet.json names: LLaVA's
+    file of questions does not. The mean of several runs and their deviation are those of
+    mm-vet_evaluator.py, numpy's std. It asks again for what it can't read and then takes 0; here an
+    unparsable grade is out of the mean. The bootstrap draws questions.
+    """
+
+    fields = ("question_id", "text")
+    sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=1024)
+    prompt: str = "{question}"
+    """What is put to the model; {question} stands for the question."""
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+
+    def items(self, data: Any, config: DataConfig) -> list[Item]:
+        folder = folder_of(data)
+        place = pictures(folder, config, "images")
+        file = find(folder, OFFICIAL, *LLAVA)
+        asked = _official(file) if file.name == OFFICIAL else _llavas(file)
+        return [
+            ask(id, place(image), self.prompt, question, f"{file} question {id}", **labels)
+            for id, (image, question, labels) in asked.items()
+        ]
+
+    def row(self, item: Item, answer: str) -> dict[str, Any]:
+        said, id = item.record.messages[-1].text, item.record.id
+        return {"question_id": int(id.removeprefix(PREFIX)), "prompt": said, "text": answer}
+
+    def key(self, row: Mapping[str, Any]) -> str:
+        return f"{PREFIX}{row['question_id']}"
+
+    def reviews(self, value: Any) -> list[Any]:
+        """Rows, or an object: id -> the grades of all runs, or -> an object whose content has them."""
+        if not isinstance(value, dict) or "content" in value:
+            return super().reviews(value)
+        rows = []
+        for id, given in value.items():
+            grades = given.get("content", given.get("score")) if isinstance(given, dict) else given
+            for run, grade in enumerate(grades if isinstance(grades, list) else [grades], 1):
+                number = isinstance(grade, int | float) and not isinstance(grade, bool)
+                rows.append({"run": run, "id": id, "content": str(grade) if number else grade})
+        return rows
+
+    def review_key(self, row: Mapping[str, Any]) -> str:
+        return str(row["id"]) if "id" in row else self.key(row)
+
+    def verdict(self, item: Item, text: str) -> Scored:
+        found = grade(text)
+        if found is None:
+            return Scored({}, {"score": None, "unparsable": True})
+        names = ("score", *(f"by_category/{each}" for each in item.labels.get("capability", ())))
+        return Scored(dict.fromkeys(names, 100 * found), {"score": found})
+
+
+def grade(text: str) -> float | None:
+    """The grade of a verdict, its first word; None if that is no number from 0 to 1."""
+    try:
+        found = float(text.split()[0])
+    except (IndexError, ValueError):
+        return None
+    return found if math.isfinite(found) and 0 <= found <= 1 else None
+
+
+Questions = dict[str, tuple[str, str, dict[str, Any]]]
+
+
+def _official(file: Path) -> Questions:
+    """Id -> (picture, question, labels)."""
+    found: Questions = {}
+    for id, row in read_value(file, dict).items():
+        where = f"{file} question {id}"
+        number = id.removeprefix(PREFIX)
+        if not (id.startswith(PREFIX) and number.isdecimal()):
+            raise refusal(where, "has no id such as v1_0", "get the file again")
+        image, question, answer = (
+            field(row, name, str, where) for name in ("imagename", "question", "answer")
+        )
+        capability = field(row, "capability", list, where)
+        if not all(isinstance(each, str) and "/" not in each for each in capability):
+            raise refusal(f"{where}, capability", "holds no names", "get the file again")
+        found[id] = (image, question, {"answer": answer, "capability": sorted(set(capability))})
+    return found
+
+
+def _llavas(file: Path) -> Questions:
+    rows, found = read_lines(file), {}
+    for number, row in enumerate(rows, 1):
+        where = f"{file} row {number}"
+        id = f"{PREFIX}{field(row, 'question_id', int, where)}"
+        found[id] = (field(row, "image", str, where), field(row, "text", str, where), {})
+    unique([row["question_id"] for row in rows], file)
+    return found
