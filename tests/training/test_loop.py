@@ -237,6 +237,7 @@ def test_a_run_that_froze_something_else_is_no_start(tmp_path):
         train(config, bundle(), PAIRS, tmp_path / "run", init_from=tmp_path / "first")
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_number_of_shapes_that_it_began_with(tmp_path, monkeypatch):
     """Few batches have few shapes; a run that began with more goes on with those."""
     config = replace(TINY, data=replace(TINY.data, shapes=4, multiple=8), save_every=2)

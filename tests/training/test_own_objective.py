@@ -83,6 +83,7 @@ def stepped(centered):
     return SimpleNamespace(golden=golden, run=run, whole=whole, parts=parts, twice=twice, trained=trained)
 
 
+@pytest.mark.slow
 def test_terms_with_weights_of_their_own_are_exact(stepped, centered):
     """The gradient is that of the two means, taken on the whole batch at once."""
     golden, batch = stepped.golden, jax.tree.map(lambda x: x[0], stepped.whole)

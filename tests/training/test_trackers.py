@@ -213,6 +213,7 @@ def test_the_field_of_earlier_versions_is_read(tmp_path, written, wanted):
         load_config(tmp_path / "bad.yaml")
 
 
+@pytest.mark.slow
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     """Its folder and its checkpoints hold the field."""
     out = tmp_path / "run"
