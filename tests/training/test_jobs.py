@@ -69,7 +69,7 @@ def test_kills_at_random_moments_leave_no_trace(folder):
 def reach_first_step(out, job):
     """Until the job has taken a step: it has compiled, and read what was saved."""
     reach(out, 1, "start", job=job)
-    while "step" not in job.said() and job.processes[0].poll() is None:
+    while not re.search("^step ", job.said(), re.MULTILINE) and job.processes[0].poll() is None:
         time.sleep(0.02)
 
 
@@ -190,7 +190,7 @@ def test_two_processes_write_what_one_writes(folder, tmp_path):
     (tmp_path / "bdhs.py").write_text(BDHS)
     verbs = {
         "score": [*model],
-        "generate": [*model, "--sampling.max-tokens", 4, "--samples", 2],
+        "generate": [*model, "--sampling.max-tokens", 4, "--samples", 2, "--sampling.temperature", 1],
         "bdhs": [tmp_path / "bdhs.py", *model, "--data.image-root", folder / "data"],
     }
     rows = read(data)[:6]
