@@ -46,7 +46,7 @@ class DataConfig:
     shuffle: bool = True
     """Draw a new order every epoch, from the seed; else file order."""
     shapes: int = 4
-    """Batch shapes to compile, at most; more shapes mean less padding. One for every 8 batches of an
+    """Batch shapes to compile, at most; more shapes mean less padding. One for every 2 batches of an
     epoch."""
     multiple: int = 32
     """Padded lengths are multiples of this many tokens."""

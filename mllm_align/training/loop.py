@@ -44,7 +44,7 @@ from mllm_align.training.terminal import Clock, say, waiting
 from mllm_align.training.trackers import Trackers, check_trackers
 from mllm_align.training.window import Window, culprits
 
-BATCHES = 8  # of an epoch for each shape that compiles
+BATCHES = 2  # of an epoch, at least, for each shape that compiles
 SKIP = "see what they hold, or leave such steps out: --nonfinite skip"
 
 
