@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from mllm_align.config import DataConfig
 from mllm_align.data.images import ImageSource
 from mllm_align.data.records import Message, Part, Record
 from mllm_align.errors import InputError, first_few, one_line, quoted, refusal
-from mllm_align.evaluation.base import Item
+from mllm_align.evaluation.base import Evaluator, Item
 from mllm_align.files import parse_json, read_json
 
 GUIDE = "docs/evaluation.md says where it is had"
@@ -100,7 +101,13 @@ def ask(id: str, picture: Path, prompt: str, question: str, where: str, **labels
     return Item(record, {"question": question, **labels} if question else labels)
 
 
-def check_prompt(prompt: str) -> None:
-    """Raises InputError for a prompt without its question."""
-    if "{question}" not in prompt:
-        raise InputError(f"evaluator.prompt is {quoted(prompt)}; it must hold {{question}}")
+@dataclass(frozen=True)
+class Prompted(Evaluator):
+    """Base class of benchmarks that put each question in a prompt."""
+
+    prompt: str = SHORT
+    """What is put to the model; {question} stands for the question."""
+
+    def __post_init__(self) -> None:
+        if "{question}" not in self.prompt:
+            raise InputError(f"evaluator.prompt is {quoted(self.prompt)}; it must hold {{question}}")

@@ -9,11 +9,10 @@ import numpy as np
 
 from mllm_align.config.parts import DataConfig, SamplingConfig
 from mllm_align.errors import first_few, refusal
-from mllm_align.evaluation.base import EVALUATORS, Evaluator, Item, Scored, Statistic
+from mllm_align.evaluation.base import EVALUATORS, Item, Scored, Statistic
 from mllm_align.evaluation.folders import (
-    SHORT,
+    Prompted,
     ask,
-    check_prompt,
     field,
     find,
     folder_of,
@@ -44,7 +43,7 @@ def _f1(group: str, small: float) -> Statistic:
 
 @EVALUATORS.register("amber-discriminative")
 @dataclass(frozen=True)
-class AmberDiscriminative(Evaluator):
+class AmberDiscriminative(Prompted):
     """The yes-or-no questions of AMBER (Wang et al. 2023, https://arxiv.org/abs/2311.07397).
 
     In percent, over all and by existence, attribute and relation: accuracy; precision and recall of the
@@ -58,11 +57,6 @@ class AmberDiscriminative(Evaluator):
         f"{group}/f1": _f1(f"{group}/", 1e-4) for group in ("attribute", "relation")
     }
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=128)
-    prompt: str = SHORT
-    """What is put to the model; {question} stands for the question."""
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt)
 
     def items(self, data: Any, config: DataConfig) -> list[Item]:
         folder = folder_of(data)

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mllm_align.config.parts import DataConfig, SamplingConfig
-from mllm_align.evaluation.base import EVALUATORS, Evaluator, Item, Scored
+from mllm_align.evaluation.base import EVALUATORS, Item, Scored
 from mllm_align.evaluation.folders import (
-    SHORT,
+    Prompted,
     ask,
-    check_prompt,
     field,
     find,
     folder_of,
@@ -21,7 +20,7 @@ from mllm_align.evaluation.folders import (
 
 @EVALUATORS.register("gqa")
 @dataclass(frozen=True)
-class Gqa(Evaluator):
+class Gqa(Prompted):
     """GQA (Hudson & Manning 2019, https://arxiv.org/abs/1902.09506), the balanced questions of test-dev.
 
     accuracy, in percent: an answer is right if it equals the label once it is stripped, loses a full stop
@@ -31,11 +30,6 @@ class Gqa(Evaluator):
 
     fields = ("question_id", "text")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=128)
-    prompt: str = SHORT
-    """What is put to the model; {question} stands for the question."""
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt)
 
     def items(self, data: Any, config: DataConfig) -> list[Item]:
         folder = folder_of(data)

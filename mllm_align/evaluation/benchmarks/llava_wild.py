@@ -10,8 +10,8 @@ from mllm_align.data.records import Message, Record
 from mllm_align.errors import refusal
 from mllm_align.evaluation.base import EVALUATORS, Item, Scored
 from mllm_align.evaluation.folders import (
+    Prompted,
     ask,
-    check_prompt,
     field,
     find,
     folder_of,
@@ -29,7 +29,7 @@ UNREAD = [-1.0, -1.0]
 
 @EVALUATORS.register("llava-wild")
 @dataclass(frozen=True)
-class LlavaWild(Judged):
+class LlavaWild(Prompted, Judged):
     """LLaVA-Bench in the wild (Liu et al. 2023, https://arxiv.org/abs/2304.08485): 60 questions on 24
     pictures, in conversation, description and reasoning.
 
@@ -42,10 +42,6 @@ class LlavaWild(Judged):
     fields = ("question_id", "text")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=1024)
     prompt: str = "{question}"
-    """What is put to the model; {question} stands for the question."""
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt)
 
     def items(self, data: Any, config: DataConfig) -> list[Item]:
         folder = folder_of(data)

@@ -12,8 +12,8 @@ from mllm_align.config.parts import DataConfig, SamplingConfig
 from mllm_align.errors import refusal
 from mllm_align.evaluation.base import EVALUATORS, Item, Scored
 from mllm_align.evaluation.folders import (
+    Prompted,
     ask,
-    check_prompt,
     field,
     find,
     folder_of,
@@ -30,7 +30,7 @@ PREFIX = "v1_"
 
 @EVALUATORS.register("mm-vet")
 @dataclass(frozen=True)
-class MmVet(Judged):
+class MmVet(Prompted, Judged):
     """MM-Vet (Yu et al. 2023, https://arxiv.org/abs/2308.02490): 218 questions.
 
     A grade is a number from 0.0 to 1.0, the first word of a verdict. score is 100 times the mean over all
@@ -43,10 +43,6 @@ class MmVet(Judged):
     fields = ("question_id", "text")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=1024)
     prompt: str = "{question}"
-    """What is put to the model; {question} stands for the question."""
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt)
 
     def items(self, data: Any, config: DataConfig) -> list[Item]:
         folder = folder_of(data)

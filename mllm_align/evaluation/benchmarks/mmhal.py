@@ -10,7 +10,7 @@ from typing import Any
 from mllm_align.config.parts import DataConfig, SamplingConfig
 from mllm_align.errors import refusal
 from mllm_align.evaluation.base import EVALUATORS, Item, Scored
-from mllm_align.evaluation.folders import ask, check_prompt, field, find, folder_of, pictures, read_value
+from mllm_align.evaluation.folders import Prompted, ask, field, find, folder_of, pictures, read_value
 from mllm_align.evaluation.judged import Judged
 
 QUESTIONS = ("questions.json", "response_template.json")
@@ -23,7 +23,7 @@ RATING = re.compile(r"rating: ([0-6])(?!\d|\.\d)")
 
 @EVALUATORS.register("mmhal")
 @dataclass(frozen=True)
-class MmHal(Judged):
+class MmHal(Prompted, Judged):
     """MMHal-Bench (Sun et al. 2023, https://arxiv.org/abs/2309.14525): 96 questions of eight types in turn.
 
     A verdict has `Rating: r`, r from 0 to 6, in any case; one that has none, or different ones, is
@@ -37,10 +37,6 @@ class MmHal(Judged):
     fields = ("question_id", "model_answer")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=1024)
     prompt: str = "{question}"
-    """What is put to the model; {question} stands for the question."""
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt)
 
     def items(self, data: Any, config: DataConfig) -> list[Item]:
         folder = folder_of(data)

@@ -11,11 +11,10 @@ import numpy as np
 
 from mllm_align.config.parts import DataConfig, SamplingConfig
 from mllm_align.errors import first_few, refusal
-from mllm_align.evaluation.base import EVALUATORS, Evaluator, Item, Scored, Statistic
+from mllm_align.evaluation.base import EVALUATORS, Item, Scored, Statistic
 from mllm_align.evaluation.folders import (
-    SHORT,
+    Prompted,
     ask,
-    check_prompt,
     field,
     find,
     folder_of,
@@ -35,7 +34,7 @@ def _mean(name: str) -> Statistic:
 
 @EVALUATORS.register("pope")
 @dataclass(frozen=True)
-class Pope(Evaluator):
+class Pope(Prompted):
     """POPE (Li et al. 2023, https://arxiv.org/abs/2305.10355): yes-or-no questions about objects of COCO's
     val2014, in three splits.
 
@@ -48,11 +47,6 @@ class Pope(Evaluator):
     derived = {"mean_accuracy": _mean("accuracy"), "mean_f1": _mean("f1")}
     fields = ("question_id", "text")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=128)
-    prompt: str = SHORT
-    """What is put to the model; {question} stands for the question."""
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt)
 
     def items(self, data: Any, config: DataConfig) -> list[Item]:
         folder = folder_of(data)

@@ -10,11 +10,11 @@ from typing import Any
 
 from mllm_align.config.parts import DataConfig, SamplingConfig
 from mllm_align.errors import first_few, refusal
-from mllm_align.evaluation.base import EVALUATORS, Evaluator, Item, Scored
+from mllm_align.evaluation.base import EVALUATORS, Item, Scored
 from mllm_align.evaluation.folders import (
     SHORT,
+    Prompted,
     ask,
-    check_prompt,
     field,
     find,
     folder_of,
@@ -29,7 +29,7 @@ LABELS, QUESTIONS = "TextVQA_0.5.1_val.json", "llava_textvqa_val_v051_ocr.jsonl"
 
 @EVALUATORS.register("textvqa")
 @dataclass(frozen=True)
-class TextVqa(Evaluator):
+class TextVqa(Prompted):
     """TextVQA (Singh et al. 2019, https://arxiv.org/abs/1904.08920), 5,000 questions of the validation set.
 
     accuracy, in percent, is the VQA accuracy of `vqa_accuracy`. LLaVA-1.5's published figures come with the
@@ -44,9 +44,6 @@ class TextVqa(Evaluator):
     """What is put to the model; {question} stands for the question, and for the words read."""
     ocr: bool = True
     """Give the model the words that LLaVA's file of questions has."""
-
-    def __post_init__(self) -> None:
-        check_prompt(self.prompt)
 
     def items(self, data: Any, config: DataConfig) -> list[Item]:
         folder = folder_of(data)
