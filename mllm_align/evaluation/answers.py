@@ -15,13 +15,13 @@ from typing import Any
 from mllm_align.config import DataConfig, to_json
 from mllm_align.errors import InputError, first_few, one_line, quoted, refusal
 from mllm_align.evaluation.base import (
-    EVALUATORS,
     Context,
     EvaluationConfig,
     Evaluator,
     Item,
     check_items,
     check_scored,
+    open_evaluator,
 )
 from mllm_align.evaluation.judged import Judged
 from mllm_align.evaluation.results import (
@@ -51,7 +51,7 @@ def score_answers(
     that don't join with the data: of other questions, doubled, missing.
     """
     began, file = time.time(), Path(answers)
-    opened: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
+    opened = open_evaluator(evaluator)
     settings = EvaluationConfig(opened, data=config or DataConfig())
     if opened.needs != "responses":
         raise InputError(f"evaluator {type(opened).__name__} needs log-probs; give --model, not --answers")
@@ -65,10 +65,9 @@ def score_answers(
     joined = join(opened, items, rows, str(file))
     asked, given = [item for item, _ in joined], [row for _, row in joined]
     texts = [row[opened.fields[1]] for row in given]
-    content = json_text([content_of(item) for item in items])
     stamp = about(settings, to_json(opened)) | {
         "answers_fingerprint": sha256(file.read_bytes()).hexdigest()[:16],
-        "data_fingerprint": sha256(content.encode()).hexdigest(),
+        "data_fingerprint": fingerprint_of(items),
     }
     done = None if out is None else read_finished(Path(out), stamp)
     if done is not None:
@@ -126,9 +125,7 @@ def join(
         (others, "answers are to other questions of the same ids", "give the answers to these questions"),
         (missing, f"of {len(known)} questions have no answer", "answer them, too"),
     ]
-    for names, problem, remedy in faults:
-        if names:
-            raise refusal(where, f"{len(names)} {problem}: {first_few(names)}", remedy)
+    refuse(where, faults)
     return [(item, found[key]) for key, item in known.items() if key in found]
 
 
@@ -172,7 +169,18 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def content_of(item: Item) -> Any:
-    """What scoring follows from, of an item."""
-    record = item.record
-    return record.id, [message.text for message in record.messages], record.responses, item.labels
+def refuse(where: str, faults: Sequence[tuple[Sequence[str], str, str]]) -> None:
+    """Raises InputError for the first fault that has names, which it counts: (names, problem, remedy)."""
+    for names, problem, remedy in faults:
+        if names:
+            raise refusal(where, f"{len(names)} {problem}: {first_few(names)}", remedy)
+
+
+def fingerprint_of(items: Sequence[Item]) -> str:
+    """A digest of all that scoring follows from."""
+    records = [(item.record, item.labels) for item in items]
+    content = [
+        (record.id, [message.text for message in record.messages], record.responses, labels)
+        for record, labels in records
+    ]
+    return sha256(json_text(content).encode()).hexdigest()

@@ -132,6 +132,11 @@ class EvaluationConfig(JobConfig):
         super().__post_init__()
 
 
+def open_evaluator(evaluator: Evaluator | str) -> Evaluator:
+    """An evaluator as it is; of a name, or a user's `file.py:Name`, the one with its default settings."""
+    return EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
+
+
 def check_evaluator(evaluator: Any) -> None:
     """Raises InputError for an evaluator that does not keep the contract."""
     kind, name = type(evaluator), type(evaluator).__name__

@@ -18,9 +18,8 @@ import numpy as np
 
 from mllm_align.config import DataConfig, to_json
 from mllm_align.errors import InputError, first_few, one_line, quoted, refusal
-from mllm_align.evaluation.answers import content_of, same_question
+from mllm_align.evaluation.answers import fingerprint_of, refuse, same_question
 from mllm_align.evaluation.base import (
-    EVALUATORS,
     EvaluationConfig,
     Evaluator,
     Item,
@@ -28,6 +27,7 @@ from mllm_align.evaluation.base import (
     check_items,
     check_scored,
     figures,
+    open_evaluator,
 )
 from mllm_align.evaluation.judged import Judged
 from mllm_align.evaluation.results import (
@@ -40,7 +40,7 @@ from mllm_align.evaluation.results import (
     results_of,
     write,
 )
-from mllm_align.files import json_text, parse_json
+from mllm_align.files import parse_json
 from mllm_align.training.run_folder import versions
 
 Run = tuple[str, list[dict[str, Any]]]  # where it was read, and its verdicts
@@ -63,7 +63,7 @@ def score_reviews(
     join with the data: on other questions, doubled, missing.
     """
     began, files = time.time(), [Path(each) for each in reviews]
-    opened: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
+    opened = open_evaluator(evaluator)
     settings = EvaluationConfig(opened, data=config or DataConfig())
     if not isinstance(opened, Judged):
         raise InputError(f"evaluator {type(opened).__name__} takes no verdicts; give --answers or --model")
@@ -75,10 +75,9 @@ def score_reviews(
     first = runs[0][1]
     items = guarded(opened, lambda: check_items(opened, opened.reviewed(data, settings.data, first)))
     joined = [join(opened, items, rows, where) for where, rows in runs]
-    content = json_text([content_of(item) for item in items])
     stamp = about(settings, to_json(opened)) | {
         "reviews_fingerprint": [sha256(file.read_bytes()).hexdigest()[:16] for file in files],
-        "data_fingerprint": sha256(content.encode()).hexdigest(),
+        "data_fingerprint": fingerprint_of(items),
     }
     done = None if out is None else read_finished(Path(out), stamp, REVIEWS)
     if done is not None:
@@ -131,9 +130,7 @@ def join(
         (others, "verdicts are on other questions of the same ids", "give those on these questions"),
         ([k for k in known if k not in found], f"of {len(known)} questions have no verdict", "add them"),
     ]
-    for names, problem, remedy in faults:
-        if names:
-            raise refusal(where, f"{len(names)} {problem}: {first_few(names)}", remedy)
+    refuse(where, faults)
     return [found[key] for key in known]
 
 

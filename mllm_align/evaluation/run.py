@@ -21,7 +21,6 @@ from mllm_align.config import DataConfig, to_json
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
 from mllm_align.errors import InputError, first_few, not_finite
 from mllm_align.evaluation.base import (
-    EVALUATORS,
     Answer,
     Context,
     EvaluationConfig,
@@ -29,6 +28,7 @@ from mllm_align.evaluation.base import (
     Item,
     check_items,
     check_scored,
+    open_evaluator,
 )
 from mllm_align.evaluation.results import (
     ANSWERS,
@@ -72,7 +72,7 @@ def evaluate(
     Raises InputError for data or an evaluator that can't be used and an `out` of something else; NotFinite
     where numbers of some records are not finite, after all others, whose answers are kept.
     """
-    asked: Evaluator = EVALUATORS.find(evaluator)() if isinstance(evaluator, str) else evaluator
+    asked = open_evaluator(evaluator)
     settings = EvaluationConfig(asked, data=config or DataConfig(), batch_size=batch_size, seed=seed)
     if out is None:
         return _evaluate(model, data, settings, None)
