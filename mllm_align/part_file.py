@@ -76,9 +76,8 @@ class PartFile:
         with explained(self.part):
             place = self.part if processes.first() else os.devnull
             self._file = open(place, "a", encoding="utf-8")
-        if processes.first():
-            begins = f"resuming {self.out}: {self._done()}" if self.finished else f"starting {self.out}"
-            print(begins, flush=True)
+        begins = f"resuming {self.out}: {self._done()}" if self.finished else f"starting {self.out}"
+        processes.say(begins)
         self._before = None
         if threading.current_thread() is threading.main_thread() and not processes.several():
             self._before = signal.signal(signal.SIGTERM, self._terminate)
@@ -109,8 +108,7 @@ class PartFile:
 
 
 def tell_finished(out: Path) -> None:
-    if processes.first():
-        print(f"{out} is finished: nothing to do", flush=True)
+    processes.say(f"{out} is finished: nothing to do")
 
 
 @contextmanager

@@ -81,6 +81,12 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
+def say(text: str) -> None:
+    """Print a line, once for all processes."""
+    if first():
+        print(text, flush=True)
+
+
 def several() -> bool:
     return jax.process_count() > 1
 

@@ -31,8 +31,7 @@ def tell(text: str) -> None:
     """Print a result, once for all processes of a job."""
     from mllm_align import processes
 
-    if processes.first():
-        print(text, flush=True)
+    processes.say(text)
 
 
 def note(text: str) -> None:

@@ -26,6 +26,7 @@ from mllm_align.data.table import counted
 from mllm_align.errors import SHOWN, InputError, Interrupted, NotFinite, Preempted, first_few, not_finite
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import check_batch, prepare
+from mllm_align.processes import say
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run_folder, terminal
 from mllm_align.training.callbacks import Callback, check_callbacks
@@ -40,7 +41,7 @@ from mllm_align.training.profiler import Profile
 from mllm_align.training.programs import check_fits, train_program
 from mllm_align.training.score import StoredReference, not_finite_among
 from mllm_align.training.step import TrainState
-from mllm_align.training.terminal import Clock, say, waiting
+from mllm_align.training.terminal import Clock, waiting
 from mllm_align.training.trackers import Trackers, check_trackers
 from mllm_align.training.window import Window, culprits
 
@@ -416,8 +417,7 @@ class _Run:
     def _report(self, values: dict[str, Any]) -> None:
         left = values.pop("seconds_left")
         self.log("train", **values)
-        if processes.first():
-            print(line(values["step"], self.steps, values, left), flush=True)
+        say(line(values["step"], self.steps, values, left))
         for each in self.callbacks:
             each.on_step(values)
 
@@ -446,8 +446,7 @@ class _Run:
         shown = [f"loss {values['loss']:.4f}"]
         if "rewards/accuracy" in values:
             shown += [f"margin {values['rewards/margin']:.4f}", f"acc {values['rewards/accuracy']:.3f}"]
-        if processes.first():
-            print(f"eval {number}  {'  '.join(shown)}", flush=True)
+        say(f"eval {number}  {'  '.join(shown)}")
         return values["loss"]
 
     def _step_nonfinite(self, step: int, indices: Sequence[int]) -> None:

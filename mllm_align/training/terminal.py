@@ -11,10 +11,10 @@ from typing import Any
 
 import jax
 
-from mllm_align import processes
 from mllm_align.batch import Shape
 from mllm_align.config import Config
 from mllm_align.models.bundle import Bundle
+from mllm_align.processes import say
 from mllm_align.training.metrics import duration
 
 
@@ -41,12 +41,6 @@ class Clock:
         parts = [f"{what} {duration(seconds)}" for what, seconds in self.seconds.items() if seconds >= 1]
         whole = duration(time.perf_counter() - self.began)
         return whole + f" ({', '.join(parts)})" * bool(parts)
-
-
-def say(text: str) -> None:
-    """Once for all processes of a run."""
-    if processes.first():
-        print(text, flush=True)
 
 
 @contextmanager
