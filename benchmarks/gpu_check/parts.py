@@ -35,13 +35,13 @@ class Part:
 
 PARTS = (
     Part("device", 0.02),
-    Part("parity", 0.23),  # most of it compiles for the CPU, too
-    Part("attention", 0.17, "--xla_gpu_autotune_level=0"),  # numbers, not times
+    Part("parity", 0.22),  # most of it compiles for the CPU, too
+    Part("attention", 0.15, "--xla_gpu_autotune_level=0"),  # numbers, not times
     # XLA then tunes no kernel by its time and takes none that adds in any order
-    Part("resume", 0.18, "--xla_gpu_deterministic_ops=true"),
-    Part("train", 0.17),
-    Part("generation", 0.17),
-    Part("profile", 0.06),
+    Part("resume", 0.20, "--xla_gpu_deterministic_ops=true"),
+    Part("train", 0.23),
+    Part("generation", 0.13),
+    Part("profile", 0.05),
 )
 
 
