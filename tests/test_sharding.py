@@ -78,7 +78,7 @@ class Side:
     def rows(self, decoder):
         features = decoder.features([self.encoder.pixels(record) for record in self.records[:3]])
         return [
-            prompt_row(self.encoder, record, seen, 6, 2, 0)
+            prompt_row(self.encoder, [record], seen, 6, 2, 0)
             for record, seen in zip(self.records, features, strict=False)
         ]
 

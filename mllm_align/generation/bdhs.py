@@ -235,9 +235,8 @@ class BDHS:
         for job, own_cuts in zip(wave, wave_cuts, strict=True):
             features: Any = job.features
             if free:
-                row = prompt_row(
-                    encoder, job.record, features, c.sampling.max_tokens, 1, self.seed, job.iteration
-                )
+                limit = c.sampling.max_tokens
+                row = prompt_row(encoder, [job.record], features, limit, 1, self.seed, job.iteration)
             else:
                 limit = c.sentence_tokens
                 row = guided_row(encoder, job.record, features, own_cuts, limit, self.seed, job.iteration)

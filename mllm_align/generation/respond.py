@@ -12,7 +12,7 @@ import numpy as np
 
 from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.config.checks import MANY, SEED, check_number
-from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.data.encode import Encoded, Encoder, common_length
 from mllm_align.errors import InputError, not_finite
 from mllm_align.files import json_text
 from mllm_align.generation.decode import Fork, Generator, Row
@@ -21,6 +21,9 @@ from mllm_align.models.bundle import Bundle, opened
 from mllm_align.prepare import check_batch, pixels_ahead, prepare
 from mllm_align.progress import progress_bar
 from mllm_align.result_file import result
+from mllm_align.sizes import bucket
+
+FORK_TOKENS = 4096  # of one row: keeps its cache of many questions near that of an image in tiles
 
 
 def generate(
@@ -92,29 +95,32 @@ def respond(
 ) -> list[list[np.ndarray]]:
     """Token ids of `samples` responses to each record's prompt, including the end of sequence.
 
-    what: the progress bar's name; None shows none. done: called with the place and the responses of each
-    record whose logits are finite, as soon as they are there. Raises NotFinite, after all records, for
-    those whose logits are not finite.
+    Prompts about the same images share a row: the tower and the prefill run once for all of them. what: the
+    progress bar's name; None shows none. done: called with the place and the responses of each record
+    whose logits are finite, as soon as they are there. Raises NotFinite, after all records, for those
+    whose logits are not finite.
     """
-    eos_mask = encoder.eos_mask(generator.vocab)
-    order = sorted(range(len(records)), key=lambda i: records[i].shape)
+    eos_mask, limit = encoder.eos_mask(generator.vocab), sampling.max_tokens
+    rows = shared_rows(records, encoder.image_token, limit, samples)
+    rows.sort(key=lambda row: (bucket(len(row), 1), records[row[0]].shape))
     out: list[list[Any]] = [[] for _ in records]
-    pictures = pixels_ahead(encoder, [records[i] for i in order], 2 * generator.size)
+    pictures = pixels_ahead(encoder, [records[row[0]] for row in rows], 2 * generator.size)
     with nullcontext() if what is None else progress_bar(len(records), what) as bar:
-        for start in range(0, len(order), generator.size):
-            part = order[start : start + generator.size]
+        for start in range(0, len(rows), generator.size):
+            part = rows[start : start + generator.size]
             features = generator.features(list(islice(pictures, len(part))))
-            rows = [
-                prompt_row(encoder, records[i], seen, sampling.max_tokens, samples, seed)
-                for i, seen in zip(part, features, strict=True)
+            batch = [
+                prompt_row(encoder, [records[i] for i in row], seen, limit, samples, seed)
+                for row, seen in zip(part, features, strict=True)
             ]
-            for i, tokens in zip(part, generator(rows, eos_mask), strict=True):
-                out[i] = tokens
-                whole = [ids for ids in tokens if ids is not None]
-                if done is not None and len(whole) == len(tokens):
-                    done(i, whole)
+            for row, tokens in zip(part, generator(batch, eos_mask), strict=True):
+                for i, of_record in zip(row, range(0, len(tokens), samples), strict=True):
+                    out[i] = tokens[of_record : of_record + samples]
+                    whole = [ids for ids in out[i] if ids is not None]
+                    if done is not None and len(whole) == samples:
+                        done(i, whole)
             if bar is not None:
-                bar.update(len(part))
+                bar.update(sum(map(len, part)))
     broken = [
         record.record.id
         for record, each in zip(records, out, strict=True)
@@ -125,20 +131,47 @@ def respond(
     return out
 
 
+def shared_rows(records: Sequence[Encoded], image_token: int, limit: int, samples: int) -> list[list[int]]:
+    """Places of the records that go into one row: prompts with the same images and the same tokens up to
+    the last of them. A row's forks have at most FORK_TOKENS tokens in all, unless it is of one record."""
+    found: dict[Any, list[int]] = {}
+    text: dict[int, int] = {}  # tokens after the last image
+    for i, record in enumerate(records):
+        places = np.flatnonzero(record.prefix == image_token)
+        seen = int(places[-1]) + 1 if len(places) else 0
+        text[i] = len(record.prefix) - seen
+        keys = tuple(image.key for image in record.record.images)
+        same = (keys, record.prefix[:seen].tobytes()) if seen and None not in keys else i
+        found.setdefault(same, []).append(i)
+    rows = []
+    for alike in found.values():
+        alike.sort(key=text.__getitem__)  # forks of a row run as long as the longest
+        most = max(FORK_TOKENS // (samples * (text[alike[-1]] + limit)), 1)
+        size = -(-len(alike) // -(-len(alike) // most))  # equal parts
+        rows += [alike[start : start + size] for start in range(0, len(alike), size)]
+    return rows
+
+
 def prompt_row(
     encoder: Encoder,
-    encoded: Encoded,
+    records: Sequence[Encoded],
     features: np.ndarray,
     limit: int,
     samples: int,
     seed: int,
     *draw: int,
 ) -> Row:
-    """A prompt with `samples` forks at its end. draw: numbers that distinguish this draw from others."""
-    prefix = encoder.prefix(encoded)
-    last = len(prefix.tokens) - 1
+    """Prompts about the same images, as their common prefix and, for each in turn, `samples` forks that
+    begin where the prompts differ. draw: numbers that distinguish this draw from others."""
+    first = min((record.prefix for record in records), key=len)
+    shared = min(common_length([record.prefix.tolist() for record in records]), len(first) - 1)
+    prefix = encoder.prefix(records[0])
+    at = len(prefix.tokens) - len(records[0].prefix) + shared
+    if len(records) > 1:
+        prefix = prefix.keep(np.arange(len(prefix.tokens)) <= at)
     forks = tuple(
-        Fork(last, prefix.tokens[last:], limit, random_key(seed, encoded.record.id, *draw, sample))
+        Fork(at, record.prefix[shared:], limit, random_key(seed, record.record.id, *draw, sample))
+        for record in records
         for sample in range(samples)
     )
     return Row(features, prefix, forks)

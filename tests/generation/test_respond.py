@@ -10,7 +10,7 @@ from mllm_align.config import DataConfig, SamplingConfig
 from mllm_align.errors import InputError, NotFinite
 from mllm_align.generation import respond as module
 from mllm_align.generation.decode import Generator
-from mllm_align.generation.respond import generate, prompt_row, respond
+from mllm_align.generation.respond import generate, prompt_row, respond, shared_rows
 from mllm_align.prepare import prepare
 
 assert compiling  # a fixture
@@ -66,12 +66,54 @@ def test_every_response_comes_to_its_place(scripted):
     out = generate(bundle(), many, SAMPLED, samples=3, batch_size=2)
     alone = [generate(bundle(), [each], SAMPLED, samples=3)[0] for each in many]
     assert out == alone
-    assert [len(rows) for rows in scripted[0].seen] == [2, 2, 2, 1]
-    row = prompt_row(encoder, records[0], np.zeros((16, 1)), 12, 3, 0)
+    assert [len(rows) for rows in scripted[0].seen] == [2, 2]  # a row for each image
+    row = prompt_row(encoder, [records[0]], np.zeros((16, 1)), 12, 3, 0)
     assert len({fork.key.tobytes() for fork in row.forks}) == 3
     assert {(fork.at, fork.forced.tolist()[0], fork.limit) for fork in row.forks} == {
         (len(row.prefix.tokens) - 1, int(row.prefix.tokens[-1]), 12)
     }
+
+
+def questions(counts: list[int]) -> list[dict]:
+    """So many questions about each image, in turn."""
+    asked = [(image, n) for image, count in enumerate(counts) for n in range(count)]
+    asked.sort(key=lambda each: each[1])
+    return [{**PROMPTS[i], "prompt": "gi dan " * (1 + n) + "?", "id": f"{i}-{n}"} for i, n in asked]
+
+
+def test_questions_about_an_image_share_its_prefix_and_get_the_same_answers(monkeypatch):
+    """At any place in the data; those about no image, or with the image elsewhere, are on their own."""
+    seen = []
+    whole = Generator.__call__
+    monkeypatch.setattr(
+        Generator, "__call__", lambda self, rows, mask: seen.extend(rows) or whole(self, rows, mask)
+    )
+    given = [*questions([3, 2]), {"prompt": "gi dan?", "id": "none"}]
+    content = [{"type": "text", "text": "gi"}, {"type": "image"}]
+    late = {
+        "messages": [{"role": "user", "content": content}],
+        "images": PROMPTS[0]["images"],
+        "id": "late",
+    }
+    given.append(late)
+    together = generate(bundle(), given, SAMPLED, seed=3, batch_size=4)
+    assert sorted(len(row.forks) for row in seen) == [1, 1, 2, 3]
+    tokens = {len(row.forks): len(row.prefix.tokens) for row in seen}
+    assert tokens[3] == tokens[2]  # where questions begin: what differs is left to the forks
+    monkeypatch.setattr(module, "FORK_TOKENS", 1)
+    seen.clear()
+    assert generate(bundle(), given, SAMPLED, seed=3, batch_size=4) == together
+    assert [len(row.forks) for row in seen] == [1] * len(given)
+
+
+def test_rows_are_bounded_and_of_like_size(scripted, monkeypatch):
+    encoder, records, _ = prepare(bundle(), questions([5, 1]), DataConfig(), responses=0)
+    rows = shared_rows(records, encoder.image_token, 12, 2)
+    assert sorted(map(len, rows)) == [1, 5]
+    longest = max(len(record.prefix) for record in records)
+    monkeypatch.setattr(module, "FORK_TOKENS", 4 * 2 * (longest + 12))
+    rows = shared_rows(records, encoder.image_token, 12, 2)
+    assert sorted(map(len, rows)) == [1, 2, 3] and sorted(i for row in rows for i in row) == list(range(6))
 
 
 def test_over_long_prompts_have_no_response(scripted):
