@@ -77,9 +77,12 @@ class Config:
     eval_every: int | None = None
     """Steps between evaluations on the held-out file; default: at the end only."""
     save_every: int = 200
-    """Steps between checkpoints; the last step is always saved, and one that evaluates best so far."""
+    """Steps between checkpoints; the last step is always saved, and the best one so far."""
     keep: int = 2
     """Last checkpoints kept; the one that evaluated best is kept besides."""
+    best: str = "loss"
+    """By what the best checkpoint is told: the held-out loss, or a figure of a benchmark that is asked
+    while training, as pope/mean_f1."""
     checkpoints: str | None = None
     """Folder of the checkpoints, gs:// too; default: checkpoints in the run folder."""
     trackers: tuple[str, ...] = ()

@@ -39,26 +39,27 @@ STEP = re.compile(r"[1-9][0-9]{0,9}")  # what else stands beside checkpoints is 
 class Checkpoints:
     """The checkpoints of one run folder.
 
-    keep: how many of the last ones stay; the one with the least held-out loss stays besides. Only a
-    run that trains may write: then what an interrupted save left is cleared away. newest: the step that
-    the run goes on from, which `choose` found whole; no later one counts.
+    keep: how many of the last ones stay; the one of the least rank stays besides: of held-out loss, or of
+    another figure, its sign turned where higher is better. Only a run that trains may write: then what an
+    interrupted save left is cleared away. newest: the step that the run goes on from, which `choose` found
+    whole; no later one counts.
     """
 
     def __init__(self, folder: Any, keep: int = 2, write: bool = False, newest: int = 0):
         self.folder, self._saving = epath.Path(folder), 0
-        self._losses: dict[int, float] = {}
+        self._ranks: dict[int, float] = {}
         self._arrays, self._manager = ocp.StandardCheckpointHandler(), None
         if not write:
             return
         with self._written():
             steps = processes.on_first(lambda: [step for step in kept(self.folder) if step <= newest][::-1])
-            self._losses.update(processes.on_first(lambda: list(_losses(self.folder, steps)[0].items())))
+            self._ranks.update(processes.on_first(lambda: list(_ranks(self.folder, steps)[0].items())))
             options = ocp.CheckpointManagerOptions(
                 create=True,
                 cleanup_tmp_directories=True,
                 step_name_format=_Known(steps),
                 lightweight_initialize=True,
-                preservation_policy=_LastAndBest(keep, self._losses),
+                preservation_policy=_LastAndBest(keep, self._ranks),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             )
             trees, texts = ("trained", "optimizer", "objective", "begun_arrays"), ("run", "begun")
@@ -67,24 +68,25 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
     def best(self) -> tuple[int | None, float]:
-        """Step and loss of the checkpoint with the least held-out loss; None and infinity without one."""
-        step = _best(self._losses)
-        return step, self._losses.get(step, float("inf"))  # type: ignore[arg-type]
+        """Step and rank of the checkpoint of the least rank; None and infinity without one."""
+        step = _best(self._ranks)
+        return step, self._ranks.get(step, float("inf"))  # type: ignore[arg-type]
 
     def save(
         self,
         state: TrainState,
         step: int,
         about: dict[str, Any],
-        loss: float | None = None,
+        rank: float | None = None,
         begun: MakerState | None = None,
     ) -> None:
         """Begin to save. Raises InputError where the one before was not written.
 
-        about: JSON values that say what this is. begun: what the maker of responses needs to go on.
+        about: JSON values that say what this is. rank: by which the best one is kept.
+        begun: what the maker of responses needs to go on.
         """
         arrays = {} if begun is None else begun.arrays
-        about = {**about, "held_out_loss": loss, "begun": begun is not None, "begun_arrays": bool(arrays)}
+        about = {**about, "rank": rank, "begun": begun is not None, "begun_arrays": bool(arrays)}
         items: dict[str, Any] = {
             "trained": ocp.args.StandardSave(state.trained),  # type: ignore[call-arg]
             "optimizer": ocp.args.StandardSave({"step": state.step, "state": state.optimizer}),  # type: ignore[call-arg]
@@ -101,8 +103,8 @@ class Checkpoints:
         with self._written():
             self._manager.wait_until_finished()
             self._saving = step
-            if loss is not None:
-                self._losses[step] = loss
+            if rank is not None:
+                self._ranks[step] = rank
             self._manager.save(step, args=args)
 
     def about(self, step: int) -> dict[str, Any]:
@@ -201,18 +203,18 @@ class Checkpoints:
 
 @dataclass
 class _LastAndBest(policies.PreservationPolicy):
-    """Keeps the last `keep` checkpoints, and the one with the least held-out loss."""
+    """Keeps the last `keep` checkpoints, and the one of the least rank."""
 
     keep: int
-    losses: dict[int, float]
+    ranks: dict[int, float]
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         steps = [each.step for each in checkpoints]
-        return [step in steps[-self.keep :] or step == _best(self.losses) for step in steps]
+        return [step in steps[-self.keep :] or step == _best(self.ranks) for step in steps]
 
 
-def _best(losses: Mapping[int, float]) -> int | None:
-    return min(losses, key=lambda step: (losses[step], step)) if losses else None
+def _best(ranks: Mapping[int, float]) -> int | None:
+    return min(ranks, key=lambda step: (ranks[step], step)) if ranks else None
 
 
 class _Known(names.NameFormat):
@@ -237,14 +239,14 @@ class _Known(names.NameFormat):
 def choose(folder: Any, wanted: Which = "last") -> tuple[int | None, list[tuple[int, str]]]:
     """The checkpoint that every verb takes, and (step, what is wrong) of damaged ones met on the way.
 
-    "last": the newest whole one; "best": the whole one with the least held-out loss; or a step. Files are
+    "last": the newest whole one; "best": the whole one that evaluated best; or a step. Files are
     digested until a whole one is found: that one, as a rule. Call it on one process for all.
     """
     folder = epath.Path(folder)
     steps, damaged = kept(folder), []
     if wanted == "best":
-        losses, damaged = _losses(folder, steps)
-        steps = sorted(losses, key=lambda step: (losses[step], step))
+        ranks, damaged = _ranks(folder, steps)
+        steps = sorted(ranks, key=lambda step: (ranks[step], step))
     elif wanted != "last":
         steps = [step for step in steps if step == wanted]
     for step in steps:
@@ -266,18 +268,19 @@ def kept(folder: Any) -> list[int]:
     return sorted((int(name) for name in found if STEP.fullmatch(name)), reverse=True)
 
 
-def _losses(folder: epath.Path, steps: Sequence[int]) -> tuple[dict[int, float], list[tuple[int, str]]]:
-    """Held-out loss of each step that was evaluated, and (step, what is wrong) of those that can't tell."""
-    losses, damaged = {}, []
+def _ranks(folder: epath.Path, steps: Sequence[int]) -> tuple[dict[int, float], list[tuple[int, str]]]:
+    """Rank of each step that was evaluated, and (step, what is wrong) of those that can't tell."""
+    ranks, damaged = {}, []
     for step in steps:
         try:
-            loss = _about(folder / str(step)).get("held_out_loss")
+            about = _about(folder / str(step))
+            rank = about.get("rank", about.get("held_out_loss"))  # the latter: of earlier versions
         except (OSError, ValueError) as error:
             damaged.append((step, one_line(error)))
             continue
-        if isinstance(loss, float) and math.isfinite(loss):
-            losses[step] = loss
-    return losses, damaged
+        if isinstance(rank, float) and math.isfinite(rank):
+            ranks[step] = rank
+    return ranks, damaged
 
 
 def set_aside(folder: Any, step: int) -> str:

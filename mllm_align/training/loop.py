@@ -29,7 +29,7 @@ from mllm_align.prepare import check_batch, prepare
 from mllm_align.processes import say
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run_folder, terminal
-from mllm_align.training.callbacks import Callback, check_callbacks
+from mllm_align.training.callbacks import Callback, check_callbacks, gives_figures
 from mllm_align.training.checkpoint import Checkpoints, choose, kept, set_aside
 from mllm_align.training.flops import step_flops
 from mllm_align.training.metrics import Log, add, divide, line
@@ -97,7 +97,7 @@ def _train(
     allow_schedule_change: bool,
     init_from: str | Path | None,
 ) -> Bundle:
-    check_callbacks(callbacks)
+    check_callbacks(callbacks, config.best)
     processes.on_first(lambda: run_folder.check_folder(out, config))
     for objective in (config.objective, config.objective.held_out):
         check_terms(objective)
@@ -143,6 +143,8 @@ def _train(
     initial = None
     if init_from is not None and not step:
         initial = run_folder.trained_of(init_from, config, bundle)
+    for each in callbacks:
+        each.on_start(bundle)
 
     with run_folder.undone_unless_begun(out, place), _kept_told(place, now.steps), ExitStack() as stack:
         processes.on_first(lambda: run_folder.start(out, config, described, step))
@@ -322,10 +324,14 @@ class _Run:
         ahead = self.batches.iterate(begun, self.steps, config.data.threads, config.data.prefetch)
         saved = self.checkpoints.begun(begun) if begun else None
         feed = Feed(ahead, self.put, self.maker, self.steps - 1, saved)
-        window, clock, compiled = self._window(), Clock(), set()
+        clock, compiled = Clock(), set()
         # where it looks for NaN, JAX runs a step again, operation by operation, from the host
         guard = "allow" if jax.config.values["jax_debug_nans"] else "disallow"
         profiled = closing(Profile(self.out / "profile", profile))
+        if not begun:
+            with clock.spent("evaluating"):
+                self._ask(state, 0, self._asked(0))
+        window = self._window()
         with notice_to_end() as noticed, profiled as trace, closing(feed):
             for number in range(begun + 1, self.steps + 1):
                 began = time.perf_counter()
@@ -357,24 +363,29 @@ class _Run:
                     if batch.example is not None:
                         self.log("example", step=number, **batch.example)
                     window = self._window()
-                due = config.eval_every is not None and number % config.eval_every == 0
-                loss = None
-                if self.held_out is not None and (due or last):
-                    with clock.spent("evaluating"):
+                loss = rank = None
+                asked = self._asked(number)
+                with clock.spent("evaluating"):
+                    if self.held_out is not None and (last or _due(config.eval_every, number)):
                         loss = self._evaluate(state, number)
-                better = loss is not None and loss < best
+                    if asked:
+                        rank = self._ask(state, number, asked)
+                if config.best == "loss":
+                    rank = loss
+                better = rank is not None and rank < best
                 if number % config.save_every == 0 or last or stop or better:
                     window.check()  # no checkpoint goes past a step that stops the run
                     saving = time.perf_counter()
                     with clock.spent("saving"):
-                        self.checkpoints.save(state, number, self._about(number, about), loss, feed.saved())
+                        of_it = self._about(number, about)
+                        self.checkpoints.save(state, number, of_it, rank, feed.saved())
                     window.leave_out(time.perf_counter() - saving)
                     self.log("save", step=number)
                     self._tell_saved()  # of the one before, which had to be whole first
                     self.being_saved.append(number)
-                if loss is not None:
+                if loss is not None or asked:
                     window.check()
-                    best, window = min(loss, best), self._window()
+                    best, window = best if rank is None else min(rank, best), self._window()
                 if stop and not last:
                     self.checkpoints.wait()
                     self._tell_saved()
@@ -387,7 +398,8 @@ class _Run:
             with clock.spent("saving"):
                 self.checkpoints.wait()
             self._tell_saved()
-            say(terminal.done(self.out, clock, self.steps - begun, self.steps, *self.checkpoints.best()))
+            found = self._best()
+            say(terminal.done(self.out, clock, self.steps - begun, self.steps, found))
         return state
 
     def _tell_saved(self) -> None:
@@ -449,6 +461,47 @@ class _Run:
         say(f"eval {number}  {'  '.join(shown)}")
         return values["loss"]
 
+    def _asked(self, number: int) -> list[Callback]:
+        """The callbacks that are asked for figures after this step."""
+        ends = number in (0, self.steps)
+        asked = [each for each in self.callbacks if gives_figures(each)]
+        return [each for each in asked if ends or _due(each.policy_every, number)]
+
+    def _ask(self, state: TrainState, number: int, asked: Sequence[Callback]) -> float | None:
+        """Log their figures of the policy. Returns config.best's of them, its sign turned where higher is
+        better."""
+        policy, best = replace(self.bundle, trained=state.trained), self.config.best
+        figures: dict[str, float] = {}
+        rank = None
+        for each in asked:
+            try:
+                own = {name: float(value) for name, value in each.on_policy(number, policy).items()}
+            except NotFinite as error:
+                if self.config.nonfinite == "stop":
+                    raise
+                warn(f"benchmarks at step {number}: {error}; they are left out")
+                continue
+            figures |= own
+            if best in own:
+                rank = -own[best] if each.higher_is_better(best) else own[best]
+        if figures:
+            self.log("benchmark", step=number, **figures)
+            shown = (f"{name} {value:.4g}" for name, value in figures.items())
+            say(f"benchmark {number}  {'  '.join(shown)}")
+        if not number and best != "loss" and rank is None:
+            raise InputError(f"best is {best}; it must be one of {', '.join(figures) or 'no figures'}")
+        return rank
+
+    def _best(self) -> tuple[int, str] | None:
+        """Step of the best checkpoint, and what it is best by."""
+        step, rank = self.checkpoints.best()
+        if step is None:
+            return None
+        name = self.config.best
+        if name == "loss":
+            return step, f"the least held-out loss, {rank:.4f},"
+        return step, f"the best {name}, {abs(rank):.4g},"
+
     def _step_nonfinite(self, step: int, indices: Sequence[int]) -> None:
         ids = [self.records[i].record.id for i in indices]
         self.nonfinite(step, f"step {step}: loss or gradient is", ids, "train")
@@ -462,6 +515,10 @@ class _Run:
         if policy == "stop":
             raise NotFinite(f"{problem}; {SKIP}")
         warn(f"{problem}; the {'step' if event == 'train' else 'batch'} is left out")
+
+
+def _due(every: int | None, number: int) -> bool:
+    return every is not None and number % every == 0
 
 
 def warn(text: str) -> None:

@@ -136,7 +136,7 @@ def has_begun(out: Path, place: epath.Path) -> bool:
     """Whether a run has come so far that it must be continued: a step is in its log, or saved."""
     try:
         with open(out / "log.jsonl", "rb") as file:
-            if any(_event(line) not in (None, "start") for line in file):
+            if any(_event(line) not in (None, "start", "benchmark") for line in file):
                 return True
     except FileNotFoundError:
         pass

@@ -105,13 +105,14 @@ def shape(each: Shape) -> str:
     return f"{each.prefix} + {each.response} tokens and {each.tiles} tiles"
 
 
-def done(out: Path, clock: Clock, steps: int, newest: int, best: int | None, loss: float) -> str:
-    """What came of it. steps: taken by this start. newest: of the whole run."""
+def done(out: Path, clock: Clock, steps: int, newest: int, best: tuple[int, str] | None) -> str:
+    """What came of it. steps: taken by this start. newest: of the whole run. best: the step that evaluated
+    best, and by what."""
     saved = f"step {newest}"
     if best is not None:
-        saved += f"; the least held-out loss, {loss:.4f}, is that of step {best}"
+        saved += f"; {best[1]} is that of step {best[0]}"
     took = f"done: {steps} {'step' if steps == 1 else 'steps'} in {clock.text()}"
-    return "\n".join([took, f"  saved   {saved}", f"  next    {export(out, best, newest)}"])
+    return "\n".join([took, f"  saved   {saved}", f"  next    {export(out, best and best[0], newest)}"])
 
 
 def finished(out: Path, step: int) -> str:

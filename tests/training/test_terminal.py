@@ -79,13 +79,13 @@ def test_start():
 
 def test_the_end_names_the_next_command(clock):
     spent = Clock()
-    said = terminal.done(Path("run"), spent, 20, 30, None, float("inf")).splitlines()
+    said = terminal.done(Path("run"), spent, 20, 30, None).splitlines()
     assert [" ".join(line.split()) for line in said] == [
         "done: 20 steps in 0:00",
         "saved step 30",
         "next mllm-align export --run run --out FOLDER",
     ]
-    best = terminal.done(Path("run"), spent, 1, 30, 20, 0.51234)
+    best = terminal.done(Path("run"), spent, 1, 30, (20, "the least held-out loss, 0.5123,"))
     assert "done: 1 step in" in best and "loss, 0.5123, is that of step 20" in best
     assert "export --run run --step best --out FOLDER" in best
-    assert "--step best" not in terminal.done(Path("run"), spent, 1, 30, 30, 0.5)
+    assert "--step best" not in terminal.done(Path("run"), spent, 1, 30, (30, "the best"))
