@@ -277,7 +277,8 @@ class EndpointClient:
             problem = f"the server does not know this address or the model {quoted(self.config.served[1])}"
             remedy = f"check {self._branch}url and {self.config.served[0]}"
             return refusal(self._shown, f"{problem} ({told})", remedy)
-        remedy = f"check {self.config.served[0]} and {self._branch}max_tokens, or leave the record out"
+        remedy = f"check {self.config.served[0]} and {self._branch}max_tokens"
+        remedy += "" if self.every else ", or leave the record out"
         return refusal(f"{self._shown}, asked about {where}", f"the server refuses this ({told})", remedy)
 
     def _spent(self) -> InputError:

@@ -94,7 +94,7 @@ def _score_answers(file: Path, data: Any, settings: EvaluationConfig, out: Path 
     more["prompt"] = None  # that is not known
     lines = [{"index": index, **row} for index, row in enumerate(given)]
     if settings.judge.given:
-        return _judged(settings, asked, texts, lines, stamp, began, out, **more)
+        return _judged(settings, asked, texts, lines, stamp, began, out, more)
     done = None if out is None else read_finished(out, stamp)
     if done is not None:
         return done
@@ -118,7 +118,7 @@ def _judged(
     stamp: dict[str, Any],
     began: float,
     out: Path | None,
-    **more: Any,
+    more: dict[str, Any],
 ) -> Evaluation:
     """The judge is asked; here JAX does start."""
     from mllm_align import processes
@@ -132,7 +132,7 @@ def _judged(
     done = None if out is None else read_finished(out, stamp, REVIEWS)
     if done is not None:
         return done
-    found = judged(evaluator, items, texts, judge, stamp, began, out, settings.mesh, **more)
+    found = judged(evaluator, items, texts, judge, stamp, began, out, settings.mesh, more)
     if out is not None and processes.first():
         write_lines(out / ANSWERS, lines)
         write(out, *found, REVIEWS)

@@ -68,8 +68,8 @@ def judged(
     stamp: Mapping[str, Any],
     began: float,
     out: Path | None,
-    mesh: MeshConfig | Mesh | None = None,
-    **more: Any,
+    mesh: MeshConfig | Mesh,
+    more: Mapping[str, Any],
 ) -> Evaluation:
     """Ask the judge about all answers, as often as it is to be asked, and score what it says. All processes
     call it together.
@@ -185,7 +185,7 @@ def _from_model(wanted: _Wanted, kept: _Kept | None, mesh: MeshConfig | Mesh | N
     judge, found = wanted.judge, _found(kept)
 
     def opened() -> Bundle:
-        return load(str(judge.model), "auto", mesh or MeshConfig())
+        return load(str(judge.model), "auto", mesh)
 
     asker = LocalModel(opened, judge.max_tokens, judge.batch_size, progress="judging")
     left = [place for place in range(len(wanted.items)) if place not in found]
@@ -227,12 +227,12 @@ def _with_kept(
     error: InputError, found: Mapping[int, str], wanted: _Wanted, kept: _Kept | None
 ) -> InputError:
     """The error, and what becomes of the verdicts that came."""
-    count = f"{len(found)} of {wanted.count} verdicts"
+    came, left = f"{len(found)} of {wanted.count} verdicts", wanted.count - len(found)
+    if not found:
+        return InputError(f"{error}; no verdict of {wanted.count} came")
     if kept is None:
-        return InputError(f"{error}; {count} came, and are lost: name a folder with out")
-    where = f", in {kept.part}" if found else ""
-    left = wanted.count - len(found)
-    return InputError(f"{error}; kept: {count}{where}; the same command asks for the other {left}")
+        return InputError(f"{error}; {came} came, and are lost: name a folder with out")
+    return InputError(f"{error}; kept: {came}, in {kept.part}; the same command asks for the other {left}")
 
 
 class _Kept(PartFile):

@@ -136,9 +136,8 @@ def _evaluate(
             said = evaluator.row(item, answer)
         lines[record.index] = {"index": record.index, **said}
     if judge is not None:
-        found = judged(
-            evaluator, asked, given, settings.judge, whole_stamp, began, out, bundle.mesh, **more
-        )
+        rest = (settings.judge, whole_stamp, began, out, bundle.mesh, more)
+        found = judged(evaluator, asked, given, *rest)
         if job is not None and processes.first():
             job.write(found.results, lines, found.lines)
         return found
