@@ -1,4 +1,4 @@
-"""HallusionBench: figures of hand counts, by answers' words and by verdicts; questions without a picture."""
+"""HallusionBench: figures of hand counts, by words and by verdicts; questions without a picture."""
 
 import json
 
