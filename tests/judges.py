@@ -41,11 +41,14 @@ def answering(monkeypatch) -> Callable[[Callable[[Record], str]], list[dict[str,
     def answering(say: Callable[[Record], str]) -> list[dict[str, Any]]:
         calls: list[dict[str, Any]] = []
 
-        def respond(decoder, encoder, records, sampling, what=None):
+        def respond(decoder, encoder, records, sampling, what=None, done=None):
             calls.append({"decoder": decoder, "records": records, "sampling": sampling, "what": what})
             texts = [say(each.record) for each in records]
             ids = [encoder.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
-            return [[np.array([*each, encoder.end], np.int32)] for each in ids]
+            tokens = [[np.array([*each, encoder.end], np.int32)] for each in ids]
+            for place, each in enumerate(tokens if done else ()):
+                done(place, each)
+            return tokens
 
         monkeypatch.setattr("mllm_align.generation.respond.respond", respond)
         return calls

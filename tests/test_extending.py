@@ -6,6 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from chat_server import chat_server, said
 from runs import compiling
 
 from mllm_align import Config, LoraConfig, load_run, train
@@ -50,7 +51,14 @@ def run(folder, monkeypatch, capfd):
 
 
 def test_every_example_is_short_and_run_below():
-    assert [command[1] for command in COMMANDS] == ["train", "inspect", "judge", "train", "evaluate"]
+    assert [command[1] for command in COMMANDS] == [
+        "train",
+        "inspect",
+        "judge",
+        "train",
+        "evaluate",
+        "evaluate",
+    ]
     examples = [text for language, text in BLOCKS if language == "python"]
     assert all(len(text.split("\n\n", 1)[-1].splitlines()) <= 24 for text in examples)
 
@@ -98,3 +106,15 @@ def test_the_evaluator(run, folder):
     result = json.loads((folder / "overlap/results.json").read_text())
     assert result["config"]["shortest"] == 3 and set(result["scores"]) == {"recall", "words"}
     assert len((folder / "overlap/answers.jsonl").read_text().splitlines()) == result["n"] == 8
+
+
+def test_the_evaluator_that_asks_a_judge(folder, monkeypatch, capfd):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with chat_server() as chat:
+        chat.reply = lambda request, number: said("7")
+        words = [command for command in COMMANDS if command[1] == "evaluate"][1][1:]
+        main([chat.url if word.startswith("http:") else word for word in words])
+    assert "score                   7.0000" in capfd.readouterr().out
+    result = json.loads((folder / "polite/results.json").read_text())
+    assert result["judge"]["name"] == "NAME" and len(chat.requests) <= result["n"] == 8

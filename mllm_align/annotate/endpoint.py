@@ -1,4 +1,4 @@
-"""A chat endpoint asked which of two responses is better: vLLM, SGLang, a cloud.
+"""A chat endpoint asked about records, by default which of two responses is better: vLLM, SGLang, a cloud.
 
 Its answers are kept on disk and never asked for twice; docs/endpoint.md says what happens at each fault.
 """
@@ -13,7 +13,7 @@ import os
 import random
 import ssl
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -23,16 +23,17 @@ from functools import cache
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Protocol
 
 import httpx2
 from PIL import ExifTags, Image
 
 from mllm_align.annotate.factory import Context
-from mllm_align.annotate.pairwise import Asked, Pairwise
+from mllm_align.annotate.pairwise import Pairwise
 from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig
-from mllm_align.config.checks import DAY, MANY, STEPS, check_types, require, within
+from mllm_align.config.servers import Server
 from mllm_align.data.images import ImageSource, image_size, load_rgb
+from mllm_align.data.records import Record
 from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.files import parse_json
 
@@ -45,9 +46,19 @@ SENT_AS_THEY_ARE = ("PNG", "JPEG", "WEBP", "GIF")
 SHORTEST_SECRET = 8  # "EMPTY" and the like protect nothing; words of an answer shall stay
 
 
+class Question(Protocol):
+    """What is asked: a text, about the record's images."""
+
+    @property
+    def record(self) -> Record: ...
+
+    @property
+    def text(self) -> str: ...
+
+
 @ANNOTATORS.register("endpoint")
 @dataclass(frozen=True)
-class Endpoint(AnnotatorConfig):
+class Endpoint(Server, AnnotatorConfig):
     """An OpenAI-compatible chat endpoint that takes images (vLLM, SGLang, a cloud), asked in both orders.
 
     Answers are kept on disk beside the run and never asked for twice.
@@ -57,40 +68,15 @@ class Endpoint(AnnotatorConfig):
     may_change: ClassVar[frozenset[str]] = frozenset(
         ("url", "key_variable", "concurrency", "timeout", "retries", "budget")
     )
+    branch: ClassVar[str] = "annotator."
     url: str = "http://localhost:8000/v1"
     """Base address; /chat/completions is appended."""
     model: str = "default"
     """The model's name there."""
-    key_variable: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key, if one is needed; the key is never written anywhere."""
-    concurrency: int = 8
-    """Most requests on their way at once, of each process."""
-    timeout: float = 60.0
-    """Seconds until a request counts as failed."""
-    retries: int = 5
-    """How often a failed request is sent again, after growing pauses."""
-    budget: int | None = None
-    """Most requests of a run, of each process; retries count, answers on disk do not."""
-    max_tokens: int = 256
-    """Most tokens of an answer."""
-    limit_name: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    """What a request calls that; some servers take only the newer name."""
-    temperature: float | None = 0.0
-    """None leaves it out, for models that refuse it."""
 
-    def __post_init__(self):
-        check_types(self, "annotator.")
-        good = self.url.startswith(("http://", "https://")) and "@" not in self.url
-        require(good, "annotator.url", self.url, "an http(s) address; a key belongs in the environment")
-        require(self.model != "", "annotator.model", self.model, "a name")
-        require(self.key_variable != "", "annotator.key_variable", self.key_variable, "a variable's name")
-        within(self, "annotator.", 1, 1024, "concurrency")
-        within(self, "annotator.", 1, 16 * MANY, "max_tokens")
-        require(0 < self.timeout <= DAY, "annotator.timeout", self.timeout, f"above 0, and at most {DAY}")
-        within(self, "annotator.", 0, 100, "retries")
-        warm = self.temperature is None or 0 <= self.temperature <= 2
-        require(warm, "annotator.temperature", self.temperature, "from 0 to 2, or none")
-        within(self, "annotator.", 1, STEPS, "budget")
+    @property
+    def served(self) -> tuple[str, str]:
+        return "annotator.model", self.model
 
     def open(self, context: Context) -> Pairwise:
         """Answers are kept in context.folder; without one, in memory."""
@@ -102,31 +88,48 @@ class Endpoint(AnnotatorConfig):
 class EndpointClient:
     """Answers of the endpoint, in the order asked; None where none came after all retries.
 
+    folder: where answers are kept; None keeps them in memory. pause: seconds before the first retry. spent:
+    requests of the budget that are spent. every: whether all answers are needed: then one that does not
+    come is an error, and the first few end the call.
+
     Attributes that count since it was made: `sent` requests, of them `retried`; `failed`, which got no
     answer at all; `from_disk`, which needed no request because their answers had been kept.
     """
 
-    def __init__(self, config: Endpoint, folder: Path | None, process: int = 0, pause: float = FIRST_PAUSE):
-        self.config = config
+    def __init__(
+        self,
+        config: Server,
+        folder: Path | None,
+        process: int = 0,
+        pause: float = FIRST_PAUSE,
+        *,
+        spent: int = 0,
+        every: bool = False,
+    ):
+        self.config, self.every, self._branch = config, every, config.branch
         self.sent = self.retried = self.failed = self.from_disk = 0
         self._pause, self._random = pause, random.Random()
-        self._url, self._shown = _addresses(config.url)
+        self._url, self._shown = _addresses(config.url or "", f"{self._branch}url")
         self._key = _key(config.key_variable)
         self._kept = _Kept(folder, process)
+        self._kept.requests += spent
         self._one_call = threading.Lock()
 
-    def __call__(self, asked: Sequence[Asked]) -> list[str | None]:
+    def __call__(
+        self, asked: Sequence[Question], done: Callable[[int, str], None] | None = None
+    ) -> list[str | None]:
+        """done: called with the place and the answer of each question as soon as it is there."""
         with self._one_call:
-            call = _Call()
+            call = _Call(done)
             _run(self._ask(call, asked))
             if call.problem is not None:
                 raise call.problem
         answers = [call.answers[key] for key in call.keys]
-        if asked and self._hopeless(call):
+        if asked and self._ends(call):
             raise self._down(call)
         return answers
 
-    async def _ask(self, call: _Call, asked: Sequence[Asked]) -> None:
+    async def _ask(self, call: _Call, asked: Sequence[Question]) -> None:
         """Fill the call; as many workers as requests may be on their way."""
         headers = {"Content-Type": "application/json"}
         if self._key:
@@ -139,7 +142,7 @@ class EndpointClient:
             left = self._unanswered(call, asked)
             await asyncio.gather(*(self._work(client, call, left) for _ in range(min(most, len(asked)))))
 
-    def _unanswered(self, call: _Call, asked: Sequence[Asked]) -> Iterator[tuple[str, bytes, str]]:
+    def _unanswered(self, call: _Call, asked: Sequence[Question]) -> Iterator[tuple[str, bytes, str]]:
         """Key, body and record of each request to be sent, made only when a worker is free for it."""
         record, pictures = None, []
         for each in asked:
@@ -147,20 +150,22 @@ class EndpointClient:
                 record, pictures = each.record, [_picture(source) for source in each.record.images]
             body = self._body(each, pictures)
             key = sha256(body).hexdigest()
+            place, new = len(call.keys), key not in call.answers
             call.keys.append(key)
-            if key in call.answers:
-                continue
-            call.answers[key] = self._kept.answers.get(key)
-            if call.answers[key] is None:
+            if new:
+                call.answers[key] = self._kept.answers.get(key)
+                self.from_disk += call.answers[key] is not None
+            call.places.setdefault(key, []).append(place)
+            if call.answers[key] is not None:
+                call.tell(key)
+            elif new:
                 yield key, body, each.record.where
-            else:
-                self.from_disk += 1
 
-    def _body(self, asked: Asked, pictures: Sequence[dict[str, Any]]) -> bytes:
+    def _body(self, asked: Question, pictures: Sequence[dict[str, Any]]) -> bytes:
         """The request, always the same bytes for the same question: its sha256 is the answer's name."""
         content = [*pictures, {"type": "text", "text": asked.text}]
         request = {
-            "model": self.config.model,
+            "model": self.config.served[1],
             self.config.limit_name: self.config.max_tokens,
             "messages": [{"role": "user", "content": content}],
         }
@@ -175,12 +180,13 @@ class EndpointClient:
                 if text is not None:
                     call.answers[key] = text
                     self._kept.add(key, text)
+                    call.tell(key)
                 if call.problem is not None:
                     return
                 if text is None:
                     self.failed += 1
                     call.failed += 1
-                    if call.failed >= GIVE_UP and self._hopeless(call):
+                    if call.failed >= GIVE_UP and self._ends(call):
                         raise self._down(call)
         except InputError as problem:
             call.end(problem)
@@ -217,7 +223,7 @@ class EndpointClient:
         except TimeoutError:
             raise _Again(f"no whole answer within {self.config.timeout:g} s") from None
         except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
-            raise refusal(self._shown, self._without_key(str(error)), "mend annotator.url") from None
+            raise refusal(self._shown, self._without_key(str(error)), f"mend {self._branch}url") from None
         except (httpx2.RequestError, OSError) as error:
             problem = f"{type(error).__name__}: {error}".rstrip(": ")
             raise _Again(self._without_key(problem)) from None
@@ -265,16 +271,23 @@ class EndpointClient:
             return refusal(self._shown, problem, f"set the environment variable {variable} to it")
         if response.is_redirect:
             there = self._without_key(response.headers.get("Location", ""))
-            return refusal(self._shown, f"the server redirects to {quoted(there)}", "mend annotator.url")
+            problem = f"the server redirects to {quoted(there)}"
+            return refusal(self._shown, problem, f"mend {self._branch}url")
         if response.status_code in (404, 405):
-            problem = f"the server does not know this address or the model {quoted(self.config.model)}"
-            return refusal(self._shown, f"{problem} ({told})", "check annotator.url and annotator.model")
-        remedy = "check annotator.model and annotator.max_tokens, or leave the record out"
+            problem = f"the server does not know this address or the model {quoted(self.config.served[1])}"
+            remedy = f"check {self._branch}url and {self.config.served[0]}"
+            return refusal(self._shown, f"{problem} ({told})", remedy)
+        remedy = f"check {self.config.served[0]} and {self._branch}max_tokens"
+        remedy += "" if self.every else ", or leave the record out"
         return refusal(f"{self._shown}, asked about {where}", f"the server refuses this ({told})", remedy)
 
     def _spent(self) -> InputError:
         problem = f"all {self.config.budget} requests are spent; the answers so far are kept"
-        return refusal("annotator.budget", problem, "raise it, and the same command goes on")
+        return refusal(f"{self._branch}budget", problem, "raise it, and the same command goes on")
+
+    def _ends(self, call: _Call) -> bool:
+        """Whether what has failed makes the call one of no use."""
+        return (self.every and call.failed > 0) or self._hopeless(call)
 
     def _hopeless(self, call: _Call) -> bool:
         """Nothing was answered, and not because a server that has answered before refuses these."""
@@ -283,7 +296,8 @@ class EndpointClient:
     def _down(self, call: _Call) -> InputError:
         if call.refusal is not None and call.refused == call.failed:
             return call.refusal
-        problem = f"no answer to any of {call.failed} requests; the last problem: {call.last}"
+        some = "" if call.answered else "any of "
+        problem = f"no answer to {some}{call.failed} requests; the last problem: {call.last}"
         return refusal(self._shown, problem, "mend it, and the same command goes on")
 
 
@@ -307,7 +321,9 @@ class _Refused(Exception):
 class _Call:
     """One call's requests, by their keys in the order asked, and what came of them."""
 
+    done: Callable[[int, str], None] | None = None
     keys: list[str] = field(default_factory=list)
+    places: dict[str, list[int]] = field(default_factory=dict)  # of each key that are to be told of
     answers: dict[str, str | None] = field(default_factory=dict)
     failed: int = 0
     refused: int = 0  # of those that failed
@@ -319,6 +335,12 @@ class _Call:
     @property
     def answered(self) -> bool:
         return any(text is not None for text in self.answers.values())
+
+    def tell(self, key: str) -> None:
+        """Tell of an answer that is there, for all places that wait for it."""
+        for place in self.places.pop(key, []):
+            if self.done is not None:
+                self.done(place, self.answers[key] or "")
 
     def end(self, problem: InputError) -> None:
         """Send nothing more; what is on its way is waited for and kept: it is paid for."""
@@ -418,8 +440,9 @@ def _certificates() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
-def _addresses(url: str) -> tuple[httpx2.URL, str]:
-    """Where requests go, and how messages name it: without a query, which may hold a secret."""
+def _addresses(url: str, option: str) -> tuple[httpx2.URL, str]:
+    """Where requests go, and how messages name it: without a query, which may hold a secret. option: the
+    setting that has it."""
     try:
         base = httpx2.URL(url)
         base.host.encode("idna")
@@ -428,8 +451,8 @@ def _addresses(url: str) -> tuple[httpx2.URL, str]:
         usable = False
     if not usable:
         remedy = "give an address as http://localhost:8000/v1"
-        raise refusal("annotator.url", f"{quoted(url.partition('?')[0])} is no usable address", remedy)
-    shown = f"annotator.url {base.copy_with(query=None, fragment=None)}"
+        raise refusal(option, f"{quoted(url.partition('?')[0])} is no usable address", remedy)
+    shown = f"{option} {base.copy_with(query=None, fragment=None)}"
     return base.copy_with(path=base.path.rstrip("/") + "/chat/completions", fragment=None), shown
 
 

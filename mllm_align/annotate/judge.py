@@ -16,6 +16,8 @@ from mllm_align.data.records import Record
 from mllm_align.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from mllm_align.data.encode import Encoder
     from mllm_align.generation.decode import Generator
     from mllm_align.models.bundle import Bundle
@@ -91,9 +93,12 @@ class LocalModel:
     def _greedy(self) -> SamplingConfig:
         return SamplingConfig(temperature=0.0, max_tokens=self.max_tokens)
 
-    def __call__(self, records: Sequence[Record]) -> list[str | None]:
-        """An answer to each record's prompt; None where it is too long with its answer. Raises NotFinite
-        where logits are not finite."""
+    def __call__(
+        self, records: Sequence[Record], done: Callable[[int, str], None] | None = None
+    ) -> list[str | None]:
+        """An answer to each record's prompt; None where it is too long with its answer. done: called with
+        the place and the answer of each record as soon as it is there. Raises NotFinite where logits are
+        not finite."""
         out: list[str | None] = [None] * len(records)
         if not records:
             return out
@@ -103,7 +108,12 @@ class LocalModel:
         taken = [encoder.encode(record, 0, index) for index, record in enumerate(records)]
         taken = [each for each in taken if each.shape.prefix + self.max_tokens <= limit]
         if taken:
-            tokens = respond(decoder, encoder, taken, self._greedy, what=self.progress)
+
+            def tell(place: int, tokens: list[np.ndarray]) -> None:
+                if done is not None:
+                    done(taken[place].index, encoder.text(tokens[0]).strip())
+
+            tokens = respond(decoder, encoder, taken, self._greedy, what=self.progress, done=tell)
             for each, (ids,) in zip(taken, tokens, strict=True):
                 out[each.index] = encoder.text(ids).strip()
         return out

@@ -20,17 +20,18 @@ class Evaluate:
     """A model's figures on a benchmark, each with its interval.
 
     With --model, its answers are generated and scored; with --answers, those of a file are scored, and no
-    model is opened; with --reviews, a judge's verdicts. Writes OUT/results.json, the figures with all that
-    they follow from, and OUT/answers.jsonl (of verdicts, OUT/reviews.jsonl), a line per record in the
-    benchmark's own names of fields, with its figures (each as sum and weight) and what the benchmark says
-    besides. The same command continues an evaluation that was stopped.
+    model is opened; with --reviews, a judge's verdicts. Where a judge scores the answers, it is asked: an
+    endpoint (--judge.url, --judge.name) or a model (--judge.model). Writes OUT/results.json, the figures
+    with all that they follow from, OUT/answers.jsonl, a line per record in the benchmark's own names of
+    fields, with its figures (each as sum and weight) and what the benchmark says besides, and of verdicts
+    OUT/reviews.jsonl. The same command continues an evaluation that was stopped.
     """
 
     FIRST: ClassVar[str] = "EVALUATOR"
     COMMON: ClassVar[tuple[str, ...]] = (
         *("evaluator.prompt", "evaluator.sampling.max-tokens", "batch-size", "seed", "dtype"),
         *("data.format", "data.split", "data.max-records", "data.image-root", "data.over-long"),
-        *("mesh.fsdp", "mesh.tensor"),
+        *("mesh.fsdp", "mesh.tensor", "judge.url", "judge.name", "judge.model", "judge.runs"),
     )
 
     config_file: Positional[Path]
@@ -71,10 +72,13 @@ class Evaluate:
         if not named:
             ways = "--model, which answers, or --answers, a file of them, or --reviews, a judge's verdicts"
             raise InputError(f"evaluate needs {ways}")
+        judge = self.config.judge
+        if self.reviews and judge.given:
+            raise InputError("evaluate takes --reviews or --judge, not both; leave one out")
         results = self._generated(self.model) if self.model else self._given()
         left = f", {results['left_out']} left out" if "left_out" in results else ""
         lines = [*table(results["intervals"]), *self._of_judge(results)]
-        say = tell if self.model else print  # without a model JAX need not start
+        say = tell if self.model or judge.given else print  # else JAX need not start
         say("\n".join([*lines, f"{results['n']} records{left}; {self.out}"]))
 
     def _generated(self, model: Path) -> dict:
@@ -83,7 +87,7 @@ class Evaluate:
         from mllm_align.evaluation.run import evaluate
         from mllm_align.models.bundle import load
 
-        settings = {"batch_size": c.batch_size, "seed": c.seed, "config": c.data}
+        settings = {"batch_size": c.batch_size, "seed": c.seed, "config": c.data, "judge": c.judge}
         return evaluate(
             lambda: load(model, c.dtype, c.mesh),
             self.data_file,
@@ -99,6 +103,9 @@ class Evaluate:
         c = self.config
         rest: dict = {"evaluator": c.evaluator, "out": self.out, "config": c.data}
         if self.answers:
+            if c.judge.given:
+                begin(c.distributed)
+            rest |= {"judge": c.judge, "mesh": c.mesh}
             return score_answers(self.answers, self.data_file, **rest).results
         return score_reviews(self.reviews, self.data_file, **rest).results
 
@@ -107,9 +114,12 @@ class Evaluate:
         evaluator = self.config.evaluator
         if not isinstance(evaluator, Judged):
             return []
-        if self.model:
-            ask = "ask a judge about them, and score its verdicts with --reviews FILE and another --out"
-            return [f"{self.out / ANSWERS} has the answers; {ask}"]
+        if not (self.reviews or self.config.judge.given):
+            if evaluator.scores_answers:
+                return []
+            file = self.out / ANSWERS
+            ask = f"--answers {file} --judge.url URL --judge.name NAME and another --out"
+            return [f"{file} has the answers; ask a judge with {ask}, or score its verdicts with --reviews"]
         lines = []
         if "runs" in results["scores"]:
             runs = ", ".join(f"{each:.4f}" for each in results["scores"]["runs"])

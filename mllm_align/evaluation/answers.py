@@ -1,6 +1,6 @@
 """Answers that exist are scored: a file of them, joined with a benchmark's questions by their names.
 
-No model is needed, and JAX does not start.
+No model is needed, and JAX does not start, unless a judge is asked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from mllm_align.config import DataConfig, to_json
+from mllm_align.config import DataConfig, MeshConfig, to_json
+from mllm_align.config.servers import BenchmarkJudge
 from mllm_align.errors import InputError, first_few, one_line, quoted, refusal
 from mllm_align.evaluation.base import (
     Context,
@@ -25,13 +26,17 @@ from mllm_align.evaluation.base import (
 )
 from mllm_align.evaluation.judged import Judged
 from mllm_align.evaluation.results import (
+    ANSWERS,
+    REVIEWS,
     Evaluation,
     about,
     check_folder,
+    drop_parts,
     guarded,
     read_finished,
     results_of,
     write,
+    write_lines,
 )
 from mllm_align.files import json_text, parse_json
 from mllm_align.training.run_folder import versions
@@ -44,22 +49,37 @@ def score_answers(
     *,
     out: str | Path | None = None,
     config: DataConfig | None = None,
+    judge: BenchmarkJudge | None = None,
+    mesh: MeshConfig | None = None,
 ) -> Evaluation:
     """Score a file of answers: JSON lines, or a JSON list, in the benchmark's own names of fields.
 
-    data, evaluator, config: as `evaluate` takes them. out: a folder to write. Raises InputError for answers
-    that don't join with the data: of other questions, doubled, missing.
+    data, evaluator, config, judge: as `evaluate` takes them. out: a folder to write. mesh: of a judge's
+    model. Raises InputError for answers that don't join with the data: of other questions, doubled,
+    missing.
     """
-    began, file = time.time(), Path(answers)
     opened = open_evaluator(evaluator)
-    settings = EvaluationConfig(opened, data=config or DataConfig())
+    where = {"data": config or DataConfig(), "mesh": mesh or MeshConfig()}
+    settings = EvaluationConfig(opened, judge or BenchmarkJudge(), **where)
+    folder = None if out is None else Path(out)
+    if folder is None or not settings.judge.given:
+        return _score_answers(Path(answers), data, settings, folder)
+    check_folder(folder)
+    from mllm_align.locks import alone
+
+    with alone(folder):
+        return _score_answers(Path(answers), data, settings, folder)
+
+
+def _score_answers(file: Path, data: Any, settings: EvaluationConfig, out: Path | None) -> Evaluation:
+    began, opened = time.time(), settings.evaluator
     if opened.needs != "responses":
         raise InputError(f"evaluator {type(opened).__name__} needs log-probs; give --model, not --answers")
-    if isinstance(opened, Judged):
-        name = type(opened).__name__
-        raise InputError(f"evaluator {name} scores a judge's verdicts on answers; give them with --reviews")
+    if isinstance(opened, Judged) and not (settings.judge.given or opened.scores_answers):
+        problem = f"evaluator {type(opened).__name__} scores a judge's verdicts on answers"
+        raise InputError(f"{problem}; name one with --judge.url or --judge.model, or give --reviews")
     if out is not None:
-        check_folder(Path(out))
+        check_folder(out)
     rows = _rows(file)
     items = guarded(opened, lambda: check_items(opened, opened.items(data, settings.data)))
     joined = join(opened, items, rows, str(file))
@@ -69,24 +89,55 @@ def score_answers(
         "answers_fingerprint": sha256(file.read_bytes()).hexdigest()[:16],
         "data_fingerprint": fingerprint_of(items),
     }
-    done = None if out is None else read_finished(Path(out), stamp)
+    source = str(data) if isinstance(data, str | Path) else None
+    more: dict[str, Any] = {"answers": str(file), "data": source}
+    more["prompt"] = None  # that is not known
+    lines = [{"index": index, **row} for index, row in enumerate(given)]
+    if settings.judge.given:
+        return _judged(settings, asked, texts, lines, stamp, began, out, more)
+    done = None if out is None else read_finished(out, stamp)
     if done is not None:
         return done
-    context = Context(None, settings.data, None if out is None else Path(out) / "judge")
+    context = Context(None, settings.data, None if out is None else out / "judge")
     scored = guarded(opened, lambda: list(opened.score_all(asked, texts, context)))
     check_scored(opened, scored, asked)
-    source = str(data) if isinstance(data, str | Path) else None
-    more: dict[str, Any] = {"answers": str(file), "data": source, "versions": versions()}
-    more["seconds"] = round(time.time() - began, 3)
-    more["prompt"] = None  # that is not known
+    more |= {"versions": versions(), "seconds": round(time.time() - began, 3)}
     results = results_of(opened, asked, scored, stamp, **more)
-    lines = [
-        {"index": index, **row, **each.details, "figures": each.sums()}
-        for index, (row, each) in enumerate(zip(given, scored, strict=True))
-    ]
+    for line, each in zip(lines, scored, strict=True):
+        line |= {**each.details, "figures": each.sums()}
     if out is not None:
-        write(Path(out), results, lines)
+        write(out, results, lines)
     return Evaluation(results, lines)
+
+
+def _judged(
+    settings: EvaluationConfig,
+    items: Sequence[Item],
+    texts: Sequence[str],
+    lines: Sequence[dict[str, Any]],
+    stamp: dict[str, Any],
+    began: float,
+    out: Path | None,
+    more: dict[str, Any],
+) -> Evaluation:
+    """The judge is asked; here JAX does start."""
+    from mllm_align import processes
+    from mllm_align.evaluation.asking import about_judge, judged
+    from mllm_align.evaluation.run import check_images
+
+    evaluator, judge = settings.evaluator, settings.judge
+    stamp = stamp | {"judge": about_judge(evaluator, items, judge)}
+    if getattr(evaluator, "judge_sees", False):
+        check_images(items)
+    done = None if out is None else read_finished(out, stamp, REVIEWS)
+    if done is not None:
+        return done
+    found = judged(evaluator, items, texts, judge, stamp, began, out, settings.mesh, more)
+    if out is not None and processes.first():
+        write_lines(out / ANSWERS, lines)
+        write(out, *found, REVIEWS)
+        drop_parts(out)
+    return found
 
 
 def join(

@@ -17,6 +17,7 @@ import numpy as np
 
 from mllm_align.config.checks import check_types
 from mllm_align.config.parts import DataConfig, JobConfig, SamplingConfig
+from mllm_align.config.servers import BenchmarkJudge
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError, one_line
 from mllm_align.evaluation.intervals import Interval, bootstrap
@@ -126,6 +127,7 @@ class EvaluationConfig(JobConfig):
     evaluator: Evaluator = field(default_factory=lambda: EVALUATORS["scenes"]())
     """Which benchmark: KIND on the command line, which may be a class in a file of your own,
     my_eval.py:Mine."""
+    judge: BenchmarkJudge = field(default_factory=BenchmarkJudge)
 
     def __post_init__(self):
         check_evaluator(self.evaluator)

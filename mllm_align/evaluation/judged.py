@@ -1,9 +1,9 @@
-"""Benchmarks whose answers a judge rates: what a verdict is about, how it is read, which figures come of
+"""Benchmarks whose answers a judge rates: what it is asked, how its verdict is read, which figures come of
 it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,15 +13,29 @@ from mllm_align.evaluation.base import Evaluator, Item, Scored
 
 @dataclass(frozen=True)
 class Judged(Evaluator):
-    """Base class of evaluators that score a judge's verdicts on the answers; an answer alone has no score.
+    """Base class of evaluators that score a judge's verdicts on the answers; an answer alone has no score,
+    unless a subclass gives it one.
 
-    headline: the figure that runs of the judge are told by. groups: what the figures of groups of questions
-    stand under. unread: what becomes of a verdict that can't be read.
+    judge_sees: whether the judge is shown the images, too. headline: the figure that runs of the judge are
+    told by. groups: what the figures of groups of questions stand under. unread: what becomes of a verdict
+    that can't be read.
     """
+
+    judge_sees: ClassVar[bool] = False
 
     headline: ClassVar[str] = "score"
     groups: ClassVar[str] = "by_category"
     unread: ClassVar[str] = "left out of the figures"
+
+    def to_judge(self, item: Item, answer: str) -> str:
+        """What the judge is asked about an answer; for an endpoint or a model that is asked (`judge.url`,
+        `judge.model`). Before the first question it is called with empty answers: what is missing from the
+        data is told before the work. Raises InputError for an item that lacks something."""
+        raise NotImplementedError
+
+    def review(self, item: Item, text: str) -> dict[str, Any]:
+        """A line of a file of verdicts; `review_key` and `content` give back its question and text."""
+        return {"question_id": item.record.id, "content": text}
 
     def reviewed(self, data: Any, config: DataConfig, rows: list[dict[str, Any]]) -> list[Item]:
         """The questions that verdicts are wanted on. rows: those that are there."""
@@ -41,5 +55,15 @@ class Judged(Evaluator):
         fields, and `unparsable` if nothing could be."""
         raise NotImplementedError
 
+    def verdicts(self, items: Sequence[Item], texts: Sequence[str]) -> list[Scored]:
+        """The same of all questions at once, where figures are of several questions together."""
+        return [self.verdict(item, text) for item, text in zip(items, texts, strict=True)]
+
     def score(self, item: Item, answer: str) -> Scored:
         return Scored({})
+
+    @property
+    def scores_answers(self) -> bool:
+        """Whether answers alone have a score."""
+        own = type(self)
+        return own.score is not Judged.score or own.score_all is not Judged.score_all

@@ -107,9 +107,8 @@ def check_folder(out: Path) -> None:
     """Raises InputError where `out` can't be, or holds answers or verdicts that are not ours."""
     if out.exists() and not out.is_dir():
         raise refusal(str(out), "this is a file", "name a folder with --out")
-    answers = out / ANSWERS
-    begun = (out / RESULTS).exists() or answers.with_name(answers.name + ".part").exists()
-    for file in (answers, out / REVIEWS):
+    begun = any(file.exists() for file in (out / RESULTS, *_parts(out)))
+    for file in (out / ANSWERS, out / REVIEWS):
         if file.exists() and not begun:
             problem = f"is there without {RESULTS}, so it is not ours"
             raise refusal(str(file), problem, "give another --out")
@@ -139,7 +138,21 @@ def write(
     out: Path, results: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], name: str = ANSWERS
 ) -> None:
     """Both files, the figures last: where they are, all is there. name: the file of the lines."""
-    with new_file(out / name) as file:
-        file.writelines(json_text(line) + "\n" for line in lines)
+    write_lines(out / name, lines)
     with new_file(out / RESULTS) as file:
         file.write(json_text(results, indent=2) + "\n")
+
+
+def write_lines(out: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    with new_file(out) as file:
+        file.writelines(json_text(line) + "\n" for line in lines)
+
+
+def drop_parts(out: Path) -> None:
+    """Remove what was kept on the way to the results."""
+    for part in _parts(out):
+        part.unlink(missing_ok=True)
+
+
+def _parts(out: Path) -> list[Path]:
+    return [out / f"{name}.part" for name in (ANSWERS, REVIEWS)]

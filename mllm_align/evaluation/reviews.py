@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
@@ -82,23 +82,40 @@ def score_reviews(
     done = None if out is None else read_finished(Path(out), stamp, REVIEWS)
     if done is not None:
         return done
-    scored = [_scored(opened, items, rows, where) for rows, (where, _) in zip(joined, runs, strict=True)]
+    source = str(data) if isinstance(data, str | Path) else None
+    more: dict[str, Any] = {"data": source, "reviews": [str(file) for file in files]}
+    runs = [(where, rows) for (where, _), rows in zip(runs, joined, strict=True)]
+    found = figures_of(opened, items, runs, stamp, began, prompt=None, **more)
+    if out is not None:
+        write(Path(out), *found, REVIEWS)
+    return found
+
+
+def figures_of(
+    evaluator: Judged,
+    items: Sequence[Item],
+    runs: Sequence[Run],
+    stamp: Mapping[str, Any],
+    began: float,
+    remedy: str = "give this benchmark's verdicts",
+    **more: Any,
+) -> Evaluation:
+    """The figures that follow from runs of verdicts, each in the order of the items, and a line for each
+    verdict. stamp: what they follow from. began: time of the start. remedy: where none can be read. more:
+    further fields of the results."""
+    scored = [_scored(evaluator, items, rows, where, remedy) for where, rows in runs]
     lines = [
         {"index": index, "run": run, **row, **each.details, "figures": each.sums()}
-        for run, (rows, of_run) in enumerate(zip(joined, scored, strict=True), 1)
+        for run, ((_, rows), of_run) in enumerate(zip(runs, scored, strict=True), 1)
         for index, (row, each) in enumerate(zip(rows, of_run, strict=True))
     ]
-    source = str(data) if isinstance(data, str | Path) else None
-    more: dict[str, Any] = {"unparsable": sum("unparsable" in line for line in lines), "data": source}
-    more |= {"reviews": [str(file) for file in files], "versions": versions(), "prompt": None}
+    more |= {"unparsable": sum("unparsable" in line for line in lines), "versions": versions()}
     more["seconds"] = round(time.time() - began, 3)
-    results = results_of(opened, items, scored[0], stamp, again=scored[1:], **more)
-    results["scores"].setdefault(opened.groups, {})
+    results = results_of(evaluator, items, scored[0], stamp, again=scored[1:], **more)
+    results["scores"].setdefault(evaluator.groups, {})
     if len(runs) > 1:
-        each = [figures(opened, items, run)[opened.headline].mean for run in scored]
+        each = [figures(evaluator, items, run)[evaluator.headline].mean for run in scored]
         results["scores"] |= {"runs": each, "std": float(np.std(each))}
-    if out is not None:
-        write(Path(out), results, lines, REVIEWS)
     return Evaluation(results, lines)
 
 
@@ -141,16 +158,16 @@ def _same(item: Item, row: dict[str, Any]) -> bool:
 
 
 def _scored(
-    evaluator: Judged, items: Sequence[Item], rows: Sequence[dict[str, Any]], where: str
+    evaluator: Judged, items: Sequence[Item], rows: Sequence[dict[str, Any]], where: str, remedy: str
 ) -> list[Scored]:
     """Raises InputError where none of a run's verdicts can be read."""
-    pairs = list(zip(items, rows, strict=True))
-    found = guarded(evaluator, lambda: [evaluator.verdict(item, row["content"]) for item, row in pairs])
+    texts = [row["content"] for row in rows]
+    found = guarded(evaluator, lambda: list(evaluator.verdicts(items, texts)))
     check_scored(evaluator, found, items)
     if all("unparsable" in each.details for each in found):
         sample = quoted(rows[0]["content"])
         problem = f"none of {len(rows)} verdicts can be read, the first being {sample}"
-        raise refusal(where, problem, "give this benchmark's verdicts")
+        raise refusal(where, problem, remedy)
     return found
 
 

@@ -2,7 +2,8 @@
 
 While it runs, answers are appended to OUT/answers.jsonl.part, so that the same command goes on where it was
 stopped. At the end OUT/results.json has the figures, with the settings and fingerprints that they follow
-from, and OUT/answers.jsonl a line for each record.
+from, and OUT/answers.jsonl a line for each record. A judge is asked once all answers are there
+(`evaluation/asking.py`).
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import numpy as np
 
 from mllm_align import processes
 from mllm_align.config import DataConfig, to_json
+from mllm_align.config.servers import BenchmarkJudge
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
 from mllm_align.errors import InputError, first_few, not_finite
+from mllm_align.evaluation.asking import about_judge, judged
 from mllm_align.evaluation.base import (
     Answer,
     Context,
@@ -32,13 +35,16 @@ from mllm_align.evaluation.base import (
 )
 from mllm_align.evaluation.results import (
     ANSWERS,
+    REVIEWS,
     Evaluation,
     about,
     check_folder,
+    drop_parts,
     guarded,
     read_finished,
     results_of,
     write,
+    write_lines,
 )
 from mllm_align.files import json_text
 from mllm_align.generation.bdhs_job import trained_digest
@@ -61,19 +67,24 @@ def evaluate(
     batch_size: int = 8,
     seed: int = 0,
     config: DataConfig | None = None,
+    judge: BenchmarkJudge | None = None,
 ) -> Evaluation:
     """Ask a model about all records and score its answers.
 
     model: a Bundle, what `load` takes (a model, or a run's folder), or a function that opens it once the
     data is known to be there. data: what the evaluator takes; by default as `train` takes it. evaluator: an
     object, or the name of one or of a user's, `file.py:Name`, with its default settings. out: a folder to
-    write. config: a DataConfig, how data are read. The same call goes on where it was stopped, and reads
-    `out` where it is done. Returns an Evaluation: figures with their intervals, and a line for each record.
-    Raises InputError for data or an evaluator that can't be used and an `out` of something else; NotFinite
-    where numbers of some records are not finite, after all others, whose answers are kept.
+    write. config: a DataConfig, how data are read. judge: a BenchmarkJudge, who rates the answers, for a
+    `Judged` evaluator. The same call goes on where it was stopped, and reads `out` where it is done.
+
+    Returns an Evaluation: figures with their intervals, and a line for each record, or for each verdict.
+    Raises InputError for data or an evaluator that can't be used, an `out` of something else and a judge
+    that falls silent; NotFinite where numbers of some records are not finite, after all others, whose
+    answers are kept.
     """
     asked = open_evaluator(evaluator)
-    settings = EvaluationConfig(asked, data=config or DataConfig(), batch_size=batch_size, seed=seed)
+    asks, data_config = judge or BenchmarkJudge(), config or DataConfig()
+    settings = EvaluationConfig(asked, asks, data=data_config, batch_size=batch_size, seed=seed)
     if out is None:
         return _evaluate(model, data, settings, None)
     check_folder(Path(out))
@@ -92,6 +103,7 @@ def _evaluate(
         evaluator, lambda: check_items(evaluator, evaluator.asked(evaluator.items(data, config)))
     )
     check_images(items)
+    judge = about_judge(evaluator, items, settings.judge) if settings.judge.given else None
     bundle = model() if callable(model) else opened(model)
     answers = evaluator.references if evaluator.needs == "logps" else 0
     whole = replace(config, max_records=None)  # items may be several of a record
@@ -100,7 +112,8 @@ def _evaluate(
     # only what is written must be found again by its name: in memory, any class will do
     own = asdict(evaluator) if out is None else to_json(evaluator)
     stamp = _stamp(bundle, settings, own, items, records)
-    job = None if out is None else _Job(out, stamp, records)
+    whole_stamp = stamp if judge is None else stamp | {"judge": judge}
+    job = None if out is None else _Job(out, stamp, whole_stamp, records)
     if out is not None and job is not None:
         begun = processes.on_first(lambda: {"done": job.start(), "finished": [*job.finished.values()]})
         if begun["done"] is not None:
@@ -110,23 +123,31 @@ def _evaluate(
     with nullcontext() if job is None else job:
         given = _answers(bundle, encoder, records, settings, job)
     asked = [items[each.index] for each in records]
-    context = Context(bundle, config, None if out is None else out / "judge")
-    scored = guarded(evaluator, lambda: list(evaluator.score_all(asked, given, context)))
-    check_scored(evaluator, scored, asked)
     source = str(data) if isinstance(data, str | Path) else None
     more: dict[str, Any] = {"model": str((bundle.folder.named or bundle.folder.path).resolve())}
-    more |= {"left_out": len(left_out), "data": source, "versions": versions()}
-    more["seconds"] = round(time.time() - began, 3)
-    results = results_of(evaluator, asked, scored, stamp, **more)
+    more |= {"left_out": len(left_out), "data": source}
     lines: list[dict[str, Any]] = [{"index": i, "id": item.record.id} for i, item in enumerate(items)]
     for each in left_out:
         lines[each.index]["left_out"] = each.why
-    for record, answer, each in zip(records, given, scored, strict=True):
+    for record, answer in zip(records, given, strict=True):
         item = items[record.index]
         said = {"id": item.record.id, **_plain(answer)}
         if isinstance(answer, str):
             said = evaluator.row(item, answer)
-        lines[record.index] = {"index": record.index, **said, **each.details, "figures": each.sums()}
+        lines[record.index] = {"index": record.index, **said}
+    if judge is not None:
+        rest = (settings.judge, whole_stamp, began, out, bundle.mesh, more)
+        found = judged(evaluator, asked, given, *rest)
+        if job is not None and processes.first():
+            job.write(found.results, lines, found.lines)
+        return found
+    context = Context(bundle, config, None if out is None else out / "judge")
+    scored = guarded(evaluator, lambda: list(evaluator.score_all(asked, given, context)))
+    check_scored(evaluator, scored, asked)
+    more |= {"versions": versions(), "seconds": round(time.time() - began, 3)}
+    results = results_of(evaluator, asked, scored, stamp, **more)
+    for record, each in zip(records, scored, strict=True):
+        lines[record.index] |= {**each.details, "figures": each.sums()}
     if job is not None and processes.first():
         job.write(results, lines)
     return Evaluation(results, lines)
@@ -214,7 +235,8 @@ def _read(row: dict[str, Any]) -> Answer:
 class _Job(PartFile):
     """Answers so far, and the files that come of them."""
 
-    def __init__(self, out: Path, stamp: dict[str, Any], records: Sequence[Encoded]):
+    def __init__(self, out: Path, stamp: dict[str, Any], whole: dict[str, Any], records: Sequence[Encoded]):
+        """stamp: what answers follow from. whole: what the figures do."""
         lengths = {each.index: [len(ids) for ids in each.responses] for each in records}
 
         def complete(row: dict[str, Any]) -> bool:
@@ -222,7 +244,7 @@ class _Job(PartFile):
                 return isinstance(row["response"], str)
             return [len(each) for each in row["logps"]] == lengths[row["index"]]
 
-        self.folder = out
+        self.folder, self.whole = out, whole
         super().__init__(out / ANSWERS, "evaluation", stamp, lengths, complete)
 
     def __exit__(self, *error: Any) -> None:
@@ -234,13 +256,23 @@ class _Job(PartFile):
 
     def start(self) -> Evaluation | None:
         """Read what an earlier run left; its results and lines, if it was complete."""
-        done = read_finished(self.folder, self.stamp)
+        done = read_finished(self.folder, self.whole, REVIEWS if "judge" in self.whole else ANSWERS)
         if done is None:
             self.open()
         else:
-            self.part.unlink(missing_ok=True)
+            drop_parts(self.folder)
         return done
 
-    def write(self, results: dict[str, Any], lines: Sequence[dict[str, Any]]) -> None:
-        write(self.folder, results, lines)
-        self.part.unlink()
+    def write(
+        self,
+        results: dict[str, Any],
+        lines: Sequence[dict[str, Any]],
+        reviews: Sequence[dict[str, Any]] | None = None,
+    ) -> None:
+        """lines: of the answers. reviews: those of a judge's verdicts."""
+        if reviews is None:
+            write(self.folder, results, lines)
+        else:
+            write_lines(self.folder / ANSWERS, lines)
+            write(self.folder, results, reviews, REVIEWS)
+        drop_parts(self.folder)

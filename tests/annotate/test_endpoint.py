@@ -682,3 +682,31 @@ def test_hostile_answers(tmp_path, count):
             assert "\n" not in str(error)
         else:
             assert all(isinstance(text, str) for pair in kept.answers.items() for text in pair), number
+
+
+# ---- answers that are all needed -----------------------------------------------------------------------
+
+
+def test_each_answer_is_told_of_as_soon_as_it_is_there(chat):
+    told = {}
+    chat.reply = lambda request, number: said(name_of(request)) if number < 2 else Reply(status=503)
+    ask = asker(chat, retries=0, concurrency=1)
+    names = ["a", "b", "a", "c", "b"]
+    assert ask(asked(*names), told.__setitem__) == ["a", "b", "a", None, "b"]
+    assert told == {0: "a", 1: "b", 2: "a", 4: "b"}
+    assert ask(asked("b"), told.__setitem__) == ["b"] and told[0] == "b"
+
+
+def test_one_answer_that_does_not_come_is_an_error_where_all_are_needed(chat):
+    settings = Endpoint(url=chat.url, retries=0, concurrency=1)
+    chat.reply = lambda request, number: Reply("busy", status=503) if number else said("Tie")
+    line = refused(EndpointClient(settings, None, every=True), asked("a", "b"))
+    assert "no answer to 1 requests; the last problem: 503 busy" in line
+    line = refused(EndpointClient(settings, None, every=True), asked(*map(str, range(30))))
+    assert "no answer to any of 8 requests" in line and len(chat.requests) == 10
+
+
+def test_requests_that_are_spent_already(chat):
+    settings = Endpoint(url=chat.url, budget=3, concurrency=1)
+    line = refused(EndpointClient(settings, None, spent=2), asked("a", "b"))
+    assert "all 3 requests are spent" in line and len(chat.requests) == 1

@@ -93,6 +93,18 @@ def test_help_names_the_evaluators(run):
             ("my_eval.py:Mine", *ALL, "--answers", "a.jsonl"),
             "takes --model or --answers, not both",
         ),
+        (
+            ("mmhal", *ALL, "--judge.name", "x"),
+            "judge.name is given, but no judge; name it with judge.url or judge.model",
+        ),
+        (
+            ("mmhal", "--reviews", "r.jsonl", *ALL[2:], "--judge.model", "m"),
+            "evaluate takes --reviews or --judge, not both",
+        ),
+        (
+            ("mmhal", "--answers", "a.jsonl", *ALL[2:]),
+            "name one with --judge.url or --judge.model, or give --reviews",
+        ),
     ],
 )
 def test_what_is_refused(refused, words, problem):

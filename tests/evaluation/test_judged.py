@@ -31,6 +31,8 @@ def test_a_benchmark_of_ones_own_says_how_a_verdict_is_read(tmp_path):
 def test_an_answer_alone_has_no_score(tmp_path):
     assert Marks().score(ITEMS[0], "Yes") == Scored({})
     said = refusal(score_answers, tmp_path / "a.jsonl", ITEMS, Marks())
-    assert said == "evaluator Marks scores a judge's verdicts on answers; give them with --reviews"
+    assert said.startswith(
+        "evaluator Marks scores a judge's verdicts on answers; name one with --judge.url"
+    )
     with pytest.raises(NotImplementedError):
         Judged().verdict(ITEMS[0], "5")

@@ -12,6 +12,7 @@ from mllm_align.config.parts import DataConfig, SamplingConfig
 from mllm_align.errors import refusal
 from mllm_align.evaluation.base import EVALUATORS, Item, Scored
 from mllm_align.evaluation.folders import (
+    GUIDE,
     Prompted,
     ask,
     field,
@@ -26,6 +27,28 @@ from mllm_align.evaluation.judged import Judged
 
 OFFICIAL, LLAVA = "mm-vet.json", ("llava-mm-vet.jsonl", "questions.jsonl")
 PREFIX = "v1_"
+# As in the published prompt, marks are explained, graded examples shown, and the last row is to be graded;
+# words and examples are ours.
+PASS = "How long does the pass hold, and where? | 3 days <AND> zone A <AND> zone B"
+SIGN = "What does the sign forbid? | parking <OR> leaving a car"
+JOKE = "Why do they laugh? | A cat sits on the speaker's notes <AND> the speaker has not seen it"
+TO_JUDGE = f"""Grade a prediction against the true answer to a question about a picture. The grade is a
+number from 0.0 (all wrong) to 1.0 (all right), in steps of 0.1. In a true answer <AND> stands between
+elements that a right prediction has all of: each counts for its share. <OR> stands between alternatives:
+one of them is all that is wanted. Other words for the same thing are as good.
+
+Question | True answer | Prediction | Grade
+--- | --- | --- | ---
+{PASS} | It holds three days, in the zones A and B. | 1.0
+{PASS} | 7 days in zone A. | 0.3
+{PASS} | Three days, but I can't read the zones. | 0.3
+{SIGN} | You may not park here. | 1.0
+{SIGN} | It forbids smoking. | 0.0
+{JOKE} | Somebody tells a joke about a dog. | 0.0
+{JOKE} | There is a cat on the notes that are on the desk. | 0.5
+{{question}} | {{truth}} | {{answer}} |
+
+Reply with the grade of the last row, and nothing else."""
 
 
 @EVALUATORS.register("mm-vet")
@@ -38,6 +61,9 @@ class MmVet(Prompted, Judged):
     file of questions does not. The mean of several runs and their deviation are those of
     mm-vet_evaluator.py, numpy's std. It asks again for what it can't read and then takes 0; here an
     unparsable grade is out of the mean. The bootstrap draws questions.
+
+    A judge is given question, true answer and prediction below graded examples, as by that program; only
+    mm-vet.json has the true answers.
     """
 
     fields = ("question_id", "text")
@@ -60,6 +86,17 @@ class MmVet(Prompted, Judged):
 
     def key(self, row: Mapping[str, Any]) -> str:
         return f"{PREFIX}{row['question_id']}"
+
+    def to_judge(self, item: Item, answer: str) -> str:
+        labels = item.labels
+        if "answer" not in labels:
+            problem, remedy = "has no true answer for the judge", f"put {OFFICIAL} beside it: {GUIDE}"
+            raise refusal(item.record.where, problem, remedy)
+        truth = labels["answer"].replace("<AND>", " <AND> ").replace("<OR>", " <OR> ")
+        return TO_JUDGE.format(question=labels["question"], truth=truth, answer=answer)
+
+    def review(self, item: Item, text: str) -> dict[str, Any]:
+        return {"id": item.record.id, "content": text}
 
     def reviews(self, value: Any) -> list[Any]:
         """Rows, or an object: id -> the grades of all runs, or -> an object whose content has them."""

@@ -44,6 +44,30 @@ def test_questions_and_rows(tmp_path):
     assert evaluator.row(item, "A mug.") == row
 
 
+def test_what_a_judge_reads(tmp_path):
+    lines(tmp_path / "questions.jsonl", [ROW])
+    (bare,) = LlavaWild().items(tmp_path, DataConfig())
+    assert "row 1: has no reference for the judge; put answers_gpt4.jsonl beside" in refusal(
+        LlavaWild().to_judge, bare, "A mug."
+    )
+    lines(tmp_path / "answers_gpt4.jsonl", [{"question_id": 3, "text": "A {cup}.", "answer_id": "z"}])
+    (bare,) = LlavaWild().items(tmp_path, DataConfig())
+    assert "has no caption for the judge; put context.jsonl" in refusal(
+        LlavaWild().to_judge, bare, "A mug."
+    )
+    lines(tmp_path / "context.jsonl", [{"id": "003", "image": "003.jpg", "caption": ["Blue.", "Round."]}])
+    (item,) = LlavaWild().items(tmp_path, DataConfig())
+    text = LlavaWild().to_judge(item, "A {mug}.")
+    parts = ["[Description]\nBlue.\nRound.\n", "[Question]\nWhat is it?\n", "[Assistant 1]\nA {cup}.\n"]
+    places = [text.index(part) for part in [*parts, "[Assistant 2]\nA {mug}.\n", "two numbers"]]
+    assert places == sorted(places)
+    said = LlavaWild().review(item, "8 9")
+    assert said == {"question_id": 3, "category": "llava_bench_conv", "content": "8 9"}
+    lines(tmp_path / "answers_gpt4.jsonl", [{"question_id": 3, "text": "A cup."}] * 2)
+    doubled = refusal(LlavaWild().items, tmp_path, DataConfig())
+    assert "answers_gpt4.jsonl: 1 ids come several times: 3" in doubled
+
+
 def test_without_questions_the_verdicts_name_the_categories(tmp_path):
     kinds = ["llava_bench_conv", "llava_bench_detail", "llava_bench_complex"]
     rows = [{"question_id": i, "category": kinds[i % 3], "content": "5 4"} for i in range(60)]

@@ -55,6 +55,20 @@ def test_runs_and_capabilities(folder, tmp_path):
     assert found["unparsable"] == 1
 
 
+def test_what_a_judge_reads(folder, tmp_path):
+    item = MmVet().items(folder, DataConfig())[1]
+    text = MmVet().to_judge(item, "b")
+    head, last = text.split("\n\n")[1], "What is v1_1? | a <AND> b | b |"
+    assert head.endswith(f"\n{last}") and head.startswith("Question | True answer | Prediction | Grade\n")
+    for line in head.splitlines()[2:-1]:
+        question, truth, prediction, given = line.split(" | ")
+        assert question and truth and prediction and grade(given) is not None
+    assert MmVet().review_key(MmVet().review(item, "0.5")) == "v1_1"
+    row = {"question_id": 0, "image": "v1_0.png", "text": "What?"}
+    (bare,) = MmVet().items(lines(tmp_path / "llava/llava-mm-vet.jsonl", [row]).parent, DataConfig())
+    assert "has no true answer for the judge; put mm-vet.json" in refusal(MmVet().to_judge, bare, "b")
+
+
 def test_every_layout_gives_the_same(folder, tmp_path):
     first = {id: grades[0] for id, grades in GRADES.items()}
     official = {id: {"model": ["judge"], "content": [g], "score": [float(g)]} for id, g in first.items()}

@@ -8,7 +8,7 @@ from refusals import refusal
 from runs import bundle, compiling
 
 from mllm_align import DataConfig, SamplingConfig, evaluate
-from mllm_align.evaluation.benchmarks.mmhal import TYPES, MmHal, rating
+from mllm_align.evaluation.benchmarks.mmhal import TYPES, MmHal, MmHalV, rating
 from mllm_align.evaluation.reviews import score_reviews
 
 assert compiling  # a fixture
@@ -74,6 +74,19 @@ def test_chat_completions_in_the_order_of_the_questions(folder, tmp_path):
     assert "verdict 1: is 'Explained. Rating: 0'" in refusal(score_reviews, [words], folder, "mmhal")
 
 
+def test_what_a_judge_reads(folder):
+    item = MmHal().items(folder, DataConfig())[0]
+    read, seen = MmHal().to_judge(item, "Two {mugs}."), MmHalV().to_judge(item, "Two {mugs}.")
+    for text in (read, seen):
+        parts = ["\nMug\n", "\nWhat is 0?\n", "\nA mug.\n", "\nTwo {mugs}.\n", "\n6: ", "\n0: "]
+        places = [text.index(part) for part in parts]
+        assert places == sorted(places) and text.endswith("Rating: r") and "  " not in text
+    assert "You can't see the picture" in read and "You see the picture" in seen
+    assert (MmHal.judge_sees, MmHalV.judge_sees) == (False, True)
+    row = MmHal().review(item, "Rating: 5")
+    assert MmHal().review_key(row) == "0" and row["content"] == "Rating: 5"
+
+
 def test_damaged_questions(folder):
     value(folder / "response_template.json", ASKED[::-1])
     said = refusal(MmHal().items, folder, DataConfig())
@@ -86,7 +99,7 @@ def test_a_model_answers_and_nothing_is_scored(tmp_path, compiling):
     value(tmp_path / "hal/questions.json", ASKED[:2])
     evaluator = MmHal(sampling=SamplingConfig(temperature=0.0, max_tokens=4))
     found = evaluate(bundle(), tmp_path / "hal", evaluator, out=tmp_path / "out", batch_size=2)
-    assert found.results["scores"] == {} and found.results["n"] == 2
+    assert found.results["scores"] == {} and found.results["n"] == 2 and "judge" not in found.results
     row = json.loads((tmp_path / "out/answers.jsonl").read_text().splitlines()[1])
     assert row["question"] == "What is 1?" and row["question_type"] == "adversarial"
     assert isinstance(row["model_answer"], str) and row["image_content"] == ["Mug"]
