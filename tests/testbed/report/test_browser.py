@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 from test_page import HOSTILE, results, sample
 
-from mllm_align.testbed.report.page import Example, Marked, Report, write
+from mllm_align.report.page import Marked
+from mllm_align.testbed.report.page import Example, Report, write
 
 pytestmark = pytest.mark.browser
 
