@@ -30,6 +30,7 @@ from mllm_align.evaluation.results import (
     check_folder,
     guarded,
     read_finished,
+    record_of,
     results_of,
     write,
 )
@@ -81,8 +82,8 @@ def score_answers(
     more["prompt"] = None  # that is not known
     results = results_of(opened, asked, scored, stamp, **more)
     lines = [
-        {"index": index, **row, **each.details, "figures": each.sums()}
-        for index, (row, each) in enumerate(zip(given, scored, strict=True))
+        {"index": index, **row, **each.details, "figures": each.sums(), "record": record_of(opened, item)}
+        for index, (item, row, each) in enumerate(zip(asked, given, scored, strict=True))
     ]
     if out is not None:
         write(Path(out), results, lines)

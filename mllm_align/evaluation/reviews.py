@@ -37,6 +37,7 @@ from mllm_align.evaluation.results import (
     check_folder,
     guarded,
     read_finished,
+    record_of,
     results_of,
     write,
 )
@@ -85,8 +86,9 @@ def score_reviews(
     scored = [_scored(opened, items, rows, where) for rows, (where, _) in zip(joined, runs, strict=True)]
     lines = [
         {"index": index, "run": run, **row, **each.details, "figures": each.sums()}
+        | {"record": record_of(opened, item)}
         for run, (rows, of_run) in enumerate(zip(joined, scored, strict=True), 1)
-        for index, (row, each) in enumerate(zip(rows, of_run, strict=True))
+        for index, (item, row, each) in enumerate(zip(items, rows, of_run, strict=True))
     ]
     source = str(data) if isinstance(data, str | Path) else None
     more: dict[str, Any] = {"unparsable": sum("unparsable" in line for line in lines), "data": source}

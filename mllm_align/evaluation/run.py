@@ -37,6 +37,7 @@ from mllm_align.evaluation.results import (
     check_folder,
     guarded,
     read_finished,
+    record_of,
     results_of,
     write,
 )
@@ -126,7 +127,8 @@ def _evaluate(
         said = {"id": item.record.id, **_plain(answer)}
         if isinstance(answer, str):
             said = evaluator.row(item, answer)
-        lines[record.index] = {"index": record.index, **said, **each.details, "figures": each.sums()}
+        more = {"figures": each.sums(), "record": record_of(evaluator, item)}
+        lines[record.index] = {"index": record.index, **said, **each.details, **more}
     if job is not None and processes.first():
         job.write(results, lines)
     return Evaluation(results, lines)

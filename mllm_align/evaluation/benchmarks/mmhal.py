@@ -31,6 +31,7 @@ class MmHal(Prompted, Judged):
     ratings below 3. by_type: the mean over the questions of each type. The bootstrap draws questions.
     """
 
+    ways = {"hallucination_rate": -1}
     headline = "rating"
     groups = "by_type"
     unread = "rated 0, as published"
