@@ -6,6 +6,7 @@ looks at the difference of the figures in each draw: what makes a question hard 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ class Comparison:
         told: dict[int, list[str]] = {1: [], -1: [], 0: []}
         for name, each in self.headlines.items():
             if each.way:
-                told[each.verdict].append(f"{name.replace('_', ' ')} {each.words}")
+                told[each.verdict].append(f"{name} {each.words}")
         first, second = self.names
         parts = [
             f"{second} is {how} than {first} ({'; '.join(told[side])})"
@@ -88,7 +89,7 @@ class Comparison:
         if any(self.alone):
             notes = [f"{sum(self.alone)} records that one of them lacks are left out"]
         if self.settings:
-            notes.append(f"settings differ: {', '.join(self.settings)}")
+            notes.append(f"Settings differ: {', '.join(self.settings)}")
         said = "; ".join(parts) or f"nothing that {first} and {second} could be compared by"
         return f"{title_of(self.benchmark)}: " + ". ".join([said, *notes]) + "."
 
@@ -99,8 +100,9 @@ def title_of(benchmark: str) -> str:
 
 
 def form_of(*values: float) -> str:
-    """How a figure is written: shares with three digits, percent with one."""
-    return ".3f" if max(map(abs, values)) <= 10 else ".1f"
+    """How a figure is written: shares with three digits, ratings with two, percent with one."""
+    largest = max((abs(each) for each in values if math.isfinite(each)), default=0.0)
+    return ".3f" if largest <= 1 else ".2f" if largest <= 10 else ".1f"
 
 
 def headlines(names: Sequence[str] | Mapping[str, Any]) -> list[str]:

@@ -76,23 +76,32 @@ def evaluate(
     asked = open_evaluator(evaluator)
     settings = EvaluationConfig(asked, data=config or DataConfig(), batch_size=batch_size, seed=seed)
     if out is None:
-        return _evaluate(model, data, settings, None)
+        return answered(model, questions(settings, data), data, settings, None)
     check_folder(Path(out))
     with alone(Path(out)):
-        return _evaluate(model, data, settings, Path(out))
+        return answered(model, questions(settings, data), data, settings, Path(out))
 
 
-def _evaluate(
-    model: str | Path | Bundle | Callable[[], Bundle],
-    data: Any,
-    settings: EvaluationConfig,
-    out: Path | None,
-) -> Evaluation:
-    began, evaluator, config = time.time(), settings.evaluator, settings.data
+def questions(settings: EvaluationConfig, data: Any) -> list[Item]:
+    """What a model is asked. Raises InputError for data that can't be used, and missing images."""
+    evaluator, config = settings.evaluator, settings.data
     items = guarded(
         evaluator, lambda: check_items(evaluator, evaluator.asked(evaluator.items(data, config)))
     )
     check_images(items)
+    return items
+
+
+def answered(
+    model: str | Path | Bundle | Callable[[], Bundle],
+    items: list[Item],
+    data: Any,
+    settings: EvaluationConfig,
+    out: Path | None,
+) -> Evaluation:
+    """What `evaluate` gives of these questions, in a folder that the caller has checked and locked. data:
+    what they were read from, for the results."""
+    began, evaluator, config = time.time(), settings.evaluator, settings.data
     bundle = model() if callable(model) else opened(model)
     answers = evaluator.references if evaluator.needs == "logps" else 0
     whole = replace(config, max_records=None)  # items may be several of a record

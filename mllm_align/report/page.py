@@ -124,9 +124,12 @@ def thumbnail(file: str | Path) -> dict[str, Any] | None:
 
 
 class Cell(NamedTuple):
+    """change: against the first model."""
+
     mean: str
     reach: str
     notes: list[str]
+    change: str = ""
 
 
 class Row(NamedTuple):

@@ -14,7 +14,7 @@ from mllm_align.testbed.hallucination import FIGURES, count, hallucinated_spans
 from mllm_align.testbed.scenes.language import yes_or_no
 
 LOWER = ("chair_i", "chair_s", "attribute_error", "place_error", "relation_error", "unparsed")
-WAYS: dict[str, int] = {name: -1 for name in LOWER} | {"words": 0, "mentions": 0, "expected_share": 0}
+WAYS: dict[str, int] = dict.fromkeys(LOWER, -1) | {"words": 0, "mentions": 0, "expected_share": 0}
 
 
 @EVALUATORS.register("scenes")

@@ -91,7 +91,7 @@ def test_what_a_sure_difference_says(tmp_path):
 
 def test_equal_answers_cant_be_told_apart(tmp_path):
     found = compare(of(drawn(0), tmp_path), of(drawn(0), tmp_path), ("A", "B"))
-    assert "whether B is better than A can't be told (right 2.025 against 2.025, +0.000" in found.sentence
+    assert "whether B is better than A can't be told (right 2.02 against 2.02, +0.00" in found.sentence
 
 
 def sentence(**verdicts):
@@ -105,10 +105,10 @@ def sentence(**verdicts):
 def test_mixed_outcomes_are_told_one_by_one():
     said = sentence(chair_i=((-4, -2), -1), recall=((-3, -1), 1), f=((-1, 2), 1), words=((5, 7), 0))
     assert said == (
-        "b: B is better than A (chair i 7.000 against 10.000, -3.000 (-4.000 to -2.000)); "
-        "B is worse than A (recall 8.000 against 10.000, -2.000 (-3.000 to -1.000)); "
+        "b: B is better than A (chair_i 7.00 against 10.00, -3.00 (-4.00 to -2.00)); "
+        "B is worse than A (recall 8.00 against 10.00, -2.00 (-3.00 to -1.00)); "
         "can't be told: f 10.5 against 10.0, +0.5 (-1.0 to 2.0). "
-        "3 records that one of them lacks are left out. settings differ: prompt."
+        "3 records that one of them lacks are left out. Settings differ: prompt."
     )
 
 
@@ -116,17 +116,15 @@ def test_one_question_tells_nothing(tmp_path):
     one = [Item(record("0-a", images=0))]
     pair = [of([text], tmp_path, items=one) for text in ("1 1", "9 1")]
     found = compare(*pair).differences["right"]
-    assert found.verdict == 0 and found.words == "9.000 against 1.000, +8.000"
+    assert found.verdict == 0 and found.words == "9.00 against 1.00, +8.00"
 
 
 def test_records_of_one_alone_are_left_out_and_counted(tmp_path):
     texts = drawn(0)
     whole, few = of(texts, tmp_path), of(texts[:-5], tmp_path, "few", ITEMS[:-5])
     found = compare(whole, few)
-    assert (found.records, found.alone) == (
-        35,
-        (5, 0),
-    ) and "5 records that one of them lacks" in found.sentence
+    assert (found.records, found.alone) == (35, (5, 0))
+    assert "5 records that one of them lacks" in found.sentence
     assert found.differences["right"].first == found.differences["right"].second
 
 
