@@ -124,21 +124,22 @@ def evaluate_all(
 
 
 def found_under(root: Any) -> list[tuple[Evaluator, Path]]:
-    """The benchmarks whose folders are there. Raises InputError where none is."""
+    """The benchmarks whose folders are there; _ stands for -, too. Raises InputError where none is."""
     folder = Path(root) if isinstance(root, str | Path) else None
     if folder is None or not folder.is_dir():
         raise InputError(f"data is {one_line(root)}; give a folder with a subfolder for each benchmark")
     names = {name: (name, kind.folder or name) for name, kind in EVALUATORS.items()}
+    there = {each.name.replace("_", "-"): each for each in sorted(folder.iterdir()) if each.is_dir()}
     found = [
-        (EVALUATORS[name](), next(folder / each for each in known if (folder / each).is_dir()))
+        (EVALUATORS[name](), next(there[each] for each in known if each in there))
         for name, known in names.items()
-        if any((folder / each).is_dir() for each in known)
+        if any(each in there for each in known)
     ]
     if not found:
         known = ", ".join(dict.fromkeys(last for _, last in names.values()))
         raise refusal(str(folder), "has no subfolder that is named like a benchmark", f"name them {known}")
     used = {place for _, place in found}
-    left = sorted(each.name for each in folder.iterdir() if each.is_dir() and each not in used)
+    left = [each.name for each in there.values() if each not in used]
     if left:
         processes.say(f"left out, as no benchmark has their names: {first_few(left)}")
     return found
