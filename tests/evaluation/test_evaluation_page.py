@@ -20,10 +20,10 @@ THINGS = ("person", "chair", "elephant", "cup", "dining table")
 
 def chair_folder(folder: Path, count: int = 30) -> Path:
     """Pictures of two things each; every third also has a cup."""
-    objects = {}
+    objects, ground = {}, Image.effect_noise((640, 426), 40).convert("RGB")
     for id in range(count):
         objects[str(id)] = [THINGS[id % 3], "dining table", *["cup"] * (id % 3 == 0)]
-        image = Image.effect_noise((640, 426), 30 + id).convert("RGB")
+        image = ground.copy()
         ImageDraw.Draw(image).ellipse((40 + 9 * id, 60, 300 + 9 * id, 320), fill=(200, 60 + 5 * id, 20))
         file = folder / f"val2014/COCO_val2014_{id:012d}.jpg"
         file.parent.mkdir(parents=True, exist_ok=True)
