@@ -13,7 +13,7 @@ from mllm_align.cli.shared import Data, PrintConfig, begin, tell
 from mllm_align.config.parts import JobConfig
 from mllm_align.errors import InputError
 from mllm_align.evaluation.base import EVALUATORS, EvaluationConfig, Evaluator
-from mllm_align.evaluation.compare import title_of
+from mllm_align.evaluation.compare import read_evaluation, title_of
 from mllm_align.evaluation.judged import Judged
 from mllm_align.evaluation.results import ANSWERS, REVIEWS, Evaluation, table
 
@@ -104,7 +104,7 @@ class Evaluate:
             given = [*self.model, self.answers, *self.reviews]
             name = Path(os.path.abspath(next(filter(None, given)))).name
             title = title_of(found.results["benchmark"])
-            write_page({name: {title: found}}, self.out / PAGE)
+            write_page({name: {title: read_evaluation(self.out)}}, self.out / PAGE)
 
         if not self.model:
             write()

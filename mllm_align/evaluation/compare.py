@@ -114,22 +114,33 @@ def headlines(names: Sequence[str] | Mapping[str, Any]) -> list[str]:
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
-    """What an evaluation left in its folder. Lines are those of the verdicts where there are any, else of
-    the answers. Raises InputError for another folder."""
+    """What an evaluation left in its folder. Lines are those of the answers, or of the verdicts with what
+    their answers have beside. Raises InputError for another folder."""
     folder = Path(folder)
     remedy = "give the folder of an evaluation that is done"
     results = read_json(folder / RESULTS, remedy)
     if not isinstance(results.get("benchmark"), str) or not isinstance(results.get("intervals"), dict):
         raise refusal(str(folder / RESULTS), "has no figures of a benchmark", remedy)
     file = folder / (REVIEWS if (folder / REVIEWS).exists() else ANSWERS)
+    lines = _lines(file, remedy)
+    scored = [line for line in lines if "figures" in line]
+    if not scored or not all(isinstance(line.get("record"), dict) for line in scored):
+        raise refusal(str(file), "does not say what its records are", "evaluate again, into another folder")
+    if file.name == REVIEWS and (folder / ANSWERS).exists():  # the answers that the verdicts are on
+        answers = [line for line in _lines(folder / ANSWERS, remedy) if "record" in line]
+        by_id = {line["record"]["id"]: line for line in answers}
+        lines = [by_id.get(line["record"]["id"], {}) | line for line in scored]
+    return Evaluation(results, lines)
+
+
+def _lines(file: Path, remedy: str) -> list[dict[str, Any]]:
     try:
         lines = [parse_json(line) for line in file.read_bytes().splitlines()]
     except (OSError, ValueError) as error:
         raise refusal(str(file), f"can't be read ({one_line(error, 200)})", remedy) from error
-    scored = [line for line in lines if isinstance(line, dict) and "figures" in line]
-    if not scored or not all(isinstance(line.get("record"), dict) for line in scored):
-        raise refusal(str(file), "does not say what its records are", "evaluate again, into another folder")
-    return Evaluation(results, lines)
+    if not all(isinstance(line, dict) for line in lines):
+        raise refusal(str(file), "has lines that are no objects", remedy)
+    return lines
 
 
 def flat_intervals(intervals: Mapping[str, Any], group: str = "") -> dict[str, Interval]:

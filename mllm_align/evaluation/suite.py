@@ -17,7 +17,7 @@ from mllm_align import processes
 from mllm_align.config import DataConfig, MeshConfig
 from mllm_align.errors import InputError, NotFinite, first_few, one_line, refusal
 from mllm_align.evaluation.base import EVALUATORS, EvaluationConfig, Evaluator, Item, open_evaluator
-from mllm_align.evaluation.compare import title_of
+from mllm_align.evaluation.compare import read_evaluation, title_of
 from mllm_align.evaluation.page import PAGE, write_page
 from mllm_align.evaluation.results import RESULTS, Evaluation, about, check_folder
 from mllm_align.evaluation.run import answered, questions
@@ -119,8 +119,23 @@ def evaluate_all(
                 if done is not None:
                     done(model, task.name, made)
             opened.cache_clear()
-        sentences = processes.on_first(lambda: write_page(results, out / PAGE))
+        sentences = processes.on_first(lambda: _page(results, places, out))
     return Suite(results, sentences, failed)
+
+
+def _page(
+    results: Mapping[str, Mapping[str, Evaluation]], places: Mapping[tuple[str, str], Path], out: Path
+) -> list[str]:
+    """Drawn from the folders: these have the answers beside a judge's verdicts."""
+    scored = {
+        model: {
+            name: read_evaluation(places[model, name])
+            for name, each in own.items()
+            if each.results["scores"]
+        }
+        for model, own in results.items()
+    }
+    return write_page(scored, out / PAGE)
 
 
 def found_under(root: Any) -> list[tuple[Evaluator, Path]]:

@@ -146,3 +146,16 @@ def test_one_model_has_a_page_too(run, tmp_path):
     words = ("evaluate", "my_eval.py:Mine", "--answers", "a.jsonl", "--data", PAIRS, "--out", "r")
     assert run(*words, "--data.max-records", 1)[0] == 0
     assert "a.jsonl on Mine" in (tmp_path / "r/report.html").read_text()
+
+
+def test_results_of_an_earlier_version_have_no_page(run, tmp_path):
+    """Their lines do not say what their records are."""
+    lines(tmp_path / "a.jsonl", [{"id": records_from(PAIRS)[0].id, "response": "x"}])
+    words = ("evaluate", "my_eval.py:Mine", "--answers", "a.jsonl", "--data", PAIRS, "--out", "r")
+    assert run(*words, "--data.max-records", 1)[0] == 0
+    old = json.loads((tmp_path / "r/answers.jsonl").read_text())
+    del old["record"]
+    lines(tmp_path / "r/answers.jsonl", [old])
+    status, printed, line = run(*words, "--data.max-records", 1)
+    assert status == 2 and printed.startswith("letters")
+    assert "r/answers.jsonl: does not say what its records are; evaluate again, into another folder" in line

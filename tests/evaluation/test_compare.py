@@ -140,6 +140,18 @@ def test_folders_are_read_and_others_refused(tmp_path):
     assert "does not say what its records are; evaluate again" in refusal(compare, *folders)
 
 
+def test_answers_stand_beside_the_verdicts_on_them(tmp_path):
+    made = of(drawn(0), tmp_path, out=tmp_path / "one")
+    verdicts = [
+        {"content": f"Grade {i}.", "figures": {"right": [1, 1]}, "record": line["record"]}
+        for i, line in enumerate(made.lines)
+    ]
+    lines(tmp_path / "one/reviews.jsonl", verdicts)
+    found = read_evaluation(tmp_path / "one").lines[3]
+    assert (found["content"], found["response"]) == ("Grade 3.", made.lines[3]["response"])
+    assert found["figures"] == {"right": [1, 1]}
+
+
 def test_other_questions_and_benchmarks_are_refused(tmp_path):
     one = of(drawn(0), tmp_path)
     other = one._replace(
