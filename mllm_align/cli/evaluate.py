@@ -138,7 +138,8 @@ class Evaluate:
         from mllm_align.evaluation.suite import evaluate_all
 
         def done(model: str, benchmark: str, found: Evaluation) -> None:
-            tell("\n".join([f"{model} on {benchmark}", *table(found.results["intervals"])]))
+            said = table(found.results["intervals"]) or ["its answers are kept; no judge has scored them"]
+            tell("\n".join([f"{model} on {benchmark}", *said]))
 
         suite = evaluate_all(
             self.model,
