@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -52,6 +52,23 @@ def read_json(file: str | Path, remedy: str, kind: type = dict) -> Any:
     if not isinstance(value, kind):
         raise refusal(str(file), f"holds {type(value).__name__} where {wanted} belongs", remedy)
     return value
+
+
+def names_apart(paths: Sequence[str | Path]) -> list[str]:
+    """A name for each path: its last part, and as many of those before as tell it from the others. Raises
+    InputError where two are the same."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    doubled = [str(path) for path, own in zip(paths, parts, strict=True) if parts.count(own) > 1]
+    if doubled:
+        raise InputError(f"{doubled[0]} is given twice; give each once")
+
+    def name(own: tuple[str, ...]) -> str:
+        for count in range(1, len(own)):
+            if sum(each[-count:] == own[-count:] for each in parts) == 1:
+                return "-".join(own[-count:])
+        return "-".join(own[1:]) or "root"
+
+    return [name(own) for own in parts]
 
 
 def json_text(value: Any, indent: int | None = None) -> str:

@@ -10,7 +10,16 @@ import pytest
 from refusals import refusal
 
 from mllm_align.errors import InputError, NotFinite
-from mllm_align.files import MAX_DEPTH, json_text, lines_beside, new_file, new_folder, parse_json, read_json
+from mllm_align.files import (
+    MAX_DEPTH,
+    json_text,
+    lines_beside,
+    names_apart,
+    new_file,
+    new_folder,
+    parse_json,
+    read_json,
+)
 
 
 def fill_folder(out):
@@ -215,3 +224,12 @@ def test_lines_stand_beside_the_result(tmp_path):
     assert "is there without its .json" in refusal(lines_beside, tmp_path / "b.json")
     assert "give --out a name that ends in .json" in refusal(lines_beside, tmp_path / "b.jsonl")
     assert "this is a folder" in refusal(lines_beside, tmp_path)
+
+
+def test_paths_have_names_apart():
+    assert names_apart(["runs/dpo", "/base/"]) == ["dpo", "base"]
+    assert names_apart(["a/x/m", "b/x/m", "b/y/m", "n"]) == ["a-x-m", "b-x-m", "y-m", "n"]
+    here = Path.cwd().name
+    assert names_apart([".", "/"]) == [here, "root"]
+    with pytest.raises(InputError, match="runs/a is given twice; give each once"):
+        names_apart(["runs/a", "runs/b", "runs/./a"])

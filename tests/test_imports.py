@@ -19,6 +19,7 @@ ORDER = (
     "part_file",
     "result_file",
     "progress",
+    "report",
     "batch",
     "sizes",
     "ops",

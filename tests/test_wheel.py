@@ -34,7 +34,9 @@ def test_it_holds_every_file_of_the_package_and_the_configs(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     wanted = {f"mllm_align/{name}" for name in files(ROOT / "mllm_align")}
     assert held == wanted | {f"mllm_align/configs/{name}" for name in files(ROOT / "configs")}
-    assert "mllm_align/testbed/report/page.html.jinja" in held
+    templates = {"report/base.html.jinja", "report/parts.html.jinja", "testbed/report/page.html.jinja"}
+    templates |= {"report/runs.html.jinja", "evaluation/page.html.jinja"}
+    assert {f"mllm_align/{name}" for name in templates} <= held
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from mllm_align.evaluation.intervals import Interval
-from mllm_align.testbed.report.charts import ticks
+from mllm_align.report.charts import ticks
 
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#333}.mark{fill:#2563a8}.reach{stroke:#2563a8;stroke-width:2;"

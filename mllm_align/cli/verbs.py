@@ -23,6 +23,7 @@ from mllm_align.cli.judge import Judge
 from mllm_align.cli.options import check, choose, options
 from mllm_align.cli.plan import Plan
 from mllm_align.cli.quickstart import Quickstart
+from mllm_align.cli.report import Report
 from mllm_align.cli.score import Score
 from mllm_align.cli.train import Train
 from mllm_align.config import load_config, save_json, save_yaml
@@ -35,6 +36,7 @@ VERBS: dict[str, type] = {
     "score": Score,
     "judge": Judge,
     "evaluate": Evaluate,
+    "report": Report,
     "inspect": Inspect,
     "export": Export,
     "plan": Plan,

@@ -34,6 +34,7 @@ from mllm_align.evaluation.results import (
     drop_parts,
     guarded,
     read_finished,
+    record_of,
     results_of,
     write,
     write_lines,
@@ -60,7 +61,7 @@ def score_answers(
     """
     opened = open_evaluator(evaluator)
     where = {"data": config or DataConfig(), "mesh": mesh or MeshConfig()}
-    settings = EvaluationConfig(opened, judge or BenchmarkJudge(), **where)
+    settings = EvaluationConfig(opened, judge=judge or BenchmarkJudge(), **where)
     folder = None if out is None else Path(out)
     if folder is None or not settings.judge.given:
         return _score_answers(Path(answers), data, settings, folder)
@@ -103,8 +104,8 @@ def _score_answers(file: Path, data: Any, settings: EvaluationConfig, out: Path 
     check_scored(opened, scored, asked)
     more |= {"versions": versions(), "seconds": round(time.time() - began, 3)}
     results = results_of(opened, asked, scored, stamp, **more)
-    for line, each in zip(lines, scored, strict=True):
-        line |= {**each.details, "figures": each.sums()}
+    for line, item, each in zip(lines, asked, scored, strict=True):
+        line |= {**each.details, "figures": each.sums(), "record": record_of(opened, item)}
     if out is not None:
         write(out, results, lines)
     return Evaluation(results, lines)

@@ -73,7 +73,10 @@ class Evaluator:
     references: responses that every record must have. needs: a generated response to each prompt, or the
     log-probs of each record's `references` responses. derived: figures made of others, name -> function of
     their values, [...] arrays, that returns [...]. fields: what files of answers call the id of a record
-    and its answer. partial: whether such a file may leave records out.
+    and its answer. partial: whether such a file may leave records out. ways: -1 for a figure that is better
+    when lower, 0 for one that is neither; the others are better when higher. A name stands for the figures
+    of all groups, too. folder: of the benchmark's data, where those of several lie side by side; default:
+    its name.
     """
 
     references: ClassVar[int] = 0
@@ -81,6 +84,8 @@ class Evaluator:
     derived: ClassVar[Mapping[str, Statistic]] = {}
     fields: ClassVar[tuple[str, str]] = ("id", "response")
     partial: ClassVar[bool] = False
+    ways: ClassVar[Mapping[str, int]] = {}
+    folder: ClassVar[str | None] = None
     sampling: SamplingConfig = SamplingConfig(temperature=0.0)
     """How responses are generated."""
 
@@ -119,15 +124,26 @@ class Evaluator:
         """Records of one group are drawn together by the bootstrap; default: each is its own."""
         return item.record.id
 
+    @classmethod
+    def way(cls, name: str) -> int:
+        """Whether a figure is better when higher (1) or lower (-1), or neither (0)."""
+        return cls.ways.get(name, cls.ways.get(name.rpartition("/")[2], 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteConfig(JobConfig):
+    """Evaluations on all benchmarks that are found; the judge is asked where one scores the answers."""
+
+    judge: BenchmarkJudge = field(default_factory=BenchmarkJudge)
+
 
 @dataclass(frozen=True)
-class EvaluationConfig(JobConfig):
+class EvaluationConfig(SuiteConfig):
     """One evaluation."""
 
     evaluator: Evaluator = field(default_factory=lambda: EVALUATORS["scenes"]())
     """Which benchmark: KIND on the command line, which may be a class in a file of your own,
     my_eval.py:Mine."""
-    judge: BenchmarkJudge = field(default_factory=BenchmarkJudge)
 
     def __post_init__(self):
         check_evaluator(self.evaluator)
@@ -159,38 +175,61 @@ def check_evaluator(evaluator: Any) -> None:
 # ---- figures -----------------------------------------------------------------------------------------
 
 
+Sums = dict[str, dict[str, np.ndarray]]  # group -> figure -> [runs, 2], sum and weight
+
+
 def figures(evaluator: Evaluator, items: Sequence[Item], *runs: Sequence[Scored]) -> dict[str, Interval]:
     """Every figure with its interval: n is the number of groups that it is about. A figure of weight 0 is
     0. runs: the scores of all items, once or several times: a figure is then the mean over the runs that
     have it."""
-    none = np.zeros((len(runs), 2))
-    groups: dict[str, dict[str, np.ndarray]] = {}
-    for item, *each in zip(items, *runs, strict=True):
-        own = groups.setdefault(evaluator.group(item), {})
-        for run, one in enumerate(each):
-            for name, pair in one.sums().items():
-                own.setdefault(name, none.copy())[run] += pair
-    names = list(dict.fromkeys(name for own in groups.values() for name in own))
+    rows = zip(items, *runs, strict=True)
+    sums = added([(evaluator.group(item), [one.sums() for one in each]) for item, *each in rows])
     found = {}
-    for name in names:
-        rows = [own[name].ravel() for own in groups.values() if name in own]
-        found[name] = bootstrap(np.array(rows), _over_runs)
-    every = np.array([[own.get(name, none) for name in names] for own in groups.values()])
+    for name in names_of(sums):
+        found[name] = bootstrap(np.array([own[name].ravel() for own in sums.values() if name in own]), mean)
+    every = table_of(sums, names_of(sums), len(runs))
     for name, statistic in evaluator.derived.items():
-
-        def value(means: np.ndarray, statistic: Statistic = statistic) -> np.ndarray:
-            pairs = means.reshape(*means.shape[:-1], len(names), len(runs), 2)
-            of_runs = {each: _ratio(pairs[..., i, :, :]) for i, each in enumerate(names)}
-            return statistic(of_runs).mean(-1)
-
-        found[name] = bootstrap(every.reshape(len(every), -1), value)
+        found[name] = bootstrap(every, derive(statistic, names_of(sums), len(runs)))
     return found
 
 
-def _over_runs(means: np.ndarray) -> np.ndarray:
-    """[..., 2 x runs] -> [...]."""
+def added(rows: Sequence[tuple[str, Sequence[Mapping[str, Sequence[float]]]]]) -> Sums:
+    """rows: the group of each record, and its sums of every run."""
+    groups: Sums = {}
+    for group, runs in rows:
+        own = groups.setdefault(group, {})
+        for run, sums in enumerate(runs):
+            for name, pair in sums.items():
+                own.setdefault(name, np.zeros((len(runs), 2)))[run] += pair
+    return groups
+
+
+def names_of(sums: Sums) -> list[str]:
+    return list(dict.fromkeys(name for own in sums.values() for name in own))
+
+
+def table_of(sums: Sums, names: Sequence[str], runs: int) -> np.ndarray:
+    """[groups, names x runs x 2]; 0 where a group has no such figure."""
+    none = np.zeros((runs, 2))
+    return np.array([[own.get(name, none) for name in names] for own in sums.values()]).reshape(
+        len(sums), -1
+    )
+
+
+def mean(means: np.ndarray) -> np.ndarray:
+    """A figure over its runs: [..., runs x 2] -> [...]."""
     pairs = means.reshape(*means.shape[:-1], -1, 2)
     return _ratio(pairs).sum(-1) / np.maximum((pairs[..., 1] > 0).sum(-1), 1)
+
+
+def derive(statistic: Statistic, names: Sequence[str], runs: int) -> Callable[[np.ndarray], np.ndarray]:
+    """A figure that is made of others: [..., names x runs x 2] -> [...]."""
+
+    def value(means: np.ndarray) -> np.ndarray:
+        pairs = means.reshape(*means.shape[:-1], len(names), runs, 2)
+        return statistic({name: _ratio(pairs[..., i, :, :]) for i, name in enumerate(names)}).mean(-1)
+
+    return value
 
 
 def _ratio(means: np.ndarray) -> np.ndarray:

@@ -74,6 +74,14 @@ def _nested(found: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def record_of(evaluator: Evaluator, item: Item) -> dict[str, Any]:
+    """What a line says of its record, for pages and comparisons: id, group of the bootstrap, question, and
+    files of its images."""
+    question = item.labels.get("question") or item.record.messages[-1].text
+    images = [str(image.path.absolute()) for image in item.record.images if image.path is not None]
+    return {"id": item.record.id, "group": evaluator.group(item), "question": question, "images": images}
+
+
 def table(intervals: Mapping[str, Any], group: str = "") -> list[str]:
     """The figures as they are printed, a line each."""
     lines = []

@@ -37,6 +37,7 @@ from mllm_align.evaluation.results import (
     check_folder,
     guarded,
     read_finished,
+    record_of,
     results_of,
     write,
 )
@@ -106,8 +107,9 @@ def figures_of(
     scored = [_scored(evaluator, items, rows, where, remedy) for where, rows in runs]
     lines = [
         {"index": index, "run": run, **row, **each.details, "figures": each.sums()}
+        | {"record": record_of(evaluator, item)}
         for run, ((_, rows), of_run) in enumerate(zip(runs, scored, strict=True), 1)
-        for index, (row, each) in enumerate(zip(rows, of_run, strict=True))
+        for index, (item, row, each) in enumerate(zip(items, rows, of_run, strict=True))
     ]
     more |= {"unparsable": sum("unparsable" in line for line in lines), "versions": versions()}
     more["seconds"] = round(time.time() - began, 3)

@@ -42,6 +42,7 @@ from mllm_align.evaluation.results import (
     drop_parts,
     guarded,
     read_finished,
+    record_of,
     results_of,
     write,
     write_lines,
@@ -83,26 +84,35 @@ def evaluate(
     answers are kept.
     """
     asked = open_evaluator(evaluator)
-    asks, data_config = judge or BenchmarkJudge(), config or DataConfig()
-    settings = EvaluationConfig(asked, asks, data=data_config, batch_size=batch_size, seed=seed)
+    more = {"data": config or DataConfig(), "judge": judge or BenchmarkJudge()}
+    settings = EvaluationConfig(asked, batch_size=batch_size, seed=seed, **more)
     if out is None:
-        return _evaluate(model, data, settings, None)
+        return answered(model, questions(settings, data), data, settings, None)
     check_folder(Path(out))
     with alone(Path(out)):
-        return _evaluate(model, data, settings, Path(out))
+        return answered(model, questions(settings, data), data, settings, Path(out))
 
 
-def _evaluate(
-    model: str | Path | Bundle | Callable[[], Bundle],
-    data: Any,
-    settings: EvaluationConfig,
-    out: Path | None,
-) -> Evaluation:
-    began, evaluator, config = time.time(), settings.evaluator, settings.data
+def questions(settings: EvaluationConfig, data: Any) -> list[Item]:
+    """What a model is asked. Raises InputError for data that can't be used, and missing images."""
+    evaluator, config = settings.evaluator, settings.data
     items = guarded(
         evaluator, lambda: check_items(evaluator, evaluator.asked(evaluator.items(data, config)))
     )
     check_images(items)
+    return items
+
+
+def answered(
+    model: str | Path | Bundle | Callable[[], Bundle],
+    items: list[Item],
+    data: Any,
+    settings: EvaluationConfig,
+    out: Path | None,
+) -> Evaluation:
+    """What `evaluate` gives of these questions, in a folder that the caller has checked and locked. data:
+    what they were read from, for the results."""
+    began, evaluator, config = time.time(), settings.evaluator, settings.data
     judge = about_judge(evaluator, items, settings.judge) if settings.judge.given else None
     bundle = model() if callable(model) else opened(model)
     answers = evaluator.references if evaluator.needs == "logps" else 0
@@ -134,7 +144,7 @@ def _evaluate(
         said = {"id": item.record.id, **_plain(answer)}
         if isinstance(answer, str):
             said = evaluator.row(item, answer)
-        lines[record.index] = {"index": record.index, **said}
+        lines[record.index] = {"index": record.index, **said, "record": record_of(evaluator, item)}
     if judge is not None:
         rest = (settings.judge, whole_stamp, began, out, bundle.mesh, more)
         found = judged(evaluator, asked, given, *rest)

@@ -10,8 +10,11 @@ from typing import Any
 from mllm_align.config.parts import DataConfig, SamplingConfig
 from mllm_align.evaluation.base import EVALUATORS, Evaluator, Item, Scored
 from mllm_align.testbed.annotators import Oracle
-from mllm_align.testbed.hallucination import FIGURES, count
+from mllm_align.testbed.hallucination import FIGURES, count, hallucinated_spans
 from mllm_align.testbed.scenes.language import yes_or_no
+
+LOWER = ("chair_i", "chair_s", "attribute_error", "place_error", "relation_error", "unparsed")
+WAYS: dict[str, int] = dict.fromkeys(LOWER, -1) | {"words": 0, "mentions": 0, "expected_share": 0}
 
 
 @EVALUATORS.register("scenes")
@@ -20,6 +23,7 @@ class Captions(Evaluator):
     """Scenes only: exact counts of hallucination in descriptions (CHAIR and the like), each figure of
     `testbed.hallucination.FIGURES`. Records are named after their scenes."""
 
+    ways = WAYS
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=96)
     scenes: Path = Path("runs/quickstart/scenes")
     """Folder of the drawn pictures (quickstart OUT/scenes)."""
@@ -39,8 +43,10 @@ class Captions(Evaluator):
     def score(self, item: Item, answer: str) -> Scored:
         scene = item.labels.get("scene") or self._oracle.scene(item.record)
         counts = asdict(count(scene, answer))
+        words = sorted({answer[start:stop] for start, stop in hallucinated_spans(scene, answer)})
         return Scored(
-            {name: (counts[a], counts[b]) for name, (a, b) in FIGURES.items()}, {"counts": counts}
+            {name: (counts[a], counts[b]) for name, (a, b) in FIGURES.items()},
+            {"counts": counts, "hallucinated_words": words},
         )
 
 

@@ -1,8 +1,11 @@
 """`mllm-align evaluate`: a user's evaluator by file and name, its options, what is refused."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+from bench_folders import lines, pope, value
 from runs import MODEL, PAIRS
 
 from mllm_align.data.readers import records_from
@@ -109,3 +112,62 @@ def test_help_names_the_evaluators(run):
 )
 def test_what_is_refused(refused, words, problem):
     assert problem in refused("evaluate", *words)
+
+
+def test_several_models_have_folders_and_a_page(run, tmp_path):
+    """The models are the same, so nothing can be told."""
+    shutil.copytree(MODEL, tmp_path / "copy" / MODEL.name)
+    models = ("--model", MODEL, tmp_path / "copy" / MODEL.name)
+    words = ("evaluate", "my_eval.py:Mine", *models, "--data", PAIRS, "--out", "r", "--data.max-records", 2)
+    status, printed, _ = run(*words)
+    names = [f"{Path(MODEL).resolve().parent.name}-{MODEL.name}", f"copy-{MODEL.name}"]
+    assert status == 0 and printed.startswith(f"starting r/{names[0]}/Mine/answers.jsonl\n")
+    assert f"\n{names[1]} on Mine\nletters " in printed
+    assert f"Mine: whether {names[1]} is better than {names[0]} can't be told (letters " in printed
+    assert printed.endswith("\nr/report.html\n")
+    found = [json.loads((tmp_path / f"r/{name}/Mine/results.json").read_text()) for name in names]
+    assert found[0]["scores"] == found[1]["scores"] and found[0]["model"] != found[1]["model"]
+    assert "letters" in (tmp_path / "r/report.html").read_text()
+
+
+def test_all_that_is_there_with_a_failure_at_the_end(run, tmp_path):
+    pope(tmp_path / "root/pope")
+    value(
+        tmp_path / "root/gqa/testdev_balanced_questions.json",
+        {"1": {"question": "What?", "imageId": "n1", "answer": "x"}},
+    )
+    words = ("evaluate", "all", "--model", MODEL, "--data", "root", "--out", "r", "--batch-size", 7)
+    status, printed, line = run(*words)
+    assert status == 2 and printed.rstrip().endswith("r/report.html")
+    assert f"{MODEL.name} on pope\nrandom accuracy" in printed
+    first, last = line.strip().splitlines()[-2:]
+    assert first.startswith("gqa: root/gqa/images: 1 of 1 images are missing: n1.jpg")
+    assert last.startswith("mllm-align: error: 1 of 2 evaluations failed: gqa: ")
+    assert (tmp_path / f"r/{MODEL.name}/pope/answers.jsonl").exists()
+
+
+def test_what_all_does_not_take(refused):
+    assert "all takes --model" in refused("evaluate", "all", "--answers", "a", "--data", "d", "--out", "r")
+    assert "unknown option --evaluator.prompt" in refused(
+        "evaluate", "all", *ALL, "--evaluator.prompt", "x"
+    )
+
+
+def test_one_model_has_a_page_too(run, tmp_path):
+    lines(tmp_path / "a.jsonl", [{"id": records_from(PAIRS)[0].id, "response": "x"}])
+    words = ("evaluate", "my_eval.py:Mine", "--answers", "a.jsonl", "--data", PAIRS, "--out", "r")
+    assert run(*words, "--data.max-records", 1)[0] == 0
+    assert "a.jsonl on Mine" in (tmp_path / "r/report.html").read_text()
+
+
+def test_results_of_an_earlier_version_have_no_page(run, tmp_path):
+    """Their lines do not say what their records are."""
+    lines(tmp_path / "a.jsonl", [{"id": records_from(PAIRS)[0].id, "response": "x"}])
+    words = ("evaluate", "my_eval.py:Mine", "--answers", "a.jsonl", "--data", PAIRS, "--out", "r")
+    assert run(*words, "--data.max-records", 1)[0] == 0
+    old = json.loads((tmp_path / "r/answers.jsonl").read_text())
+    del old["record"]
+    lines(tmp_path / "r/answers.jsonl", [old])
+    status, printed, line = run(*words, "--data.max-records", 1)
+    assert status == 2 and printed.startswith("letters")
+    assert "r/answers.jsonl: does not say what its records are; evaluate again, into another folder" in line

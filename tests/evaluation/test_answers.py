@@ -46,6 +46,7 @@ def test_answers_join_by_name_in_the_order_of_the_records(tmp_path):
         "response": " aa ",
         "first": " ",
         "figures": {"letters": [4, 1]},
+        "record": {"id": "a", "group": "a", "question": "What is a?", "images": []},
     }
     listed = score_answers(value(tmp_path / "a.json", ROWS), ITEMS, Letters())
     assert listed.lines == found.lines and listed.results["model"] is None is listed.results["prompt"]

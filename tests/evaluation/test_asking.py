@@ -19,6 +19,7 @@ from mllm_align import Evaluator, Item, SamplingConfig, Scored, evaluate
 from mllm_align.config.servers import BenchmarkJudge
 from mllm_align.evaluation.answers import score_answers
 from mllm_align.evaluation.judged import Judged
+from mllm_align.evaluation.results import record_of
 
 assert answering and base and compiling  # fixtures
 
@@ -133,7 +134,9 @@ def test_what_is_asked_and_what_comes_of_it(chat, answers, tmp_path):
         "questions": "",
     }
     assert sorted(path.name for path in out.iterdir()) == ["answers.jsonl", "results.json", "reviews.jsonl"]
-    assert rows(out / "reviews.jsonl")[1] == {
+    line = rows(out / "reviews.jsonl")[1]
+    assert line.pop("record") == record_of(Marks(), ITEMS[1])
+    assert line == {
         "index": 1,
         "run": 1,
         "question_id": "b",

@@ -55,6 +55,12 @@ def test_verdicts_join_by_name_in_the_order_of_the_questions(folder, tmp_path):
         **ONE[0],
         "tuple": [8, 4],
         "figures": {"score": [400, 8], "by_category/llava_bench_conv": [400, 8]},
+        "record": {
+            "id": "0",
+            "group": "0",
+            "question": "What is 0?",
+            "images": [str(folder / "images/0.jpg")],
+        },
     }
 
 

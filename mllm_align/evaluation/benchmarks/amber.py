@@ -56,6 +56,7 @@ class AmberDiscriminative(Prompted):
     derived = {"f1": _f1("", 1e-4), "existence/f1": _f1("existence/", 1e-3)} | {
         f"{group}/f1": _f1(f"{group}/", 1e-4) for group in ("attribute", "relation")
     }
+    folder = "amber"
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=128)
 
     def items(self, data: Any, config: DataConfig) -> list[Item]:

@@ -35,6 +35,7 @@ class Chair(Evaluator):
     """
 
     fields = ("image_id", "caption")
+    ways = {"chair_s": -1, "chair_i": -1}
     partial = True  # of the images that have objects, each paper takes some
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=512)
     prompt: str = "Please describe this image in detail."
@@ -68,14 +69,17 @@ class Chair(Evaluator):
 
     def score(self, item: Item, answer: str) -> Scored:
         objects = set(item.labels["objects"])
-        named = words_of(Path(item.labels["words"])).objects(answer)
+        mentions = words_of(Path(item.labels["words"])).mentions(answer)
+        named = [each for _, each in mentions]
         wrong = [each for each in named if each not in objects]
+        words = sorted({word for word, each in mentions if each not in objects})
         figures = {
             "chair_s": 100.0 * bool(wrong),
             "chair_i": (100 * len(wrong), len(named)),
             "recall": (100 * len(objects.intersection(named)), len(objects)),
         }
-        return Scored(figures, {"named": named, "hallucinated": wrong, "objects": sorted(objects)})
+        details = {"named": named, "hallucinated": wrong, "objects": sorted(objects)}
+        return Scored(figures, details | {"hallucinated_words": words})
 
 
 # ---- words -------------------------------------------------------------------------------------------
@@ -108,15 +112,21 @@ class Words:
 
     def objects(self, text: str) -> list[str]:
         """The object of every mention, in the order of the text."""
-        single = [_singular(word) for word in _tokens(text.lower())]
+        return [each for _, each in self.mentions(text)]
+
+    def mentions(self, text: str) -> list[tuple[str, str]]:
+        """Every mention in the order of the text: its words, in lower case, and its object."""
+        said = list(_tokens(text.lower()))
+        single = [_singular(word) for word in said]
         words, at = [], 0
         while at < len(single):
             pair = self.pairs.get(" ".join(single[at : at + 2]))
-            words.append(single[at] if pair is None else pair)
-            at += 1 if pair is None else 2
-        if "toilet" in words:
-            words = [word for word in words if word != "seat"]
-        return [self.synonyms[word] for word in words if word in self.synonyms]
+            taken = 1 if pair is None else 2
+            words.append((" ".join(said[at : at + taken]), single[at] if pair is None else pair))
+            at += taken
+        toilet = any(word == "toilet" for _, word in words)
+        counted = [(own, word) for own, word in words if word in self.synonyms]
+        return [(own, self.synonyms[word]) for own, word in counted if not (toilet and word == "seat")]
 
 
 @cache

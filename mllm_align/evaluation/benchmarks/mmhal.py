@@ -75,6 +75,7 @@ class MmHal(Prompted, Judged):
     scale from 0 to 6.
     """
 
+    ways = {"hallucination_rate": -1}
     headline = "rating"
     groups = "by_type"
     unread = "rated 0, as published"

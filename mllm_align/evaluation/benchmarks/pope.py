@@ -45,6 +45,7 @@ class Pope(Prompted):
     """
 
     derived = {"mean_accuracy": _mean("accuracy"), "mean_f1": _mean("f1")}
+    ways = {"yes_ratio": 0}
     fields = ("question_id", "text")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=128)
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from mllm_align.config import to_json as config_json
 from mllm_align.files import parse_json
+from mllm_align.report.page import Curve, Marked
 from mllm_align.testbed.hallucination import hallucinated_spans
 from mllm_align.testbed.quickstart.phases import MODELS, PROMPT, Seed
 from mllm_align.testbed.quickstart.results import verdict
-from mllm_align.testbed.report.page import Curve, Example, Marked, Report
+from mllm_align.testbed.report.page import Example, Report
 
 
 def report(one: Seed, measured: Sequence[dict[str, Any]], results: dict[str, Any]) -> Report:

@@ -2,60 +2,16 @@
 
 from __future__ import annotations
 
-import base64
 import math
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
-from itertools import pairwise
 from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, StrictUndefined, Template
-
 from mllm_align.evaluation.intervals import Interval
-from mllm_align.files import new_file
-from mllm_align.testbed.report import charts
-
-Spans = Sequence[tuple[int, int]]
-NOTHING = "–"  # shown for a missing value
-PICTURE = 192  # approximate length in pixels to which a small picture's longer side is enlarged
-
-
-class Piece(NamedTuple):
-    """A run of characters with the same marks."""
-
-    text: str
-    wrong: bool
-    regenerated: bool
-
-
-@dataclass(frozen=True)
-class Marked:
-    """A response with marked spans of characters [start, stop).
-
-    wrong: words for absent things. regenerated: text that the policy generated for a rejected response.
-    Spans may touch, overlap, be empty or exceed the text.
-    """
-
-    text: str
-    wrong: Spans = ()
-    regenerated: Spans = ()
-
-    @property
-    def pieces(self) -> list[Piece]:
-        """The text, split where a span begins or ends."""
-        inside = {
-            min(max(0, end), len(self.text)) for span in (*self.wrong, *self.regenerated) for end in span
-        }
-        cuts = sorted(inside | {0, len(self.text)})
-        return [
-            Piece(self.text[a:b], _covered(a, b, self.wrong), _covered(a, b, self.regenerated))
-            for a, b in pairwise(cuts)
-        ]
+from mllm_align.report import charts, page
+from mllm_align.report.page import NOTHING, Cell, Curve, Marked, Row, Table, number, plain
 
 
 @dataclass(frozen=True)
@@ -70,16 +26,6 @@ class Example:
     before: Marked | None = None
     control: Marked | None = None
     after: Marked | None = None
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Named series of (x, y); a point that is None or not finite leaves a gap in the line."""
-
-    title: str
-    x_label: str
-    y_label: str
-    series: Mapping[str, Sequence[charts.Point]]
 
 
 @dataclass(frozen=True)
@@ -132,23 +78,6 @@ class Metric(NamedTuple):
         return value.low <= self.chance <= value.high
 
 
-class Cell(NamedTuple):
-    mean: str
-    reach: str
-    notes: list[str]
-
-
-class Row(NamedTuple):
-    metric: Metric
-    cells: list[Cell]
-    n: str
-
-
-class Table(NamedTuple):
-    models: list[Model]
-    rows: list[Row]
-
-
 class Panel(NamedTuple):
     metric: Metric
     svg: str
@@ -189,54 +118,32 @@ SPLITS = {
 def render(report: Report) -> str:
     """Return the page; all texts are escaped."""
     results = report.results
-    page = _template().render(
+    return page.render(
+        "mllm_align.testbed.report",
+        "page.html.jinja",
         report=report,
         caption=_caption(results),
         result=_table(results),
         panels=_panels(results),
         splits=_splits(results.get("other_splits") or {}),
         pairs=_pairs(results.get("pairs") or {}),
-        curves=_curves(report.curves),
+        curves=page.drawn(report.curves),
         seconds=_seconds(results.get("seconds") or {}),
         whole=_whole(results.get("seconds") or {}),
-        settings=_groups(report.settings),
+        settings=page.groups(report.settings),
     )
-    return page.encode(errors="replace").decode()  # a path may have bytes that are not UTF-8
 
 
 def write(report: Report, out: Path) -> None:
     """Write the page to `out` atomically; raises InputError if it can't be written."""
-    with new_file(out) as file:
-        file.write(render(report))
-
-
-@cache
-def _template() -> Template:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["picture"] = _picture
-    text = files("mllm_align.testbed.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(text)
-
-
-def _covered(first: int, last: int, spans: Spans) -> bool:
-    return any(a <= first and last <= b for a, b in spans)
-
-
-def _picture(png: bytes) -> dict[str, Any]:
-    """Return source and size on the page; small pictures are enlarged by an integer factor."""
-    width, height = struct.unpack(">II", png[16:24])
-    factor = max(1, PICTURE // max(width, height, 1))
-    source = "data:image/png;base64," + base64.b64encode(png).decode()
-    return {"src": source, "width": width * factor, "height": height * factor, "enlarged": factor > 1}
+    page.write(render(report), out)
 
 
 def _caption(results: Mapping[str, Any]) -> str:
     split, seeds = str(results.get("split") or ""), results.get("seeds")
     parts = [SPLITS.get(split, split), results.get("interval") and f"intervals: {results['interval']}"]
     if seeds:
-        parts.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {_plain(seeds)}")
+        parts.append(f"{'seed' if len(seeds) == 1 else 'seeds'} {plain(seeds)}")
     return "; ".join(part for part in parts if part)
 
 
@@ -263,7 +170,7 @@ def _row(metric: Metric, values: Sequence[Interval]) -> Row:
 
 
 def _cell(metric: Metric, value: Interval, first: Interval) -> Cell:
-    mean, low, high = (_number(v, metric.form) for v in (value.mean, value.low, value.high))
+    mean, low, high = (number(v, metric.form) for v in (value.mean, value.low, value.high))
     reach = f"[{low.rstrip('%')}, {high.rstrip('%')}]" if value.bounded else ""
     return Cell(mean, reach, _notes(metric, value, first))
 
@@ -307,7 +214,7 @@ def _pairs(pairs: Mapping[str, Any]) -> list[str]:
     """Return sentences: how many pairs there are, and how many of them differ, for each mask rate."""
     sentences = [f"{pairs['count']:,} pairs."] if pairs.get("count") else []
     for rate, shares in (pairs.get("differ_after_iteration") or {}).items():
-        after = [f"{_number(_float(share), SHARE)} after {i}" for i, share in enumerate(shares, 1)]
+        after = [f"{number(_float(share), SHARE)} after {i}" for i, share in enumerate(shares, 1)]
         if after:
             told = f"With {_percent(rate)} of the picture masked, the two responses of a pair differ enough"
             sentences.append(f"{told} in this share of the pairs, by iteration: {', '.join(after)}.")
@@ -321,20 +228,12 @@ def _percent(rate: str) -> str:
         return rate
 
 
-def _curves(curves: Sequence[Curve]) -> list[tuple[Curve, str]]:
-    drawn = []
-    for curve in curves:
-        label = f"{curve.title}: {curve.y_label} over {curve.x_label}"
-        drawn.append((curve, charts.lines(curve.series.values(), curve.x_label, curve.y_label, label)))
-    return [(curve, svg) for curve, svg in drawn if svg]
-
-
 def _seconds(seconds: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """Return phase, time and length of its bar in percent."""
     times = {name.replace("_", " "): _float(value) for name, value in seconds.items()}
     longest = max((time for time in times.values() if math.isfinite(time)), default=0) or 1
     bars = {name: 100 * time / longest if math.isfinite(time) else 0 for name, time in times.items()}
-    return [(name, _number(time, ",.1f", " s"), bars[name]) for name, time in times.items()]
+    return [(name, number(time, ",.1f", " s"), bars[name]) for name, time in times.items()]
 
 
 def _whole(seconds: Mapping[str, Any]) -> str:
@@ -343,36 +242,5 @@ def _whole(seconds: Mapping[str, Any]) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _rows(values: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(name, _plain(value)) for name, value in _flat(values)]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _groups(settings: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return a table of the ungrouped settings, and one per group."""
-    alone = {name: value for name, value in settings.items() if not isinstance(value, Mapping)}
-    groups = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
-    return [(name, _rows(values)) for name, values in {"general": alone, **groups}.items() if values]
-
-
-def _plain(value: Any) -> str:
-    if value is None or (isinstance(value, float) and not math.isfinite(value)):
-        return NOTHING
-    if isinstance(value, list | tuple):
-        return ", ".join(_plain(item) for item in value) or NOTHING
-    return str(value)
-
-
 def _float(value: Any) -> float:
     return float(value) if isinstance(value, Real) else math.nan
-
-
-def _number(value: float, form: str, unit: str = "") -> str:
-    return format(value, form) + unit if math.isfinite(value) else NOTHING

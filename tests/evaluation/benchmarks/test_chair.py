@@ -50,6 +50,18 @@ def test_how_a_caption_is_read(folder, text, objects):
     assert words_of(folder).objects(text) == objects
 
 
+def test_mentions_have_the_words_of_the_text(folder):
+    said = words_of(folder).mentions(
+        "Two Women at stop lights, on a toilet seat; their seats, baby elephants"
+    )
+    assert said == [
+        ("women", "person"),
+        ("stop lights", "traffic light"),
+        ("toilet seat", "toilet"),
+        ("baby elephants", "elephant"),
+    ]
+
+
 def test_the_figures_of_a_hand_count(folder, tmp_path):
     rows = [
         {"image_id": 12, "caption": "An elephant. The elephant has a chair."},
@@ -63,6 +75,7 @@ def test_the_figures_of_a_hand_count(folder, tmp_path):
     }
     assert found.results["n"] == 2 == found.results["intervals"]["recall"]["n"]
     assert [line["hallucinated"] for line in found.lines] == [[], ["chair"]]
+    assert [line["hallucinated_words"] for line in found.lines] == [[], ["chair"]]
     one = score_answers(lines(tmp_path / "one.jsonl", rows[:1]), folder, "chair").results
     assert one["n"] == 1 and one["scores"]["chair_s"] == 100
 

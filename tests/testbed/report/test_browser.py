@@ -1,74 +1,40 @@
 """The report page as a browser shows it: Chromium opens the written file."""
 
-import re
-import shutil
-from contextlib import contextmanager
-from types import SimpleNamespace
-
 import pytest
+from browsing import (
+    WIDE,
+    both_schemes,
+    both_widths,
+    browser,  # noqa: F401
+    check_charts,
+    check_contrast,
+    check_quiet,
+    check_width,
+    each,
+    opened,
+)
 from test_page import HOSTILE, results, sample
 
-from mllm_align.testbed.report.page import Example, Marked, Report, write
+from mllm_align.report.page import Marked
+from mllm_align.testbed.report.page import Example, Report, write
 
 pytestmark = pytest.mark.browser
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-FLAGS += " --disable-component-update --disable-sync"
-NARROW, WIDE = 400, 1280
-
-both_widths = pytest.mark.parametrize("width", [NARROW, WIDE])
-both_schemes = pytest.mark.parametrize("scheme", ["light", "dark"])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium with a new profile. Where there is none the tests fail: skipped, they would look passed."""
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        pytest.fail(f"none of {', '.join(PROGRAMS)} is on PATH; `apt-get install chromium` installs one")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        pytest.fail("playwright is missing; `pip install -e '.[test]'` installs it")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=FLAGS.split())
-        yield chromium
-        chromium.close()
-
 
 @pytest.fixture
-def show(browser, tmp_path):
+def show(browser, tmp_path):  # noqa: F811
     """Open a report; what the page logs and asks for is kept beside it."""
 
-    @contextmanager
-    def opened(report, width=WIDE, scheme="light"):
+    def shown(report, width=WIDE, scheme="light"):
         write(report, tmp_path / "report.html")
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        address = (tmp_path / "report.html").as_uri()
-        shown = SimpleNamespace(page=page, address=address, logged=[], requests=[])
-        page.on("console", lambda message: shown.logged.append(message.text))
-        page.on("pageerror", lambda error: shown.logged.append(str(error)))
-        page.on("request", lambda request: shown.requests.append(request.url))
-        page.goto(address)
-        yield shown
-        page.close()
+        return opened(browser, tmp_path / "report.html", width, scheme)
 
-    return opened
-
-
-def each(shown, selector, expression):
-    """Evaluate a JavaScript expression about each element `e`, `box` and `style` as they are on screen."""
-    body = f"const box = e.getBoundingClientRect(), style = getComputedStyle(e); return {expression};"
-    return shown.page.eval_on_selector_all(selector, f"all => all.map(e => {{ {body} }})")
+    return shown
 
 
 def test_page_is_quiet_and_asks_for_nothing(show):
     with show(sample()) as shown:
-        shown.page.wait_for_load_state("networkidle")
-        assert shown.requests[0] == shown.address
-        assert all(url.startswith("data:") for url in shown.requests[1:])
-        assert shown.logged == []
+        check_quiet(shown)
 
 
 def test_a_request_or_an_error_would_be_noticed(show, tmp_path):
@@ -123,17 +89,8 @@ PLAIN = {
 
 @both_widths
 def test_charts_have_size_and_hold_what_they_draw(show, width):
-    edges = "[box.left, box.right, box.top, box.bottom]"
     with show(sample(), width) as shown:
-        charts = each(shown, "svg[role=img]", edges)
-        for index, (left, right, top, bottom) in enumerate(charts):
-            assert right - left > 250 and bottom - top > 80
-            parts = each(shown, f"svg[role=img] >> nth={index} >> text, circle, polyline", edges)
-            assert len(parts) > 8
-            for one, other, upper, lower in parts:
-                assert left - 2 <= one <= other <= right + 2 and top - 2 <= upper <= lower <= bottom + 2
-        labels = each(shown, "svg[role=img]", "e.getAttribute('aria-label')")
-    assert len(charts) == 4 and all(labels)
+        check_charts(shown, 4)
 
 
 @both_schemes
@@ -156,37 +113,13 @@ def test_nothing_is_wider_than_the_window(show, width):
     wide = Report(long, [long], [(long, long)], results(), full.curves, (), [example], {long: {long: long}})
     for report in (full, wide):
         with show(report, width) as shown:
-            assert each(shown, "html", "[e.scrollWidth, e.clientWidth]") == [[width, width]]
-            assert all(each(shown, ".scroll", "e.scrollWidth <= e.clientWidth"))
-
-
-SVG_OR_TEXT = "e instanceof SVGElement ? style.fill : style.color"
-OWN_TEXT = "[...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim()) && !e.closest('.unseen')"
-GROUND = """(() => {
-  let at = e;
-  while (at && getComputedStyle(at).backgroundColor === "rgba(0, 0, 0, 0)") at = at.parentElement;
-  return at && getComputedStyle(at).backgroundColor;
-})()"""
-
-
-def luminance(colour):
-    parts = [int(v) / 255 for v in re.fullmatch(r"rgb\((\d+), (\d+), (\d+)\)", colour).groups()]
-    linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts]
-    return sum(weight * v for weight, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+            check_width(shown, width)
 
 
 @both_schemes
 def test_all_text_stands_out(show, scheme):
-    """The contrast that WCAG 2 asks of small text (AA), for each text on the page."""
     with show(sample(), scheme=scheme) as shown:
-        found = each(shown, "body *", f"{OWN_TEXT} && [e.textContent.trim(), {SVG_OR_TEXT}, {GROUND}]")
-        ground = luminance(each(shown, "body", "style.backgroundColor")[0])
-    texts = [entry for entry in found if entry]
-    assert ground < 0.05 if scheme == "dark" else ground > 0.9
-    assert len(texts) > 100
-    for text, ink, behind in texts:
-        dark, light = sorted((luminance(ink), luminance(behind)))
-        assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{text!r}: {ink} on {behind}"
+        check_contrast(shown, scheme, least=100)
 
 
 def test_hostile_text_does_nothing(show):

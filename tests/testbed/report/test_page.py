@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image, ImageDraw
 
-from mllm_align.testbed.report.page import Curve, Example, Marked, Report, render, write
+from mllm_align.report.page import Curve, Marked
+from mllm_align.testbed.report.page import Example, Report, render, write
 
 NAN = math.nan
 VOID = {"meta", "link", "img"}

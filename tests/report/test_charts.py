@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mllm_align.testbed.report import charts
-from mllm_align.testbed.report.charts import Dot, intervals, lines, spans, ticks
+from mllm_align.report import charts
+from mllm_align.report.charts import Dot, intervals, lines, spans, ticks
 
 NAN = math.nan
 
