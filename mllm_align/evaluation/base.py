@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -115,6 +116,10 @@ class Evaluator:
         endpoint does so on the first alone (`processes.on_first`)."""
         return [self.score(item, answer) for item, answer in zip(items, answers, strict=True)]
 
+    def versions(self) -> dict[str, str]:
+        """Versions, for the results, of libraries that the figures depend on; default: none."""
+        return {}
+
     def group(self, item: Item) -> str:
         """Records of one group are drawn together by the bootstrap; default: each is its own."""
         return item.record.id
@@ -161,8 +166,8 @@ def check_evaluator(evaluator: Any) -> None:
 
 def figures(evaluator: Evaluator, items: Sequence[Item], *runs: Sequence[Scored]) -> dict[str, Interval]:
     """Every figure with its interval: n is the number of groups that it is about. A figure of weight 0 is
-    0. runs: the scores of all items, once or several times: a figure is then the mean over the runs that
-    have it."""
+    0; a derived one that is made of a figure of no record is left out. runs: the scores of all items, once
+    or several times: a figure is then the mean over the runs that have it."""
     none = np.zeros((len(runs), 2))
     groups: dict[str, dict[str, np.ndarray]] = {}
     for item, *each in zip(items, *runs, strict=True):
@@ -183,7 +188,8 @@ def figures(evaluator: Evaluator, items: Sequence[Item], *runs: Sequence[Scored]
             of_runs = {each: _ratio(pairs[..., i, :, :]) for i, each in enumerate(names)}
             return statistic(of_runs).mean(-1)
 
-        found[name] = bootstrap(every.reshape(len(every), -1), value)
+        with suppress(KeyError):  # no record is about what it is made of
+            found[name] = bootstrap(every.reshape(len(every), -1), value)
     return found
 
 
