@@ -211,8 +211,7 @@ REAL = amber.toolkit
 
 @pytest.mark.slow
 def test_vectors_of_a_spacy_folder(tmp_path):
-    import spacy
-
+    spacy = importlib.import_module("spacy")
     made = spacy.blank("en")
     vectors = {"dog": [3, 4], "puppy": [4, 3], "sun": [-4, 3], "station": [1, 1]}
     for word, vector in vectors.items():
