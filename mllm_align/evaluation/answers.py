@@ -102,7 +102,7 @@ def _score_answers(file: Path, data: Any, settings: EvaluationConfig, out: Path 
     context = Context(None, settings.data, None if out is None else out / "judge")
     scored = guarded(opened, lambda: list(opened.score_all(asked, texts, context)))
     check_scored(opened, scored, asked)
-    more |= {"versions": versions(), "seconds": round(time.time() - began, 3)}
+    more |= {"versions": versions() | opened.versions(), "seconds": round(time.time() - began, 3)}
     results = results_of(opened, asked, scored, stamp, **more)
     for line, item, each in zip(lines, asked, scored, strict=True):
         line |= {**each.details, "figures": each.sums(), "record": record_of(opened, item)}

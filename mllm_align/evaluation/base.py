@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -120,6 +121,10 @@ class Evaluator:
         endpoint does so on the first alone (`processes.on_first`)."""
         return [self.score(item, answer) for item, answer in zip(items, answers, strict=True)]
 
+    def versions(self) -> dict[str, str]:
+        """Versions, for the results, of libraries that the figures depend on; default: none."""
+        return {}
+
     def group(self, item: Item) -> str:
         """Records of one group are drawn together by the bootstrap; default: each is its own."""
         return item.record.id
@@ -180,8 +185,8 @@ Sums = dict[str, dict[str, np.ndarray]]  # group -> figure -> [runs, 2], sum and
 
 def figures(evaluator: Evaluator, items: Sequence[Item], *runs: Sequence[Scored]) -> dict[str, Interval]:
     """Every figure with its interval: n is the number of groups that it is about. A figure of weight 0 is
-    0. runs: the scores of all items, once or several times: a figure is then the mean over the runs that
-    have it."""
+    0; a derived one that is made of a figure of no record is left out. runs: the scores of all items, once
+    or several times: a figure is then the mean over the runs that have it."""
     rows = zip(items, *runs, strict=True)
     sums = added([(evaluator.group(item), [one.sums() for one in each]) for item, *each in rows])
     found = {}
@@ -189,7 +194,8 @@ def figures(evaluator: Evaluator, items: Sequence[Item], *runs: Sequence[Scored]
         found[name] = bootstrap(np.array([own[name].ravel() for own in sums.values() if name in own]), mean)
     every = table_of(sums, names_of(sums), len(runs))
     for name, statistic in evaluator.derived.items():
-        found[name] = bootstrap(every, derive(statistic, names_of(sums), len(runs)))
+        with suppress(KeyError):  # no record is about what it is made of
+            found[name] = bootstrap(every, derive(statistic, names_of(sums), len(runs)))
     return found
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mllm_align.config import DataConfig
 from mllm_align.data.images import ImageSource
@@ -14,10 +14,12 @@ from mllm_align.data.records import Message, Part, Record
 from mllm_align.errors import InputError, first_few, one_line, quoted, refusal
 from mllm_align.evaluation.base import Evaluator, Item
 from mllm_align.files import parse_json, read_json
+from mllm_align.registry import registered_name
 
 GUIDE = "docs/evaluation.md says where it is had"
 SHORT = "{question}\nAnswer the question using a single word or phrase."
 """LLaVA's prompt for short answers."""
+LLAVA, LMMS_EVAL = "llava", "lmms-eval"
 
 
 def folder_of(data: Any) -> Path:
@@ -103,11 +105,39 @@ def ask(id: str, picture: Path, prompt: str, question: str, where: str, **labels
 
 @dataclass(frozen=True)
 class Prompted(Evaluator):
-    """Base class of benchmarks that put each question in a prompt."""
+    """Base class of benchmarks that put each question in a prompt.
 
+    presets: what others than LLaVA have in place of the defaults, preset -> field -> value. A field, or one
+    of `sampling`, that was given another value than its default keeps it.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     prompt: str = SHORT
     """What is put to the model; {question} stands for the question."""
+    preset: str = LLAVA
+    """Whose prompt, generation settings and reading of answers: llava, or lmms-eval where that differs."""
 
     def __post_init__(self) -> None:
+        known = (LLAVA, *self.presets)
+        if self.preset not in known:
+            name = registered_name(type(self)) or type(self).__name__
+            has = f"{name} has {' and '.join(known)}"
+            raise InputError(f"evaluator.preset is {quoted(self.preset)}; {has}")
+        wanted = self.presets.get(self.preset, {})
+        for each in fields(self):
+            if each.name in wanted:
+                value = _laid_under(getattr(self, each.name), each.default, wanted[each.name])
+                object.__setattr__(self, each.name, value)
         if "{question}" not in self.prompt:
             raise InputError(f"evaluator.prompt is {quoted(self.prompt)}; it must hold {{question}}")
+
+
+def _laid_under(value: Any, default: Any, wanted: Any) -> Any:
+    """`wanted` where `value` is the default; of a config, field by field."""
+    if is_dataclass(value) and not isinstance(value, type) and type(value) is type(default):
+        of = [
+            (each.name, *(getattr(one, each.name) for one in (value, default, wanted)))
+            for each in fields(value)
+        ]
+        return replace(value, **{name: _laid_under(*each) for name, *each in of})
+    return wanted if value == default else value

@@ -54,6 +54,7 @@ def results_of(
         "model": None,
         "fingerprint": None,
         "prompt": getattr(evaluator, "prompt", None),
+        "preset": getattr(evaluator, "preset", None),
         "n": len(items),
         "scores": _nested({name: each.mean for name, each in found.items()}),
         "intervals": _nested({name: each.to_json() for name, each in found.items()}),

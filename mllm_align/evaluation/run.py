@@ -154,7 +154,7 @@ def answered(
     context = Context(bundle, config, None if out is None else out / "judge")
     scored = guarded(evaluator, lambda: list(evaluator.score_all(asked, given, context)))
     check_scored(evaluator, scored, asked)
-    more |= {"versions": versions(), "seconds": round(time.time() - began, 3)}
+    more |= {"versions": versions() | evaluator.versions(), "seconds": round(time.time() - began, 3)}
     results = results_of(evaluator, asked, scored, stamp, **more)
     for record, each in zip(records, scored, strict=True):
         lines[record.index] |= {**each.details, "figures": each.sums()}

@@ -1,10 +1,14 @@
-"""A benchmark's folder: what is missing is named, pictures are where they are looked for."""
+"""A benchmark's folder: what is missing is named, pictures are where they are looked for; presets."""
+
+from dataclasses import replace
 
 import pytest
 from bench_folders import lines, picture, value
 from refusals import refusal
 
-from mllm_align import DataConfig
+from mllm_align import DataConfig, SamplingConfig
+from mllm_align.config import to_json
+from mllm_align.evaluation.base import EVALUATORS
 from mllm_align.evaluation.folders import ask, field, find, folder_of, pictures, read_lines, unique
 
 
@@ -69,3 +73,42 @@ def test_a_question_is_a_record(tmp_path):
     assert item.record.messages[0].places == 1 == len(item.record.images)
     assert item.labels == {"question": "Is {it}?", "label": "yes"}
     assert ask("q", tmp_path, "Describe it.", "", "x").labels == {}
+
+
+LMMS = {
+    "pope": {"max_tokens": 128, "prompt": "{question}\nAnswer the question using a single word or phrase."},
+    "gqa": {"max_tokens": 16, "prompt": "{question}\nAnswer the question using a single word or phrase."},
+    "textvqa": {"max_tokens": 1024, "ocr": False},
+    "llava-wild": {"max_tokens": 4096, "prompt": "{question}"},
+    "mm-vet": {
+        "max_tokens": 1024,
+        "prompt": "First please perform reasoning, and think step by step to provide best answer to the"
+        " following question: \n\n{question}",
+    },
+}
+
+
+@pytest.mark.parametrize("name", LMMS)
+def test_the_preset_lmms_eval(name):
+    evaluator = EVALUATORS[name](preset="lmms-eval")
+    saved = to_json(evaluator)
+    assert saved["preset"] == "lmms-eval" and saved["sampling"]["temperature"] == 0
+    assert {**saved, **saved["sampling"]}.items() >= LMMS[name].items()
+    assert replace(evaluator) == evaluator and EVALUATORS[name]().preset == "llava"
+
+
+def test_a_setting_wins_over_the_presets():
+    own = EVALUATORS["gqa"](
+        preset="lmms-eval", prompt="{question}?", sampling=SamplingConfig(0.5, max_tokens=128)
+    )
+    assert own.prompt == "{question}?" and own.sampling == SamplingConfig(0.5, max_tokens=16)
+    more = SamplingConfig(temperature=0.0, max_tokens=32)
+    assert EVALUATORS["gqa"](preset="lmms-eval", sampling=more).sampling == more
+
+
+@pytest.mark.parametrize(
+    "name, preset, has",
+    [("mmhal", "lmms-eval", "mmhal has llava"), ("gqa", "lmms", "gqa has llava and lmms-eval")],
+)
+def test_a_preset_that_a_benchmark_does_not_have(name, preset, has):
+    assert refusal(EVALUATORS[name], preset=preset) == f"evaluator.preset is '{preset}'; {has}"

@@ -154,7 +154,7 @@ def test_folders_are_checked_before_any_model_is_opened(root, tmp_path, monkeypa
 
 
 def test_benchmarks_are_found_by_their_folders(tmp_path):
-    for name in ("amber", "gqa", "mm_vet"):
+    for name in ("gqa", "mm_vet", "mmhal"):
         (tmp_path / name).mkdir()
     found = {type(each).__name__: folder.name for each, folder in found_under(tmp_path)}
-    assert found == {"AmberDiscriminative": "amber", "Gqa": "gqa", "MmVet": "mm_vet"}
+    assert found == {"Gqa": "gqa", "MmVet": "mm_vet", "MmHal": "mmhal", "MmHalV": "mmhal"}

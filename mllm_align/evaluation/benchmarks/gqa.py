@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import string
 from dataclasses import dataclass
 from typing import Any
 
 from mllm_align.config.parts import DataConfig, SamplingConfig
 from mllm_align.evaluation.base import EVALUATORS, Item, Scored
 from mllm_align.evaluation.folders import (
+    LMMS_EVAL,
     Prompted,
     ask,
     field,
@@ -25,9 +27,11 @@ class Gqa(Prompted):
 
     accuracy, in percent: an answer is right if it equals the label once it is stripped, loses a full stop
     at its end and is in lower case, as in LLaVA-1.5's evaluation (scripts/convert_gqa_for_eval.py, then
-    GQA's eval.py). The bootstrap draws questions.
+    GQA's eval.py). The bootstrap draws questions. The preset lmms-eval takes punctuation out of both
+    instead.
     """
 
+    presets = {LMMS_EVAL: {"sampling": SamplingConfig(temperature=0.0, max_tokens=16)}}
     fields = ("question_id", "text")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=128)
 
@@ -48,10 +52,16 @@ class Gqa(Prompted):
         return {"question_id": item.record.id, "prompt": item.record.messages[-1].text, "text": answer}
 
     def score(self, item: Item, answer: str) -> Scored:
-        right = read(answer) == item.labels["answer"]
-        return Scored({"accuracy": 100.0 * right}, {"answer": item.labels["answer"], "right": right})
+        true = item.labels["answer"]
+        right = _bare(answer) == _bare(true) if self.preset == LMMS_EVAL else read(answer) == true
+        return Scored({"accuracy": 100.0 * right}, {"answer": true, "right": right})
 
 
 def read(answer: str) -> str:
     """What is compared with the label."""
     return answer.strip().removesuffix(".").lower()
+
+
+def _bare(text: str) -> str:
+    """What lmms-eval compares: lower case, without ASCII punctuation."""
+    return text.strip().lower().translate(str.maketrans("", "", string.punctuation))

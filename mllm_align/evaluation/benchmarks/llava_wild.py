@@ -12,6 +12,7 @@ from mllm_align.errors import refusal
 from mllm_align.evaluation.base import EVALUATORS, Item, Scored
 from mllm_align.evaluation.folders import (
     GUIDE,
+    LMMS_EVAL,
     Prompted,
     ask,
     field,
@@ -69,6 +70,7 @@ class LlavaWild(Prompted, Judged):
     the reference's answer, the model's.
     """
 
+    presets = {LMMS_EVAL: {"sampling": SamplingConfig(temperature=0.0, max_tokens=4096)}}
     fields = ("question_id", "text")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=1024)
     prompt: str = "{question}"

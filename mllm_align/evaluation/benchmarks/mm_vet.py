@@ -13,6 +13,7 @@ from mllm_align.errors import refusal
 from mllm_align.evaluation.base import EVALUATORS, Item, Scored
 from mllm_align.evaluation.folders import (
     GUIDE,
+    LMMS_EVAL,
     Prompted,
     ask,
     field,
@@ -27,6 +28,12 @@ from mllm_align.evaluation.judged import Judged
 
 OFFICIAL, LLAVA = "mm-vet.json", ("llava-mm-vet.jsonl", "questions.jsonl")
 PREFIX = "v1_"
+# lmms-eval's. Its task says do_sample: false, so it is greedy here; but it says temperature: 0.2, too, at
+# which lmms-eval's wrappers of LLaVA sample all the same.
+STEPS = (
+    "First please perform reasoning, and think step by step to provide best answer to the following"
+    " question: \n\n{question}"
+)
 # As in the published prompt, marks are explained, graded examples shown, and the last row is to be graded;
 # words and examples are ours.
 PASS = "How long does the pass hold, and where? | 3 days <AND> zone A <AND> zone B"
@@ -66,6 +73,7 @@ class MmVet(Prompted, Judged):
     mm-vet.json has the true answers.
     """
 
+    presets = {LMMS_EVAL: {"prompt": STEPS}}
     fields = ("question_id", "text")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=1024)
     prompt: str = "{question}"

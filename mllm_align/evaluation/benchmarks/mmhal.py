@@ -161,6 +161,7 @@ class MmHalV(MmHal):
     sees the picture, too. Questions, scale and figures are the same."""
 
     judge_sees = True
+    folder = "mmhal"
 
 
 def rating(text: str) -> int | None:

@@ -13,6 +13,7 @@ from mllm_align.config.parts import DataConfig, SamplingConfig
 from mllm_align.errors import first_few, refusal
 from mllm_align.evaluation.base import EVALUATORS, Item, Scored, Statistic
 from mllm_align.evaluation.folders import (
+    LMMS_EVAL,
     Prompted,
     ask,
     field,
@@ -42,10 +43,15 @@ class Pope(Prompted):
     yes. mean_accuracy is the paper's summary, mean_f1 LLaVA's. Prompt, settings and reading are those of
     LLaVA-1.5's evaluation (llava/eval/eval_pope.py). Labels join questions by picture and text, as copies
     of POPE differ in both. The bootstrap draws questions.
+
+    The preset lmms-eval reads as lmms_eval/tasks/pope/utils.py does: an answer is yes or no if it is that
+    word alone, in any case. Any other is wrong, but counts for neither precision nor recall; and yes_ratio
+    is the share of yes among the labels, whatever the model says.
     """
 
     derived = {"mean_accuracy": _mean("accuracy"), "mean_f1": _mean("f1")}
     ways = {"yes_ratio": 0}
+    presets = {LMMS_EVAL: {}}
     fields = ("question_id", "text")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=128)
 
@@ -75,16 +81,18 @@ class Pope(Prompted):
         return {"question_id": int(item.record.id), "prompt": said, "text": answer}
 
     def score(self, item: Item, answer: str) -> Scored:
-        said, true, split = yes(answer), item.labels["label"] == "yes", item.labels["category"]
-        both = said and true
+        label, split = item.labels["label"], item.labels["category"]
+        exact, true = self.preset == LMMS_EVAL, label == "yes"
+        said = _exactly(answer) if exact else yes(answer)
+        right, both, told = said == true, bool(said and true), said is not None
         figures = {
-            "accuracy": float(said == true),
-            "precision": (both, said),
-            "recall": (both, true),
-            "f1": (2 * both, said + true),  # 2 tp + fp + fn = answers of yes + labels of yes
-            "yes_ratio": float(said),
+            "accuracy": float(right),
+            "precision": (both, bool(said)),
+            "recall": (both, true and told),
+            "f1": (2 * both, bool(said) + (true and told)),  # 2 tp + fp + fn
+            "yes_ratio": float(true if exact else bool(said)),
         }
-        details = {"category": split, "label": item.labels["label"], "right": said == true}
+        details = {"category": split, "label": label, "right": right}
         return Scored({f"{split}/{name}": each for name, each in figures.items()}, details)
 
 
@@ -93,6 +101,11 @@ def yes(answer: str) -> bool:
     split at single blanks; it means no if No, no or not is one of the pieces, and yes if not: None, NO and
     an empty answer mean yes."""
     return NO.isdisjoint(answer.partition(".")[0].replace(",", "").split(" "))
+
+
+def _exactly(answer: str) -> bool | None:
+    """How lmms-eval reads an answer: None where it is neither word."""
+    return {"yes": True, "no": False}.get(answer.lower().strip())
 
 
 Labels = dict[tuple[str, str], str]

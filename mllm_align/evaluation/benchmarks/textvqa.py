@@ -12,6 +12,7 @@ from mllm_align.config.parts import DataConfig, SamplingConfig
 from mllm_align.errors import first_few, refusal
 from mllm_align.evaluation.base import EVALUATORS, Item, Scored
 from mllm_align.evaluation.folders import (
+    LMMS_EVAL,
     SHORT,
     Prompted,
     ask,
@@ -35,9 +36,12 @@ class TextVqa(Prompted):
     accuracy, in percent, is the VQA accuracy of `vqa_accuracy`. LLaVA-1.5's published figures come with the
     words that an OCR system read in the picture; its file of questions has them. Answers are named as by
     LLaVA: question_id is the picture's, and the prompt's question tells which (llava/eval/eval_textvqa.py).
-    The bootstrap draws questions.
+    The bootstrap draws questions. The preset lmms-eval is without those words, puts a question with a
+    capital first and small letters behind, and sets no limit of its own: 1,024 tokens is that of its
+    wrappers of LLaVA.
     """
 
+    presets = {LMMS_EVAL: {"ocr": False, "sampling": SamplingConfig(temperature=0.0, max_tokens=1024)}}
     fields = ("question_id", "text")
     sampling: SamplingConfig = SamplingConfig(temperature=0.0, max_tokens=128)
     prompt: str = SHORT
@@ -59,6 +63,8 @@ class TextVqa(Prompted):
                 raise refusal(f"{where}, answers", f"are {len(answers)}", "there must be ten texts")
             key = _key(image, question)
             prompt = self.prompt.replace("{question}", "{question}" + read.get(key, ""))
+            if self.preset == LMMS_EVAL:
+                question = question.capitalize()
             keys.append(key)
             labels = {"image_id": image, "answers": answers}
             items.append(ask(key, place(f"{image}.jpg"), prompt, question, where, **labels))

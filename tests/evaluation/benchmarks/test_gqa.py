@@ -35,6 +35,17 @@ def test_the_accuracy_in_percent(folder, tmp_path):
     assert [line["right"] for line in found.lines] == [True, False, True]
 
 
+def test_lmms_eval_takes_punctuation_out(folder, tmp_path):
+    value(
+        folder / "data/testdev_balanced_questions.json",
+        {"4": {"imageId": "n1", "question": "What?", "answer": "t-shirt"}},
+    )
+    for text, right in (("T-shirt..", True), ("tshirt", True), ("t shirt", False)):
+        file = lines(tmp_path / "a.jsonl", [{"question_id": "4", "text": text}])
+        assert score_answers(file, folder, Gqa(preset="lmms-eval")).lines[0]["right"] is right
+        assert score_answers(file, folder, "gqa").lines[0]["right"] is False
+
+
 def test_questions_as_published(folder):
     item = Gqa().items(folder, DataConfig())[0]
     text = item.record.messages[-1].text

@@ -65,6 +65,29 @@ def test_how_an_answer_is_read(text, read):
     assert yes(text) is read
 
 
+def test_lmms_evals_reading(folder, tmp_path):
+    said = ["Yes", " YES ", "no.", "yes", "No", "maybe", "no"]
+    rows = [{"question_id": 10 + i, "text": text} for i, text in enumerate(said)]
+    found = score_answers(lines(tmp_path / "l.jsonl", rows), folder, Pope(preset="lmms-eval")).results
+    assert found["preset"] == "lmms-eval" and found["prompt"] is None
+    # random: yes to kettle (yes) and zebra (no); "no." to tram (yes) is neither word
+    assert found["scores"]["random"] == {
+        "accuracy": pytest.approx(1 / 3),
+        "precision": 0.5,
+        "recall": 1,
+        "f1": pytest.approx(2 / 3),
+        "yes_ratio": pytest.approx(2 / 3),  # of the labels
+    }
+    # adversarial: maybe to tram (yes), no to truck (no)
+    assert found["scores"]["adversarial"] == {
+        "accuracy": 0.5,
+        "precision": 0,
+        "recall": 0,
+        "f1": 0,
+        "yes_ratio": 0.5,
+    }
+
+
 def test_questions_are_put_as_published(folder):
     first = Pope().items(folder, DataConfig())[0]
     prompt = "Is there a kettle in the picture?\nAnswer the question using a single word or phrase."

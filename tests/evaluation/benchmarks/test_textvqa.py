@@ -91,6 +91,16 @@ def test_prompts_with_and_without_the_words_read(folder):
     assert "llava_textvqa_val_v051_ocr.jsonl is missing; put it there" in said
 
 
+def test_lmms_evals_questions(folder):
+    items = TextVqa(preset="lmms-eval").items(folder, DataConfig())
+    file = folder / "TextVQA_0.5.1_val.json"
+    file.write_text(file.read_text().replace("What brand?", "what Brand is IT?"))
+    item = TextVqa(preset="lmms-eval").items(folder, DataConfig())[0]
+    said = "What brand is it?\nAnswer the question using a single word or phrase."
+    assert item.record.messages[-1].text == said and item.record.id == "p1 what brand is it?"
+    assert items[1].record.messages[-1].text.startswith("Which year?\nAnswer")
+
+
 def test_answers_join_by_picture_and_question(folder, tmp_path):
     rows = [
         {"question_id": "p2", "prompt": "What brand?\nx", "text": "zeta."},
