@@ -32,8 +32,10 @@ def program(verbs: dict[str, type], shells: Iterable[str]) -> str:
 
 
 def screen(name: str, verb: type, known: dict[str, Option]) -> str:
-    """Usage, what the verb does, what it needs, its own options and the common ones of its branches."""
+    """Usage, what the verb does, what it needs, its own options but rare ones, and the common ones of its
+    branches."""
     own = {option_name("", each.name) for each in dataclasses.fields(verb)}  # type: ignore[arg-type]
+    own -= {f"--{each}" for each in getattr(verb, "RARE", ())}
     common = {f"--{each}" for each in getattr(verb, "COMMON", ())}
     needed = {each: option for each, option in known.items() if option.required}
     positional = f"{getattr(verb, 'FIRST', 'CONFIG')} " if "--config-file" in own else ""

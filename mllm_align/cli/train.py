@@ -12,8 +12,9 @@ from typing import Annotated, Any, ClassVar
 from tyro.conf import Positional, arg
 
 from mllm_align.cli.shared import Data, PrintConfig, begin
-from mllm_align.config import Config
+from mllm_align.config import Config, DataConfig
 from mllm_align.config.checks import STEPS, check_number
+from mllm_align.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Train:
         *("mesh.fsdp", "data.split", "data.image-root", "data.max-length"),
         *("eval-every", "save-every"),
     )
+    RARE: ClassVar[tuple[str, ...]] = (
+        *("evaluate-data", "evaluate-questions", "profile", "allow-schedule-change", "debug-nans"),
+    )
 
     config_file: Positional[Path]
     """Name of a config (mllm-align configs), a Python file with get_config(), or a YAML file."""
@@ -45,6 +49,15 @@ class Train:
     init_from: Path | None = None
     """Run whose newest checkpoint to start from. Of the same base: the reference stays --model. To have its
     policy as the reference too, give it as --model."""
+    evaluate: tuple[str, ...] = ()
+    """Benchmarks that the policy is asked while it trains (--evaluate-data). Or your own as file.py:Name:
+    before the first step, after the last, and every --evaluate-every steps."""
+    evaluate_data: Path | None = None
+    """Folder with a subfolder for each of them, named like it."""
+    evaluate_every: int | None = None
+    """Steps between their figures."""
+    evaluate_questions: int = 200
+    """How many questions of each are asked, drawn once at random."""
     profile: int = 0
     """Trace this many steps to OUT/profile. After the first; for XProf, TensorBoard and Perfetto."""
     allow_schedule_change: bool = False
@@ -64,14 +77,28 @@ class Train:
         from mllm_align.training.loop import train
 
         jax.config.update("jax_debug_nans", self.debug_nans)
+        callbacks = []
+        if self.evaluate:
+            from mllm_align.evaluation.while_training import Benchmarks
+
+            if self.evaluate_data is None:
+                raise InputError("--evaluate needs data; name the benchmarks' folder with --evaluate-data")
+            how = {"questions": self.evaluate_questions, "config": self._benchmark_data()}
+            callbacks = [Benchmarks(self.evaluate, self.evaluate_data, self.evaluate_every, **how)]
         files = self.model, self.data_file, self.out, self.eval_data
         train(
             self.config,
             *files,
+            callbacks=callbacks,
             profile=self.profile,
             allow_schedule_change=self.allow_schedule_change,
             init_from=self.init_from,
         )
+
+    def _benchmark_data(self) -> DataConfig:
+        """As the run reads its own, as far as that concerns others."""
+        data = self.config.data
+        return DataConfig(chat_template=data.chat_template, allow_outside=data.allow_outside)
 
 
 def _quiet() -> None:

@@ -131,7 +131,7 @@ def answered(
             return Evaluation(*begun["done"])
         job.finished = {row["index"]: row for row in begun["finished"]}
     with nullcontext() if job is None else job:
-        given = _answers(bundle, encoder, records, settings, job)
+        given = answers_of(bundle, encoder, records, settings, job)
     asked = [items[each.index] for each in records]
     source = str(data) if isinstance(data, str | Path) else None
     more: dict[str, Any] = {"model": str((bundle.folder.named or bundle.folder.path).resolve())}
@@ -192,12 +192,12 @@ def _stamp(
     }
 
 
-def _answers(
+def answers_of(
     bundle: Bundle,
     encoder: Encoder,
     records: Sequence[Encoded],
     settings: EvaluationConfig,
-    job: _Job | None,
+    job: _Job | None = None,
 ) -> list[Answer]:
     """What the model says to each record, or its log-probs, those of an earlier start included."""
     found: dict[int, Answer] = {}

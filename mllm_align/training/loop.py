@@ -486,7 +486,8 @@ class _Run:
                 rank = -own[best] if each.higher_is_better(best) else own[best]
         if figures:
             self.log("benchmark", step=number, **figures)
-            shown = (f"{name} {value:.4g}" for name, value in figures.items())
+            heads = [name for name in figures if name.count("/") < 2] or figures
+            shown = (f"{name} {figures[name]:.4g}" for name in heads)
             say(f"benchmark {number}  {'  '.join(shown)}")
         if not number and best != "loss" and rank is None:
             raise InputError(f"best is {best}; it must be one of {', '.join(figures) or 'no figures'}")
