@@ -27,6 +27,7 @@ from mllm_align.errors import SHOWN, InputError, Interrupted, NotFinite, Preempt
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import check_batch, prepare
 from mllm_align.processes import say
+from mllm_align.scoring import not_finite_among
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run_folder, terminal
 from mllm_align.training.callbacks import Callback, check_callbacks, gives_figures
@@ -39,7 +40,7 @@ from mllm_align.training.optim import init_trained, schedule, trained_parts
 from mllm_align.training.preemption import notice_to_end
 from mllm_align.training.profiler import Profile
 from mllm_align.training.programs import check_fits, train_program
-from mllm_align.training.score import StoredReference, not_finite_among
+from mllm_align.training.score import StoredReference
 from mllm_align.training.step import TrainState
 from mllm_align.training.terminal import Clock, waiting
 from mllm_align.training.trackers import Trackers, check_trackers
