@@ -1,5 +1,6 @@
 """Reward models: the head's place, what a step does to it, runs that score, resume and are refused."""
 
+import json
 from dataclasses import replace
 from functools import reduce
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from runs import FULL, MODEL, PAIRS, TINY, bundle, compiling, events, one_device, same
 
-from mllm_align import load, load_run, score, train
+from mllm_align import export, generate, load, load_run, score, train
 from mllm_align.align.reward import Reward
 from mllm_align.batch import Shape, pad
 from mllm_align.config import DataConfig, MeshConfig
@@ -115,7 +116,7 @@ def test_a_run_goes_on_to_the_last_bit(tmp_path):
 
 
 def test_where_a_reward_model_does_not_fit(run, tmp_path):
-    with pytest.raises(InputError, match="is a reward model's run; name a model that answers"):
+    with pytest.raises(InputError, match="is a reward model; name a model that answers"):
         train(TINY, run, PAIRS, tmp_path / "policy")
     with pytest.raises(InputError, match="score: trained by one run alone"):
         train(TINY, bundle(), PAIRS, tmp_path / "policy", init_from=run)
@@ -123,3 +124,17 @@ def test_where_a_reward_model_does_not_fit(run, tmp_path):
     with pytest.raises(InputError, match="is no reward model; name a run of one"):
         response_rewards(bundle(), encoder, records, DataConfig(), 4)
     assert not (tmp_path / "policy").exists()
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_an_exported_reward_model_scores_like_its_run(run, tmp_path, adapter):
+    said = export(run, tmp_path / "out", adapter=adapter)
+    found, wanted = (score(where, PAIRS) for where in (tmp_path / "out", run))
+    for name in ("chosen_reward", "rejected_reward"):
+        np.testing.assert_allclose([x[name] for x in found], [x[name] for x in wanted], atol=1e-4)
+    assert "step" in said
+    if adapter:
+        told = json.loads((tmp_path / "out/adapter_config.json").read_text())
+        assert told["task_type"] == "SEQ_CLS" and told["modules_to_save"][-1] == "score"
+    with pytest.raises(InputError, match="is a reward model, which does not answer"):
+        generate(tmp_path / "out", PAIRS)

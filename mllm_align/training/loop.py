@@ -25,6 +25,7 @@ from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.table import counted
 from mllm_align.errors import SHOWN, InputError, Interrupted, NotFinite, Preempted, first_few, not_finite
 from mllm_align.models.bundle import Bundle, load
+from mllm_align.models.policy import SCORE
 from mllm_align.prepare import check_batch, prepare
 from mllm_align.processes import say
 from mllm_align.scoring import not_finite_among
@@ -106,6 +107,9 @@ def _train(
         with waiting(f"opening {model}"):
             model = load(run_folder.base_again(model, out), config.dtype, make_mesh(config.mesh))
     bundle = model
+    if SCORE in bundle.trained:
+        problem = "is a reward model; name a model that answers (or go on from its run with --init-from)"
+        raise InputError(f"{bundle.folder.named or bundle.folder.path} {problem}")
     _check(config, bundle)
     processes.on_first(lambda: check_trackers(config.trackers))
     bundle = replace(bundle, lora=config.lora, trained={})

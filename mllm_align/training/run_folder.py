@@ -392,8 +392,6 @@ def open_base(model: str | Path, step: Which = "last", within: tuple[Path, ...] 
     config, folder, checkpoints, number = open_run(path, step, within)
     with closing(checkpoints):
         trained = checkpoints.restore_trained(number)
-    if SCORE in trained:
-        raise refusal(str(path), "is a reward model's run", "name a model that answers, or a run of one")
     scale = 1.0 if config.lora is None else config.lora.scale
     changes = *folder.changes, Trained(folder.config, trained, scale)
     return replace(folder, changes=changes, named=path, step=number)
