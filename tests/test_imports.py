@@ -29,7 +29,8 @@ ORDER = (
     "data",
     "models",
 )
-ORDER += ("prepare", "generation", "annotate", "training", "evaluation", "plan", "testbed", "cli")
+ORDER += ("prepare", "scoring", "generation", "annotate", "training")
+ORDER += ("evaluation", "plan", "testbed", "cli")
 LEVEL = {name: i for i, name in enumerate(ORDER)}
 # Stricter than the order; what is not here may import everything below.
 ONLY = {

@@ -26,11 +26,11 @@ from mllm_align.config import Config, DataConfig, Dtype, LoraConfig, MeshConfig,
 from mllm_align.data.batches import Batches
 from mllm_align.models.bundle import load
 from mllm_align.prepare import prepare
+from mllm_align.scoring import logps_program
 from mllm_align.sharding import batch_sharding, make_mesh
 from mllm_align.testbed.demo import make_model, make_pairs
 from mllm_align.training.optim import init_trained
 from mllm_align.training.programs import train_program
-from mllm_align.training.score import logps_program
 from mllm_align.training.step import TrainState
 
 NATS, RELATIVE = 1e-4, 1e-3  # float32: log-probs and loss; gradients

@@ -12,8 +12,9 @@ from mllm_align.align.contract import Objective, Signals, Terms
 from mllm_align.batch import Responses
 from mllm_align.errors import InputError, one_line, quoted
 
-AVAILABLE = frozenset({"reference"})
-"""What the train step can give an objective beside the policy's log-probabilities."""
+AVAILABLE = frozenset({"reference", "score"})
+"""What the train step can give an objective: the reference's log-probabilities beside the policy's, or, in
+place of both, a score for each response."""
 RESERVED = frozenset({"loss", "grad_norm", "skipped", "rollout/logp_gap"})
 """Metrics of the train step; also all under loss/."""
 LARGE = 1e6  # no setting is meant to be larger
@@ -33,6 +34,8 @@ def check_objective(objective: Objective) -> None:
     if missing:
         known = ", ".join(sorted(AVAILABLE))
         raise InputError(f"objective {name} needs {', '.join(missing)}; the train step computes {known}")
+    if objective.needs >= AVAILABLE:
+        raise InputError(f"objective {name} needs score and reference; what scores has no reference")
     if len(objective.views) != 1:
         raise InputError(
             f"objective {name} has {len(objective.views)} views; batches of the data have one prefix"
@@ -50,10 +53,14 @@ def check_terms(objective: Objective) -> None:
     responses = Responses(tokens, mask, real(shape[:1]))  # type: ignore[arg-type]
     logps: Any = tuple(real((2, len(view), 3)) for view in objective.views)
     reference = logps if "reference" in objective.needs else None
+    scores: Any = None
+    if "score" in objective.needs:
+        logps, scores = (), real((2, objective.responses))
+    signals = Signals(logps, reference, responses, objective.views, scores)
     try:
         state = jax.eval_shape(objective.init_state)
         weights = jax.eval_shape(objective.weights, responses)
-        terms = jax.eval_shape(objective, Signals(logps, reference, responses, objective.views), state)
+        terms = jax.eval_shape(objective, signals, state)
         problem = _problem(weights, terms)
         updated = state if problem else jax.eval_shape(objective.update, state, terms.stats)
     except Exception as error:  # a user's program: anything may come out of it

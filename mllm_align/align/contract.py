@@ -36,13 +36,15 @@ class Signals:
 
     policy, reference: log-probabilities of each view's responses, nats per token, 0 at padding. reference
     is None for an objective that does not need it. responses: tokens, mask [B, K, R], group weights [B].
-    views: as in `batch.PromptGroup`.
+    views: as in `batch.PromptGroup`. scores: of an objective that needs them, one for each response from a
+    linear head on its last token; policy is then empty, as no token is predicted.
     """
 
     policy: tuple[Float[Array, "B k R"], ...]
     reference: tuple[Float[Array, "B k R"], ...] | None
     responses: Responses
     views: Views = dataclasses.field(metadata={"static": True})
+    scores: Float[Array, "B K"] | None = None
 
     @property
     def weight(self) -> Float[Array, " B"]:

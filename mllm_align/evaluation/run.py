@@ -55,8 +55,8 @@ from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle, opened
 from mllm_align.part_file import PartFile, tell_finished
 from mllm_align.prepare import check_batch, name_weights, prepare
+from mllm_align.scoring import response_logps
 from mllm_align.training.run_folder import versions
-from mllm_align.training.score import response_logps
 
 
 def evaluate(

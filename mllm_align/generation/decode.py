@@ -20,11 +20,12 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mllm_align.batch import HostPrefix, Pixels, pad_prefixes, padded
 from mllm_align.config import SamplingConfig
+from mllm_align.errors import InputError
 from mllm_align.generation.sampling import choose, uniform
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.cache import Cache
 from mllm_align.models.config import ModelConfig
-from mllm_align.models.policy import policy_variables
+from mllm_align.models.policy import SCORE, policy_variables
 from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import (
     assemble,
@@ -144,6 +145,9 @@ class Generator:
     """
 
     def __init__(self, bundle: Bundle, sampling: SamplingConfig, size: int = 8):
+        if SCORE in bundle.trained:
+            name = bundle.folder.named or bundle.folder.path
+            raise InputError(f"{name} is a reward model, which does not answer; name one that does")
         shards = batch_shards(bundle.mesh)
         self.size = round_up(size, shards)
         self.vocab = bundle.config.decoder.vocab

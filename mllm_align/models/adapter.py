@@ -16,7 +16,7 @@ from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.files import read_json
 from mllm_align.models.changes import Changes, LowRank, digest_of
 from mllm_align.models.huggingface import Folder, Reader
-from mllm_align.models.names import HEAD
+from mllm_align.models.names import HEAD, SCORE_WEIGHT
 from mllm_align.models.ranges import FLAG, Between, Maybe, Object, OneOf, Text, Whole, check, fields
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -65,7 +65,10 @@ class Adapter(Changes):
             self._take(stored.removeprefix("base_model.model."), tensor)
         self.scales = {name: self._scale(name, pair) for name, pair in self.pairs.items()}
         named = {f"{name} {side}": x for name, pair in self.pairs.items() for side, x in pair.items()}
-        self.digest = digest_of(named | self.whole, *(self.scales[name] for name in sorted(self.scales)))
+        head = {} if self.score is None else {SCORE_WEIGHT: self.score}
+        self.digest = digest_of(
+            named | self.whole | head, *(self.scales[name] for name in sorted(self.scales))
+        )
 
     @property
     def folder(self) -> Folder:
@@ -95,6 +98,11 @@ class Adapter(Changes):
         name = base.family.canonical(
             stored.replace(".modules_to_save.default.", ".").replace(".base_layer.", ".")
         )
+        if name == SCORE_WEIGHT:
+            if tensor.shape != (1, base.config.decoder.hidden):
+                raise self._misfit(stored, tensor.shape, (1, base.config.decoder.hidden))
+            self.score = tensor[0].astype(np.float32)
+            return
         if low_rank or not name.startswith(tuple(base.family.connector.values())):
             problem = f"tensor {quoted(stored)} changes what is not computed from an adapter here"
             raise refusal(self.at, problem, MERGE)

@@ -17,11 +17,12 @@ from mllm_align.config import Dtype, LoraConfig, MeshConfig, Remat
 from mllm_align.errors import InputError
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.huggingface import Folder, load_params
+from mllm_align.models.policy import SCORE
 from mllm_align.models.processor import Processor, end_tokens, load_processor
 from mllm_align.models.sources import open_model
 from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.registry import Registry
-from mllm_align.sharding import make_mesh, parameter_shardings, tensor_shards, tree_lookup
+from mllm_align.sharding import make_mesh, parameter_shardings, replicated, tensor_shards, tree_lookup
 
 # What `load` opens beside models, for the packages above: (whether a path is of the kind, what loads it).
 OTHERS = Registry("source of a model", "mllm_align.training.run_folder")
@@ -30,7 +31,7 @@ OTHERS = Registry("source of a model", "mllm_align.training.run_folder")
 @dataclass(frozen=True, repr=False)
 class Bundle:
     """params: the checkpoint's, in `dtype`, sharded over `mesh`. trained: what a run has put over them
-    (see models/policy.py), float32; empty for a checkpoint as it is.
+    (see models/policy.py), float32; of a checkpoint as it is empty, but for the head of a reward model.
     """
 
     folder: Folder
@@ -117,7 +118,10 @@ def load(
     check_mesh(folder.config, mesh)
     compute = compute_dtype(dtype, mesh)
     params = load_params(folder, compute, tree_lookup(base_shardings(folder.config, mesh)))
-    return Bundle(folder, processor, mesh, compute, params)
+    trained = {}
+    if folder.score is not None:
+        trained = {SCORE: {"kernel": jax.device_put(folder.score, replicated(mesh))}}
+    return Bundle(folder, processor, mesh, compute, params, trained)
 
 
 def opened(

@@ -13,6 +13,7 @@ from mllm_align.errors import InputError, refusal
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.registry import family_of
 from mllm_align.models.names import HEAD, Entry
+from mllm_align.models.policy import SCORE
 
 Leaves = dict[tuple[str, ...], Any]
 LowRank = tuple[np.ndarray, np.ndarray, float]
@@ -23,6 +24,8 @@ class Changes:
 
     digest: bytes
     """Of all numbers that are changed."""
+    score: np.ndarray | None = None
+    """[D]: the head that makes a reward model of it."""
 
     def replacement(self, name: str) -> np.ndarray | None:
         """The whole tensor anew."""
@@ -47,6 +50,8 @@ class Trained(Changes):
         self.scale = scale
         self.params: Leaves = flatten_dict(trained.get("params") or {})  # type: ignore[assignment]
         self.lora: Leaves = flatten_dict(trained.get("lora") or {})  # type: ignore[assignment]
+        if SCORE in trained:
+            self.score = np.asarray(trained[SCORE]["kernel"], np.float32)
         family = family_of(config)
         self.entries = {entry.name: entry for entry in family.entries(config)}
         if config.decoder.tied:  # a folder may store the tied head all the same
@@ -59,6 +64,7 @@ class Trained(Changes):
     @property
     def digest(self) -> bytes:  # type: ignore[override]
         named = {".".join(path): leaf for part in (self.params, self.lora) for path, leaf in part.items()}
+        named |= {} if self.score is None else {SCORE: self.score}
         return digest_of(named, self.scale)
 
     def replacement(self, name: str) -> np.ndarray | None:

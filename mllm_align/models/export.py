@@ -20,7 +20,7 @@ from mllm_align.errors import NotFinite, refusal
 from mllm_align.files import new_folder, read_json
 from mllm_align.models.changes import Changes, LowRank, Trained, laid_over
 from mllm_align.models.huggingface import INDEX, Folder, Reader
-from mllm_align.models.names import Entry, decoder_linears
+from mllm_align.models.names import SCORE_WEIGHT, Entry, decoder_linears
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -36,7 +36,8 @@ OTHER_WEIGHTS = (".bin", ".bin.index.json", ".pth", ".pt", ".safetensors")
 def export_merged(
     folder: Folder, out: Path, trained: dict, lora_scale: float, dtype: str | None = None
 ) -> dict[str, Any]:
-    """Write `folder` again at `out` with what was trained in place: W + lora_scale * (a @ b).
+    """Write `folder` again at `out` with what was trained in place: W + lora_scale * (a @ b). Of a reward
+    model the head is written, too, as a sequence classifier's `score`.
 
     trained: {"params": replaced leaves, "lora": low-rank terms}, as in `models.policy`; either may be
     absent. Names, shard files, index and dtypes stay as stored; dtype ("float32", "bfloat16" or
@@ -55,16 +56,22 @@ def export_merged(
     """
     _refuse_inside(folder, out)
     changes = *folder.changes, Trained(folder.config, trained, lora_scale)
-    target, report = _dtype(dtype), _Report()
+    target, report, score = _dtype(dtype), _Report(), changes[-1].score
     with new_folder(out) as partial:
-        for file in sorted(set(folder.files.values())):
+        *_, last = files = sorted(set(folder.files.values()))
+        for file in files:
             with safe_open(folder.path / file, "numpy") as handle:
                 names, metadata = list(handle.keys()), handle.metadata()
                 tensors = {
                     n: _exported(folder, n, handle.get_tensor(n), changes, target, report) for n in names
                 }
+            if score is not None and file == last:
+                tensors[SCORE_WEIGHT] = score[None]  # float32, as it is computed
+                report.replaced += 1
             _save(tensors, partial / file, metadata)
         _copy_others(folder, partial)
+        if score is not None:
+            _rewrite(partial / INDEX, lambda index: index["weight_map"].update({SCORE_WEIGHT: last}))
         if target is not None:
             _rewrite(partial / "config.json", lambda config: _name_dtype(config, target.name))
             _rewrite(partial / INDEX, lambda index: _name_size(index, report.size))
@@ -80,7 +87,8 @@ def export_adapter(
     targets: tuple[str, ...],
     dtype: str | None = None,
 ) -> dict[str, Any]:
-    """Write the low-rank terms, and the projector if it was trained, as a PEFT adapter of `folder`.
+    """Write the low-rank terms, and the projector if it was trained, as a PEFT adapter of `folder`; of a
+    reward model the head, too, as a sequence classifier's `score`.
 
     trained: as for `export_merged`; rank, alpha, targets: as it was trained with. Tensors are float32
     unless dtype is given. Returns `tensors` (their count), `dtype`, `target_modules`, `modules_to_save`.
@@ -98,13 +106,15 @@ def export_adapter(
         alpha, linears = float(rank), decoder_linears(folder.config.decoder).items()
         targets = tuple(ours for ours, (theirs, *_) in linears if any(theirs in name for name in tensors))
     projector = any(name.startswith(folder.family.modules["projector"]) for name in tensors)
-    config = _adapter_config(folder, rank, alpha, targets, projector)
+    config = _adapter_config(folder, rank, alpha, targets, projector, last.score is not None)
+    named = {f"base_model.model.model.{name}": _cast(name, x, target) for name, x in tensors.items()}
+    if last.score is not None:
+        named[f"base_model.model.{SCORE_WEIGHT}"] = last.score[None]
     with new_folder(out) as partial:
-        named = {f"base_model.model.model.{name}": _cast(name, x, target) for name, x in tensors.items()}
         _save(named, partial / "adapter_model.safetensors")
         _write_json(partial / "adapter_config.json", config)
     told = {key: config[key] for key in ("target_modules", "modules_to_save")}
-    return {"tensors": len(tensors), "dtype": dtype or "float32", **told}
+    return {"tensors": len(named), "dtype": dtype or "float32", **told}
 
 
 # ---- merged folder ---------------------------------------------------------------------------------
@@ -247,7 +257,7 @@ def _side_by_side(
 
 
 def _adapter_config(
-    folder: Folder, rank: int, alpha: float, targets: tuple[str, ...], projector: bool
+    folder: Folder, rank: int, alpha: float, targets: tuple[str, ...], projector: bool, score: bool
 ) -> dict[str, Any]:
     linears, modules = decoder_linears(folder.config.decoder), folder.family.modules
     maps = "|".join(linears[name][0].replace(".", r"\.") for name in targets)
@@ -258,12 +268,12 @@ def _adapter_config(
         "inference_mode": True,
         "lora_alpha": alpha,
         "lora_dropout": 0.0,
-        "modules_to_save": [modules["projector"]] if projector else None,
+        "modules_to_save": [modules["projector"]] * projector + ["score"] * score or None,
         "peft_type": "LORA",
         "r": rank,
         # Only the decoder's: the vision tower has maps of the same names.
         "target_modules": rf".*\b{re.escape(modules['decoder'])}\..*\blayers\.\d+\.(?:{maps})",
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if score else "CAUSAL_LM",
     }
 
 

@@ -25,7 +25,7 @@ from mllm_align.models.changes import Changes, laid_over
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.base import ModelFamily
 from mllm_align.models.families.registry import family_of, read_config
-from mllm_align.models.names import HEAD, Entry
+from mllm_align.models.names import HEAD, SCORE_WEIGHT, Entry
 
 INDEX = "model.safetensors.index.json"
 ROWS = 1024  # of a matrix, read at once where all of it is not needed
@@ -63,6 +63,23 @@ class Folder:
     def stored(self) -> dict[str, str]:
         """Canonical name -> name as stored."""
         return {self.family.canonical(name): name for name in self.files}
+
+    @cached_property
+    def score(self) -> np.ndarray | None:
+        """[D] float32: the head of a reward model, if it is one."""
+        for each in reversed(self.changes):
+            if each.score is not None:
+                return each.score
+        if SCORE_WEIGHT not in self.files:
+            return None
+        with safe_open(self.path / self.files[SCORE_WEIGHT], "numpy") as file:
+            kernel = file.get_tensor(SCORE_WEIGHT)
+        if kernel.shape != (1, self.config.decoder.hidden):
+            problem = (
+                f"has shape {list(kernel.shape)}, a reward model's is [1, {self.config.decoder.hidden}]"
+            )
+            raise InputError(f"{self.path}: tensor {SCORE_WEIGHT!r} {problem}; name a model with one score")
+        return kernel[0].astype(np.float32)
 
     @cached_property
     def fingerprint(self) -> str:

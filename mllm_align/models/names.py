@@ -10,6 +10,8 @@ import numpy as np
 
 from mllm_align.models.config import DecoderConfig
 
+SCORE_WEIGHT = "score.weight"
+"""Of a reward model's head, [1, D], as transformers' sequence-classification classes call it."""
 HEAD = "lm_head.weight"
 Path = tuple[str, ...]
 

@@ -4,6 +4,7 @@
 
     trained = {"params": replacements of parts of base, "lora": low-rank terms}
 
+and of a reward model {"score": {"kernel": [D]}} beside them, the head on the last token's hidden state.
 The policy is base with those laid over it; the reference is base alone. So with LoRA there is no second
 copy of the decoder, and the reference is always the one the run started from.
 """
@@ -16,6 +17,7 @@ from mllm_align.models.lora import scaled
 from mllm_align.models.vlm import cast, variables
 
 Tree = dict[str, Any]
+SCORE = "score"
 
 
 def overlay(base: Tree, part: Tree) -> Tree:

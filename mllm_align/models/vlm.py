@@ -137,6 +137,15 @@ class VisionLanguageModel(nn.Module):
         logps = jnp.concatenate([first, later], axis=-1)
         return jnp.where(responses.mask, logps, 0.0)
 
+    def scores(
+        self, features, prefix: Prefix, responses: Responses, kernel: Float[Array, " D"]
+    ) -> Float[Array, "B K"]:
+        """A linear head on the final hidden state of each response's last token, in float32."""
+        _, states = self.hidden(features, prefix, responses)
+        last = jnp.maximum(responses.mask.sum(-1) - 1, 0)[:, :, None, None]
+        ends = jnp.take_along_axis(states, last, axis=2)[:, :, 0]
+        return ends.astype(jnp.float32) @ kernel.astype(jnp.float32)
+
 
 def variables(params: Params, lora: Params | None = None) -> dict[str, Params]:
     """What `VisionLanguageModel.apply` takes: parameters, and scaled low-rank terms where there are any."""

@@ -18,10 +18,10 @@ from mllm_align.models.bundle import check_mesh, compute_dtype, make_model
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.registry import family_of
 from mllm_align.models.policy import policy_variables
+from mllm_align.scoring import logps_program
 from mllm_align.sharding import batch_sharding, batch_shards, remade, replicated
 from mllm_align.sizes import bucket, round_up
 from mllm_align.training.programs import abstract_base, batch_structs, check_fits, struct, train_program
-from mllm_align.training.score import logps_program
 
 TEXT = 128
 """Tokens of text besides the image in the planned prompt."""

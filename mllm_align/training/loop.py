@@ -25,8 +25,10 @@ from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.table import counted
 from mllm_align.errors import SHOWN, InputError, Interrupted, NotFinite, Preempted, first_few, not_finite
 from mllm_align.models.bundle import Bundle, load
+from mllm_align.models.policy import SCORE
 from mllm_align.prepare import check_batch, prepare
 from mllm_align.processes import say
+from mllm_align.scoring import not_finite_among
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run_folder, terminal
 from mllm_align.training.callbacks import Callback, check_callbacks, gives_figures
@@ -39,7 +41,7 @@ from mllm_align.training.optim import init_trained, schedule, trained_parts
 from mllm_align.training.preemption import notice_to_end
 from mllm_align.training.profiler import Profile
 from mllm_align.training.programs import check_fits, train_program
-from mllm_align.training.score import StoredReference, not_finite_among
+from mllm_align.training.score import StoredReference
 from mllm_align.training.step import TrainState
 from mllm_align.training.terminal import Clock, waiting
 from mllm_align.training.trackers import Trackers, check_trackers
@@ -105,6 +107,9 @@ def _train(
         with waiting(f"opening {model}"):
             model = load(run_folder.base_again(model, out), config.dtype, make_mesh(config.mesh))
     bundle = model
+    if SCORE in bundle.trained:
+        problem = "is a reward model; name a model that answers (or go on from its run with --init-from)"
+        raise InputError(f"{bundle.folder.named or bundle.folder.path} {problem}")
     _check(config, bundle)
     processes.on_first(lambda: check_trackers(config.trackers))
     bundle = replace(bundle, lora=config.lora, trained={})

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -14,7 +15,8 @@ from mllm_align.models.bundle import Bundle, abstract_params, base_shardings, lo
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.huggingface import load_params
 from mllm_align.models.lora import init_lora
-from mllm_align.sharding import tree_lookup
+from mllm_align.models.policy import SCORE
+from mllm_align.sharding import replicated, tree_lookup
 
 Tree = dict[str, Any]
 
@@ -46,6 +48,9 @@ def abstract_trained(config: Config, model: ModelConfig, mesh: Mesh) -> Tree:
             lora,
             lora_shardings(model, lora, mesh),
         )
+    if "score" in config.objective.needs:
+        head = jax.ShapeDtypeStruct((model.decoder.hidden,), jnp.float32, sharding=replicated(mesh))
+        trained[SCORE] = {"kernel": head}
     return trained
 
 
@@ -70,6 +75,9 @@ def init_trained(bundle: Bundle, config: Config) -> Tree:
     if config.lora:  # each device makes its own part
         places = jax.tree.map(lambda x: x.sharding, trained["lora"])
         trained["lora"] = jax.jit(lambda: _lora(config, bundle.config), out_shardings=places)()
+    if (head := trained.get(SCORE)) is not None:  # every response scores 0
+        zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in head.items()}
+        trained[SCORE] = jax.device_put(zeros, jax.tree.map(lambda x: x.sharding, head))
     return trained
 
 

@@ -36,6 +36,7 @@ from mllm_align.models.bundle import OTHERS, Bundle, load
 from mllm_align.models.changes import Trained
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import Folder
+from mllm_align.models.policy import SCORE
 from mllm_align.models.sources import open_model
 from mllm_align.prepare import name_weights
 from mllm_align.training.checkpoint import Checkpoints, Which, choose, kept
@@ -495,6 +496,7 @@ def trained_of(run: str | Path, config: Config, bundle: Bundle) -> Any:
         like = abstract_trained(config, bundle.config, bundle.mesh)
         its = abstract_trained(theirs, bundle.config, bundle.mesh)
         differ = like.get("params", {}).keys() ^ its.get("params", {}).keys()
+        differ |= {SCORE} & (like.keys() ^ its.keys())
         if differ:
             problem = f"{', '.join(sorted(differ))}: trained by one run alone"
             raise refusal(str(run), problem, "give the same --freeze and rates")

@@ -1,98 +1,25 @@
-"""Log-probabilities of given responses: for the user, and for references computed beforehand."""
+"""Log-probabilities or rewards of given responses for the user, and references computed beforehand."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
 
 from mllm_align import processes
-from mllm_align.batch import PromptGroup
 from mllm_align.config import DataConfig
 from mllm_align.config.checks import MANY, check_number
-from mllm_align.data.batches import Batches
 from mllm_align.data.encode import Encoded, Encoder, fingerprint
 from mllm_align.errors import InputError, not_finite
-from mllm_align.models.bundle import Bundle, base_shardings, make_model, opened
-from mllm_align.models.config import ModelConfig
-from mllm_align.models.policy import policy_variables
+from mllm_align.models.bundle import Bundle, opened
+from mllm_align.models.policy import SCORE
 from mllm_align.prepare import check_batch, name_weights, prepare
-from mllm_align.progress import progress_bar
-from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
-from mllm_align.sizes import round_up
-
-
-def logps_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
-    """logps(params, trained, group) -> [B, K, R] on every device, jitted."""
-    model = make_model(config)
-
-    def logps(params: Any, trained: Any, group: PromptGroup) -> Any:
-        policy = policy_variables(params, trained, lora_scale, dtype)
-        prefix = group.prefix
-        features = model.apply(policy, prefix.pixels.astype(dtype), method="features")
-        return model.apply(policy, features, prefix, group.responses, method="response_logps")
-
-    places = base_shardings(config, mesh), None, batch_sharding(mesh, micro=False)
-    return jax.jit(traced_within(mesh, logps, dtype), in_shardings=places, out_shardings=replicated(mesh))
-
-
-def response_logps(
-    bundle: Bundle,
-    encoder: Encoder,
-    records: Sequence[Encoded],
-    config: DataConfig,
-    batch_size: int,
-    *,
-    reference: bool = False,
-    what: str = "scoring",
-    done: Callable[[int, tuple[np.ndarray, ...]], None] | None = None,
-) -> list[tuple[np.ndarray, ...]]:
-    """Per record its K responses' per-token log-probs, nats, float32.
-
-    reference: of the checkpoint as it was loaded, without what a run has trained. done: called with the
-    place and the log-probs of each record, as soon as they are there.
-    """
-    shards = batch_shards(bundle.mesh)
-    batches = Batches(
-        records,
-        encoder,
-        size=round_up(batch_size, shards),
-        shuffle=True,  # groups records of like length; results go back to their places
-        shapes=config.shapes,
-        multiple=config.multiple,
-    )
-    trained = {} if reference else bundle.trained
-    rows = batch_sharding(bundle.mesh, micro=False)
-    logps = logps_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
-    out: list[tuple[np.ndarray, ...]] = [()] * len(records)
-    ahead = batches.iterate(0, batches.per_epoch, config.threads, config.prefetch)
-    with progress_bar(len(records), what) as bar:
-        for batch in ahead:
-            group = assemble(jax.tree.map(lambda x: x[0], batch.group), rows)
-            values = np.asarray(logps(bundle.params, trained, group))
-            for row, index in enumerate(batch.records):
-                answers = records[index].responses
-                out[index] = tuple(values[row, k, : len(a)].copy() for k, a in enumerate(answers))
-                if done is not None:
-                    done(index, out[index])
-            bar.update(len(batch.records))
-    return out
-
-
-def not_finite_among(records: Sequence[Encoded], logps: Sequence[tuple[np.ndarray, ...]]) -> list[str]:
-    """Ids of the records with a log-prob that is not a finite number."""
-    return [
-        record.record.id
-        for record, answers in zip(records, logps, strict=True)
-        if not all(np.isfinite(values).all() for values in answers)
-    ]
-
+from mllm_align.scoring import not_finite_among, response_logps, response_rewards
 
 SCORES = ("chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens")
+REWARDS = ("chosen_reward", "rejected_reward", "chosen_tokens", "rejected_tokens")
 
 
 def score(
@@ -103,27 +30,29 @@ def score(
     model: a Bundle, or what `load` takes: a model, or a run's folder. data: a data set in files or an
     iterable of rows. config: a DataConfig, how they are read. batch_size: records at once. Each result
     has `index` (place among the records that are read, over all files), `chosen_logp` and `rejected_logp`
-    (nats, summed over response tokens, end of sequence included), `chosen_tokens` and `rejected_tokens`.
-    A record left out (only with data.over_long or data.identical "skip") has its index, None for the
-    rest, and `left_out`: why. Raises InputError for unusable data, NotFinite where log-probs are not
-    finite.
+    (nats, summed over response tokens, end of sequence included), `chosen_tokens` and `rejected_tokens`;
+    of a reward model's run `chosen_reward` and `rejected_reward` in place of log-probs. A record left out
+    (only with data.over_long or data.identical "skip") has its index, None for the rest, and `left_out`:
+    why. Raises InputError for unusable data, NotFinite where log-probs or rewards are not finite.
     """
     config = config or DataConfig()
     check_number("batch_size", batch_size, 1, MANY)
     bundle = opened(model)
     encoder, records, left_out = prepare(bundle, data, config, responses=2)
     check_batch(batch_size, len(records))
-    logps = response_logps(bundle, encoder, records, config, batch_size)
-    if broken := not_finite_among(records, logps):
-        raise not_finite("log-probs are", broken, len(records))
+    rewards = SCORE in bundle.trained
+    names, forward = (REWARDS, response_rewards) if rewards else (SCORES, response_logps)
+    values: Sequence[Any] = forward(bundle, encoder, records, config, batch_size)
+    if broken := not_finite_among(records, values):
+        raise not_finite("rewards are" if rewards else "log-probs are", broken, len(records))
     lines: list[dict[str, Any]] = [
-        {"index": i, **dict.fromkeys(SCORES)} for i in range(len(records) + len(left_out))
+        {"index": i, **dict.fromkeys(names)} for i in range(len(records) + len(left_out))
     ]
     for each in left_out:
         lines[each.index]["left_out"] = each.why
-    for record, (chosen, rejected) in zip(records, logps, strict=True):
-        values = (float(chosen.sum()), float(rejected.sum()), len(chosen), len(rejected))
-        lines[record.index].update(zip(SCORES, values, strict=True))
+    for record, (chosen, rejected) in zip(records, values, strict=True):
+        found = (float(chosen.sum()), float(rejected.sum()), *map(len, record.responses))
+        lines[record.index].update(zip(names, found, strict=True))
     return lines
 
 

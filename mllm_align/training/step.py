@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool
 
 from mllm_align.align.contract import Metrics, Objective, Signals
 from mllm_align.batch import PromptGroup, Responses
-from mllm_align.models.policy import policy_variables, tower_is_trained
+from mllm_align.models.policy import SCORE, policy_variables, tower_is_trained
 from mllm_align.models.vlm import VisionLanguageModel, cast, variables
 from mllm_align.sharding import traced_within
 
@@ -47,7 +47,7 @@ class Health:
 
 
 class Computed(NamedTuple):
-    """Of one micro-batch. bad [B]: rows with a log-prob that is not a finite number."""
+    """Of one micro-batch. bad [B]: rows with a log-prob or score that is not a finite number."""
 
     metrics: Metrics
     stats: Any
@@ -78,8 +78,15 @@ def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: floa
             if tower_is_trained(trained):
                 shared = features(frozen)
             reference = jax.lax.stop_gradient(model.apply(frozen, shared, group, method="logps"))
-        logps: Any = model.apply(policy, own, group, method="logps")
-        sums, metrics, stats = objective(Signals(logps, reference, responses, group.views), state)
+        logps: Any = ()
+        scores: Any = None
+        if "score" in objective.needs:
+            head = group.prefix, responses, trained[SCORE]["kernel"]
+            scores = model.apply(policy, *own, *head, method="scores")
+        else:
+            logps = model.apply(policy, own, group, method="logps")
+        signals = Signals(logps, reference, responses, group.views, scores)
+        sums, metrics, stats = objective(signals, state)
         unit, *others = sums
         total = sums[unit]
         for name in others:
@@ -90,7 +97,8 @@ def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: floa
         if responses.sampler is not None:
             metrics["rollout/logp_gap"] = sampler_gap(logps[0], responses)
         both = logps if reference is None else jax.tree.map(jnp.add, logps, reference)
-        bad = ~jnp.stack([jnp.isfinite(view).all((1, 2)) for view in both]).all(0)
+        finite = [jnp.isfinite(view).all((1, 2)) for view in both] or [jnp.isfinite(scores).all(1)]
+        bad = ~jnp.stack(finite).all(0)
         return total, Computed(metrics, stats, bad)
 
     return loss

@@ -13,7 +13,7 @@ SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## )", PAGE, re.M | re.S))
 
 
 def test_every_module_of_the_folder_registers_its_own():
-    assert {"dpo", "robust", "ipo", "slic", "averaged", "sft"} <= set(OBJECTIVES)
+    assert {"dpo", "robust", "ipo", "slic", "averaged", "sft", "reward"} <= set(OBJECTIVES)
     assert all(OBJECTIVES.find(name) is kind for name, kind in OBJECTIVES.items())
 
 

@@ -19,8 +19,8 @@ from mllm_align.generation.respond import respond
 from mllm_align.generation.rollout import distorted_program, pick_program, rollout_program
 from mllm_align.generation.sampling import random_key
 from mllm_align.prepare import make_encoder
+from mllm_align.scoring import logps_program
 from mllm_align.sharding import assemble, batch_sharding
-from mllm_align.training.score import logps_program
 
 assert compiling and TINY
 SAMPLING = SamplingConfig(temperature=0.8, top_k=50, max_tokens=12)

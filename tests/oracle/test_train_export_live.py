@@ -20,7 +20,7 @@ from mllm_align import DataConfig, load, load_run
 from mllm_align.cli import main
 from mllm_align.data.encode import expand
 from mllm_align.prepare import prepare
-from mllm_align.training.score import response_logps
+from mllm_align.scoring import response_logps
 
 assert compiling and oracle  # fixtures
 pytestmark = pytest.mark.oracle

@@ -1,0 +1,147 @@
+"""A model's forward pass over given responses: log-probabilities, and the scores of a reward model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from mllm_align.batch import PromptGroup
+from mllm_align.config import DataConfig
+from mllm_align.data.batches import Batches
+from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.errors import InputError
+from mllm_align.models.bundle import Bundle, base_shardings, make_model
+from mllm_align.models.config import ModelConfig
+from mllm_align.models.policy import SCORE, policy_variables
+from mllm_align.progress import progress_bar
+from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
+from mllm_align.sizes import round_up
+
+
+def logps_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
+    """logps(params, trained, group) -> [B, K, R] on every device, jitted."""
+    model = make_model(config)
+
+    def logps(params: Any, trained: Any, group: PromptGroup) -> Any:
+        policy = policy_variables(params, trained, lora_scale, dtype)
+        prefix = group.prefix
+        features = model.apply(policy, prefix.pixels.astype(dtype), method="features")
+        return model.apply(policy, features, prefix, group.responses, method="response_logps")
+
+    return _jitted(config, mesh, dtype, logps)
+
+
+def rewards_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
+    """rewards(params, trained, group) -> [B, K] on every device, jitted."""
+    model = make_model(config)
+
+    def rewards(params: Any, trained: Any, group: PromptGroup) -> Any:
+        policy = policy_variables(params, trained, lora_scale, dtype)
+        prefix = group.prefix
+        features = model.apply(policy, prefix.pixels.astype(dtype), method="features")
+        head = trained[SCORE]["kernel"]
+        return model.apply(policy, features, prefix, group.responses, head, method="scores")
+
+    return _jitted(config, mesh, dtype, rewards)
+
+
+def _jitted(config: ModelConfig, mesh: Mesh, dtype: Any, f: Callable) -> Any:
+    places = base_shardings(config, mesh), None, batch_sharding(mesh, micro=False)
+    return jax.jit(traced_within(mesh, f, dtype), in_shardings=places, out_shardings=replicated(mesh))
+
+
+def response_logps(
+    bundle: Bundle,
+    encoder: Encoder,
+    records: Sequence[Encoded],
+    config: DataConfig,
+    batch_size: int,
+    *,
+    reference: bool = False,
+    what: str = "scoring",
+    done: Callable[[int, tuple[np.ndarray, ...]], None] | None = None,
+) -> list[tuple[np.ndarray, ...]]:
+    """Per record its K responses' per-token log-probs, nats, float32.
+
+    reference: of the checkpoint as it was loaded, without what a run has trained. done: called with the
+    place and the log-probs of each record, as soon as they are there.
+    """
+    trained = {} if reference else bundle.trained
+    program = logps_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
+    out: list[tuple[np.ndarray, ...]] = [()] * len(records)
+    for index, row in _rows(bundle, encoder, records, config, batch_size, program, trained, what):
+        answers = records[index].responses
+        out[index] = tuple(row[k, : len(answer)].copy() for k, answer in enumerate(answers))
+        if done is not None:
+            done(index, out[index])
+    return out
+
+
+def response_rewards(
+    bundle: Bundle,
+    encoder: Encoder,
+    records: Sequence[Encoded],
+    config: DataConfig,
+    batch_size: int,
+    *,
+    what: str | None = "scoring",
+    done: Callable[[int, np.ndarray], None] | None = None,
+) -> list[np.ndarray]:
+    """Per record its K responses' rewards [K], float32. Raises InputError for a model that is no reward
+    model. done: as of `response_logps`."""
+    if SCORE not in bundle.trained:
+        raise InputError(
+            f"{bundle.folder.named or bundle.folder.path} is no reward model; name a run of one"
+        )
+    program = rewards_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
+    out = [np.zeros(0, np.float32)] * len(records)
+    for index, row in _rows(bundle, encoder, records, config, batch_size, program, bundle.trained, what):
+        out[index] = row[: len(records[index].responses)].copy()
+        if done is not None:
+            done(index, out[index])
+    return out
+
+
+def _rows(
+    bundle: Bundle,
+    encoder: Encoder,
+    records: Sequence[Encoded],
+    config: DataConfig,
+    batch_size: int,
+    program: Any,
+    trained: Any,
+    what: str | None,
+) -> Iterator[tuple[int, np.ndarray]]:
+    """(place of a record, its row of what the program gives), in some order."""
+    batches = Batches(
+        records,
+        encoder,
+        size=round_up(batch_size, batch_shards(bundle.mesh)),
+        shuffle=True,  # groups records of like length; results go back to their places
+        shapes=config.shapes,
+        multiple=config.multiple,
+    )
+    where = batch_sharding(bundle.mesh, micro=False)
+    with nullcontext() if what is None else progress_bar(len(records), what) as bar:
+        for batch in batches.iterate(0, batches.per_epoch, config.threads, config.prefetch):
+            group = assemble(jax.tree.map(lambda x: x[0], batch.group), where)
+            values = np.asarray(program(bundle.params, trained, group))
+            for row, index in enumerate(batch.records):
+                yield index, values[row]
+            if bar is not None:
+                bar.update(len(batch.records))
+
+
+def not_finite_among(records: Sequence[Encoded], values: Sequence[Any]) -> list[str]:
+    """Ids of the records with a log-prob or reward that is not a finite number. values: of each record an
+    array for each response, or one of all."""
+    return [
+        record.record.id
+        for record, each in zip(records, values, strict=True)
+        if not all(np.isfinite(row).all() for row in each)
+    ]
