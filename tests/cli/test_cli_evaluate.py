@@ -140,8 +140,9 @@ def test_all_that_is_there_with_a_failure_at_the_end(run, tmp_path):
     status, printed, line = run(*words)
     assert status == 2 and printed.rstrip().endswith("r/report.html")
     assert f"{MODEL.name} on pope\nrandom accuracy" in printed
-    first, last = line.strip().splitlines()[-2:]
-    assert first.startswith("gqa: root/gqa/images: 1 of 1 images are missing: n1.jpg")
+    *before, last = line.strip().splitlines()
+    said = "gqa: root/gqa/images: 1 of 1 images are missing: n1.jpg"
+    assert any(each.startswith(said) for each in before)  # a slow machine shows a progress bar, too
     assert last.startswith("mllm-align: error: 1 of 2 evaluations failed: gqa: ")
     assert (tmp_path / f"r/{MODEL.name}/pope/answers.jsonl").exists()
 
