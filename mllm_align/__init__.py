@@ -19,9 +19,11 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from mllm_align.align.contract import Objective, Signals, Terms
     from mllm_align.align.pairwise import DPO, IPO, Averaged, RobustDPO, SLiC
+    from mllm_align.align.reward import Reward
     from mllm_align.align.sft import SFT
     from mllm_align.annotate.endpoint import Endpoint
     from mllm_align.annotate.judge import JudgeModel
+    from mllm_align.annotate.reward import RewardModel
     from mllm_align.annotate.scorer import Scorer
     from mllm_align.annotate.verdict import Question, Verdict, scored
     from mllm_align.config import (
@@ -78,6 +80,8 @@ __all__ = [
     "OnlinePairs",
     "OptimConfig",
     "Question",
+    "Reward",
+    "RewardModel",
     "RobustDPO",
     "SLiC",
     "SamplingConfig",

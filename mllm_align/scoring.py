@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import cache
 from typing import Any
 
 import jax
@@ -36,6 +37,7 @@ def logps_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any
     return _jitted(config, mesh, dtype, logps)
 
 
+@cache  # an annotator asks at every step
 def rewards_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
     """rewards(params, trained, group) -> [B, K] on every device, jitted."""
     model = make_model(config)
@@ -94,10 +96,7 @@ def response_rewards(
 ) -> list[np.ndarray]:
     """Per record its K responses' rewards [K], float32. Raises InputError for a model that is no reward
     model. done: as of `response_logps`."""
-    if SCORE not in bundle.trained:
-        raise InputError(
-            f"{bundle.folder.named or bundle.folder.path} is no reward model; name a run of one"
-        )
+    check_reward_model(bundle)
     program = rewards_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
     out = [np.zeros(0, np.float32)] * len(records)
     for index, row in _rows(bundle, encoder, records, config, batch_size, program, bundle.trained, what):
@@ -105,6 +104,14 @@ def response_rewards(
         if done is not None:
             done(index, out[index])
     return out
+
+
+def check_reward_model(bundle: Bundle) -> None:
+    """Raises InputError for a model that is no reward model."""
+    if SCORE not in bundle.trained:
+        raise InputError(
+            f"{bundle.folder.named or bundle.folder.path} is no reward model; name a run of one"
+        )
 
 
 def _rows(

@@ -19,11 +19,13 @@ import numpy as np
 import pytest
 from goldens import FIXTURES
 
+from mllm_align.align.reward import Reward
 from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimConfig
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
 from mllm_align.training.callbacks import Callback
+from mllm_align.training.loop import train
 
 MODEL, PAIRS = FIXTURES / "llava15", FIXTURES / "pairs.jsonl"
 
@@ -54,6 +56,24 @@ def compiling(tmp_path_factory):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+
+
+REWARD = replace(TINY, objective=Reward())
+
+
+REWARD = replace(TINY, objective=Reward())
+
+
+@cache
+def _trained(out: Path) -> Path:
+    train(replace(REWARD, save_every=2), bundle(), PAIRS, out, PAIRS)
+    return out
+
+
+@pytest.fixture(scope="module")
+def reward_run(compiling, tmp_path_factory) -> Path:
+    """The run of a reward model. Import it into a test module, with `compiling`; all modules share one."""
+    return _trained(tmp_path_factory.getbasetemp() / "reward" / "run")
 
 
 class EachStep(Callback):

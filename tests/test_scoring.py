@@ -8,7 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from runs import FULL, MODEL, PAIRS, TINY, bundle, compiling, events, one_device, same
+from runs import (
+    FULL,
+    MODEL,
+    PAIRS,
+    REWARD,
+    TINY,
+    bundle,
+    compiling,
+    events,
+    one_device,
+    reward_run,
+    same,
+)
 
 from mllm_align import export, generate, load, load_run, score, train
 from mllm_align.align.reward import Reward
@@ -21,15 +33,7 @@ from mllm_align.prepare import prepare
 from mllm_align.scoring import response_rewards
 from mllm_align.sharding import make_mesh
 
-assert compiling  # a fixture
-REWARD = replace(TINY, objective=Reward())
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("reward") / "run"
-    train(REWARD, bundle(), PAIRS, out, PAIRS)
-    return out
+assert compiling and reward_run  # fixtures
 
 
 def ends(model, records, encoder):
@@ -52,18 +56,18 @@ def ends(model, records, encoder):
     return np.array(out).reshape(len(records), 2, -1)
 
 
-def test_a_reward_is_the_head_on_the_last_token(run):
-    model = load_run(run)
+def test_a_reward_is_the_head_on_the_last_token(reward_run):
+    model = load_run(reward_run)
     encoder, records, _ = prepare(model, PAIRS, DataConfig(), responses=2)
     head = np.asarray(model.trained[SCORE]["kernel"], np.float64)
     expected = ends(model, records[:2], encoder) @ head
     found = response_rewards(model, encoder, records, DataConfig(shapes=2, multiple=4), 3, what=None)
     np.testing.assert_allclose(found[:2], expected, atol=1e-5)
-    lines = score(run, PAIRS, batch_size=4)
+    lines = score(reward_run, PAIRS, batch_size=4)
     rewards = [[line["chosen_reward"], line["rejected_reward"]] for line in lines]
     np.testing.assert_allclose(rewards, found, atol=1e-5)
     assert [line["chosen_tokens"] for line in lines] == [len(r.responses[0]) for r in records]
-    last = events(run, "eval")[-1]
+    last = events(reward_run, "eval")[-1]
     assert last["rewards/margin"] == pytest.approx(np.subtract(*np.transpose(rewards)).mean(), abs=1e-5)
 
 
@@ -115,11 +119,11 @@ def test_a_run_goes_on_to_the_last_bit(tmp_path):
     assert events(tmp_path / "begun", "train")[0]["loss"] < 0.69
 
 
-def test_where_a_reward_model_does_not_fit(run, tmp_path):
+def test_where_a_reward_model_does_not_fit(reward_run, tmp_path):
     with pytest.raises(InputError, match="is a reward model; name a model that answers"):
-        train(TINY, run, PAIRS, tmp_path / "policy")
+        train(TINY, reward_run, PAIRS, tmp_path / "policy")
     with pytest.raises(InputError, match="score: trained by one run alone"):
-        train(TINY, bundle(), PAIRS, tmp_path / "policy", init_from=run)
+        train(TINY, bundle(), PAIRS, tmp_path / "policy", init_from=reward_run)
     encoder, records, _ = prepare(bundle(), PAIRS, DataConfig(), responses=2)
     with pytest.raises(InputError, match="is no reward model; name a run of one"):
         response_rewards(bundle(), encoder, records, DataConfig(), 4)
@@ -127,9 +131,9 @@ def test_where_a_reward_model_does_not_fit(run, tmp_path):
 
 
 @pytest.mark.parametrize("adapter", [False, True])
-def test_an_exported_reward_model_scores_like_its_run(run, tmp_path, adapter):
-    said = export(run, tmp_path / "out", adapter=adapter)
-    found, wanted = (score(where, PAIRS) for where in (tmp_path / "out", run))
+def test_an_exported_reward_model_scores_like_its_run(reward_run, tmp_path, adapter):
+    said = export(reward_run, tmp_path / "out", adapter=adapter)
+    found, wanted = (score(where, PAIRS) for where in (tmp_path / "out", reward_run))
     for name in ("chosen_reward", "rejected_reward"):
         np.testing.assert_allclose([x[name] for x in found], [x[name] for x in wanted], atol=1e-4)
     assert "step" in said

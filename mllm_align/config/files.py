@@ -18,6 +18,8 @@ from mllm_align.errors import InputError, nearest, one_line, quoted
 from mllm_align.registry import load_part, part_file, part_name, registered_name, run_file
 
 C = TypeVar("C")
+REGISTRIES = (OBJECTIVES, ONLINE, ANNOTATORS)
+"""Of the parts of a config that have kinds."""
 
 
 def named_configs() -> dict[str, Path]:
@@ -159,9 +161,10 @@ def _built(kind: Any, value: Any, at: str = "") -> Any:
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     if isinstance(value, dict) and "kind" in value:
         name = str(value["kind"])
-        kind = load_part(name, "part of a config") if ":" in name else _kinds().get(name)
+        kind = load_part(name, "part of a config") if ":" in name else _kind(name, kinds)
         if kind is None:
-            raise ValueError(f"{at}.kind is {quoted(name)}{nearest(name, _kinds())}")
+            known = [each for registry in REGISTRIES for each in registry]
+            raise ValueError(f"{at}.kind is {quoted(name)}{nearest(name, known)}")
         if not isinstance(kind, type) or not issubclass(kind, kinds):
             raise ValueError(f"{at}.kind is {quoted(name)}, which has no place there")
         return _built(kind, {name: each for name, each in value.items() if name != "kind"}, at)
@@ -182,9 +185,10 @@ def _built(kind: Any, value: Any, at: str = "") -> Any:
     return Path(str(value)) if kind is Path else value
 
 
-def _kinds() -> dict[str, type]:
-    """Kinds of a field by name, in JSON and on the command line."""
-    return {**OBJECTIVES, **ONLINE, **ANNOTATORS}
+def _kind(name: str, wanted: tuple[type, ...]) -> type | None:
+    """What a name stands for: `reward` is an objective or an annotator, by what the field takes."""
+    named = [registry[name] for registry in REGISTRIES if name in registry]
+    return next((kind for kind in named if issubclass(kind, wanted)), named[0] if named else None)
 
 
 def save_json(config: Any) -> str:

@@ -75,7 +75,8 @@ def score_answers(
 def _score_answers(file: Path, data: Any, settings: EvaluationConfig, out: Path | None) -> Evaluation:
     began, opened = time.time(), settings.evaluator
     if opened.needs != "responses":
-        raise InputError(f"evaluator {type(opened).__name__} needs log-probs; give --model, not --answers")
+        what = {"logps": "log-probs"}.get(opened.needs, opened.needs)
+        raise InputError(f"evaluator {type(opened).__name__} needs {what}; give --model, not --answers")
     if isinstance(opened, Judged) and not (settings.judge.given or opened.scores_answers):
         problem = f"evaluator {type(opened).__name__} scores a judge's verdicts on answers"
         raise InputError(f"{problem}; name one with --judge.url or --judge.model, or give --reviews")

@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import filterfalse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -28,14 +29,24 @@ if TYPE_CHECKING:
     from mllm_align.models.bundle import Bundle
 
 EVALUATORS = Registry("evaluator", "mllm_align.evaluation.benchmarks", "mllm_align.testbed.evaluators")
-Answer = str | tuple[np.ndarray, ...]
+
+
+class Rewards(NamedTuple):
+    """What a reward model gives a record's K responses. tokens: their lengths, end of sequence included."""
+
+    rewards: Sequence[float] | np.ndarray
+    tokens: Sequence[int] | np.ndarray
+
+
+Answer = str | tuple[np.ndarray, ...] | Rewards
 Statistic = Callable[[Mapping[str, np.ndarray]], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Item:
     """What the model is asked once: a record with prompt and images; its responses are the references, or
-    the answers whose log-probs are wanted. labels: what scoring needs besides, as JSON values."""
+    the answers whose log-probs or rewards are wanted. labels: what scoring needs besides, as JSON
+    values."""
 
     record: Record
     labels: Mapping[str, Any] = field(default_factory=dict)
@@ -44,8 +55,8 @@ class Item:
 @dataclass(frozen=True)
 class Scored:
     """figures: name -> (sum, weight), or a number of weight 1; a figure that a record is not about is left
-    out. The figure `a/b` is b within a in the results. details: further fields of the record's line, as
-    JSON values."""
+    out. The figure `a/b` is b within a in the results; `_a` is for `derived` alone. details: further fields
+    of the record's line, as JSON values."""
 
     figures: Mapping[str, tuple[float, float] | float]
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -72,16 +83,16 @@ class Evaluator:
     when it is needed.
 
     references: responses that every record must have. needs: a generated response to each prompt, or the
-    log-probs of each record's `references` responses. derived: figures made of others, name -> function of
-    their values, [...] arrays, that returns [...]. fields: what files of answers call the id of a record
-    and its answer. partial: whether such a file may leave records out. ways: -1 for a figure that is better
-    when lower, 0 for one that is neither; the others are better when higher. A name stands for the figures
-    of all groups, too. folder: of the benchmark's data, where those of several lie side by side; default:
-    its name.
+    log-probs of each record's `references` responses, or a reward model's rewards of them. derived: figures
+    made of others, name -> function of their values, [...] arrays, that returns [...]. fields: what files
+    of answers call the id of a record and its answer. partial: whether such a file may leave records out.
+    ways: -1 for a figure that is better when lower, 0 for one that is neither; the others are better when
+    higher. A name stands for the figures of all groups, too. folder: of the benchmark's data, where those
+    of several lie side by side; default: its name.
     """
 
     references: ClassVar[int] = 0
-    needs: ClassVar[Literal["responses", "logps"]] = "responses"
+    needs: ClassVar[Literal["responses", "logps", "rewards"]] = "responses"
     derived: ClassVar[Mapping[str, Statistic]] = {}
     fields: ClassVar[tuple[str, str]] = ("id", "response")
     partial: ClassVar[bool] = False
@@ -113,7 +124,7 @@ class Evaluator:
 
     def score(self, item: Item, answer: Any) -> Scored:
         """answer: the response's text, one that was generated without white space around it; or a tuple of
-        log-probs, nats per token, for each of the record's responses."""
+        log-probs, nats per token, for each of the record's responses; or their `Rewards`."""
         raise NotImplementedError
 
     def score_all(self, items: Sequence[Item], answers: Sequence[Any], context: Context) -> list[Scored]:
@@ -130,9 +141,19 @@ class Evaluator:
         return item.record.id
 
     @classmethod
+    def given(cls) -> int:
+        """How many of a record's responses the model is shown."""
+        return 0 if cls.needs == "responses" else cls.references
+
+    @classmethod
     def way(cls, name: str) -> int:
         """Whether a figure is better when higher (1) or lower (-1), or neither (0)."""
-        return cls.ways.get(name, cls.ways.get(name.rpartition("/")[2], 1))
+        return 0 if hidden(name) else cls.ways.get(name, cls.ways.get(name.rpartition("/")[2], 1))
+
+
+def hidden(name: str) -> bool:
+    """Whether a figure is only there for others to be made of."""
+    return name.startswith("_")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,9 +191,9 @@ def check_evaluator(evaluator: Any) -> None:
         raise InputError(f"evaluator {name} is no frozen dataclass; put @dataclass(frozen=True) above it")
     if kind.score is Evaluator.score and kind.score_all is Evaluator.score_all:
         raise InputError(f"evaluator {name} has no score(item, answer); give it one")
-    if kind.needs not in ("responses", "logps"):
-        raise InputError(f"evaluator {name} needs {kind.needs!r}; it must be responses or logps")
-    if not isinstance(kind.references, int) or kind.references < (kind.needs == "logps"):
+    if kind.needs not in ("responses", "logps", "rewards"):
+        raise InputError(f"evaluator {name} needs {kind.needs!r}; it must be responses, logps or rewards")
+    if not isinstance(kind.references, int) or kind.references < (kind.needs != "responses"):
         raise InputError(f"evaluator {name} does not say how many answers a record has (references = 2)")
     check_types(evaluator, "evaluator.")
 
@@ -190,7 +211,7 @@ def figures(evaluator: Evaluator, items: Sequence[Item], *runs: Sequence[Scored]
     rows = zip(items, *runs, strict=True)
     sums = added([(evaluator.group(item), [one.sums() for one in each]) for item, *each in rows])
     found = {}
-    for name in names_of(sums):
+    for name in filterfalse(hidden, names_of(sums)):
         found[name] = bootstrap(np.array([own[name].ravel() for own in sums.values() if name in own]), mean)
     every = table_of(sums, names_of(sums), len(runs))
     for name, statistic in evaluator.derived.items():

@@ -10,13 +10,24 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import filterfalse
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from mllm_align.errors import first_few, one_line, refusal
-from mllm_align.evaluation.base import EVALUATORS, Evaluator, Sums, added, derive, mean, names_of, table_of
+from mllm_align.evaluation.base import (
+    EVALUATORS,
+    Evaluator,
+    Sums,
+    added,
+    derive,
+    hidden,
+    mean,
+    names_of,
+    table_of,
+)
 from mllm_align.evaluation.intervals import Interval, bootstrap
 from mllm_align.evaluation.results import ANSWERS, RESULTS, REVIEWS, Evaluation
 from mllm_align.files import parse_json, read_json
@@ -232,7 +243,7 @@ def differences(
     both = first[0], second[0]
     names = [name for name in names_of(both[0]) if name in names_of(both[1])]
     found = {}
-    for name in names:
+    for name in filterfalse(hidden, names):
         about = [group for group in both[0] if name in both[0][group] or name in both[1][group]]
         tables = [table_of({g: sums[g] for g in about}, [name], runs) for sums, runs in (first, second)]
         found[name] = _difference(tables, mean, mean, evaluator.way(name))

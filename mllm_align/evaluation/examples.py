@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from mllm_align.evaluation.base import Evaluator
+from mllm_align.evaluation.base import Evaluator, hidden
 from mllm_align.evaluation.compare import by_record, evaluator_of
 from mllm_align.evaluation.results import Evaluation
 from mllm_align.report import page
@@ -158,7 +158,9 @@ def _said(model: str, field: str, line: Mapping[str, Any], note: str) -> Said:
         text = (
             ""
             if isinstance(judge, str)
-            else ", ".join(f"{n} {s / w:.4g}" for n, (s, w) in line["figures"].items() if w)
+            else ", ".join(
+                f"{n} {s / w:.4g}" for n, (s, w) in line["figures"].items() if w and not hidden(n)
+            )
         )
     judge = judge if isinstance(judge, str) else ""
     judge = judge if len(judge) <= VERDICT else judge[:VERDICT] + "…"

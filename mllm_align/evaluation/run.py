@@ -29,6 +29,7 @@ from mllm_align.evaluation.base import (
     EvaluationConfig,
     Evaluator,
     Item,
+    Rewards,
     check_items,
     check_scored,
     open_evaluator,
@@ -55,7 +56,7 @@ from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle, opened
 from mllm_align.part_file import PartFile, tell_finished
 from mllm_align.prepare import check_batch, name_weights, prepare
-from mllm_align.scoring import response_logps
+from mllm_align.scoring import response_logps, response_rewards
 from mllm_align.training.run_folder import versions
 
 
@@ -115,9 +116,8 @@ def answered(
     began, evaluator, config = time.time(), settings.evaluator, settings.data
     judge = about_judge(evaluator, items, settings.judge) if settings.judge.given else None
     bundle = model() if callable(model) else opened(model)
-    answers = evaluator.references if evaluator.needs == "logps" else 0
     whole = replace(config, max_records=None)  # items may be several of a record
-    encoder, records, left_out = prepare(bundle, [item.record for item in items], whole, answers)
+    encoder, records, left_out = prepare(bundle, [item.record for item in items], whole, evaluator.given())
     check_batch(settings.batch_size, len(records))
     # only what is written must be found again by its name: in memory, any class will do
     own = asdict(evaluator) if out is None else to_json(evaluator)
@@ -214,12 +214,21 @@ def answers_of(
         if all(np.isfinite(each).all() for each in values):
             keep(place, values)
 
+    def rewards(place: int, values: np.ndarray) -> None:
+        if np.isfinite(values).all():
+            keep(place, Rewards(values, list(map(len, todo[place].responses))))
+
     evaluator, size = settings.evaluator, settings.batch_size
-    if todo and evaluator.needs == "logps":
-        response_logps(bundle, encoder, todo, settings.data, size, what="log-probs", done=logps)
+    if todo and evaluator.needs != "responses":
+        asked = bundle, encoder, todo, settings.data, size
+        if evaluator.needs == "logps":
+            response_logps(*asked, what="log-probs", done=logps)
+        else:
+            response_rewards(*asked, what="rewards", done=rewards)
         broken = [record.record.id for record in todo if record.index not in found]
         if broken:
-            raise not_finite("log-probs are", broken, len(records))
+            what = "log-probs are" if evaluator.needs == "logps" else "rewards are"
+            raise not_finite(what, broken, len(records))
     elif todo:
         decoder = Generator(bundle, evaluator.sampling, size)
 
@@ -233,12 +242,16 @@ def answers_of(
 def _plain(answer: Answer) -> dict[str, Any]:
     if isinstance(answer, str):
         return {"response": answer}
+    if isinstance(answer, Rewards):
+        return {"rewards": [float(each) for each in answer.rewards], "tokens": list(answer.tokens)}
     return {"logps": [[float(value) for value in each] for each in answer]}
 
 
 def _read(row: dict[str, Any]) -> Answer:
     if "response" in row:
         return row["response"]
+    if "rewards" in row:
+        return Rewards(row["rewards"], row["tokens"])
     return tuple(np.array(each, np.float32) for each in row["logps"])
 
 
@@ -252,6 +265,8 @@ class _Job(PartFile):
         def complete(row: dict[str, Any]) -> bool:
             if not lengths[row["index"]]:
                 return isinstance(row["response"], str)
+            if "rewards" in row:
+                return row["tokens"] == lengths[row["index"]] and len(row["rewards"]) == len(row["tokens"])
             return [len(each) for each in row["logps"]] == lengths[row["index"]]
 
         self.folder, self.whole = out, whole

@@ -94,9 +94,8 @@ class Benchmarks(Callback):
         if self.questions is not None and len(items) > self.questions:
             draw = np.random.default_rng(settings.seed).choice(len(items), self.questions, replace=False)
             items = [items[i] for i in sorted(draw)]
-        responses = evaluator.references if evaluator.needs == "logps" else 0
         whole = replace(settings.data, max_records=None)
-        encoder, records, _ = prepare(bundle, [item.record for item in items], whole, responses)
+        encoder, records, _ = prepare(bundle, [item.record for item in items], whole, evaluator.given())
         return _Asked(settings, encoder, records, [items[record.index] for record in records])
 
     def on_policy(self, step: int, policy: Bundle) -> dict[str, float]:

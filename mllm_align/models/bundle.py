@@ -95,21 +95,25 @@ def abstract_params(config: ModelConfig) -> Any:
 
 
 def load(
-    model: str | Path | Folder, dtype: Dtype = "auto", mesh: Mesh | MeshConfig | None = None
+    model: str | Path | Folder,
+    dtype: Dtype = "auto",
+    mesh: Mesh | MeshConfig | None = None,
+    base: Bundle | None = None,
 ) -> Bundle:
     """Read a model: weights sharded over the mesh, processor, configuration.
 
     model: a Hugging Face folder of a known family, a PEFT adapter folder, the name of either in the local
     Hub cache, a run folder (its newest whole checkpoint; `load_run` takes another), or a folder that was
     opened before. dtype: of the computation; auto is float32 on a CPU and bfloat16 elsewhere. mesh: a
-    mesh or its MeshConfig; default, all devices on one data axis. Returns a Bundle, which all other calls
-    take. Raises InputError for a model that can't be used.
+    mesh or its MeshConfig; default, all devices on one data axis. base: a bundle whose parameters, dtype
+    and mesh are taken where `model` is a run that began from the same checkpoint. Returns a Bundle, which
+    all other calls take. Raises InputError for a model that can't be used.
     """
     # only a run's folder needs the modules that open it, which take long to import
     if not isinstance(model, Folder) and (Path(model) / "run.json").exists():
         for fits, load_other in OTHERS.values():
             if fits(Path(model)):
-                return load_other(model, dtype, mesh)
+                return load_other(model, dtype, mesh, base=base)
     folder = model if isinstance(model, Folder) else open_model(model)
     processor = load_processor(folder.path)
     end_tokens(folder.path, folder.config.decoder.vocab)  # refused now, and not after the weights

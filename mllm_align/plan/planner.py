@@ -118,7 +118,8 @@ def _model_flops(program: str, config: Any, model: ModelConfig, size: Sizes) -> 
     if program == "decode":
         seen = size.tokens * (s.prefix + size.tokens / 2)
         return targets.samples(config) * decoder_flops(model, 0, size.tokens, seen, size.tokens)
-    forward = group_flops(model, s.tiles, s.prefix, [s.response] * size.responses)
+    logits = "score" not in config.objective.needs
+    forward = group_flops(model, s.tiles, s.prefix, [s.response] * size.responses, logits)
     if program == "reference":
         return sum(forward)
     tower = config.lora is None and "vision_tower" not in config.freeze

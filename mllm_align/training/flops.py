@@ -48,20 +48,21 @@ def decoder_flops(config: ModelConfig, tiles: int, tokens: int, seen: float, pre
 
 
 def group_flops(
-    config: ModelConfig, tiles: int, prefix: int, answers: Sequence[int]
+    config: ModelConfig, tiles: int, prefix: int, answers: Sequence[int], logits: bool = True
 ) -> tuple[float, float]:
     """(vision tower, the rest) of one forward pass over a prompt group, in FLOPs; causal attention counts
-    its visible half. prefix, answers: lengths in tokens."""
+    its visible half. prefix, answers: lengths in tokens. logits: with the vocabulary, which a reward model
+    leaves out."""
     seen = prefix**2 / 2 + sum(n * prefix + n**2 / 2 for n in answers)
-    predicted = 1 + sum(n - 1 for n in answers)
+    predicted = 1 + sum(n - 1 for n in answers) if logits else 0
     tokens = prefix + sum(answers)
     return vision_flops(config, tiles), decoder_flops(config, tiles, tokens, seen, predicted)
 
 
-def forward_flops(config: ModelConfig, record: Encoded) -> tuple[float, float]:
+def forward_flops(config: ModelConfig, record: Encoded, logits: bool = True) -> tuple[float, float]:
     """(vision tower, the rest) of one forward pass over a record, in FLOPs."""
     answers = [len(r) for r in record.responses]
-    return group_flops(config, record.shape.tiles, record.shape.prefix, answers)
+    return group_flops(config, record.shape.tiles, record.shape.prefix, answers, logits)
 
 
 def train_flops(forward: tuple[float, float], *, lora: bool, tower: bool, reference: bool) -> float:
@@ -73,10 +74,16 @@ def train_flops(forward: tuple[float, float], *, lora: bool, tower: bool, refere
 
 
 def step_flops(
-    config: ModelConfig, records: Sequence[Encoded], *, lora: bool, tower: bool, reference: bool
+    config: ModelConfig,
+    records: Sequence[Encoded],
+    *,
+    lora: bool,
+    tower: bool,
+    reference: bool,
+    logits: bool = True,
 ) -> float:
-    """FLOPs of a train step on these records; see `train_flops`."""
+    """FLOPs of a train step on these records; see `train_flops` and `group_flops`."""
     return sum(
-        train_flops(forward_flops(config, record), lora=lora, tower=tower, reference=reference)
+        train_flops(forward_flops(config, record, logits), lora=lora, tower=tower, reference=reference)
         for record in records
     )

@@ -420,9 +420,14 @@ class _Run:
         return Window(self.config, self._flops, self._step_nonfinite)
 
     def _flops(self, records: Sequence[Encoded]) -> float:
-        lora, reference = self.config.lora is not None, self.config.live_reference
+        c = self.config
         return step_flops(
-            self.bundle.config, records, lora=lora, tower=self.trains_tower, reference=reference
+            self.bundle.config,
+            records,
+            lora=c.lora is not None,
+            tower=self.trains_tower,
+            reference=c.live_reference,
+            logits="score" not in c.objective.needs,
         )
 
     def _about(self, step: int, about: dict[str, Any]) -> dict[str, Any]:

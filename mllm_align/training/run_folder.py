@@ -98,11 +98,11 @@ def _model(folder: Folder) -> dict[str, Any]:
 
 
 def _judge(config: Config, bundle: Bundle) -> dict[str, str]:
-    """The folder of a judge that is not the policy's base."""
+    """The folder of a judge, or of a reward model, that is not the policy's base."""
     annotator = None if config.online is None else config.online.annotator
     if annotator is None or annotator.model_folder is None:
         return {}
-    folder = open_model(annotator.model_folder)
+    folder = open_base(annotator.model_folder)
     if (
         not folder.changes
         and folder.path.resolve() == bundle.folder.path.resolve()
@@ -469,11 +469,21 @@ def _chosen(out: Path, place: epath.Path, wanted: Which) -> int:
     raise InputError(f"{out} has no checkpoint {one_line(wanted)}: {why}; take another, or `last`")
 
 
-def load_run(out: str | Path, dtype: Any = "auto", mesh: Any = None, step: Which = "last") -> Bundle:
-    """The model of a run's checkpoint (the newest, the best evaluated, or a step), ready to score."""
+def load_run(
+    out: str | Path,
+    dtype: Any = "auto",
+    mesh: Any = None,
+    step: Which = "last",
+    base: Bundle | None = None,
+) -> Bundle:
+    """The model of a run's checkpoint (the newest, the best evaluated, or a step), ready to score. base: as
+    of `load`."""
     config, folder, checkpoints, number = open_run(out, step)
     with closing(checkpoints):
-        bundle = load(folder, dtype, mesh)
+        if base is not None and base.folder.fingerprint == folder.fingerprint:
+            bundle = base
+        else:
+            bundle = load(folder, dtype, mesh)
         trained = checkpoints.restore_trained(number, abstract_trained(config, bundle.config, bundle.mesh))
     return replace(bundle, trained=trained, lora=config.lora)
 

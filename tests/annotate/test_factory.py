@@ -78,9 +78,9 @@ def mine(tmp_path):
 
 
 def test_all_register_themselves_where_they_stand():
-    assert set(ANNOTATORS) == {"judge", "endpoint", "scorer", "oracle", "questions"}
+    assert set(ANNOTATORS) == {"judge", "endpoint", "reward", "scorer", "oracle", "questions"}
     homes = {kind.__module__ for kind in ANNOTATORS.values()}
-    assert len(homes) == 4 and all(issubclass(kind, AnnotatorConfig) for kind in ANNOTATORS.values())
+    assert len(homes) == 5 and all(issubclass(kind, AnnotatorConfig) for kind in ANNOTATORS.values())
     assert OnlinePairs().annotator == JudgeModel()
 
 

@@ -119,7 +119,7 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
         (("--lora", "none", "--lora.rank", "1"), "unknown option --lora.rank"),
         (
             ("--objective", "ppo"),
-            "--objective is 'ppo'; it must be one of dpo, robust, ipo, slic, averaged, sft",
+            "--objective is 'ppo'; it must be one of dpo, robust, ipo, slic, averaged, reward, sft",
         ),
         (("--lora", "maybe"), "--lora is 'maybe'; it must be one of none, on"),
         (("--objective",), "--objective is ''"),

@@ -15,6 +15,7 @@ from mllm_align import (
     JudgeModel,
     OnlineBDHS,
     OnlinePairs,
+    RewardModel,
     SamplingConfig,
     SceneOracle,
     Scorer,
@@ -58,6 +59,7 @@ def test_every_maker_says_how_it_generates(kind):
     [
         (JudgeModel(), True, True, None),
         (JudgeModel(model="judge"), True, False, "judge"),
+        (RewardModel(model="runs/reward"), True, False, "runs/reward"),
         (SceneQuestions(), True, True, None),
         (Endpoint(model="gpt"), False, False, None),
         (SceneOracle(), False, False, None),

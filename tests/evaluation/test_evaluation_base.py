@@ -128,7 +128,7 @@ def test_what_breaks_the_contract():
     for evaluator, words in [
         (Loose(), "Loose is no frozen dataclass"),
         (Silent(), "Silent has no score(item, answer)"),
-        (Else(), "needs 'features'; it must be responses or logps"),
+        (Else(), "needs 'features'; it must be responses, logps or rewards"),
         (None_(), "does not say how many answers a record has"),
         (Given(sampling=3), "evaluator.sampling is 3; it must be of type SamplingConfig"),
         ("scenes", "evaluator str is no mllm_align.Evaluator"),

@@ -128,6 +128,12 @@ def test_a_group_counts_what_its_tokens_see():
     assert rest - linear == pytest.approx(wanted - linear, rel=1e-2)
 
 
+def test_a_reward_model_has_no_vocabulary():
+    d = CONFIG.decoder
+    whole, scores = (group_flops(CONFIG, 2, 300, (40, 70), logits) for logits in (True, False))
+    assert whole[0] == scores[0] and whole[1] - scores[1] == 2 * (1 + 39 + 69) * d.hidden * d.vocab
+
+
 @pytest.mark.parametrize(
     "settings, passes",
     [
