@@ -116,6 +116,8 @@ class Config:
 
     def _check_online(self) -> None:
         kind, online = type(self.objective).__name__, self.online
+        wanted = "one on data: nothing makes the rollouts that it needs yet"
+        require(not self.objective.fields, "objective", kind, wanted)
         if online is None:
             good = not self.objective.made
             require(good, "objective", kind, "another, or `online` must make the third response")
