@@ -18,6 +18,7 @@ from mllm_align.align import advantages
 from mllm_align.align.policy_gradient import PolicyGradient
 from mllm_align.annotate.verdict import Question, Verdict
 from mllm_align.batch import PromptGroup
+from mllm_align.config import OnlineRewards
 from mllm_align.data.batches import HostBatch
 from mllm_align.generation.rollout import each_part
 from mllm_align.models.bundle import base_shardings, make_model
@@ -37,10 +38,8 @@ def forward_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: A
     model = make_model(config)
 
     def part(params: Any, trained: Any, group: PromptGroup) -> Any:
-        policy, frozen = (
-            policy_variables(params, trained, lora_scale, dtype),
-            variables(cast(params, dtype)),
-        )
+        policy = policy_variables(params, trained, lora_scale, dtype)
+        frozen = variables(cast(params, dtype))
         pixels, given = group.prefix.pixels.astype(dtype), (group.prefix, group.responses)
         own = shared = model.apply(policy, pixels, method="features")
         if tower_is_trained(trained):
@@ -100,13 +99,13 @@ class Rewarded(Rollouts):
         """The group with log-probs of policy and reference and with what the objective makes of rewards."""
         context, online, responses = self.context, self.online, group.responses
         objective: Any = context.config.objective
-        assert isinstance(objective, PolicyGradient)
+        assert isinstance(objective, PolicyGradient) and isinstance(online, OnlineRewards)
         bundle = context.bundle
         forward = forward_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
         old, reference = forward(bundle.params, trained, group)
         tokens, mask, *logps = (
             np.asarray(x).reshape(-1, *x.shape[2:])
-            for x in jax.device_get(self._gathered((responses.tokens, responses.mask)) + (old, reference))
+            for x in jax.device_get((*self._gathered((responses.tokens, responses.mask)), old, reference))
         )
         whole = np.full(mask.shape[:2], np.nan)
         whole[: len(rewards)] = rewards
@@ -130,7 +129,7 @@ class Rewarded(Rollouts):
         """Of rewards as the annotator gave them, and how they go with the length of the response."""
         scored = np.isfinite(rewards)
         given, lengths = rewards[scored], samples.lengths[scored].astype(float)
-        groups = rewards[scored.all(1)]
+        groups = rewards[np.all(scored, axis=1)]
         within = float(groups.std(1, ddof=1).sum()) if groups.size and groups.shape[1] > 1 else 0.0
         return {
             "reward": (float(given.sum()), float(given.size)),
