@@ -3,7 +3,7 @@
     python policy_gradients.py IN.npz OUT.npz
 
 in: K, beta, clip, length; of N = B * K responses rewards [N], policy, old, reference [N, R] float64, mask.
-out, of every NAME in LOSSES: NAME/loss [], NAME/gradient [N, R], NAME/advantages [N].
+out, of every NAME in LOSSES: NAME/loss [], NAME/gradient [N, R], NAME/advantages [N], NAME/clipped [].
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOSSES = {
 
 
 def computed(kind, settings, given):
-    """The loss, its gradient by the policy's log-probs, and the advantages."""
+    """The loss, its gradient by the policy's log-probs, the advantages, and the share that is clipped."""
     policy = torch.tensor(given["policy"], requires_grad=True)
     old, reference = (torch.tensor(given[name]) for name in ("old", "reference"))
     mask, rewards = torch.tensor(given["mask"]), torch.tensor(given["rewards"])
@@ -106,17 +106,20 @@ def computed(kind, settings, given):
     trainer._get_per_token_logps_and_entropies = lambda *_, **__: (policy, torch.zeros_like(policy), None)
     loss = kind._compute_loss(trainer, model, inputs)
     loss.backward()
-    return loss.item(), policy.grad.numpy(), inputs["advantages"].numpy()
+    (clipped,) = trainer._metrics["train"]["clip_ratio/region_mean"]
+    return {
+        "loss": loss.item(),
+        "gradient": policy.grad.numpy(),
+        "advantages": inputs["advantages"].numpy(),
+        "clipped": clipped,
+    }
 
 
 def main(source: str, out: str) -> None:
     given = dict(np.load(source))
     found = {}
     for name, (kind, settings) in LOSSES.items():
-        for part, value in zip(
-            ("loss", "gradient", "advantages"), computed(kind, settings, given), strict=True
-        ):
-            found[f"{name}/{part}"] = value
+        found |= {f"{name}/{part}": value for part, value in computed(kind, settings, given).items()}
     np.savez(out, **found)
 
 

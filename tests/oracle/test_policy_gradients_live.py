@@ -84,10 +84,13 @@ def test_advantages_losses_and_gradients(given, theirs, name, objective):
     responses = Responses(jnp.zeros(mask.shape, jnp.int32), mask, jnp.ones(B), **fields)
 
     def loss(policy):
-        signals = Signals((policy,), (reference,), responses, objective.views)
-        return objective(signals).sums["policy"] / objective.weights(responses)["policy"]
+        terms = objective(Signals((policy,), (reference,), responses, objective.views))
+        return terms.sums["policy"] / objective.weights(responses)["policy"], terms.metrics
 
-    found, gradient = jax.value_and_grad(loss)(jnp.asarray(given["policy"], jnp.float32))
+    policy = jnp.asarray(given["policy"], jnp.float32)
+    (found, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(policy)
+    clipped, weight = metrics["policy/clipped"]
+    assert 0 < float(clipped / weight) == pytest.approx(float(theirs[f"{name}/clipped"]), rel=1e-5)
     assert float(found) == pytest.approx(float(theirs[f"{name}/loss"]), rel=1e-5)
     expected = theirs[f"{name}/gradient"].reshape(gradient.shape)
     np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
