@@ -42,7 +42,8 @@ class Verdict:
     @property
     def ranking(self) -> tuple[int, ...]:
         """Numbers of the responses, the best first; empty without a preference."""
-        return tuple(sorted(range(len(self.scores)), key=lambda i: -self.scores[i]))
+        places = range(len(self.scores)) if self.outcome == "ranked" else ()
+        return tuple(sorted(places, key=lambda i: -self.scores[i]))
 
     @property
     def pair(self) -> tuple[int, int] | None:

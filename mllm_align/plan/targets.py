@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mllm_align.batch import Prefix, Shape, blank_prefix
-from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, SamplingConfig
+from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, OnlineRewards, SamplingConfig
 from mllm_align.data.layout import counts
 from mllm_align.generation import decode as generation
 from mllm_align.models.bundle import check_mesh, compute_dtype, make_model

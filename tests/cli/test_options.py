@@ -123,7 +123,7 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
         ),
         (
             ("--objective", "rloo", "--objective.beta", "0.4"),
-            "objective is 'RLOO'; it must be one on data: nothing makes the rollouts that it needs yet",
+            "objective is 'RLOO'; it must be another, or --online rewards",
         ),
         (("--lora", "maybe"), "--lora is 'maybe'; it must be one of none, on"),
         (("--objective",), "--objective is ''"),

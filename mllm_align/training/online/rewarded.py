@@ -78,7 +78,7 @@ class Rewarded(Rollouts):
         assert isinstance(pending, Rewarding)
         batch, samples, context = pending.batch, self.samples(pending), self.context
         rewards = self._rewards(samples)
-        scored = np.isfinite(rewards).any(1)
+        scored: np.ndarray = np.any(np.isfinite(rewards), axis=1)
         made = [samples.responses(row) if scored[row] else None for row in range(len(batch.records))]
         longest = partial(binary_fraction, limit=self.online.sampling.max_tokens)
         metrics = self.metrics(pending) | self._reward_metrics(rewards, samples)
