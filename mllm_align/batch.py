@@ -91,6 +91,11 @@ class Responses:
     weight: 0 for a group that only fills the batch.
     reference: nats per token under the reference, where computed beforehand: of each view's responses.
     sampler: nats per token under the policy that sampled the response; 0 elsewhere.
+
+    Of policy gradients (`align/policy_gradient.py`), per token and 0 at padding:
+    old: nats under the policy that sampled the response, by the forward pass of training.
+    advantages: one that belongs to the whole response stands at each of its tokens.
+    returns, values: what a value model should have said of the state before the token, and what it said.
     """
 
     tokens: Int[Array, "B K R"]
@@ -98,6 +103,10 @@ class Responses:
     weight: Float[Array, " B"]
     reference: tuple[Float[Array, "B k R"], ...] | None = None
     sampler: Float[Array, "B K R"] | None = None
+    old: Float[Array, "B K R"] | None = None
+    advantages: Float[Array, "B K R"] | None = None
+    returns: Float[Array, "B K R"] | None = None
+    values: Float[Array, "B K R"] | None = None
 
     def take(self, which: tuple[int, ...]) -> Responses:
         """Tokens, mask and weight of some of the K responses."""
@@ -299,11 +308,12 @@ def blank(
     views: tuple[tuple[int, ...], ...],
     axes: int,
     reference: bool = False,
+    fields: Sequence[str] = (),
 ) -> PromptGroup:
     """A group whose leaves are make(shape without the leading axes, dtype): for tracing and compiling.
 
     tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. reference: with stored
-    log-probs.
+    log-probs. fields: further ones of the responses, a number for each token.
     """
     count = 1 + max((k for view in views for k in view), default=-1)
     answer = (count, shape.response)
@@ -322,6 +332,7 @@ def blank(
         mask=make(answer, jnp.bool_),
         weight=make((), jnp.float32),
         reference=stored if reference else None,
+        **{name: make(answer, jnp.float32) for name in fields},
     )
     return PromptGroup(prefixes, responses, views)
 

@@ -224,6 +224,11 @@ def test_blank_has_the_leaves_of_a_padded_group(views):
     stored = blank(jax.ShapeDtypeStruct, shape, TILE, views, axes=1, reference=True).responses.reference
     assert stored is not None
     assert [(x.shape, x.dtype) for x in stored] == [((len(v), 4), np.float32) for v in views]
+    fields = ("old", "advantages")
+    rollout = blank(jax.ShapeDtypeStruct, shape, TILE, views, axes=1, fields=fields).responses
+    assert rollout.returns is None and rollout.values is None
+    for each in (rollout.old, rollout.advantages):
+        assert each is not None and (each.shape, each.dtype) == ((count, 4), np.float32)
 
 
 def test_a_blank_prefix_has_its_axes_of_rotation():

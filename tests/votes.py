@@ -18,3 +18,8 @@ def hashed(questions: Sequence[Question]) -> list[list[float]]:
 
 def alike(questions: Sequence[Question]) -> list[list[float]]:
     return [[1.0] * len(question.responses) for question in questions]
+
+
+def short(questions: Sequence[Question]) -> list[list[float]]:
+    """The shorter the better."""
+    return [[-len(text) / 20 for text in question.responses] for question in questions]

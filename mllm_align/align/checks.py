@@ -12,9 +12,10 @@ from mllm_align.align.contract import Objective, Signals, Terms
 from mllm_align.batch import Responses
 from mllm_align.errors import InputError, one_line, quoted
 
-AVAILABLE = frozenset({"reference", "score"})
-"""What the train step can give an objective: the reference's log-probabilities beside the policy's, or, in
-place of both, a score for each response."""
+AVAILABLE = frozenset({"reference", "score", "rollout", "values"})
+"""What an objective can get: the reference's log-probabilities beside the policy's, or, in place of both, a
+score for each response; of a rollout the log-probabilities of before and advantages; the values of a value
+model, with returns."""
 RESERVED = frozenset({"loss", "grad_norm", "skipped", "rollout/logp_gap"})
 """Metrics of the train step; also all under loss/."""
 LARGE = 1e6  # no setting is meant to be larger
@@ -33,9 +34,10 @@ def check_objective(objective: Objective) -> None:
     missing = sorted(kind.needs - AVAILABLE)
     if missing:
         known = ", ".join(sorted(AVAILABLE))
-        raise InputError(f"objective {name} needs {', '.join(missing)}; the train step computes {known}")
-    if objective.needs >= AVAILABLE:
-        raise InputError(f"objective {name} needs score and reference; what scores has no reference")
+        raise InputError(f"objective {name} needs {', '.join(missing)}; the train step has {known}")
+    if "score" in kind.needs and len(kind.needs) > 1:
+        others = ", ".join(sorted(kind.needs - {"score"}))
+        raise InputError(f"objective {name} needs score and {others}; what scores predicts no tokens")
     if len(objective.views) != 1:
         raise InputError(
             f"objective {name} has {len(objective.views)} views; batches of the data have one prefix"
@@ -50,13 +52,15 @@ def check_terms(objective: Objective) -> None:
     real = partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
     shape = 2, objective.responses, 3
     mask, tokens = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (bool, jnp.int32))
-    responses = Responses(tokens, mask, real(shape[:1]))  # type: ignore[arg-type]
+    given: Any = {name: real(shape) for name in objective.fields}
+    responses = Responses(tokens, mask, real(shape[:1]), **given)  # type: ignore[arg-type]
     logps: Any = tuple(real((2, len(view), 3)) for view in objective.views)
     reference = logps if "reference" in objective.needs else None
     scores: Any = None
     if "score" in objective.needs:
         logps, scores = (), real((2, objective.responses))
-    signals = Signals(logps, reference, responses, objective.views, scores)
+    values: Any = real(shape) if "values" in objective.needs else None
+    signals = Signals(logps, reference, responses, objective.views, scores, values)
     try:
         state = jax.eval_shape(objective.init_state)
         weights = jax.eval_shape(objective.weights, responses)
@@ -103,3 +107,12 @@ def check_setting(name: str, value: Any, low: float, high: float = LARGE) -> Non
         limit = f"at least {low:g} and below {high:g}"
         shown = f"{value:g}" if isinstance(value, float) or abs(value) < 1e300 else "far too large"
         raise InputError(f"objective.{name} is {shown}; it must be {limit}")
+
+
+def check_count(name: str, value: Any, low: int, high: int) -> None:
+    """Raises InputError for a value that is no whole number from low to high."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"objective.{name} is {quoted(value)}; it must be a whole number")
+    if not low <= value <= high:
+        shown = f"{value}" if abs(value) < 10**9 else "far too large"
+        raise InputError(f"objective.{name} is {shown}; it must be from {low} to {high}")

@@ -26,6 +26,9 @@ Metrics = dict[str, tuple[Scalar, Scalar]]
 """Name -> (sum, weight); divided once, when logged."""
 Views = tuple[tuple[int, ...], ...]
 
+FIELDS = {"rollout": ("old", "advantages"), "values": ("values", "returns")}
+"""Entry of `Objective.needs` -> fields of `batch.Responses` that come with it."""
+
 OBJECTIVES = Registry("objective", "mllm_align.align")
 
 
@@ -37,7 +40,8 @@ class Signals:
     policy, reference: log-probabilities of each view's responses, nats per token, 0 at padding. reference
     is None for an objective that does not need it. responses: tokens, mask [B, K, R], group weights [B].
     views: as in `batch.PromptGroup`. scores: of an objective that needs them, one for each response from a
-    linear head on its last token; policy is then empty, as no token is predicted.
+    linear head on its last token; policy is then empty, as no token is predicted. values: of an objective
+    that needs them, what a value model makes of the state that predicts each token.
     """
 
     policy: tuple[Float[Array, "B k R"], ...]
@@ -45,6 +49,7 @@ class Signals:
     responses: Responses
     views: Views = dataclasses.field(metadata={"static": True})
     scores: Float[Array, "B K"] | None = None
+    values: Float[Array, "B K R"] | None = None
 
     @property
     def weight(self) -> Float[Array, " B"]:
@@ -69,8 +74,8 @@ class Objective:
     """Base class of objectives; subclasses are frozen dataclasses.
 
     responses: K, how many each group has. made: how many of them, the last ones, only the policy can make
-    (`Config.online`). needs: what is computed for it beside the policy's log-probabilities, of
-    `checks.AVAILABLE`.
+    (`Config.online`). needs: what is computed for it beside the policy's log-probabilities, or given with
+    its batches, of `checks.AVAILABLE`.
     """
 
     responses: ClassVar[int]
@@ -81,6 +86,11 @@ class Objective:
     def views(self) -> Views:
         """Which responses continue which prefix; default: all of them the only one."""
         return (tuple(range(self.responses)),)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of `batch.Responses` that only a rollout gives."""
+        return tuple(name for need, names in FIELDS.items() if need in self.needs for name in names)
 
     @property
     def held_out(self) -> Objective:

@@ -24,8 +24,9 @@ class Question:
 @dataclass(frozen=True)
 class Verdict:
     """outcome: "ranked", or why there is no preference. scores: one for each response, the higher the
-    better; only of "ranked". reason: in the annotator's words. first, parsed: how many answers took the
-    response shown first, of how many that took one: position bias."""
+    better; of "ranked", and of a "tie" whose responses were scored one by one. reason: in the annotator's
+    words. first, parsed: how many answers took the response shown first, of how many that took one:
+    position bias."""
 
     outcome: Outcome
     scores: tuple[float, ...] = ()
@@ -41,7 +42,8 @@ class Verdict:
     @property
     def ranking(self) -> tuple[int, ...]:
         """Numbers of the responses, the best first; empty without a preference."""
-        return tuple(sorted(range(len(self.scores)), key=lambda i: -self.scores[i]))
+        places = range(len(self.scores)) if self.outcome == "ranked" else ()
+        return tuple(sorted(places, key=lambda i: -self.scores[i]))
 
     @property
     def pair(self) -> tuple[int, int] | None:
@@ -61,9 +63,8 @@ class Annotator(Protocol):
 
 def scored(scores: Sequence[float], reason: str = "", first: int = 0, parsed: int = 0) -> Verdict:
     """The verdict of one score for each response."""
-    if max(scores) == min(scores):
-        return Verdict("tie", (), reason, first, parsed)
-    return Verdict("ranked", tuple(map(float, scores)), reason, first, parsed)
+    outcome: Outcome = "tie" if max(scores) == min(scores) else "ranked"
+    return Verdict(outcome, tuple(map(float, scores)), reason, first, parsed)
 
 
 def rank(annotator: Annotator, questions: Sequence[Question]) -> list[Verdict]:

@@ -16,7 +16,7 @@ from mllm_align.config.files import (
     save_yaml,
     to_json,
 )
-from mllm_align.config.online import ONLINE, Distorted, Online, OnlineBDHS, OnlinePairs
+from mllm_align.config.online import ONLINE, Distorted, Online, OnlineBDHS, OnlinePairs, OnlineRewards
 from mllm_align.config.parts import (
     LORA_TARGETS,
     DataConfig,
@@ -50,6 +50,7 @@ __all__ = [
     "Online",
     "OnlineBDHS",
     "OnlinePairs",
+    "OnlineRewards",
     "OptimConfig",
     "Remat",
     "SamplingConfig",

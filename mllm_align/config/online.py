@@ -10,11 +10,14 @@ from mllm_align.config.bdhs import BDHSMethod
 from mllm_align.config.checks import check_types, require, within
 from mllm_align.config.parts import MeshConfig, SamplingConfig
 
+LARGE = 1e6
+
 
 class OnlineConfig:
     """What a run must know of a maker of responses before it opens it.
 
     maker: the class that makes the responses, as `registry.load_part` takes it.
+    rollout: its batches hold what policy gradients need.
     compared: numbers of responses that an objective on its batches may compare.
     generates: responses are generated from the generation prompt, which must then tokenize as the prompt
         of a training record does; if not, tokens are drawn along a response of the data.
@@ -22,6 +25,7 @@ class OnlineConfig:
     """
 
     maker: ClassVar[str]
+    rollout: ClassVar[bool] = False
     compared: ClassVar[tuple[int, ...]] = (2, 3)
     generates: ClassVar[bool] = True
     may_change: ClassVar[frozenset[str]] = frozenset({"mesh"})
@@ -114,5 +118,48 @@ class Distorted(OnlineConfig):
         require(1 <= self.noise_steps <= 1000, "online.noise_steps", self.noise_steps, "from 1 to 1000")
 
 
-Online = OnlinePairs | OnlineBDHS | Distorted
-ONLINE = {"pairs": OnlinePairs, "bdhs": OnlineBDHS, "distorted": Distorted}
+@dataclass(frozen=True)
+class OnlineRewards(OnlineConfig):
+    """Responses sampled from the policy, as many as the objective takes, each with a reward: for policy
+    gradients (arXiv 2407.02477, section 3)."""
+
+    maker: ClassVar[str] = "mllm_align.training.online.rewarded:Rewarded"
+    rollout: ClassVar[bool] = True
+    stale: ClassVar[bool] = False
+    offline_share: ClassVar[float] = 0.0
+    annotator: AnnotatorConfig = field(default_factory=default_annotator)
+    """Who gives rewards: its scores, those of ties included. `--online.annotator KIND`; KIND may be a class
+    in a file of your own, my_annotator.py:Mine."""
+    reward_mean: float = 0.0
+    """Taken from every reward, before it is divided by reward_deviation: of rewards measured beforehand."""
+    reward_deviation: float = 1.0
+    """Every reward is divided by it."""
+    missing_end: float = 0.0
+    """Taken from the reward, as scaled, of a response that reaches the limit without an end of sequence."""
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
+    mesh: MeshConfig | None = None
+    """How the devices are cut while the policy samples; default: as in training (docs/online.md)."""
+
+    def __post_init__(self):
+        check_types(self, "online.")
+        check_annotator(self.annotator)
+        within(self, "online.", -LARGE, LARGE, "reward_mean")
+        within(self, "online.", 0, LARGE, "missing_end")
+        deviation = self.reward_deviation
+        require(0 < deviation <= LARGE, "online.reward_deviation", deviation, "above 0")
+        hot = self.sampling.temperature > 0
+        require(hot, "online.sampling.temperature", self.sampling.temperature, "above 0: samples differ")
+
+    @property
+    def reserved_tokens(self) -> int:
+        return self.sampling.max_tokens
+
+    def data_responses(self, compared: int) -> int:
+        return 0
+
+    def check(self, objective: str, compared: int) -> None:
+        """Any number of responses."""
+
+
+Online = OnlinePairs | OnlineBDHS | Distorted | OnlineRewards
+ONLINE = {"pairs": OnlinePairs, "bdhs": OnlineBDHS, "distorted": Distorted, "rewards": OnlineRewards}

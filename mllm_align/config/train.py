@@ -116,6 +116,12 @@ class Config:
 
     def _check_online(self) -> None:
         kind, online = type(self.objective).__name__, self.online
+        fields = self.objective.fields
+        good = "returns" not in fields
+        require(good, "objective", kind, "another: nothing trains the value model that it needs yet")
+        good = bool(fields) == (online is not None and online.rollout)
+        wanted = "one on pairs, without --online rewards" if not fields else "another, or --online rewards"
+        require(good, "objective", kind, wanted)
         if online is None:
             good = not self.objective.made
             require(good, "objective", kind, "another, or `online` must make the third response")

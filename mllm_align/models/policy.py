@@ -5,6 +5,8 @@
     trained = {"params": replacements of parts of base, "lora": low-rank terms}
 
 and of a reward model {"score": {"kernel": [D]}} beside them, the head on the last token's hidden state.
+A value model is a reward model whose head is read before every token; PPO trains one beside the policy, as
+{"value": a reward model's tree}.
 The policy is base with those laid over it; the reference is base alone. So with LoRA there is no second
 copy of the decoder, and the reference is always the one the run started from.
 """
@@ -18,6 +20,7 @@ from mllm_align.models.vlm import cast, variables
 
 Tree = dict[str, Any]
 SCORE = "score"
+VALUE = "value"
 
 
 def overlay(base: Tree, part: Tree) -> Tree:

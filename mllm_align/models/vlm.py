@@ -146,6 +146,17 @@ class VisionLanguageModel(nn.Module):
         ends = jnp.take_along_axis(states, last, axis=2)[:, :, 0]
         return ends.astype(jnp.float32) @ kernel.astype(jnp.float32)
 
+    def values(
+        self, features, prefix: Prefix, responses: Responses, kernel: Float[Array, " D"]
+    ) -> Float[Array, "B K R"]:
+        """A linear head on the final hidden state that predicts each response token, in float32; 0 at
+        padding."""
+        last, states = self.hidden(features, prefix, responses)
+        last = jnp.broadcast_to(last[:, None, None], states[:, :, :1].shape)
+        before = jnp.concatenate([last, states[:, :, :-1]], axis=2)
+        values = before.astype(jnp.float32) @ kernel.astype(jnp.float32)
+        return jnp.where(responses.mask, values, 0.0)
+
 
 def variables(params: Params, lora: Params | None = None) -> dict[str, Params]:
     """What `VisionLanguageModel.apply` takes: parameters, and scaled low-rank terms where there are any."""

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mllm_align.batch import Prefix, Shape, blank_prefix
-from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, SamplingConfig
+from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, OnlineRewards, SamplingConfig
 from mllm_align.data.layout import counts
 from mllm_align.generation import decode as generation
 from mllm_align.models.bundle import check_mesh, compute_dtype, make_model
@@ -191,7 +191,10 @@ def _bytes(tree: Any) -> int:
 
 def samples(config: Config | BDHSConfig) -> int:
     """Continuations of one prompt."""
-    return config.online.samples if isinstance(config, Config) and config.online is not None else 1
+    if not isinstance(config, Config) or config.online is None:
+        return 1
+    online = config.online
+    return config.objective.responses if isinstance(online, OnlineRewards) else online.samples
 
 
 def _forks(mesh: Mesh, planned: Sizes, count: int, samples_each: int) -> generation.Forks:

@@ -122,6 +122,9 @@ def _train(
     with waiting(f"reading {data}" if isinstance(data, str | Path) else "reading rows"):
         encoder, records, left_out = prepare(bundle, data, config.data, wanted, reserved, opening, dropped)
     check_batch(config.batch_size, len(records))
+    if eval_data is not None and config.objective.fields:
+        name = type(config.objective).__name__
+        raise InputError(f"{name} has no loss on held-out data; leave out --eval-data, and see --evaluate")
     held_out, held_left_out = [], []
     if eval_data is not None:
         wanted = config.objective.held_out.responses

@@ -74,6 +74,8 @@ def line(step: int, steps: int, values: dict[str, Any], left: float | None) -> s
         ("loss", "loss", ".4f"),
         ("rewards/margin", "margin", ".4f"),
         ("rewards/accuracy", "acc", ".2f"),
+        ("reward", "reward", ".4g"),
+        ("kl/sequence", "kl", ".3g"),
         ("grad_norm", "grad", ".3g"),
         ("learning_rate", "lr", ".2e"),
         ("pairs_per_second", "pairs/s", ".2f"),

@@ -128,4 +128,5 @@ def batch_structs(
         return struct((config.micro_batches, config.rows_per_micro, *dims), dtype, where)
 
     axes, views = model.decoder.num_rope_axes, (tuple(range(responses)),)
-    return blank(make, shape, (v.patches, v.patch_width), views, axes, config.stored_reference)
+    tile, stored = (v.patches, v.patch_width), config.stored_reference
+    return blank(make, shape, tile, views, axes, stored, config.objective.fields)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool
 
 from mllm_align.align.contract import Metrics, Objective, Signals
 from mllm_align.batch import PromptGroup, Responses
-from mllm_align.models.policy import SCORE, policy_variables, tower_is_trained
+from mllm_align.models.policy import SCORE, VALUE, policy_variables, tower_is_trained
 from mllm_align.models.vlm import VisionLanguageModel, cast, variables
 from mllm_align.sharding import traced_within
 
@@ -47,7 +47,7 @@ class Health:
 
 
 class Computed(NamedTuple):
-    """Of one micro-batch. bad [B]: rows with a log-prob or score that is not a finite number."""
+    """Of one micro-batch. bad [B]: rows with a log-prob, score or value that is not a finite number."""
 
     metrics: Metrics
     stats: Any
@@ -85,7 +85,15 @@ def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: floa
             scores = model.apply(policy, *own, *head, method="scores")
         else:
             logps = model.apply(policy, own, group, method="logps")
-        signals = Signals(logps, reference, responses, group.views, scores)
+        values: Any = None
+        if "values" in objective.needs:
+            critic = trained[VALUE]
+            apart = policy_variables(base, critic, lora_scale, dtype)
+            trains = tower_is_trained(trained) or tower_is_trained(critic)
+            (seen,) = features(apart) if trains else own
+            head = group.prefix, responses, critic[SCORE]["kernel"]
+            values = model.apply(apart, seen, *head, method="values")
+        signals = Signals(logps, reference, responses, group.views, scores, values)
         sums, metrics, stats = objective(signals, state)
         unit, *others = sums
         total = sums[unit]
@@ -98,6 +106,7 @@ def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: floa
             metrics["rollout/logp_gap"] = sampler_gap(logps[0], responses)
         both = logps if reference is None else jax.tree.map(jnp.add, logps, reference)
         finite = [jnp.isfinite(view).all((1, 2)) for view in both] or [jnp.isfinite(scores).all(1)]
+        finite += [] if values is None else [jnp.isfinite(values).all((1, 2))]
         bad = ~jnp.stack(finite).all(0)
         return total, Computed(metrics, stats, bad)
 

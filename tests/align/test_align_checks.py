@@ -7,7 +7,7 @@ import pytest
 from refusals import refusal
 
 from mllm_align import Config, Objective, Terms
-from mllm_align.align.checks import check_objective, check_setting, check_terms
+from mllm_align.align.checks import check_count, check_objective, check_setting, check_terms
 from mllm_align.align.contract import OBJECTIVES
 
 
@@ -53,7 +53,12 @@ class Bare(Good):
 
 @dataclass(frozen=True)
 class Needy(Good):
-    needs = frozenset({"values", "reference"})
+    needs = frozenset({"features", "reference"})
+
+
+@dataclass(frozen=True)
+class Torn(Good):
+    needs = frozenset({"score", "reference"})
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,8 @@ class Odd(Good):
     [
         (Thawed(), "it must be of type Objective"),
         (Bare(), "objective Bare is no frozen dataclass; put @dataclass(frozen=True) above it"),
-        (Needy(), "objective Needy needs values; the train step computes reference"),
+        (Needy(), "objective Needy needs features; the train step has reference, rollout, score, values"),
+        (Torn(), "objective Torn needs score and reference; what scores predicts no tokens"),
         (Worded(), "objective Worded needs 'reference'; it must be a frozenset of names"),
         (Countless(), "objective Countless does not say how many responses it compares"),
         (TwoViews(), "objective TwoViews has 2 views; batches of the data have one prefix"),
@@ -197,3 +203,18 @@ def test_functions_that_do_not_fit_together(objective, said):
 def test_settings_out_of_range(value, said):
     assert said in refusal(check_setting, "beta", value, 0)
     check_setting("beta", 0, 0)
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (0, "objective.responses is 0; it must be from 2 to 8"),
+        (9, "objective.responses is 9; it must be from 2 to 8"),
+        (10**400, "objective.responses is far too large; it must be from 2 to 8"),
+        (2.0, "objective.responses is '2.0'; it must be a whole number"),
+        (True, "objective.responses is 'True'; it must be a whole number"),
+    ],
+)
+def test_counts_out_of_range(value, said):
+    assert said in refusal(check_count, "responses", value, 2, 8)
+    check_count("responses", 2, 2, 8)

@@ -138,7 +138,7 @@ def test_every_two_responses_are_asked_about_in_both_orders():
 def test_no_preference_without_two_orders_that_agree(rule, outcome, first, parsed):
     (verdict,) = Pairwise(Scripted(rule))([question("a", "b")])
     assert (verdict.outcome, verdict.first, verdict.parsed) == (outcome, first, parsed)
-    assert verdict.pair is None and verdict.scores == ()
+    assert verdict.pair is None and not verdict.ranking
 
 
 def test_wins_count_among_three():

@@ -16,7 +16,8 @@ def test_scores_rank_and_the_pair_is_best_and_worst():
 
 
 def test_equal_scores_are_a_tie_and_make_no_pair():
-    assert scored([2, 2.0]) == Verdict("tie") and scored([2, 2]).pair is None and not scored([2, 2]).ranking
+    assert scored([2, 2.0]) == Verdict("tie", (2.0, 2.0)), "its scores are rewards all the same"
+    assert scored([2, 2]).pair is None and not scored([2, 2]).ranking
 
 
 def test_equals_among_three_keep_their_order():

@@ -118,8 +118,12 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
         (("--objective", "sft", "--objective.beta", "1"), "unknown option --objective.beta"),
         (("--lora", "none", "--lora.rank", "1"), "unknown option --lora.rank"),
         (
-            ("--objective", "ppo"),
-            "--objective is 'ppo'; it must be one of dpo, robust, ipo, slic, averaged, reward, sft",
+            ("--objective", "orpo"),
+            "--objective is 'orpo'; it must be one of dpo, robust, ipo, slic, averaged, ",
+        ),
+        (
+            ("--objective", "rloo", "--objective.beta", "0.4"),
+            "objective is 'RLOO'; it must be another, or --online rewards",
         ),
         (("--lora", "maybe"), "--lora is 'maybe'; it must be one of none, on"),
         (("--objective",), "--objective is ''"),

@@ -82,7 +82,7 @@ def test_a_file_that_is_not_there_or_of_another_kind(tmp_path):
     assert "it must end in .py, .yaml or .json" in refusal(load_config, toml)
 
 
-@pytest.mark.parametrize("kind", OBJECTIVES)
+@pytest.mark.parametrize("kind", [kind for kind, each in OBJECTIVES.items() if not each().fields])
 def test_json_gives_the_config_back(kind):
     config = Config(
         objective=OBJECTIVES[kind](),
@@ -188,7 +188,7 @@ def test_a_saved_config_can_be_fed_back(tmp_path, config, save, name):
         ),
         ("optim:\n  lr: 1", "mine.yaml line 2: optim.lr: no such field; did you mean learning_rate?"),
         ("objective: {kind: dpo, gamma: 1}", "line 1: objective.gamma: no such field"),
-        ("objective: ppo", "objective.kind is 'ppo'"),
+        ("objective: orpo", "objective.kind is 'orpo'"),
         ("objective: {kind: oracle}", "objective.kind is 'oracle', which has no place there"),
         ("objective: nowhere.py:Mine", "nowhere.py is not there"),
         ("optim: 3", "mine.yaml line 1: optim is '3'; it must have the fields of OptimConfig"),

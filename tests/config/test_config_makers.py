@@ -15,6 +15,7 @@ from mllm_align import (
     JudgeModel,
     OnlineBDHS,
     OnlinePairs,
+    OnlineRewards,
     RewardModel,
     SamplingConfig,
     SceneOracle,
@@ -50,8 +51,8 @@ def test_without_a_maker_the_data_have_all_responses(objective, wanted):
 @pytest.mark.parametrize("kind", ONLINE.values())
 def test_every_maker_says_how_it_generates(kind):
     online = kind()
-    assert online.samples >= 1 and online.sampling.max_tokens >= 1 and online.mesh is None
-    assert ":" in online.maker and (online.annotator is not None) == (kind is OnlinePairs)
+    assert online.sampling.max_tokens >= 1 and online.mesh is None
+    assert ":" in online.maker and (online.annotator is not None) == (kind in (OnlinePairs, OnlineRewards))
 
 
 @pytest.mark.parametrize(

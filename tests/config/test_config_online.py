@@ -35,7 +35,7 @@ def test_what_it_starts_from():
     pairs = OnlinePairs()
     assert (pairs.samples, pairs.offline_share, pairs.stale, pairs.mesh) == (2, 0.0, False, None)
     assert isinstance(pairs.annotator, JudgeModel) and pairs.sampling.temperature == 1.0
-    assert set(ONLINE) == {"pairs", "bdhs", "distorted"}
+    assert set(ONLINE) == {"pairs", "bdhs", "distorted", "rewards"}
 
 
 def test_the_ends_of_what_is_taken():

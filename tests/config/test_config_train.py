@@ -5,6 +5,7 @@ from refusals import refusal
 
 from mllm_align import JudgeModel, SceneOracle, SceneQuestions
 from mllm_align.align.pairwise import DPO, IPO, Averaged
+from mllm_align.align.policy_gradient import GRPO, PPO, RLOO
 from mllm_align.align.sft import SFT
 from mllm_align.config import PARTS, Config, Distorted, OnlineBDHS, OnlinePairs
 
@@ -41,6 +42,11 @@ def test_values_are_checked_where_they_are_given(make, said):
     "make, said",
     [
         (lambda: Config(objective=Averaged()), "`online` must make the third response"),
+        *(
+            (lambda k=k, o=o: Config(objective=k(responses=2), online=o), f"objective is '{k.__name__}'")
+            for k in (RLOO, GRPO, PPO)
+            for o in (None, ORACLE, OnlineBDHS())
+        ),
         (lambda: Config(online=ORACLE, reference="stored"), "reference is 'stored'; it must be live"),
         (lambda: Config(online=ORACLE, objective=SFT()), "objective is 'SFT'; it must be one on pairs"),
         (lambda: Config(online=ORACLE, objective=Averaged()), "it must be one on pairs"),

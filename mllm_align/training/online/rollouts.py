@@ -16,7 +16,7 @@ from mllm_align import processes
 from mllm_align.annotate.factory import Context, open_annotator
 from mllm_align.annotate.verdict import OUTCOMES, Question, Verdict, counted, rank
 from mllm_align.batch import PromptGroup
-from mllm_align.config import OnlinePairs
+from mllm_align.config import OnlinePairs, OnlineRewards
 from mllm_align.data.batches import HostBatch
 from mllm_align.generation.rollout import Rollout, pick_program, rollout_program
 from mllm_align.sharding import assemble, batch_sharding, local_rows, replicated
@@ -91,7 +91,7 @@ class Rolling(InFlight):
 class Rollouts(Maker[Rolling]):
     """K samples of the policy for each prompt, scored. Subclasses make a batch of them (`finish`)."""
 
-    def __init__(self, context: RunContext, online: OnlinePairs):
+    def __init__(self, context: RunContext, online: OnlinePairs | OnlineRewards):
         self.context, self.online = context, online
         self.ahead, self.on_policy = online.stale, not online.stale
         records = [each.record for each in context.records]
@@ -100,6 +100,9 @@ class Rollouts(Maker[Rolling]):
         self.annotator = open_annotator(online.annotator, given)
         self.rollout = rollout_program(*context.sampler.settings, online.sampling)
         self.pick = pick_program(context.bundle.mesh)
+        self.count = (
+            online.samples if isinstance(online, OnlinePairs) else context.config.objective.responses
+        )
         self.stop_mask = assemble(context.eos_mask, replicated(context.sampler.bundle.mesh))
         self.pool = ThreadPoolExecutor(1)
 
@@ -121,7 +124,7 @@ class Rollouts(Maker[Rolling]):
 
     def _roll(self, batch: HostBatch, group: PromptGroup, trained: Tree, rows: list[int]) -> Rollout:
         """Samples for some rows, in parts of as many as a micro-batch has, or fewer if there are fewer."""
-        context, count, sampler = self.context, self.online.samples, self.context.sampler
+        context, count, sampler = self.context, self.count, self.context.sampler
         size = rows_of_part(len(rows), context.rows, sampler.step)
         parts = -(-len(rows) // size)
         filled = np.array([*rows, *[rows[0]] * (parts * size - len(rows))], np.int32).reshape(parts, size)
@@ -144,7 +147,7 @@ class Rollouts(Maker[Rolling]):
         self, batch: HostBatch, rows: list[int], rollout: Rollout | None, began: float
     ) -> Samples:
         """Samples on the host, and the verdicts on those that this process asks about."""
-        samples = Samples.none(len(batch.records), self.online.samples, self.online.sampling.max_tokens)
+        samples = Samples.none(len(batch.records), self.count, self.online.sampling.max_tokens)
         if rollout is None:
             return samples
         samples.sampled[rows] = True
@@ -159,12 +162,15 @@ class Rollouts(Maker[Rolling]):
             Question(self.context.records[batch.records[row]].record, self._texts(samples, row))
             for row in mine
         ]
-        verdicts = dict(zip(mine, rank(self.annotator, questions), strict=True))
+        verdicts = dict(zip(mine, self._verdicts(questions), strict=True))
         return replace(
             samples,
             verdicts=tuple(map(verdicts.get, range(len(batch.records)))),
             seconds=(sampled - began, time.perf_counter() - sampled),
         )
+
+    def _verdicts(self, questions: Sequence[Question]) -> list[Verdict]:
+        return rank(self.annotator, questions)
 
     def _texts(self, samples: Samples, row: int) -> tuple[str, ...]:
         return tuple(self.context.encoder.text(each.ids).strip() for each in samples.responses(row))
@@ -245,7 +251,7 @@ class Rollouts(Maker[Rolling]):
 
     def _from_lists(self, saved: dict[str, Any], rows: int) -> Samples:
         """From a checkpoint of before samples were arrays: lists, of the rows with finite logits."""
-        samples = Samples.none(rows, self.online.samples, self.online.sampling.max_tokens)
+        samples = Samples.none(rows, self.count, self.online.sampling.max_tokens)
         samples.sampled[[*saved["rows"], *saved.get("broken", [])]] = True
         verdicts: list[dict[str, Any] | None] = [None] * rows
         for row, each, verdict in zip(saved["rows"], saved["samples"], saved["verdicts"], strict=True):
