@@ -19,6 +19,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from mllm_align.align.contract import Objective, Signals, Terms
     from mllm_align.align.pairwise import DPO, IPO, Averaged, RobustDPO, SLiC
+    from mllm_align.align.policy_gradient import GRPO, PPO, RLOO
     from mllm_align.align.reward import Reward
     from mllm_align.align.sft import SFT
     from mllm_align.annotate.endpoint import Endpoint
@@ -58,7 +59,10 @@ with epy.lazy_api_imports(globals()):
 
 __all__ = [
     "DPO",
+    "GRPO",
     "IPO",
+    "PPO",
+    "RLOO",
     "SFT",
     "AnnotatorConfig",
     "Averaged",
