@@ -71,6 +71,7 @@ def test_a_reward_is_the_head_on_the_last_token(reward_run):
     assert last["rewards/margin"] == pytest.approx(np.subtract(*np.transpose(rewards)).mean(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_step_moves_the_head_along_the_difference(tmp_path):
     """All rewards are 0 before it: the gradient is half of the mean difference of hidden states."""
     config = replace(REWARD, steps=1, batch_size=8)

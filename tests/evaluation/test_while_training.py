@@ -62,6 +62,7 @@ def test_figures_are_those_of_an_evaluation_of_the_checkpoint(folder, tmp_path):
         assert told == pytest.approx(flat) and "pope/mean_f1" in told
 
 
+@pytest.mark.slow
 def test_a_part_of_the_questions_the_same_every_time_and_a_figure_that_should_be_low(tmp_path):
     asked, out = Benchmarks([Letters()], str(PAIRS), questions=3), tmp_path / "run"
     train(replace(TINY, best="Letters/letters", keep=1), bundle(), PAIRS, out, callbacks=[asked])
@@ -88,6 +89,7 @@ def test_what_is_refused_before_anything_is_written(folder, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_from_the_command_line(run, folder, tmp_path):
     (tmp_path / "config.json").write_text(save_json(replace(TINY, steps=2, batch_size=8)))
     out = tmp_path / "run"

@@ -62,6 +62,7 @@ def test_what_a_batch_holds_by_hand(tmp_path, credited):
     assert events(tmp_path / "run", "train")[0]["kl/sequence"] == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_as_if_it_had_not_been(tmp_path):
     whole = train(RUN, bundle(), PAIRS, tmp_path / "whole")
 
