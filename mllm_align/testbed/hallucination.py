@@ -8,6 +8,7 @@ claim, also of colour, size, place and relation, is checked exactly.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from typing import NamedTuple
@@ -15,7 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from mllm_align.evaluation.intervals import Interval, bootstrap
-from mllm_align.testbed.scenes.language import Mention, Reading, parse, place, presence, relation
+from mllm_align.testbed.scenes.language import (
+    SENTENCE,
+    Mention,
+    Reading,
+    parse,
+    place,
+    presence,
+    relation,
+)
 from mllm_align.testbed.scenes.world import KINDS, Scene, partner
 
 
@@ -29,7 +38,7 @@ class Counts:
     mentions whose partner is mentioned in the same caption. present, recalled: things in the picture; those
     mentioned at least once. attributes, places, relations: claims of colour or size, of region, and of
     arrangement about things in the picture; with `_wrong`: how many of them are wrong. unparsed: sentences
-    outside the grammar.
+    outside the grammar. stuttered: sentences that say a word twice in a row.
     """
 
     captions: int = 0
@@ -48,6 +57,7 @@ class Counts:
     sentences: int = 0
     unparsed: int = 0
     words: int = 0
+    stuttered: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
@@ -63,9 +73,11 @@ FIGURES: Mapping[str, tuple[str, str]] = {
     "place_error": ("places_wrong", "places"),
     "relation_error": ("relations_wrong", "relations"),
     "unparsed": ("unparsed", "sentences"),
+    "stutter": ("stuttered", "sentences"),
     "mentions": ("mentions", "captions"),
     "words": ("words", "captions"),
 }
+_STUTTER = re.compile(r"\b(\w+)\s+\1\b", re.IGNORECASE)
 _COLUMN = {field.name: i for i, field in enumerate(fields(Counts))}
 
 
@@ -103,6 +115,7 @@ def count(scene: Scene, text: str) -> Counts:
         sentences=reading.sentences,
         unparsed=len(reading.unparsed),
         words=len(text.split()),
+        stuttered=sum(_STUTTER.search(sentence) is not None for sentence in SENTENCE.findall(text)),
     )
 
 

@@ -67,6 +67,12 @@ def test_repeats_count_as_mentions_but_recall_once():
     assert (counted.mentions, counted.hallucinated, counted.recalled) == (4, 2, 1)
 
 
+def test_a_sentence_that_doubles_a_word_stutters_once():
+    text = "At the top, there is a a small small cup. A key. The  The\nthe cup. A cup above a cup. A atlas."
+    assert (count(SCENE, text).stuttered, count(SCENE, TRUE).stuttered) == (2, 0)
+    assert figures([count(SCENE, "A red red cup. A key."), count(SCENE, TRUE)])["stutter"] == 1 / 5
+
+
 def test_babble_counts_as_hallucinated():
     counted = count(SCENE, "The the red. Left of above! A cup")
     assert (counted.mentions, counted.hallucinated, counted.unparsed, counted.sentences) == (3, 2, 3, 3)

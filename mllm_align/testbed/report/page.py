@@ -103,6 +103,7 @@ METRICS = {
     "place_error": Metric("Place errors", "wrong parts of the picture for things present", -1, SHARE),
     "relation_error": Metric("Relation errors", "wrong arrangements of things present", -1, SHARE, 0.75),
     "unparsed": Metric("Sentences not understood", "outside the grammar of the captions", -1, SHARE),
+    "stutter": Metric("Doubled words", "sentences that say a word twice in a row", -1, SHARE),
     "words": Metric("Words", "in a caption", 0, ".1f"),
     "mentions": Metric("Mentions", "things named in a caption", 0, ".2f"),
     "expected_share": Metric("Expected errors", "of the wrong things, partners of a named one", 0, SHARE),

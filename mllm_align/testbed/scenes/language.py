@@ -71,6 +71,7 @@ PLACES = {
     (1, 3): ("left", "middle", "right"),
     (3, 1): ("top", "middle", "bottom"),
 }
+SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _CLOSING = 0.25  # probability that a caption ends with a sentence without things
 _EMPTY = 0.2  # probability that a question is about an empty region, if there is one
 
@@ -242,7 +243,7 @@ def parse(text: str) -> Reading:
     """
     mentions: list[Mention] = []
     relations: list[Relation] = []
-    sentences = [m for m in re.finditer(r"[^.!?\n]+[.!?]*", text) if re.search(r"\w", m[0])]
+    sentences = [m for m in SENTENCE.finditer(text) if re.search(r"\w", m[0])]
     unparsed = []
     for index, sentence in enumerate(sentences):
         start = sentence.start() + len(sentence[0]) - len(sentence[0].lstrip())
