@@ -85,7 +85,8 @@ class Rewarded(Rollouts):
         filled = context.train_batch(
             batch, pending.group, made, longest, metrics, self.example(pending), sampler=True
         )
-        return replace(filled, group=self._credited(filled.group, rewards, pending.trained))
+        group = self._credited(filled.group, samples, rewards, pending.trained)
+        return replace(filled, group=group)
 
     def _rewards(self, samples: Samples) -> np.ndarray:
         """[B, K] float64, as the annotator gave them; NaN where it gave none."""
@@ -95,7 +96,9 @@ class Rewarded(Rollouts):
                 rewards[row] = verdict.scores
         return rewards
 
-    def _credited(self, group: PromptGroup, rewards: np.ndarray, trained: Any) -> PromptGroup:
+    def _credited(
+        self, group: PromptGroup, samples: Samples, rewards: np.ndarray, trained: Any
+    ) -> PromptGroup:
         """The group with log-probs of policy and reference and with what the objective makes of rewards."""
         context, online, responses = self.context, self.online, group.responses
         objective: Any = context.config.objective
@@ -103,16 +106,16 @@ class Rewarded(Rollouts):
         bundle = context.bundle
         forward = forward_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
         old, reference = forward(bundle.params, trained, group)
-        tokens, mask, *logps = (
-            np.asarray(x).reshape(-1, *x.shape[2:])
-            for x in jax.device_get((*self._gathered((responses.tokens, responses.mask)), old, reference))
-        )
-        whole = np.full(mask.shape[:2], np.nan)
-        whole[: len(rewards)] = rewards
-        shaped = advantages.scaled(whole, online.reward_mean, online.reward_deviation)
-        last = np.take_along_axis(tokens, np.maximum(mask.sum(-1) - 1, 0)[..., None], axis=2)[..., 0]
-        shaped = advantages.without_end(shaped, context.eos_mask[last], online.missing_end)
-        made = objective.credit(shaped, mask, *logps)
+        logps = [x.reshape(-1, *x.shape[2:]) for x in jax.device_get((old, reference))]
+        last = np.take_along_axis(samples.tokens, np.maximum(samples.lengths - 1, 0)[..., None], axis=2)
+        shaped = advantages.scaled(rewards, online.reward_mean, online.reward_deviation)
+        shaped = advantages.without_end(shaped, context.eos_mask[last[..., 0]], online.missing_end)
+        whole = np.full(logps[0].shape[:2], np.nan)  # with the rows that only fill the batch
+        whole[: len(rewards)] = shaped
+        lengths = np.zeros(whole.shape, int)
+        lengths[: len(rewards)] = np.where(np.isfinite(rewards).any(1, keepdims=True), samples.lengths, 0)
+        mask = np.arange(logps[0].shape[-1]) < lengths[..., None]
+        made = objective.credit(whole, mask, *logps)
         fields = {name: self._split(value) for name, value in made.items()}
         fields |= {"old": self._split(logps[0]), "reference": (self._split(logps[1]),)}
         return replace(group, responses=replace(responses, **fields))
@@ -120,10 +123,6 @@ class Rewarded(Rollouts):
     def _split(self, values: np.ndarray) -> jax.Array:
         whole = np.asarray(values, np.float32)
         return self.context.to_devices(whole.reshape(-1, self.context.rows, *whole.shape[1:]))
-
-    def _gathered(self, arrays: Any) -> Any:
-        """Arrays of the batch, whole on every process."""
-        return jax.jit(lambda x: x, out_shardings=replicated(self.context.bundle.mesh))(arrays)
 
     def _reward_metrics(self, rewards: np.ndarray, samples: Samples) -> HostMetrics:
         """Of rewards as the annotator gave them, and how they go with the length of the response."""

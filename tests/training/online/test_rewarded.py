@@ -27,8 +27,8 @@ def credited(monkeypatch):
     """(rewards, batch before, batch after, trained) of every step."""
     seen, whole = [], rewarded.Rewarded._credited
 
-    def credit(self, group, rewards, trained):
-        made = whole(self, group, rewards, trained)
+    def credit(self, group, samples, rewards, trained):
+        made = whole(self, group, samples, rewards, trained)
         seen.append((rewards, jax.device_get(made), jax.device_get(trained)))
         return made
 
