@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -24,37 +24,38 @@ from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicat
 from mllm_align.sizes import round_up
 
 
+@lru_cache(maxsize=8)
 def logps_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
     """logps(params, trained, group) -> [B, K, R] on every device, jitted."""
-    model = make_model(config)
-
-    def logps(params: Any, trained: Any, group: PromptGroup) -> Any:
-        policy = policy_variables(params, trained, lora_scale, dtype)
-        prefix = group.prefix
-        features = model.apply(policy, prefix.pixels.astype(dtype), method="features")
-        return model.apply(policy, features, prefix, group.responses, method="response_logps")
-
-    return _jitted(config, mesh, dtype, logps)
+    return _forward(config, mesh, lora_scale, dtype, "response_logps")
 
 
-@cache  # an annotator asks at every step
+@lru_cache(maxsize=8)
 def rewards_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
     """rewards(params, trained, group) -> [B, K] on every device, jitted."""
+    return _forward(config, mesh, lora_scale, dtype, "scores", lambda trained: (trained[SCORE]["kernel"],))
+
+
+def _forward(
+    config: ModelConfig,
+    mesh: Mesh,
+    lora_scale: float,
+    dtype: Any,
+    method: str,
+    head: Callable[[Any], tuple] = lambda trained: (),
+) -> Any:
+    """Jitted forward(params, trained, group): a method of the model on a group's responses. head: what the
+    method takes of what is trained."""
     model = make_model(config)
 
-    def rewards(params: Any, trained: Any, group: PromptGroup) -> Any:
+    def forward(params: Any, trained: Any, group: PromptGroup) -> Any:
         policy = policy_variables(params, trained, lora_scale, dtype)
         prefix = group.prefix
         features = model.apply(policy, prefix.pixels.astype(dtype), method="features")
-        head = trained[SCORE]["kernel"]
-        return model.apply(policy, features, prefix, group.responses, head, method="scores")
+        return model.apply(policy, features, prefix, group.responses, *head(trained), method=method)
 
-    return _jitted(config, mesh, dtype, rewards)
-
-
-def _jitted(config: ModelConfig, mesh: Mesh, dtype: Any, f: Callable) -> Any:
     places = base_shardings(config, mesh), None, batch_sharding(mesh, micro=False)
-    return jax.jit(traced_within(mesh, f, dtype), in_shardings=places, out_shardings=replicated(mesh))
+    return jax.jit(traced_within(mesh, forward, dtype), in_shardings=places, out_shardings=replicated(mesh))
 
 
 def response_logps(

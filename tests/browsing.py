@@ -51,6 +51,14 @@ def each(shown, selector, expression):
     return shown.page.eval_on_selector_all(selector, f"all => all.map(e => {{ {body} }})")
 
 
+def check_legible(browser, files, scheme):
+    """Pages of tables: each is quiet, and its texts stand out from their ground."""
+    for file in files:
+        with opened(browser, file, scheme=scheme) as shown:
+            check_quiet(shown)
+            check_contrast(shown, scheme, least=60)
+
+
 def check_quiet(shown):
     """Nothing is logged, and nothing asked for but what the page has inside."""
     shown.page.wait_for_load_state("networkidle")

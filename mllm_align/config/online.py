@@ -46,7 +46,28 @@ class OnlineConfig:
 
 
 @dataclass(frozen=True)
-class OnlinePairs(OnlineConfig):
+class Sampled(OnlineConfig):
+    """What makers of samples with an annotator have in common."""
+
+    annotator: AnnotatorConfig = field(default_factory=default_annotator)
+    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
+    mesh: MeshConfig | None = None
+    """How the devices are cut while the policy samples; default: as in training. Where training cuts along
+    fsdp, tensor is many times faster here, for a second copy of the base (docs/online.md)."""
+
+    def __post_init__(self):
+        check_types(self, "online.")
+        check_annotator(self.annotator)
+        hot = self.sampling.temperature > 0
+        require(hot, "online.sampling.temperature", self.sampling.temperature, "above 0: samples differ")
+
+    @property
+    def reserved_tokens(self) -> int:
+        return self.sampling.max_tokens
+
+
+@dataclass(frozen=True)
+class OnlinePairs(Sampled):
     """Responses sampled from the policy, the best and the worst by an annotator (online-DPO); with
     offline_share, examples that keep the pair of the data (mixed-DPO; arXiv 2407.02477, Eq. 4)."""
 
@@ -62,23 +83,12 @@ class OnlinePairs(OnlineConfig):
     stale: bool = False
     """Let annotation of the next batch run while the device trains: its responses are then those of the
     policy one step earlier."""
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
-    mesh: MeshConfig | None = None
-    """How the devices are cut while the policy samples; default: as in training. Where training cuts along
-    fsdp, tensor is many times faster here, for a second copy of the base (docs/online.md)."""
 
     def __post_init__(self):
-        check_types(self, "online.")
-        check_annotator(self.annotator)
+        super().__post_init__()
         within(self, "online.", 2, 1024, "samples")
         share = self.offline_share
         require(0 <= share < 1, "online.offline_share", share, "at least 0 and below 1")
-        hot = self.sampling.temperature > 0
-        require(hot, "online.sampling.temperature", self.sampling.temperature, "above 0: samples differ")
-
-    @property
-    def reserved_tokens(self) -> int:
-        return self.sampling.max_tokens
 
     def data_responses(self, compared: int) -> int:
         return compared if self.offline_share else 0
@@ -119,7 +129,7 @@ class Distorted(OnlineConfig):
 
 
 @dataclass(frozen=True)
-class OnlineRewards(OnlineConfig):
+class OnlineRewards(Sampled):
     """Responses sampled from the policy, as many as the objective takes, each with a reward: for policy
     gradients (arXiv 2407.02477, section 3)."""
 
@@ -136,23 +146,13 @@ class OnlineRewards(OnlineConfig):
     """Every reward is divided by it."""
     missing_end: float = 0.0
     """Taken from the reward, as scaled, of a response that reaches the limit without an end of sequence."""
-    sampling: SamplingConfig = field(default_factory=lambda: SamplingConfig(max_tokens=256))
-    mesh: MeshConfig | None = None
-    """How the devices are cut while the policy samples; default: as in training (docs/online.md)."""
 
     def __post_init__(self):
-        check_types(self, "online.")
-        check_annotator(self.annotator)
+        super().__post_init__()
         within(self, "online.", -LARGE, LARGE, "reward_mean")
         within(self, "online.", 0, LARGE, "missing_end")
         deviation = self.reward_deviation
         require(0 < deviation <= LARGE, "online.reward_deviation", deviation, "above 0")
-        hot = self.sampling.temperature > 0
-        require(hot, "online.sampling.temperature", self.sampling.temperature, "above 0: samples differ")
-
-    @property
-    def reserved_tokens(self) -> int:
-        return self.sampling.max_tokens
 
     def data_responses(self, compared: int) -> int:
         return 0

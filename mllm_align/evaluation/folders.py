@@ -31,6 +31,13 @@ def folder_of(data: Any) -> Path:
     return folder
 
 
+def place_among(folder: Path, name: str, kind: type[Evaluator]) -> Path | None:
+    """Where a benchmark's data lie among those of others: named like it, or as its class says; _ stands for
+    -, too."""
+    there = {each.name.replace("_", "-"): each for each in sorted(folder.iterdir())}
+    return there.get(name) or there.get(kind.folder or name)
+
+
 def find(folder: Path, *names: str) -> Path:
     """The first of these files that is there. Raises InputError, which says what is missing and where it
     belongs."""

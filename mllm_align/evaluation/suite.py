@@ -19,6 +19,7 @@ from mllm_align.config.servers import BenchmarkJudge
 from mllm_align.errors import InputError, NotFinite, first_few, one_line, refusal
 from mllm_align.evaluation.base import EVALUATORS, EvaluationConfig, Evaluator, Item, open_evaluator
 from mllm_align.evaluation.compare import read_evaluation, title_of
+from mllm_align.evaluation.folders import place_among
 from mllm_align.evaluation.judged import Judged
 from mllm_align.evaluation.page import PAGE, write_page
 from mllm_align.evaluation.results import RESULTS, Evaluation, about, check_folder
@@ -152,18 +153,16 @@ def found_under(root: Any) -> list[tuple[Evaluator, Path]]:
     folder = Path(root) if isinstance(root, str | Path) else None
     if folder is None or not folder.is_dir():
         raise InputError(f"data is {one_line(root)}; give a folder with a subfolder for each benchmark")
-    names = {name: (name, kind.folder or name) for name, kind in EVALUATORS.items()}
-    there = {each.name.replace("_", "-"): each for each in sorted(folder.iterdir()) if each.is_dir()}
     found = [
-        (EVALUATORS[name](), next(there[each] for each in known if each in there))
-        for name, known in names.items()
-        if any(each in there for each in known)
+        (kind(), place)
+        for name, kind in EVALUATORS.items()
+        if (place := place_among(folder, name, kind)) is not None and place.is_dir()
     ]
     if not found:
-        known = ", ".join(dict.fromkeys(last for _, last in names.values()))
+        known = ", ".join(dict.fromkeys(kind.folder or name for name, kind in EVALUATORS.items()))
         raise refusal(str(folder), "has no subfolder that is named like a benchmark", f"name them {known}")
     used = {place for _, place in found}
-    left = [each.name for each in there.values() if each not in used]
+    left = [each.name for each in sorted(folder.iterdir()) if each.is_dir() and each not in used]
     if left:
         processes.say(f"left out, as no benchmark has their names: {first_few(left)}")
     return found

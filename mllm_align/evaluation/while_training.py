@@ -23,6 +23,7 @@ from mllm_align.evaluation.base import (
     open_evaluator,
 )
 from mllm_align.evaluation.compare import title_of
+from mllm_align.evaluation.folders import place_among
 from mllm_align.evaluation.judged import Judged
 from mllm_align.evaluation.results import about, guarded
 from mllm_align.evaluation.run import answers_of, questions
@@ -114,9 +115,6 @@ def _place(data: Any, name: str, evaluator: Evaluator) -> Any:
     """The benchmark's own folder among others, or what is given where it has none there."""
     if not isinstance(data, str | Path):
         return data
-    names = {name, evaluator.folder or name}
-    names |= {each.replace("-", "_") for each in names}
-    found = [Path(data) / each for each in sorted(names) if (Path(data) / each).exists()]
-    if not found and not Path(data).exists():
+    if not Path(data).exists():
         raise refusal(str(data), "is not there", "name the benchmarks' folder with --evaluate-data")
-    return found[0] if found else data
+    return (Path(data).is_dir() and place_among(Path(data), name, type(evaluator))) or data

@@ -6,8 +6,7 @@ from browsing import (
     both_widths,
     browser,  # noqa: F401
     check_charts,
-    check_contrast,
-    check_quiet,
+    check_legible,
     check_width,
     each,
     opened,
@@ -35,10 +34,7 @@ def files(tmp_path_factory):
 
 @both_schemes
 def test_it_is_quiet_and_legible(files, browser, scheme):  # noqa: F811
-    for file in files:
-        with opened(browser, file, scheme=scheme) as shown:
-            check_quiet(shown)
-            check_contrast(shown, scheme, least=60)
+    check_legible(browser, files, scheme)
 
 
 @both_widths
