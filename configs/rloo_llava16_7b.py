@@ -1,4 +1,4 @@
-"""RLOO on LLaVA 1.6-7B, with settings of arXiv 2407.02477; --online.annotator.model RUN, a reward model."""
+"""RLOO on LLaVA 1.6-7B, with settings of arXiv 2407.02477; --reward RUN, a reward model."""
 
 from mllm_align import (
     RLOO,
@@ -15,7 +15,7 @@ from mllm_align import (
 def get_config() -> Config:
     return Config(
         objective=RLOO(responses=4, beta=0.4),
-        online=OnlineRewards(annotator=RewardModel()),
+        online=OnlineRewards(annotator=RewardModel(), reward_samples=512),
         lora=LoraConfig(rank=128, alpha=256.0),
         optim=OptimConfig(learning_rate=3e-4, projector_learning_rate=0.0, schedule="constant"),
         data=DataConfig(multiple=128),

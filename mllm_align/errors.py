@@ -31,6 +31,11 @@ class NotFinite(Exception):
     """
 
 
+class Diverged(Exception):
+    """A run passed a limit that it was told to stop at. The message is one line. The command line exits
+    with status 3; what was saved before stays."""
+
+
 def one_line(value: object, limit: int = 80) -> str:
     """Return `value` as one printable line; a text longer than `limit` loses its middle."""
     text = str(value)

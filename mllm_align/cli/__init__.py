@@ -11,21 +11,21 @@ import logging
 import os
 import sys
 
-from mllm_align.errors import InputError, Interrupted, NotFinite, Preempted, one_line
+from mllm_align.errors import Diverged, InputError, Interrupted, NotFinite, Preempted, one_line
 
 
 def main(argv: list[str] | None = None) -> None:
     """Entry of the console script.
 
     Exit status: 0 done, 2 bad input, 3 a number that is not finite (a loss, a gradient, or one that would
-    be reported), 75 preempted with all saved, 130 interrupted; anything else is a failure, after which the
-    same command may be tried again.
+    be reported) or passes a limit that was set, 75 preempted with all saved, 130 interrupted; anything else
+    is a failure, after which the same command may be tried again.
     """
     try:
         _main(sys.argv[1:] if argv is None else argv)
     except InputError as error:
         _end(2, f"error: {one_line(error, 2000)}")
-    except NotFinite as error:
+    except (NotFinite, Diverged) as error:
         _end(3, f"error: {one_line(error, 2000)}")
     except Preempted as error:
         _end(75, f"{error}; the same command goes on from there")

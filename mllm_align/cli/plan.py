@@ -41,8 +41,7 @@ class Plan:
     response: int | None = None
     """Padded tokens of a response; default: 256."""
     what: tuple[str, ...] = ()
-    """Some of train, reference, features, prefill, decode; default: what the config runs, generation (the
-    last three) for BDHS and online runs alone."""
+    """Some of train, reference, features, prefill, decode, score, reward; default: what the config runs."""
     sweep: bool = False
     """Rank the meshes that the topology allows, in place of the config's own."""
     json: Path | None = None

@@ -22,7 +22,8 @@ class Train:
     """Align a LLaVA checkpoint to preference pairs; the result is a run folder.
 
     Writes config.json, run.json, log.jsonl (log-probs in nats, summed over response tokens) and
-    checkpoints/ into the run folder. The same command continues a run that was stopped.
+    checkpoints/ into the run folder. The same command continues a run that was stopped. `--reward RUN`
+    stands for `--online.annotator reward --online.annotator.model RUN`.
     """
 
     COMMON: ClassVar[tuple[str, ...]] = (
@@ -67,6 +68,18 @@ class Train:
     print_config: PrintConfig = None
     """Print the resolved config and stop, as JSON unless yaml is given; needs no other option."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
+
+    @staticmethod
+    def place(argv: list[str]) -> list[str]:
+        """The arguments with --reward written out."""
+        words: list[str] = []
+        for word in argv:
+            name, equals, value = word.partition("=")
+            if name == "--reward":
+                words += ["--online.annotator", "reward", "--online.annotator.model" + equals + value]
+            else:
+                words.append(word)
+        return words
 
     def __call__(self) -> None:
         check_number("--profile", self.profile, 0, STEPS)

@@ -5,12 +5,50 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
+
 from mllm_align.config.annotators import AnnotatorConfig, check_annotator, default_annotator
 from mllm_align.config.bdhs import BDHSMethod
 from mllm_align.config.checks import check_types, require, within
 from mllm_align.config.parts import MeshConfig, SamplingConfig
 
 LARGE = 1e6
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How updates go with batches of the data: the policy responds to `minibatches` batches, then an update
+    is taken on each, `epochs` times over. Updates, batches and rounds count from 0."""
+
+    minibatches: int = 1
+    epochs: int = 1
+
+    @property
+    def updates(self) -> int:
+        """Of a round."""
+        return self.minibatches * self.epochs
+
+    def first(self, update: int) -> int:
+        """The first batch of the round that an update belongs to."""
+        return update // self.updates * self.minibatches
+
+    def begun(self, updates: int) -> int:
+        """Batches that have been responded to when so many updates are taken."""
+        return -(-updates // self.updates) * self.minibatches
+
+    def lasting(self, batches: int) -> int:
+        """Updates of whole rounds that use so many batches; what the last round lacks, it takes from the
+        next pass over the data."""
+        return -(-batches // self.minibatches) * self.updates
+
+    def which(self, update: int, seed: int) -> int:
+        """The batch, of those of its round, that an update is taken on: every epoch in an order of its own,
+        the first in that of the data."""
+        epoch, place = divmod(update % self.updates, self.minibatches)
+        if not epoch:
+            return place
+        rng = np.random.default_rng((seed, update // self.updates, epoch))
+        return int(rng.permutation(self.minibatches)[place])
 
 
 class OnlineConfig:
@@ -31,9 +69,18 @@ class OnlineConfig:
     may_change: ClassVar[frozenset[str]] = frozenset({"mesh"})
 
     @property
+    def rounds(self) -> Rounds:
+        return Rounds()
+
+    @property
     def reserved_tokens(self) -> int:
         """Tokens that every prompt must leave for a response."""
         return 0
+
+    @property
+    def limits(self) -> dict[str, tuple[str, float]]:
+        """Figure of the log -> the setting that a run stops above, and its value."""
+        return {}
 
     def data_responses(self, compared: int) -> int:
         """Responses that a record must have, for an objective that compares so many."""
@@ -140,19 +187,51 @@ class OnlineRewards(Sampled):
     annotator: AnnotatorConfig = field(default_factory=default_annotator)
     """Who gives rewards: its scores, those of ties included. `--online.annotator KIND`; KIND may be a class
     in a file of your own, my_annotator.py:Mine."""
+    minibatches: int = 1
+    """Batches of prompts that the policy responds to at once; an update is taken on each."""
+    epochs: int = 1
+    """Updates on each of these responses."""
     reward_mean: float = 0.0
-    """Taken from every reward, before it is divided by reward_deviation: of rewards measured beforehand."""
+    """Taken from every reward, before it is divided by reward_deviation."""
     reward_deviation: float = 1.0
     """Every reward is divided by it."""
+    reward_samples: int = 0
+    """Responses of the policy as it starts, whose rewards give mean and deviation in place of these; they
+    are kept in OUT/reward_scale.json. 0: none."""
     missing_end: float = 0.0
     """Taken from the reward, as scaled, of a response that reaches the limit without an end of sequence."""
+    value_model: str | None = None
+    """What PPO's value model starts from, a reward model's run from the same base with the same LoRA;
+    default: the base, and a head of zeros."""
+    max_kl: float | None = None
+    """Stop when kl/sequence, the mean over responses in nats, is above it at a line of the log."""
+    max_length: float | None = None
+    """Stop when the mean length of responses in tokens is above it at a line of the log."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"mesh", "max_kl", "max_length"})
 
     def __post_init__(self):
         super().__post_init__()
+        within(self, "online.", 1, 1024, "minibatches", "epochs")
+        within(self, "online.", 0, LARGE, "max_kl", "max_length")
+        samples = self.reward_samples
+        require(samples == 0 or 2 <= samples <= LARGE, "online.reward_samples", samples, "0, or at least 2")
+        measured = bool(samples) and (self.reward_mean, self.reward_deviation) != (0.0, 1.0)
+        wanted = "0, or reward_mean and reward_deviation left out"
+        require(not measured, "online.reward_samples", samples, wanted)
         within(self, "online.", -LARGE, LARGE, "reward_mean")
         within(self, "online.", 0, LARGE, "missing_end")
         deviation = self.reward_deviation
         require(0 < deviation <= LARGE, "online.reward_deviation", deviation, "above 0")
+
+    @property
+    def rounds(self) -> Rounds:
+        return Rounds(self.minibatches, self.epochs)
+
+    @property
+    def limits(self) -> dict[str, tuple[str, float]]:
+        given = {"kl/sequence": ("max_kl", self.max_kl), "rollout/tokens": ("max_length", self.max_length)}
+        return {name: (field, limit) for name, (field, limit) in given.items() if limit is not None}
 
     def data_responses(self, compared: int) -> int:
         return 0

@@ -9,7 +9,7 @@ from mllm_align.align.checks import check_objective
 from mllm_align.align.contract import Objective
 from mllm_align.align.pairwise import DPO
 from mllm_align.config.checks import MANY, SEED, STEPS, check_types, require, within
-from mllm_align.config.online import Online
+from mllm_align.config.online import Online, Rounds
 from mllm_align.config.parts import (
     DataConfig,
     DistributedConfig,
@@ -117,8 +117,6 @@ class Config:
     def _check_online(self) -> None:
         kind, online = type(self.objective).__name__, self.online
         fields = self.objective.fields
-        good = "returns" not in fields
-        require(good, "objective", kind, "another: nothing trains the value model that it needs yet")
         good = bool(fields) == (online is not None and online.rollout)
         wanted = "one on pairs, without --online rewards" if not fields else "another, or --online rewards"
         require(good, "objective", kind, wanted)
@@ -130,6 +128,9 @@ class Config:
             self.reference == "live", "reference", self.reference, "live: new responses come every step"
         )
         online.check(kind, self.objective.responses)
+        if online.rollout:
+            value, fits = getattr(online, "value_model", None), "values" in self.objective.needs
+            require(value is None or fits, "online.value_model", value, "left out: only PPO has one")
 
     @staticmethod
     def of_earlier(values: dict[str, Any]) -> dict[str, Any]:
@@ -146,9 +147,15 @@ class Config:
         return self.batch_size // self.micro_batches
 
     @property
+    def rounds(self) -> Rounds:
+        """How updates go with batches of the data."""
+        return Rounds() if self.online is None else self.online.rounds
+
+    @property
     def live_reference(self) -> bool:
-        """Whether the reference runs in every step."""
-        return "reference" in self.objective.needs and self.reference == "live"
+        """Whether the reference runs in every step; in rounds it runs when the responses are made."""
+        made = self.online is not None and self.online.rollout
+        return "reference" in self.objective.needs and self.reference == "live" and not made
 
     @property
     def stored_reference(self) -> bool:

@@ -40,5 +40,10 @@ def policy_variables(base: Tree, trained: Tree, lora_scale: float, dtype: Any) -
     return variables(params, None if lora is None else cast(scaled(lora, lora_scale), dtype))
 
 
+def policy_alone(trained: Tree) -> Tree:
+    """What is trained, without a value model beside the policy."""
+    return {name: part for name, part in trained.items() if name != VALUE}
+
+
 def tower_is_trained(trained: Tree) -> bool:
     return "vision_tower" in trained.get("params", {})

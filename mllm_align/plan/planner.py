@@ -43,8 +43,9 @@ def plan(
 
     model: a name of `families.registry.presets`, a Hugging Face folder (only config.json is read), or its
     config. where: a topology's name (see `plan.chips.topology`); None, the devices of this machine.
-    programs: some of train, reference, features, prefill, decode. prefix, response: tokens in place of the
-    longest prompt's and 256. whole: make machine code too. say: gets the report, the verdict first.
+    programs: some of train, reference, features, prefill, decode, score, reward. prefix, response: tokens
+    in place of the longest prompt's and 256. whole: make machine code too. say: gets the report, the
+    verdict first.
     Nothing is allocated. Raises InputError for names that are not known and meshes that can't be.
     """
     name, shape_of = (
@@ -54,9 +55,10 @@ def plan(
         check_terms(config.objective)
     place = topology(where) if where else None
     wanted = tuple(programs or targets.names(config))
-    known = ("train", "reference", "features", "prefill", "decode")
+    generation = ("features", "prefill", "decode")
+    known = ("train", "reference", *generation, "score", "reward")
     for each in wanted:
-        if each not in known or (each in known[:2] and not isinstance(config, Config)):
+        if each not in known or (each not in generation and not isinstance(config, Config)):
             kind = type(config).__name__
             raise InputError(f"a {kind} has no program {each!r}; take some of {', '.join(known)}")
     size = sizes(config, shape_of, prefix, response)
@@ -105,6 +107,8 @@ def _output(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
         "features": {"tiles": rows * s.tiles},
         "prefill": {"prompts": rows, "tokens": rows * s.prefix},
         "decode": {"responses": made, "tokens": made * size.tokens},
+        "score": {"prompts": rows, "tokens": tokens},
+        "reward": {"responses": rows * size.responses, "tokens": tokens},
     }
 
 
@@ -118,10 +122,13 @@ def _model_flops(program: str, config: Any, model: ModelConfig, size: Sizes) -> 
     if program == "decode":
         seen = size.tokens * (s.prefix + size.tokens / 2)
         return targets.samples(config) * decoder_flops(model, 0, size.tokens, seen, size.tokens)
-    logits = "score" not in config.objective.needs
+    logits = "score" not in config.objective.needs and program != "reward"
     forward = group_flops(model, s.tiles, s.prefix, [s.response] * size.responses, logits)
-    if program == "reference":
+    if program in ("reference", "reward"):
         return sum(forward)
+    if program == "score":  # policy, reference, and a value model, which share a frozen tower
+        vision, rest = forward
+        return vision + (2 + ("values" in config.objective.needs)) * rest
     tower = config.lora is None and "vision_tower" not in config.freeze
     return train_flops(forward, lora=config.lora is not None, tower=tower, reference=config.live_reference)
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mllm_align.batch import Prefix, Shape, blank_prefix
+from mllm_align.annotate.reward import RewardModel
+from mllm_align.batch import Prefix, Shape, blank_prefix, with_responses
 from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, OnlineRewards, SamplingConfig
 from mllm_align.data.layout import counts
 from mllm_align.generation import decode as generation
@@ -18,9 +19,11 @@ from mllm_align.models.bundle import check_mesh, compute_dtype, make_model
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.registry import family_of
 from mllm_align.models.policy import policy_variables
-from mllm_align.scoring import logps_program
+from mllm_align.scoring import logps_program, rewards_program
 from mllm_align.sharding import batch_sharding, batch_shards, remade, replicated
 from mllm_align.sizes import bucket, round_up
+from mllm_align.training.online.rewarded import forward_program
+from mllm_align.training.optim import abstract_trained, value_config
 from mllm_align.training.programs import abstract_base, batch_structs, check_fits, struct, train_program
 
 TEXT = 128
@@ -80,7 +83,16 @@ def names(config: Config | BDHSConfig) -> tuple[str, ...]:
     generation = ("features", "prefill", "decode") if _generates(config) else ()
     if isinstance(config, BDHSConfig):
         return generation
-    return ("train", *(("reference",) if config.stored_reference else ()), *generation)
+    scoring = ("score",) if config.objective.fields else ()
+    if _reward_model(config) is not None:
+        scoring += ("reward",)
+    return ("train", *(("reference",) if config.stored_reference else ()), *generation, *scoring)
+
+
+def _reward_model(config: Config | BDHSConfig) -> RewardModel | None:
+    """The annotator, where it is a reward model on the devices."""
+    annotator = getattr(config.online, "annotator", None) if isinstance(config, Config) else None
+    return annotator if isinstance(annotator, RewardModel) else None
 
 
 def check(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> list[str]:
@@ -92,8 +104,11 @@ def check(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> list[s
 
 def rows(config: Config | BDHSConfig, mesh: Mesh, program: str) -> int:
     """Prompts per run of a program."""
-    if program == "train":
+    if program in ("train", "score"):
         return config.batch_size
+    if program == "reward":
+        found = _reward_model(config)
+        return round_up(found.batch_size if found else 8, batch_shards(mesh))
     size = config.rows_per_micro if program == "reference" or _generates(config) else 8
     return round_up(size, batch_shards(_sampling_mesh(config, mesh, program)))
 
@@ -102,7 +117,7 @@ def lower(
     program: str, config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, planned: Sizes
 ) -> jax.stages.Lowered:
     """Lower a program. train: a step. reference: log-probs of a batch. features, prefill, decode: of
-    generation."""
+    generation. score: log-probs and values of a rollout. reward: a reward model's scores of responses."""
     if program == "train":
         assert isinstance(config, Config)
         made = train_program(config, model, mesh, steps=1000)
@@ -114,6 +129,17 @@ def lower(
         assert isinstance(config, Config)
         group = _group(model, mesh, planned, count, config)
         return logps_program(model, mesh, 1.0, dtype).lower(base, {}, group)
+    if program in ("score", "reward"):
+        assert isinstance(config, Config)
+        scale = 1.0 if config.lora is None else config.lora.scale
+        if program == "reward":
+            trained = abstract_trained(value_config(config), model, mesh)
+            group = _group(model, mesh, planned, count)
+            return rewards_program(model, mesh, scale, dtype).lower(base, trained, group)
+        batch = batch_structs(config, model, mesh, planned.shape, planned.responses)
+        bare = with_responses(batch, reference=None, **dict.fromkeys(config.objective.fields))
+        trained = abstract_trained(config, model, mesh)
+        return forward_program(model, mesh, scale, dtype).lower(base, trained, bare)
     rule = replace(_sampling(config), max_tokens=1)  # forks carry their own limits
     see, fill, loop = generation.programs(model, mesh, 1.0, dtype, rule)
     if program == "features":
@@ -178,7 +204,12 @@ def resident_bytes(program: str, config: Config | BDHSConfig, model: ModelConfig
         return 0
     dtype, own = compute_dtype(config.dtype, mesh), config.online.mesh
     if program == "train":
-        return _bytes(abstract_base(model, remade(mesh, own), dtype)) if own is not None else 0
+        other = _bytes(abstract_base(model, remade(mesh, own), dtype)) if own is not None else 0
+        if not config.online.rollout:
+            return other
+        # the step takes no frozen copy of what is trained; the rollout's reference does
+        whole, made = abstract_base(model, mesh, dtype), train_program(config, model, mesh, steps=1000)
+        return other + _bytes(whole) - _bytes(made.base)
     made = train_program(config, model, mesh, steps=1000)
     return _bytes(made.state) + (_bytes(made.base) if own is not None else 0)
 

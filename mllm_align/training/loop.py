@@ -23,9 +23,18 @@ from mllm_align.config import Config, to_json
 from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.table import counted
-from mllm_align.errors import SHOWN, InputError, Interrupted, NotFinite, Preempted, first_few, not_finite
+from mllm_align.errors import (
+    SHOWN,
+    Diverged,
+    InputError,
+    Interrupted,
+    NotFinite,
+    Preempted,
+    first_few,
+    not_finite,
+)
 from mllm_align.models.bundle import Bundle, load
-from mllm_align.models.policy import SCORE
+from mllm_align.models.policy import SCORE, policy_alone
 from mllm_align.prepare import check_batch, prepare
 from mllm_align.processes import say
 from mllm_align.scoring import not_finite_among
@@ -148,9 +157,7 @@ def _train(
         before, now = (run_folder.Length(*each) for each in processes.on_first(length))
         shapes = about.get("batch_shapes", config.data.shapes)  # runs of earlier versions took them all
     described |= {"batch_shapes": shapes, **run_folder.lengths(now)}
-    initial = None
-    if init_from is not None and not step:
-        initial = run_folder.trained_of(init_from, config, bundle)
+    initial = None if step else run_folder.initial(config, bundle, init_from)
     for each in callbacks:
         each.on_start(bundle)
 
@@ -178,7 +185,7 @@ def _train(
             say(terminal.finished(out, step))
         state = trainer.loop(state, step, described, profile)
         log("done", step=trainer.steps)
-    return replace(bundle, trained=state.trained)
+    return replace(bundle, trained=policy_alone(state.trained))
 
 
 def _newest(place: Any) -> int:
@@ -267,10 +274,10 @@ class _Run:
         trained there, if it is not as the base has it."""
         program = self.program
         if step:
-            if self.checkpoints.about(step).get("records") != self.batches.digest(step):
+            if self.checkpoints.about(step).get("records") != self._records(step):
                 raise InputError(
-                    f"{self.out}: the first {step} batches were of other records; continue it with the "
-                    "versions that it was started with (see run.json), or give --out a new folder"
+                    f"{self.out}: the batches of the first {step} steps were of other records; continue it "
+                    "with the versions that it was started with (see run.json), or give --out a new folder"
                 )
             return self.checkpoints.restore(program.state, step)
         trained = init_trained(self.bundle, self.config) if initial is None else initial
@@ -316,6 +323,10 @@ class _Run:
     def put(self, batch: HostBatch) -> PromptGroup:
         return assemble(batch.group, batch_sharding(self.bundle.mesh), self.rows)
 
+    def _batch(self, number: int) -> tuple[HostBatch, PromptGroup]:
+        batch = self.batches(number)
+        return batch, self.put(batch)
+
     def metadata(self, state: TrainState) -> dict[str, Any]:
         leaves = jax.tree.leaves(state.trained)
         return {
@@ -329,9 +340,12 @@ class _Run:
         about: what every checkpoint says of its run.
         """
         config, best = self.config, self.checkpoints.best()[1]
-        ahead = self.batches.iterate(begun, self.steps, config.data.threads, config.data.prefetch)
+        rounds = config.rounds
+        span = rounds.first(begun), rounds.begun(self.steps)
+        ahead = self.batches.iterate(*span, config.data.threads, config.data.prefetch)
         saved = self.checkpoints.begun(begun) if begun else None
-        feed = Feed(ahead, self.put, self.maker, self.steps - 1, saved)
+        self.maker.start(state.trained, begun, self._batch)
+        feed = Feed(ahead, self.put, self.maker, config, self.steps, begun, saved)
         clock, compiled = Clock(), set()
         # where it looks for NaN, JAX runs a step again, operation by operation, from the host
         guard = "allow" if jax.config.values["jax_debug_nans"] else "disallow"
@@ -436,8 +450,12 @@ class _Run:
     def _about(self, step: int, about: dict[str, Any]) -> dict[str, Any]:
         """The state of randomness is the config's seed and the step; so is the position in the data."""
         mesh = {name: int(size) for name, size in self.bundle.mesh.shape.items()}
-        position = {"step": step, "records": self.batches.digest(step)}
+        position = {"step": step, "records": self._records(step)}
         return {**position, "config": to_json(self.config), "mesh": mesh, **about}
+
+    def _records(self, step: int) -> str:
+        """Names the records that so many steps were taken on, with those of the round they end in."""
+        return self.batches.digest(self.config.rounds.begun(step))
 
     def _report(self, values: dict[str, Any]) -> None:
         left = values.pop("seconds_left")
@@ -445,6 +463,12 @@ class _Run:
         say(line(values["step"], self.steps, values, left))
         for each in self.callbacks:
             each.on_step(values)
+        limits = {} if self.config.online is None else self.config.online.limits
+        for name, (field, limit) in limits.items():
+            if (value := values.get(name)) is not None and value > limit:
+                problem = f"step {values['step']}: {name} is {value:.4g}, above online.{field} ({limit:g})"
+                remedy = "see the examples in log.jsonl; with a higher limit it goes on from what is saved"
+                raise Diverged(f"{problem}; {remedy}")
 
     def _evaluate(self, state: TrainState, number: int) -> float:
         """The held-out loss, without the batches that config.nonfinite lets go. Raises NotFinite where it
@@ -483,7 +507,7 @@ class _Run:
     def _ask(self, state: TrainState, number: int, asked: Sequence[Callback]) -> float | None:
         """Log their figures of the policy. Returns config.best's of them, its sign turned where higher is
         better."""
-        policy, best = replace(self.bundle, trained=state.trained), self.config.best
+        policy, best = replace(self.bundle, trained=policy_alone(state.trained)), self.config.best
         figures: dict[str, float] = {}
         rank = None
         for each in asked:

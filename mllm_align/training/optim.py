@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -10,12 +11,13 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from mllm_align.align.reward import Reward
 from mllm_align.config import Config, OptimConfig
 from mllm_align.models.bundle import Bundle, abstract_params, base_shardings, lora_shardings
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.huggingface import load_params
 from mllm_align.models.lora import init_lora
-from mllm_align.models.policy import SCORE
+from mllm_align.models.policy import SCORE, VALUE
 from mllm_align.sharding import replicated, tree_lookup
 
 Tree = dict[str, Any]
@@ -48,10 +50,18 @@ def abstract_trained(config: Config, model: ModelConfig, mesh: Mesh) -> Tree:
             lora,
             lora_shardings(model, lora, mesh),
         )
+    head = jax.ShapeDtypeStruct((model.decoder.hidden,), jnp.float32, sharding=replicated(mesh))
     if "score" in config.objective.needs:
-        head = jax.ShapeDtypeStruct((model.decoder.hidden,), jnp.float32, sharding=replicated(mesh))
         trained[SCORE] = {"kernel": head}
+    if "values" in config.objective.needs:
+        trained[VALUE] = abstract_trained(value_config(config), model, mesh)
     return trained
+
+
+def value_config(config: Config) -> Config:
+    """Of a run's value model, which is a reward model with a projector of its own."""
+    optim = replace(config.optim, projector_learning_rate=None)
+    return replace(config, objective=Reward(), online=None, optim=optim)
 
 
 def _lora(config: Config, model: ModelConfig) -> Tree:
@@ -65,7 +75,12 @@ def init_trained(bundle: Bundle, config: Config) -> Tree:
 
     Replaced parts are read from the folder again, so that 16-bit computation does not round them.
     """
-    trained: Tree = abstract_trained(config, bundle.config, bundle.mesh)
+    return _started(abstract_trained(config, bundle.config, bundle.mesh), bundle, config)
+
+
+def _started(trained: Tree, bundle: Bundle, config: Config) -> Tree:
+    """The arrays of an abstract tree: of the policy, or of a value model, which starts as it does."""
+    trained = dict(trained)
     parts = trained.get("params")
     if parts is not None:
         where = tree_lookup(jax.tree.map(lambda x: x.sharding, parts))
@@ -78,6 +93,8 @@ def init_trained(bundle: Bundle, config: Config) -> Tree:
     if (head := trained.get(SCORE)) is not None:  # every response scores 0
         zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in head.items()}
         trained[SCORE] = jax.device_put(zeros, jax.tree.map(lambda x: x.sharding, head))
+    if (critic := trained.get(VALUE)) is not None:
+        trained[VALUE] = _started(critic, bundle, config)
     return trained
 
 
@@ -110,7 +127,7 @@ def make_optimizer(
 
     def labels(trained: Tree) -> Tree:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: "projector" if path[1].key == "projector" else "main", trained
+            lambda path, _: "projector" if any(key.key == "projector" for key in path) else "main", trained
         )
 
     return optax.chain(

@@ -128,5 +128,6 @@ def batch_structs(
         return struct((config.micro_batches, config.rows_per_micro, *dims), dtype, where)
 
     axes, views = model.decoder.num_rope_axes, (tuple(range(responses)),)
-    tile, stored = (v.patches, v.patch_width), config.stored_reference
+    tile = v.patches, v.patch_width
+    stored = "reference" in config.objective.needs and not config.live_reference
     return blank(make, shape, tile, views, axes, stored, config.objective.fields)

@@ -27,7 +27,7 @@ import jax
 from etils import epath
 
 from mllm_align import processes
-from mllm_align.config import Config, from_json, part_files, save_json, to_json
+from mllm_align.config import Config, OnlineRewards, from_json, part_files, save_json, to_json
 from mllm_align.data.encode import Encoded
 from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json, read_json
@@ -36,11 +36,11 @@ from mllm_align.models.bundle import OTHERS, Bundle, load
 from mllm_align.models.changes import Trained
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import Folder
-from mllm_align.models.policy import SCORE
+from mllm_align.models.policy import SCORE, VALUE, policy_alone
 from mllm_align.models.sources import open_model
 from mllm_align.prepare import name_weights
 from mllm_align.training.checkpoint import Checkpoints, Which, choose, kept
-from mllm_align.training.optim import abstract_trained, schedule
+from mllm_align.training.optim import abstract_trained, init_trained, schedule, value_config
 
 # What a start that failed may leave without a run: it was dear, and says itself what it belongs to.
 LEFT = {"reference.npz", "reference_eval.npz", "answers"}
@@ -290,7 +290,7 @@ def _config_of(place: Any, about: dict[str, Any]) -> Config:
 def length(config: Config, records: int) -> Length:
     """Of a run that begins. Raises InputError for more steps than can be counted."""
     per_epoch = -(-records // config.batch_size)
-    steps = config.steps or math.ceil(config.epochs * per_epoch)
+    steps = config.steps or config.rounds.lasting(math.ceil(config.epochs * per_epoch))
     if steps > MOST_STEPS:
         problem = f"epochs is {config.epochs:g}, which makes {steps} steps of {per_epoch} in each epoch"
         raise InputError(f"{problem}; give fewer: at most {MOST_STEPS} steps")
@@ -485,10 +485,24 @@ def load_run(
         else:
             bundle = load(folder, dtype, mesh)
         trained = checkpoints.restore_trained(number, abstract_trained(config, bundle.config, bundle.mesh))
-    return replace(bundle, trained=trained, lora=config.lora)
+    return replace(bundle, trained=policy_alone(trained), lora=config.lora)
 
 
 OTHERS.register("run")((is_run, load_run))
+
+
+def initial(config: Config, bundle: Bundle, init_from: str | Path | None) -> Any:
+    """What is trained at the start, where it is not as the base has it: a run's (`trained_of`), and what a
+    value model starts from; else None."""
+    value = config.online.value_model if isinstance(config.online, OnlineRewards) else None
+    if init_from is None and value is None:
+        return None
+    trained = init_trained(bundle, config)
+    if init_from is not None:
+        trained |= trained_of(init_from, config, bundle)
+    if value is not None:
+        trained[VALUE] = trained_of(value, value_config(config), bundle)
+    return trained
 
 
 def trained_of(run: str | Path, config: Config, bundle: Bundle) -> Any:
@@ -503,14 +517,15 @@ def trained_of(run: str | Path, config: Config, bundle: Bundle) -> Any:
             raise refusal(str(run), f"was trained from {base}, another model", "give --model that one")
         if theirs.lora != config.lora:
             raise refusal(str(run), f"has {theirs.lora or 'no LoRA'}", "give the same --lora options")
-        like = abstract_trained(config, bundle.config, bundle.mesh)
+        like = policy_alone(abstract_trained(config, bundle.config, bundle.mesh))
         its = abstract_trained(theirs, bundle.config, bundle.mesh)
+        beside = {VALUE: its.pop(VALUE)} if VALUE in its else {}
         differ = like.get("params", {}).keys() ^ its.get("params", {}).keys()
         differ |= {SCORE} & (like.keys() ^ its.keys())
         if differ:
             problem = f"{', '.join(sorted(differ))}: trained by one run alone"
             raise refusal(str(run), problem, "give the same --freeze and rates")
-        return checkpoints.restore_trained(number, like)
+        return policy_alone(checkpoints.restore_trained(number, like | beside))
 
 
 def export_run(

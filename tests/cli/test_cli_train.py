@@ -1,5 +1,7 @@
 """`mllm-align train`."""
 
+import json
+
 import pytest
 from runs import MODEL, PAIRS
 
@@ -14,6 +16,14 @@ def test_batches_and_meshes_that_do_not_fit(refused, tmp_path, config_file, monk
     scoring = ("score", "--model", MODEL, "--data", PAIRS, "--out", tmp_path / "scores")
     assert "does not make 8 devices" in refused(*scoring, "--mesh.fsdp", 3)
     assert "batch_size is 0" in refused(*scoring, "--batch-size", 0)
+
+
+def test_reward_names_the_annotator_and_its_model(run):
+    kinds = ("--objective", "ppo", "--online", "rewards", "--print-config")
+    for words in (["--reward", "runs/r"], ["--reward=runs/r"]):
+        status, out, _ = run("train", "dpo_tiny", *kinds, *words)
+        annotator = json.loads(out)["online"]["annotator"]
+        assert status == 0 and annotator["model"] == "runs/r"
 
 
 @pytest.mark.parametrize(

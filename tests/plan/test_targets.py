@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from small_model import small
 
-from mllm_align import SFT, BDHSConfig, Config, Distorted, SceneOracle
+from mllm_align import PPO, SFT, BDHSConfig, Config, Distorted, OnlineRewards, RewardModel, SceneOracle
 from mllm_align.config import MeshConfig, OnlineBDHS, OnlinePairs, SamplingConfig
 from mllm_align.errors import InputError
 from mllm_align.models.families.registry import presets
@@ -18,6 +18,7 @@ from mllm_align.training.programs import abstract_base
 PRESETS = presets()
 
 ORACLE = OnlinePairs(annotator=SceneOracle(), samples=4)
+REWARDS = OnlineRewards(annotator=RewardModel())
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +67,7 @@ def test_tokens_that_are_generated():
         (Config(online=ORACLE), "train features prefill decode"),
         (Config(online=OnlineBDHS()), "train features prefill decode"),
         (Config(online=Distorted()), "train"),
+        (Config(objective=PPO(), online=REWARDS), "train features prefill decode score reward"),
         (BDHSConfig(), "features prefill decode"),
     ],
 )
@@ -96,6 +98,8 @@ def test_continuations_of_a_prompt():
         ("features", BDHSConfig()),
         ("prefill", BDHSConfig()),
         ("decode", Config(online=ORACLE, batch_size=8)),
+        ("score", Config(objective=PPO(), online=REWARDS, batch_size=8)),
+        ("reward", Config(objective=PPO(), online=REWARDS, batch_size=8)),
     ],
 )
 def test_a_program_is_lowered_from_shapes_alone(mesh, program, config):
@@ -137,6 +141,10 @@ def test_online_runs_hold_their_state_while_they_generate():
     whole = dataclasses.replace(config, online=dataclasses.replace(config.online, mesh=MeshConfig(data=8)))
     assert resident_bytes("train", whole, model, mesh) == base * 4
     assert resident_bytes("decode", whole, model, mesh) == pytest.approx(moments + base * 4 / 8, rel=0.01)
+    rewards = dataclasses.replace(config, objective=PPO(), online=REWARDS)
+    frozen = resident_bytes("train", rewards, model, mesh)
+    assert frozen == pytest.approx(base * 4 / 8, rel=0.01), "the reference of what is trained"
+    assert resident_bytes("score", rewards, model, mesh) == pytest.approx(2 * moments, rel=0.01)
 
 
 def test_cached_keys_and_values_by_hand(mesh):

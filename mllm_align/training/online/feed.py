@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic
 
@@ -29,11 +30,11 @@ def open_maker(
 
 
 class Feed(Generic[S]):
-    """What the step takes, one batch after the other.
+    """What the step takes, one update after the other.
 
-    ahead: batches of the data, from the step that the run goes on from. put: a batch to the devices.
-    last: the last step, counted from 0. saved: what the checkpoint that the run goes on from keeps of the
-    maker.
+    ahead: batches of the data, from the first one of the round that the run goes on in. put: a batch to the
+    devices. steps: updates of the run; begun: taken already. saved: what the checkpoint that the run goes
+    on from keeps of the maker.
     """
 
     def __init__(
@@ -41,33 +42,52 @@ class Feed(Generic[S]):
         ahead: Iterator[HostBatch],
         put: Callable[[HostBatch], PromptGroup],
         maker: Maker[S],
-        last: int,
+        config: Config,
+        steps: int,
+        begun: int = 0,
         saved: MakerState | None = None,
     ):
-        self.ahead, self.put, self.maker, self.last = ahead, put, maker, last
+        self.ahead, self.put, self.maker, self.steps = ahead, put, maker, steps
+        self.rounds, self.seed = config.rounds, config.seed
         self.waited = 0.0
         """Seconds of the last call that went to waiting for batches of the data."""
-        self.pending = None if saved is None else maker.restored(saved, *self._next())
+        self.round: list[S] = []
+        """The batches that updates are being taken on."""
+        self.next: list[S] = []
+        """Those of the round after, where they are begun ahead."""
+        self._between = begun % self.rounds.updates == 0
+        if saved is not None:
+            restored = maker.restored(saved, self._batches())
+            self.round, self.next = ([], restored) if self._between else (restored, [])
 
-    def _next(self) -> tuple[HostBatch, PromptGroup]:
+    def _batches(self) -> list[tuple[HostBatch, PromptGroup]]:
+        """Of the data, for one round."""
         began = time.perf_counter()
-        batch = next(self.ahead)
-        group = self.put(batch)
+        batches = [next(self.ahead) for _ in range(self.rounds.minibatches)]
+        made = [(batch, self.put(batch)) for batch in batches]
         self.waited += time.perf_counter() - began
-        return batch, group
+        return made
+
+    def _begin(self, trained: Tree, step: int) -> list[S]:
+        return [self.maker.begin(*each, trained, step) for each in self._batches()]
 
     def __call__(self, trained: Tree, step: int) -> TrainBatch:
-        """The batch of a step, counted from 0; trained: the policy before it."""
-        self.waited = 0.0
-        pending = self.pending or self.maker.begin(*self._next(), trained, step)
-        self.pending = None
-        if self.maker.ahead and step < self.last:  # before the step that gives up these parameters
-            self.pending = self.maker.begin(*self._next(), trained, step)
-        return self.maker.finish(pending)
+        """The batch of an update, counted from 0; trained: the policy before it."""
+        self.waited, rounds = 0.0, self.rounds
+        if step % rounds.updates == 0:
+            self.round, self.next = self.next or self._begin(trained, step), []
+            if self.maker.ahead and step + rounds.updates < self.steps:
+                # before the step that gives up these parameters
+                self.next = self._begin(trained, step)
+            self.maker.complete(self.round)
+        made = self.maker.finish(self.round[rounds.which(step, self.seed)])
+        self._between = (step + 1) % rounds.updates == 0
+        stale = {"staleness": (step % rounds.updates, 1.0)} if rounds.updates > 1 else {}
+        return replace(made, step=step, metrics=made.metrics | stale)
 
     def saved(self) -> MakerState | None:
         """What a checkpoint must hold beside the training state."""
-        return self.maker.saved(self.pending)
+        return self.maker.saved(self.next if self._between else self.round)
 
     def close(self) -> None:
         self.maker.close()

@@ -7,7 +7,7 @@ weight 0.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -16,6 +16,9 @@ import numpy as np
 from mllm_align.batch import PromptGroup, Shape
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Encoded
+
+BatchOf = Callable[[int], tuple[HostBatch, PromptGroup]]
+"""Number of a batch of the data -> it, as it was read and on the devices."""
 
 HostMetrics = dict[str, tuple[float, float]]
 """Name -> (sum, weight), of one step, on the host."""
@@ -36,7 +39,8 @@ class InFlight:
 class TrainBatch:
     """What the step takes.
 
-    step: counted from 0. indices: of the batch's records in the data. shape: what all are padded to.
+    step: the update, counted from 0. indices: of the batch's records in the data. shape: what all are
+    padded to.
     records: as they are trained on; None for a group without usable responses. example: what the policy
     wrote for one of them, for people to read.
     """
@@ -74,21 +78,30 @@ class Maker(Protocol[S]):
     ahead: bool = False
     on_policy: bool = True
 
+    def start(self, trained: Tree, step: int, batch: BatchOf) -> None:
+        """Called once, before all else, with the policy after `step` updates and what gives any batch of
+        the data."""
+
     def begin(self, batch: HostBatch, group: PromptGroup, trained: Tree, step: int) -> S:
         """Start on a batch. trained: the policy after `step` updates; not valid after the next one."""
         ...
 
+    def complete(self, round: Sequence[S]) -> None:
+        """Do what needs the policy that responded, before it is updated. round: all batches that were
+        begun with it (`config.online.Rounds`)."""
+
     def finish(self, pending: S) -> TrainBatch:
-        """Wait for the responses. Raises NotFinite where the config says to stop there."""
+        """Wait for the responses. Raises NotFinite where the config says to stop there. Where a round has
+        several epochs, it is asked again for the same batch."""
         ...
 
-    def saved(self, pending: S | None) -> MakerState | None:
-        """What a checkpoint must hold beside the training state; pending: the batch begun ahead, if any."""
+    def saved(self, round: Sequence[S]) -> MakerState | None:
+        """What a checkpoint must hold beside the training state. round: batches begun, and not done with:
+        begun ahead, or of a round that still has updates; often none."""
         return None
 
-    def restored(self, state: MakerState, batch: HostBatch, group: PromptGroup) -> S:
-        """The batch in flight that `saved` was asked about. Raises InputError for a state that it can't
-        read."""
+    def restored(self, state: MakerState, batches: Sequence[tuple[HostBatch, PromptGroup]]) -> list[S]:
+        """The round that `saved` was asked about. Raises InputError for a state that it can't read."""
         raise TypeError(f"{type(self).__name__} saves nothing")
 
     def close(self) -> None:

@@ -228,9 +228,10 @@ class Rollouts(Maker[Rolling]):
             "reason": verdict.reason,
         }
 
-    def saved(self, pending: Rolling | None) -> MakerState | None:
-        if pending is None:
+    def saved(self, round: Sequence[Rolling]) -> MakerState | None:
+        if not round:
             return None
+        (pending,) = round
         samples = self.samples(pending)
         metadata = {
             "step": pending.batch.step,
@@ -240,14 +241,16 @@ class Rollouts(Maker[Rolling]):
         }
         return MakerState(metadata, {name: getattr(samples, name) for name in ARRAYS})
 
-    def restored(self, state: MakerState, batch: HostBatch, group: PromptGroup) -> Rolling:
-        saved, arrays = state.metadata, state.arrays
+    def restored(
+        self, state: MakerState, batches: Sequence[tuple[HostBatch, PromptGroup]]
+    ) -> list[Rolling]:
+        ((batch, group),), saved, arrays = batches, state.metadata, state.arrays
         if "samples" in saved:
             samples = self._from_lists(saved, len(batch.records))
         else:
             verdicts, seconds = _verdicts_from_json(saved["verdicts"]), tuple(saved["seconds"])
             samples = Samples(**arrays, verdicts=verdicts, seconds=seconds)
-        return Rolling(batch, group, saved["made_at"], lambda: samples, samples)
+        return [Rolling(batch, group, saved["made_at"], lambda: samples, samples)]
 
     def _from_lists(self, saved: dict[str, Any], rows: int) -> Samples:
         """From a checkpoint of before samples were arrays: lists, of the rows with finite logits."""

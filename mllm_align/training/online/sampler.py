@@ -17,6 +17,7 @@ from mllm_align.batch import PromptGroup
 from mllm_align.config import Config, MeshConfig
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, base_shardings, check_mesh
+from mllm_align.models.policy import policy_alone
 from mllm_align.sharding import batch_sharding, batch_shards, remade
 from mllm_align.training.optim import abstract_trained
 
@@ -39,7 +40,8 @@ class Sampler:
                 )
             params = _moved(bundle.params, base_shardings(bundle.config, own))
             self.bundle = replace(self.bundle, mesh=own, params=params)
-            self._where = jax.tree.map(lambda x: x.sharding, abstract_trained(config, bundle.config, own))
+            sampled = policy_alone(abstract_trained(config, bundle.config, own))
+            self._where = jax.tree.map(lambda x: x.sharding, sampled)
         # parts of a batch are multiples of this: they are cut on either mesh
         self.step = math.lcm(batch_shards(bundle.mesh), batch_shards(self.bundle.mesh))
 
@@ -52,7 +54,7 @@ class Sampler:
         return _moved(trained, self._where) if self.moves else trained
 
     def policy(self, trained: Any) -> Bundle:
-        return replace(self.bundle, trained=self.trained(trained))
+        return replace(self.bundle, trained=self.trained(policy_alone(trained)))
 
     def batch(self, group: PromptGroup) -> PromptGroup:
         return _moved(group, batch_sharding(self.bundle.mesh)) if self.moves else group

@@ -1,13 +1,14 @@
 """When batches are begun and finished, with which policy; and which maker a config opens."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
 from contexts import prepared
 from runs import PAIRS, TINY, bundle, compiling
 
-from mllm_align import Distorted, InputError, MeshConfig, OnlineBDHS, OnlinePairs, Scorer
+from mllm_align import Distorted, InputError, MeshConfig, OnlineBDHS, OnlinePairs, OnlineRewards, Scorer
+from mllm_align.align.policy_gradient import RLOO
 from mllm_align.training.online.feed import Feed, open_maker
 from mllm_align.training.online.maker import InFlight, Maker, MakerState, Offline
 from mllm_align.training.online.rejected import RejectedByBDHS, RejectedByNoise
@@ -19,6 +20,8 @@ assert compiling and PAIRS
 @dataclass
 class Counted(InFlight):
     policy: str
+    step: int = 0
+    metrics: dict = field(default_factory=dict)
 
 
 class Recorder(Maker[Counted]):
@@ -35,23 +38,31 @@ class Recorder(Maker[Counted]):
         self.calls.append(f"finish {pending.batch}")
         return pending
 
-    def saved(self, pending):
-        return None if pending is None else MakerState({"batch": pending.batch, "policy": pending.policy})
+    def complete(self, round):
+        if len(round) > 1:
+            self.calls.append(f"complete {[each.batch for each in round]}")
 
-    def restored(self, state, batch, group):
-        assert state.metadata["batch"] == batch
-        return Counted(batch, group, state.metadata["policy"])
+    def saved(self, round):
+        if not round:
+            return None
+        return MakerState({"batches": [each.batch for each in round], "policy": round[0].policy})
+
+    def restored(self, state, batches):
+        assert state.metadata["batches"] == [batch for batch, _ in batches]
+        return [Counted(*each, state.metadata["policy"]) for each in batches]
 
     def close(self):
         self.calls.append("close")
 
 
-def feed(maker, start=0, stop=3, saved=None):
-    return Feed(iter(range(start, stop)), lambda batch: f"group {batch}", maker, stop - 1, saved)
+def feed(maker, start=0, stop=3, saved=None, config=TINY):
+    rounds = config.rounds
+    ahead = iter(range(rounds.first(start), rounds.begun(stop)))
+    return Feed(ahead, lambda batch: f"group {batch}", maker, config, stop, start, saved)
 
 
-def steps(maker, start=0, stop=3, saved=None):
-    source = feed(maker, start, stop, saved)
+def steps(maker, start=0, stop=3, saved=None, config=TINY):
+    source = feed(maker, start, stop, saved, config)
     return [(source(f"policy {step}", step), source.saved()) for step in range(start, stop)]
 
 
@@ -82,7 +93,7 @@ def test_ahead_a_batch_is_begun_before_the_step_on_the_one_before():
         "finish 1",
         "finish 2",
     ], "nothing is begun that no step takes"
-    assert [saved and saved.metadata["batch"] for _, saved in taken] == [1, 2, None]
+    assert [saved and saved.metadata["batches"] for _, saved in taken] == [[1], [2], None]
 
 
 def test_a_batch_that_was_saved_is_not_begun_again():
@@ -91,6 +102,31 @@ def test_a_batch_that_was_saved_is_not_begun_again():
     again = steps(maker, start=1, saved=whole[0][1])
     assert [b for b, _ in again] == [b for b, _ in whole[1:]]
     assert maker.calls[0] == "begin 2 with policy 1 at 1"
+
+
+ROUNDS = replace(
+    TINY, objective=RLOO(), online=OnlineRewards(Scorer("votes:short"), minibatches=3, epochs=2)
+)
+
+
+def test_a_round_is_begun_at_once_and_updated_on_in_epochs():
+    maker = Recorder(ahead=False)
+    taken = steps(maker, stop=14, config=ROUNDS)
+    assert maker.calls[:4] == [*(f"begin {i} with policy 0 at 0" for i in range(3)), "complete [0, 1, 2]"]
+    batches = [b.batch for b, _ in taken]
+    assert batches[:3] == [0, 1, 2] and sorted(batches[3:6]) == [0, 1, 2]
+    assert batches[6:9] == [3, 4, 5] and sorted(batches[9:12]) == [3, 4, 5] and batches[12:] == [6, 7]
+    assert [b.policy for b, _ in taken[5:7]] == ["policy 0", "policy 6"]
+    assert [b.step for b, _ in taken] == list(range(14))
+    assert [b.metrics["staleness"][0] for b, _ in taken[:7]] == [0, 1, 2, 3, 4, 5, 0]
+    assert [bool(saved) for _, saved in taken[:7]] == [True] * 5 + [False, True]
+
+
+@pytest.mark.parametrize("done", range(1, 13))
+def test_a_round_goes_on_after_any_of_its_updates(done):
+    whole = steps(Recorder(ahead=False), stop=13, config=ROUNDS)
+    again = steps(Recorder(ahead=False), done, 13, whole[done - 1][1], ROUNDS)
+    assert [b for b, _ in again] == [b for b, _ in whole[done:]]
 
 
 def test_closing_gives_up_what_is_in_flight():

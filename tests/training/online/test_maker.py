@@ -20,7 +20,7 @@ def test_data_pass_through_as_they_are():
 
 def test_a_maker_that_begins_nothing_ahead_saves_nothing():
     maker = Offline([])
-    assert maker.saved(None) is None
+    assert maker.saved([]) is None
     maker.close()
     with pytest.raises(TypeError, match="Offline saves nothing"):
-        maker.restored(MakerState({}, {"a": np.ones(1)}), *batch_of(context()))
+        maker.restored(MakerState({}, {"a": np.ones(1)}), [batch_of(context())])

@@ -81,6 +81,24 @@ def test_two_processes_train_on_what_one_does(folder, annotator):
         assert [e["loss"] for e in ours] == pytest.approx([e["loss"] for e in theirs], abs=2e-5)
 
 
+def test_two_processes_go_on_in_the_middle_of_a_round(folder):
+    """Each has its rows' rewards, and a checkpoint what was made of them. One computes the same."""
+    rounds = ("--online.minibatches", 2, "--online.epochs", 2, "--online.sampling.max-tokens", 16)
+    options = ("--objective", "ppo", "--online", "rewards", *SCORER, *rounds, "--steps", 8)
+    one, out = folder / "one-round", folder / "two-rounds"
+    Job(folder, one, 1, *options).done()
+    job = Job(folder, out, 2, *options)
+    reach(out, 6, job=job)
+    job.kill(0, signal.SIGTERM)
+    assert job.wait() == [75, 75], job.said()
+    Job(folder, out, 2, *options).done()
+    ours, theirs = ({e["step"]: e for e in log(it) if e["event"] == "train"} for it in (out, one))
+    assert ours.keys() == theirs.keys() == set(range(1, 9))
+    for step, line in ours.items():
+        assert line.get("reward") == pytest.approx(theirs[step].get("reward"), abs=1e-6)
+        assert line["value/error"] == pytest.approx(theirs[step]["value/error"], rel=1e-3)
+
+
 def test_two_processes_go_on_with_a_batch_begun_ahead(folder):
     """Samples and verdicts come from the checkpoint; each process has asked about its own rows."""
     options = (*ONLINE, *SCORER, "--online.stale", "--online.offline-share", 0.3)

@@ -183,16 +183,16 @@ def test_a_batch_begun_ahead_is_saved_and_restored(program, share):
     program.broken = {0}
     maker = open_source(online=replace(ONLINE, stale=True, offline_share=share), nonfinite="skip")
     pending = begun(maker, step=2)
-    state = maker.saved(pending)
+    state = maker.saved([pending])
     assert all(array.size for array in state.arrays.values()), "orbax takes no empty array"
     state = MakerState(json.loads(json.dumps(state.metadata)), dict(state.arrays))
-    again = maker.restored(state, pending.batch, pending.group)
+    (again,) = maker.restored(state, [(pending.batch, pending.group)])
     assert same_samples(maker.samples(again), maker.samples(pending))
     assert (again.made_at, again.batch) == (2, pending.batch)
     left, right = maker.finish(pending), maker.finish(again)
     assert left.metrics == right.metrics and left.example == right.example
     assert np.array_equal(left.group.responses.tokens, right.group.responses.tokens)
-    assert maker.saved(None) is None
+    assert maker.saved([]) is None
     maker.close()
 
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_before_with_lists_is_restored(program):
         "seconds": [1.5, 0.5],
     }
     state = MakerState(json.loads(json.dumps(lists)))
-    again = maker.restored(state, pending.batch, pending.group)
+    (again,) = maker.restored(state, [(pending.batch, pending.group)])
     assert maker.samples(again).seconds == (1.5, 0.5)
     left, right = maker.finish(pending), maker.finish(again)
     for name in ("tokens", "mask", "weight", "sampler"):
