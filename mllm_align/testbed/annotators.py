@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from mllm_align.annotate.factory import Context
 from mllm_align.annotate.judge import LocalModel, untrained
@@ -31,10 +31,13 @@ ANSWER_TOKENS = 4  # enough for yes or no with any tokenizer
 @ANNOTATORS.register("oracle")
 @dataclass(frozen=True)
 class SceneOracle(AnnotatorConfig):
-    """Scenes only: counts what each response gets wrong, exactly; fewer errors win, then higher recall."""
+    """Scenes only: counts what each response gets wrong, exactly."""
 
     scenes: Path = Path("runs/quickstart/scenes")
     """Folder of the drawn pictures (quickstart OUT/scenes)."""
+    order: Literal["errors", "f1"] = "errors"
+    """errors: fewer wrong claims win, then higher recall, which teaches to say less. f1: what is missing
+    counts as much as a wrong claim, F1 = 2 named / (2 named + wrong + missing)."""
 
     def __post_init__(self):
         if isinstance(self.scenes, str):
@@ -42,23 +45,28 @@ class SceneOracle(AnnotatorConfig):
         check_types(self, "annotator.")
 
     def open(self, context: Context) -> Oracle:
-        return Oracle(self.scenes, context.records)
+        return Oracle(self.scenes, context.records, self.order)
 
 
 class Oracle:
-    """Scores a response by its number of errors about the scene of its record, then by its recall."""
+    """Scores a response by what it says of the scene of its record."""
 
-    def __init__(self, scenes: Path, records: Sequence[Record] = ()):
+    def __init__(self, scenes: Path, records: Sequence[Record] = (), order: str = "errors"):
         """scenes: folder of the drawn pictures. records: those that are known beforehand. Raises InputError
         if one of them has no scene."""
-        self.folder = scenes
+        self.folder, self._score = scenes, SCORES[order]
         self._split = cache(self._read)
         self._scenes: dict[str, Scene] = {}
         for record in records:
             self.scene(record)
 
     def __call__(self, questions: Sequence[Question]) -> list[Verdict]:
-        return [_counted(self.scene(q.record), q.responses) for q in questions]
+        return [self._counted(self.scene(q.record), q.responses) for q in questions]
+
+    def _counted(self, scene: Scene, responses: Sequence[str]) -> Verdict:
+        counts = [count(scene, text) for text in responses]
+        reasons = (f"Response {number}: {_reason(each)}" for number, each in enumerate(counts, 1))
+        return scored([self._score(each) for each in counts], "; ".join(reasons))
 
     def _read(self, split: str) -> grain.MapDataset:
         from mllm_align.testbed.scenes import builder
@@ -88,12 +96,19 @@ class Oracle:
         return refusal(at, problem, "give annotator.scenes the folder that the records were made from")
 
 
-def _counted(scene: Scene, responses: Sequence[str]) -> Verdict:
-    counts = [count(scene, text) for text in responses]
-    # the recall term is below 1, so it only breaks ties between equal numbers of errors
-    scores = [each.recalled / (each.present + 1) - sum(_errors(each).values()) for each in counts]
-    reasons = (f"Response {number}: {_reason(each)}" for number, each in enumerate(counts, 1))
-    return scored(scores, "; ".join(reasons))
+def fewer_errors(counts: Counts) -> float:
+    """Minus the number of wrong claims; recall breaks ties, as its term is below 1."""
+    return counts.recalled / (counts.present + 1) - sum(_errors(counts).values())
+
+
+def f1(counts: Counts) -> float:
+    """F1 of the things in the picture, with every wrong claim as a false positive. A thing that is named
+    twice counts once, so that nothing is won by repetition."""
+    missing = counts.present - counts.recalled
+    return 2 * counts.recalled / max(2 * counts.recalled + sum(_errors(counts).values()) + missing, 1)
+
+
+SCORES = {"errors": fewer_errors, "f1": f1}
 
 
 def _errors(counts: Counts) -> dict[str, int]:

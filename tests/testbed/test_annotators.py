@@ -57,6 +57,19 @@ def test_fewer_errors_win_and_recall_decides_between_equals(oracle):
     assert f"Response 4: 1 not there, 0 of {present} things named" in verdict.reason
 
 
+def test_f1_counts_what_is_missing_too(folder):
+    scene = make_scene("train", 1, SETTINGS)
+    absent = next(kind for kind in KINDS if kind not in scene.kinds)
+    whole = caption(scene, np.random.default_rng(0))
+    one = f"There is a {scene.things[0].kind}."
+    said = (whole, f"{whole} We see a {absent}.", one, f"{one} {one}", "")
+    (verdict,) = Oracle(folder, order="f1")([asked("train-000001-0", *said)])
+    there = len(set(scene.kinds))
+    assert verdict.scores == pytest.approx(
+        [1, 2 * there / (2 * there + 1), *[2 / (2 + there - 1)] * 2, 0]
+    ), "repetition wins nothing"
+
+
 def test_every_kind_of_error_counts_once(oracle):
     scene = make_scene("held_out", 0, SETTINGS)
     thing = scene.things[0]
