@@ -13,7 +13,7 @@ from mllm_align.testbed.annotators import Oracle
 from mllm_align.testbed.hallucination import FIGURES, count, hallucinated_spans
 from mllm_align.testbed.scenes.language import yes_or_no
 
-LOWER = ("chair_i", "chair_s", "attribute_error", "place_error", "relation_error", "unparsed")
+LOWER = ("chair_i", "chair_s", "attribute_error", "place_error", "relation_error", "unparsed", "stutter")
 WAYS: dict[str, int] = dict.fromkeys(LOWER, -1) | {"words": 0, "mentions": 0, "expected_share": 0}
 
 

@@ -10,7 +10,7 @@ pytest.importorskip("tensorflow_datasets")
 from mllm_align.config import DataConfig
 from mllm_align.evaluation.base import Item, figures
 from mllm_align.testbed.evaluators import Captions, Questions
-from mllm_align.testbed.hallucination import count, intervals
+from mllm_align.testbed.hallucination import FIGURES, count, intervals
 from mllm_align.testbed.scenes import builder
 from mllm_align.testbed.scenes.language import caption
 from mllm_align.testbed.scenes.world import Settings
@@ -38,6 +38,10 @@ def test_captions_have_the_testbeds_figures(folder):
     assert wanted["chair_i"].mean > 0 and scored[4].details["counts"]["unparsed"] == 1
     given = [Item(record(f"{e.id}-0", images=0), {"scene": e.scene}) for e in examples]
     assert Captions().score_all(given, said, None) == scored
+
+
+def test_every_figure_has_a_better_way_or_none():
+    assert set(FIGURES) - Captions.ways.keys() == {"recall"}, "higher is better, where nothing else is said"
 
 
 def test_a_record_without_a_scene_is_named_before_anything_is_asked(folder):

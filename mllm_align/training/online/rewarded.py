@@ -124,6 +124,10 @@ class Rewarded(Rollouts):
 
     def begin(self, batch: HostBatch, group: PromptGroup, trained: Tree, step: int) -> Rewarding:
         begun = super().begin(batch, group, trained, step)
+        if processes.several() and jax.default_backend() == "cpu":
+            # CPU devices run programs side by side: collectives of one round's rollouts would mix
+            samples = begun.local()
+            begun.local = lambda: samples
         return Rewarding(begun.batch, begun.group, begun.made_at, begun.local, trained=trained)
 
     def _verdicts(self, questions: Sequence[Question]) -> list[Verdict]:
