@@ -29,7 +29,7 @@ ORDER = (
     "data",
     "models",
 )
-ORDER += ("prepare", "scoring", "generation", "annotate", "training")
+ORDER += ("prepare", "scoring", "generation", "annotate", "curation", "training")
 ORDER += ("evaluation", "plan", "testbed", "cli")
 LEVEL = {name: i for i, name in enumerate(ORDER)}
 # Stricter than the order; what is not here may import everything below.

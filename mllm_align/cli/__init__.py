@@ -57,7 +57,7 @@ def _main(argv: list[str]) -> None:
         verbs.print_completion(argv[1:])
     else:
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax; what fails there is raised, too
-        verb = verbs.parse(argv[0], argv[1:])
+        verb = verbs.parse(*verbs.named(argv))
         if verb is not None:
             verb()
 

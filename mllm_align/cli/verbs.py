@@ -15,6 +15,7 @@ import tyro
 from mllm_align.cli import help
 from mllm_align.cli.bdhs import Bdhs
 from mllm_align.cli.configs import Configs
+from mllm_align.cli.data import DataMix, DataStats
 from mllm_align.cli.evaluate import Evaluate
 from mllm_align.cli.export import Export
 from mllm_align.cli.generate import Generate
@@ -38,6 +39,8 @@ VERBS: dict[str, type] = {
     "evaluate": Evaluate,
     "report": Report,
     "inspect": Inspect,
+    "data stats": DataStats,
+    "data mix": DataMix,
     "export": Export,
     "plan": Plan,
     "configs": Configs,
@@ -46,11 +49,23 @@ VERBS: dict[str, type] = {
 SHELLS = ("bash", "zsh", "fish")
 
 
+def named(argv: list[str]) -> tuple[str, list[str]]:
+    """The verb of a command and what follows it; some verbs are two words."""
+    two = " ".join(argv[:2])
+    return (two, argv[2:]) if two in VERBS else (argv[0], argv[1:])
+
+
 def parse(name: str, argv: list[str]) -> Any:
     """The verb with its options, to be called; None where help or a config was printed instead.
 
     Raises InputError, in one line, for whatever is wrong with the command.
     """
+    parts = {each: verb for each, verb in VERBS.items() if each.startswith(f"{name} ")}
+    if parts and {"-h", "--help", "--help-all"} & set(argv):
+        print(help.program(parts, SHELLS))
+        return None
+    if parts:
+        raise InputError(f"{name} is one of {', '.join(parts)}; mllm-align {name} --help says more")
     if name not in VERBS:
         raise InputError(f"no verb {quoted(name)}{nearest(name, VERBS)}; mllm-align --help lists them")
     verb, config = VERBS[name], None

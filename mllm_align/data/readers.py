@@ -6,20 +6,49 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mllm_align.data.files import Row, read_rows
-from mllm_align.data.formats.base import Pairs, Reader, Taking, convert, format_of, reader_of
+from mllm_align.data.formats.base import Pairs, Reader, Taking, beside, convert, format_of, reader_of
 from mllm_align.data.records import Record, check_object, parse_record
 from mllm_align.data.roots import Roots
 from mllm_align.data.shards import data_files
 from mllm_align.errors import one_line, quoted, refusal
 
 Folders = str | os.PathLike | Sequence[str | os.PathLike] | None
+Source = str | os.PathLike | Iterable[Mapping[str, Any] | Record]
 
 
-def records_from(
-    data: str | os.PathLike | Iterable[Mapping[str, Any] | Record],
+class Read(NamedTuple):
+    """A record as it is read. fields: what else its row says, and what its reader says of it. number: of
+    its row, if the record's id is ours to change."""
+
+    record: Record
+    fields: Mapping[str, Any]
+    number: int | None
+
+
+def records_from(data: Source, *, dropped: Counter[str] | None = None, **options: Any) -> list[Record]:
+    """Return the records of a data set in files (see `data_files`) or of rows in memory.
+
+    Takes what `read_each` does. Raises `InputError` where that does, for data without a record and for
+    repeated ids.
+    """
+    dropped = Counter() if dropped is None else dropped
+    records: list[Record] = []
+    ours: dict[int, int] = {}  # records whose ids we may change -> the number of their row
+    for record, _, number in read_each(data, dropped=dropped, **options):
+        if number is not None:
+            ours[len(records)] = number
+        records.append(record)
+    if not records:
+        left_out = told(dropped)
+        raise refusal(_name(data), f"holds no records{left_out and ' but '}{left_out}", "give at least one")
+    return _with_unique_ids(records, ours)
+
+
+def read_each(
+    data: Source,
     *,
     format: str = "auto",
     image_root: Folders = None,
@@ -29,8 +58,8 @@ def records_from(
     max_records: int | None = None,
     pairs: Pairs = "best-worst",
     dropped: Counter[str] | None = None,
-) -> list[Record]:
-    """Return the records of a data set in files (see `data_files`) or of rows in memory.
+) -> Iterator[Read]:
+    """Yield the records of a data set in files or of rows in memory, one by one as they are read.
 
     Rows may hold decoded images, and `Record`s pass as they are. Without `image_root` their image
     paths are relative to the current folder and may lead anywhere; those of a file are relative to its
@@ -38,21 +67,27 @@ def records_from(
     `file.py:function`, or auto, which goes by the first row's fields. `responses`: how many a record needs
     at least. `split`: of the data set. `max_records`: how many are read, the
     first. `pairs`: which pairs of rated responses are made. `dropped` counts
-    what is left out, by the reason. Raises `InputError` for data that is missing, empty, unreadable or not
-    what its name says, for any faulty record and for repeated ids.
+    what is left out, by the reason. Raises `InputError` for data that is missing, unreadable or not
+    what its name says and for any faulty record. Ids may repeat.
     """
     reader = None if format == "auto" else reader_of(format)
-    folders = _folders(image_root)
     taking = Taking(pairs, Counter() if dropped is None else dropped)
+    rows = _rows(data, _folders(image_root), allow_outside, split)
+    return islice(_parsed(rows, reader, responses, taking), max_records)
+
+
+def _rows(data: Source, folders: list[Path], allow_outside: bool, split: str | None) -> Iterator[Row]:
     if isinstance(data, str | os.PathLike):
         files = data_files(data, split=split, image_root=folders, allow_outside=allow_outside)
-        rows = (row for file in files for row in read_rows(file))
-        return _records(rows, one_line(Path(data).name or data), reader, responses, taking, max_records)
+        return (row for file in files for row in read_rows(file))
     if isinstance(data, Mapping | bytes) or not isinstance(data, Iterable):
         raise refusal("data", f"found {type(data).__name__}", "give a path or a list of records")
     roots = Roots(folders, allow_outside)
-    rows = (Row(value, "record", index, roots) for index, value in enumerate(data))
-    return _records(rows, "data", reader, responses, taking, max_records)
+    return (Row(value, "record", index, roots) for index, value in enumerate(data))
+
+
+def _name(data: Source) -> str:
+    return one_line(Path(data).name or data) if isinstance(data, str | os.PathLike) else "data"
 
 
 def _folders(given: Folders) -> list[Path]:
@@ -63,33 +98,10 @@ def _folders(given: Folders) -> list[Path]:
     return [Path(path).resolve() for path in several]
 
 
-def _records(
-    rows: Iterable[Row],
-    name: str,
-    reader: Reader | None,
-    responses: int,
-    taking: Taking,
-    limit: int | None,
-) -> list[Record]:
-    records: list[Record] = []
-    ours: dict[int, int] = {}  # records whose ids we may change -> the number of their row
-    for record, number in islice(_parsed(rows, reader, responses, taking), limit):
-        if number is not None:
-            ours[len(records)] = number
-        records.append(record)
-    if not records:
-        left_out = told(taking.dropped)
-        raise refusal(name, f"holds no records{left_out and ' but '}{left_out}", "give at least one")
-    return _with_unique_ids(records, ours)
-
-
-def _parsed(
-    rows: Iterable[Row], reader: Reader | None, responses: int, taking: Taking
-) -> Iterator[tuple[Record, int | None]]:
-    """Yield each record, and the number of its row if its id is ours to change."""
+def _parsed(rows: Iterable[Row], reader: Reader | None, responses: int, taking: Taking) -> Iterator[Read]:
     for number, row in enumerate(rows):
         if isinstance(row.value, Record):
-            yield row.value, None
+            yield Read(row.value, {}, None)
             continue
         check_object(row.value, row.at)
         if reader is None:
@@ -99,7 +111,7 @@ def _parsed(
             record = parse_record(
                 plain, index=row.index, where=row.where, root=row.roots, responses=responses
             )
-            yield record, number if ours else None
+            yield Read(record, beside(row, reader, plain), number if ours else None)
 
 
 def told(dropped: Counter[str]) -> str:

@@ -12,6 +12,8 @@ from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.registry import load_part
 
 Pairs = Literal["best-worst", "all"]
+RECORD = frozenset(("id", "image", "images", "prompt", "messages", "chosen", "rejected", "completion"))
+RECORD |= {"responses", "id_is_ours"}
 
 
 @dataclass
@@ -27,10 +29,12 @@ class Reader:
 
     published: a pair of identical responses is left out and counted; else it is a mistake, and refused.
     general: its fields are found in rows of other formats too; those are tried first.
+    takes: fields of a row, beside RECORD, that the record has in other form.
     """
 
     published: ClassVar[bool] = True
     general: ClassVar[bool] = False
+    takes: ClassVar[frozenset[str]] = frozenset()
 
     def fits(self, row: Mapping) -> bool:
         """Whether a row's fields are of this format."""
@@ -107,6 +111,13 @@ def convert(row: Row, number: int, reader: Reader, taking: Taking) -> list[dict]
     usable = [record for record in plain if not _identical(record)]
     taking.dropped["identical pair"] += len(plain) - len(usable)
     return usable
+
+
+def beside(row: Row, reader: Reader, plain: Mapping) -> dict[str, Any]:
+    """What the row says that the record doesn't, and what the reader adds to it."""
+    theirs = {} if isinstance(reader, Own) else row.value
+    own = {name: value for name, value in theirs.items() if name not in RECORD | reader.takes}
+    return own | {name: value for name, value in plain.items() if name not in RECORD | own.keys()}
 
 
 def _identical(record: dict) -> bool:

@@ -26,6 +26,8 @@ _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "ass
 class POVID(Reader):
     """POVID: two conversations, a record for each answer in which they differ."""
 
+    takes = frozenset(("conversations", "rejected_conversations"))
+
     def fits(self, row: Mapping) -> bool:
         return "rejected_conversations" in row
 
@@ -60,6 +62,8 @@ class POVID(Reader):
 class LlavaRLHF(Reader):
     """LLaVA-RLHF: a conversation, two further answers, and which is preferred."""
 
+    takes = frozenset(("conversations", "output_1", "output_2", "preference"))
+
     def fits(self, row: Mapping) -> bool:
         return "output_1" in row and "output_2" in row and not answered(row)
 
@@ -83,6 +87,7 @@ class ShareGPT(Reader):
     """ShareGPT's and LLaVA's conversations: with `chosen` and `rejected`, or for SFT on the last answer."""
 
     general = True
+    takes = frozenset(("conversations", "system"))
 
     def fits(self, row: Mapping) -> bool:
         return not asked(row) and "conversations" in row

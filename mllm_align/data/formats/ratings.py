@@ -17,7 +17,13 @@ _HIGHEST = 1000.0  # no rating is beyond
 
 @READERS.register("vlfeedback")
 class VLFeedback(Reader):
-    """VLFeedback: one prompt, several responses with ratings, of which pairs are made."""
+    """VLFeedback: one prompt, several responses with ratings, of which pairs are made.
+
+    A pair says of both responses which model wrote them (`chosen_model`, `rejected_model`), their scores
+    (`chosen_rating`, ...) and why (`chosen_reason`, ...).
+    """
+
+    takes = frozenset(("completions", "img_path"))
 
     def fits(self, row: Mapping) -> bool:
         return "completions" in row and not answered(row)
@@ -37,7 +43,7 @@ class VLFeedback(Reader):
             elif rating is None:
                 taking.dropped["response without a number for each rating"] += 1
             else:
-                rated.append((rating, response))
+                rated.append((rating, response, completion))
         if len(rated) < 2:
             taking.dropped["prompt with fewer than two rated responses"] += 1
             return []
@@ -51,10 +57,24 @@ class VLFeedback(Reader):
             **published(row, "id", number),
         }
         plain = [
-            {**common, "chosen": good[1], "rejected": bad[1]} for good, bad in pairs if good[0] > bad[0]
+            {**common, **_side("chosen", *good), **_side("rejected", *bad)}
+            for good, bad in pairs
+            if good[0] > bad[0]
         ]
         taking.dropped["tie"] += len(pairs) - len(plain)
         return numbered(plain)
+
+
+def _side(name: str, rating: Fraction, response: str, completion: Mapping) -> dict[str, Any]:
+    """A response of a pair, and what its row says of it."""
+    marks = completion["annotations"].items()
+    reasons = (f"{aspect} {mark['Rating']}: {mark.get('Rationale')}" for aspect, mark in marks)
+    about = {
+        "model": completion.get("model"),
+        "rating": round(float(rating), 3),
+        "reason": "\n".join(reasons),
+    }
+    return {name: response} | {f"{name}_{field}": value for field, value in about.items()}
 
 
 def _completions(value: Any, at: str) -> list[Any]:

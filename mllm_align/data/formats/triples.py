@@ -14,6 +14,8 @@ from mllm_align.files import parse_json
 class RLHFV(Reader):
     """RLHF-V: one question with both answers, often as JSON in a string."""
 
+    takes = frozenset(("text", "image_path", "idx"))
+
     def fits(self, row: Mapping) -> bool:
         return "text" in row and ("origin_dataset" in row or "ds_name" in row) and not answered(row)
 
@@ -32,6 +34,8 @@ class RLHFV(Reader):
 @READERS.register("rlaifv")
 class RLAIFV(Reader):
     """RLAIF-V: the same, in fields of their own."""
+
+    takes = frozenset(("question", "image_path", "idx"))
 
     def fits(self, row: Mapping) -> bool:
         texts = all(isinstance(row.get(name), str) for name in ("chosen", "rejected"))

@@ -1,0 +1,105 @@
+"""`mllm-align data stats`, `mllm-align data mix`, `mllm-align data show`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from mllm_align.config import DataConfig
+from mllm_align.files import json_text, new_file
+
+READING = ("data.format", "data.split", "data.pairs", "data.max-records", "data.image-root")
+READING += ("data.allow-outside",)
+
+
+def sets_first(argv: list[str]) -> list[str]:
+    """`--sets` before the data sets, where they stand first."""
+    return argv if not argv or argv[0].startswith("-") else ["--sets", *argv]
+
+
+def files_first(argv: list[str]) -> list[str]:
+    """`--files` before the files, where they stand first."""
+    return argv if not argv or argv[0].startswith("-") else ["--files", *argv]
+
+
+@dataclass(frozen=True)
+class DataStats:
+    """What data sets hold, side by side: mllm-align data stats FILE ...
+
+    Records, lengths in words (and in tokens of --model), what repeats, image sizes, what the sets share.
+    Spreads are mean (5 % / median / 95 %). Writes nothing without --out.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = (*READING, "data.max-length", "data.chat-template")
+    place = staticmethod(files_first)
+
+    files: tuple[Path, ...]
+    """Data sets, each as train takes it; the word --files may be left out."""
+    model: Path | None = None
+    """Count tokens as this model does: its tokenizer and image layout are read, no weights."""
+    out: Path | None = None
+    """File for the numbers, JSON."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> None:
+        from mllm_align.curation.stats import Tokens, statistics, table
+
+        tokens = None
+        if self.model is not None:
+            from mllm_align.models.bundle import Bundle
+            from mllm_align.models.processor import load_processor
+            from mllm_align.models.sources import open_model
+            from mllm_align.prepare import make_encoder
+            from mllm_align.training.run_folder import base_folder
+
+            folder = open_model(base_folder(self.model))
+            bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
+            limit = self.data.max_length or bundle.config.decoder.max_length
+            tokens = Tokens(make_encoder(bundle, self.data), limit)
+        found = statistics(self.files, self.data, tokens)
+        if self.out is not None:
+            with new_file(self.out) as file:
+                file.write(json_text(found, indent=2) + "\n")
+        print(table(found))
+
+
+@dataclass(frozen=True)
+class DataMix:
+    """Filters data sets and mixes them into one: mllm-align data mix A:0.5 B:0.5 --limit N --out FILE.
+
+    Writes pairs (or SFT records) in TRL's format with `source` and the other fields of their rows, in an
+    order drawn from the seed. OUT.parquet holds the images; OUT.jsonl names their files, and images that
+    were no files are written to OUT-images. OUT.log.jsonl says what was asked and what came of it.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = READING
+    place = staticmethod(sets_first)
+
+    sets: tuple[str, ...]
+    """FILE:WEIGHT, data sets as train takes them and their shares of the result. The word --sets may be
+    left out; weights need not sum to 1; without one it is 1."""
+    out: Path
+    """File to write, .parquet or .jsonl."""
+    limit: int | None = None
+    """Records of the result; default: as many as the shares allow. A record is taken once."""
+    seed: int = 0
+    """Which records are drawn, and their order."""
+    where: str | None = None
+    """Keep the records of which this holds, such as 'origin == "coco" and chosen|wordcount < 100'. An
+    expression of Jinja over a record's fields (docs/data.md)."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> None:
+        from mllm_align.cli.shared import log_beside, note
+        from mllm_align.curation.mix import leads_outside, mix, table
+        from mllm_align.data.mixture import weighted
+
+        sets = weighted(self.sets, "--sets")
+        options = {"limit": self.limit, "seed": self.seed, "where": self.where}
+        found = mix(sets, self.out, **options, data=self.data)
+        log_beside(self.out, event="mix", **options, sets=found)
+        print(table(found))
+        print(self.out)
+        if leads_outside(self.out):
+            note("it names images outside its folder: read it with --data.allow-outside")

@@ -1,0 +1,1 @@
+"""Preference sets as they are looked at, compared, filtered and mixed."""

@@ -1,0 +1,35 @@
+"""`mllm-align data ...`: two words, from the shell's side."""
+
+import json
+
+from runs import MODEL, PAIRS, rows
+
+
+def test_the_verbs_of_data(run, refused):
+    for word in ("--help", "-h"):
+        status, told, _ = run("data", word)
+        assert status == 0 and "\n  data stats " in told and "\n  data mix " in told
+    assert "data is one of data stats, data mix" in refused("data")
+    assert "data needs" not in refused("data", "stat") and "data stats needs --files" in refused(
+        "data", "stats"
+    )
+
+
+def test_stats(run, tmp_path):
+    status, told, err = run("data", "stats", PAIRS, "--model", MODEL, "--out", tmp_path / "s.json")
+    assert (status, err) == (0, "") and told.splitlines()[1].split() == ["records", str(len(rows()))]
+    (found,) = json.loads((tmp_path / "s.json").read_text())["sets"].values()
+    assert found["records"] == len(rows()) and found["token_limit"] == 8192
+
+
+def test_mix(run, refused, tmp_path):
+    out = tmp_path / "m.jsonl"
+    status, told, err = run(
+        "data", "mix", f"{PAIRS}:2", "--limit", 3, "--where", "images == 1", "--out", out
+    )
+    assert status == 0 and told.splitlines() == [f"pairs.jsonl: 3 of {len(rows())} records", str(out)]
+    assert err == "it names images outside its folder: read it with --data.allow-outside\n"
+    (log,) = map(json.loads, (tmp_path / "m.jsonl.log.jsonl").read_text().splitlines())
+    assert (log["limit"], log["where"], log["sets"][0]["taken"]) == (3, "images == 1", 3)
+    line = refused("data", "mix", f"{PAIRS}:-2", "--out", tmp_path / "n.jsonl")
+    assert "--sets: '-2' in" in line and "is no weight" in line
