@@ -35,7 +35,8 @@ def test_it_holds_every_file_of_the_package_and_the_configs(wheel):
     wanted = {f"mllm_align/{name}" for name in files(ROOT / "mllm_align")}
     assert held == wanted | {f"mllm_align/configs/{name}" for name in files(ROOT / "configs")}
     templates = {"report/base.html.jinja", "report/parts.html.jinja", "testbed/report/page.html.jinja"}
-    templates |= {"report/runs.html.jinja", "evaluation/page.html.jinja"}
+    templates |= {"report/runs.html.jinja", "evaluation/page.html.jinja", "curation/page.html.jinja"}
+    templates |= {"curation/page.js"}
     assert {f"mllm_align/{name}" for name in templates} <= held
 
 

@@ -103,3 +103,30 @@ class DataMix:
         print(self.out)
         if leads_outside(self.out):
             note("it names images outside its folder: read it with --data.allow-outside")
+
+
+@dataclass(frozen=True)
+class DataShow:
+    """A page of a data set's records: mllm-align data show FILE ... --out page.html
+
+    Pictures, prompts, responses with the words that differ marked, what else the rows say: who wrote a
+    response, a judge's reason, what BDHS did. With filters and a search. The page is one HTML file that a
+    browser opens from the disk and that asks for nothing.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = READING
+    place = staticmethod(files_first)
+
+    files: tuple[Path, ...]
+    """Data sets, each as train takes it; the word --files may be left out."""
+    out: Path
+    """Page to write, such as page.html."""
+    limit: int = 2000
+    """Records shown; of more, so many are drawn at random. About 15 kB each."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> None:
+        from mllm_align.curation.page import write_page
+
+        print(write_page(self.files, self.out, limit=self.limit, config=self.data))
+        print(self.out)

@@ -1,7 +1,8 @@
 """What all pages share: marked texts, pictures, curves, tables, and the template that they extend.
 
-A page is one self-contained HTML file, without scripts or network access. Its own template extends
-base.html.jinja, which has head, style and footer, and imports parts.html.jinja.
+A page is one self-contained HTML file, without network access, and without scripts but the one that a
+template allows by its digest. Its own template extends base.html.jinja, which has head, style and footer,
+and imports parts.html.jinja.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import base64
 import io
 import math
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import cache
 from importlib.resources import files
 from itertools import pairwise
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 
@@ -28,6 +31,7 @@ Spans = Sequence[tuple[int, int]]
 SHARED = "mllm_align.report"
 NOTHING = "–"  # shown for a missing value
 PICTURE = 192  # approximate length in pixels to which a small picture's longer side is enlarged
+SHARP = 1 << 15  # bytes of a small picture that is kept as it is
 THUMBNAIL = 480  # pixels of the longer side to which a large picture is reduced; shown at half that size
 
 
@@ -62,6 +66,23 @@ class Marked:
             Piece(self.text[a:b], _covered(a, b, self.wrong), _covered(a, b, self.regenerated))
             for a, b in pairwise(cuts)
         ]
+
+
+WORD = re.compile(r"\w+(?:['’-]\w+)*")
+
+
+def differing(one: str, other: str) -> tuple[Spans, Spans, float]:
+    """Where two texts have different words, in each of them, and their likeness: twice the words that
+    they have in common and in one order, as a share of all. Case and punctuation do not count."""
+    found = [list(WORD.finditer(text)) for text in (one, other)]
+    words = [[each[0].casefold() for each in own] for own in found]
+    matcher = SequenceMatcher(None, *words, autojunk=False)
+    spans: tuple[list[tuple[int, int]], ...] = [], []
+    for kind, *ends in matcher.get_opcodes():
+        for own, into, first, last in zip(found, spans, ends[::2], ends[1::2], strict=True):
+            if kind != "equal" and first < last:
+                into.append((own[first].start(), own[last - 1].end()))
+    return spans[0], spans[1], matcher.ratio()
 
 
 def _covered(first: int, last: int, spans: Spans) -> bool:
@@ -99,8 +120,8 @@ def picture(png: bytes) -> dict[str, Any]:
     return {"src": source, "width": width * factor, "height": height * factor, "enlarged": factor > 1}
 
 
-def thumbnail(file: str | Path) -> dict[str, Any] | None:
-    """The same of a picture's file in any format, reduced; None if it can't be read."""
+def thumbnail(file: str | Path | IO[bytes], side: int = THUMBNAIL) -> dict[str, Any] | None:
+    """The same of a picture's file in any format, its longer side reduced; None if it can't be read."""
     from PIL import Image
 
     packed = io.BytesIO()
@@ -109,13 +130,15 @@ def thumbnail(file: str | Path) -> dict[str, Any] | None:
             small = image.convert("RGB")
         if max(small.size) <= PICTURE:
             small.save(packed, "PNG")
-            return picture(packed.getvalue())
-        small.thumbnail((THUMBNAIL, THUMBNAIL))
+            if packed.tell() <= SHARP:
+                return picture(packed.getvalue())
+            packed = io.BytesIO()
+        small.thumbnail((side, side))
         small.save(packed, "JPEG", quality=80)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     source = "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
-    scale = min(1.0, THUMBNAIL / 2 / max(small.size))
+    scale = min(1.0, side / 2 / max(small.size))
     width, height = (max(1, round(scale * side)) for side in small.size)
     return {"src": source, "width": width, "height": height, "enlarged": False}
 

@@ -9,7 +9,7 @@ def test_the_verbs_of_data(run, refused):
     for word in ("--help", "-h"):
         status, told, _ = run("data", word)
         assert status == 0 and "\n  data stats " in told and "\n  data mix " in told
-    assert "data is one of data stats, data mix" in refused("data")
+    assert "data is one of data show, data stats, data mix" in refused("data")
     assert "data needs" not in refused("data", "stat") and "data stats needs --files" in refused(
         "data", "stats"
     )
@@ -33,3 +33,11 @@ def test_mix(run, refused, tmp_path):
     assert (log["limit"], log["where"], log["sets"][0]["taken"]) == (3, "images == 1", 3)
     line = refused("data", "mix", f"{PAIRS}:-2", "--out", tmp_path / "n.jsonl")
     assert "--sets: '-2' in" in line and "is no weight" in line
+
+
+def test_show(run, refused, tmp_path):
+    status, told, err = run("data", "show", PAIRS, "--limit", 5, "--out", tmp_path / "page.html")
+    sentence = f"{len(rows())} records of pairs.jsonl; 5 of them, drawn at random, are shown."
+    assert (status, err) == (0, "") and told.splitlines() == [sentence, str(tmp_path / "page.html")]
+    assert sentence in (tmp_path / "page.html").read_text()
+    assert "data show needs --files, --out" in refused("data", "show")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from mllm_align.errors import InputError
-from mllm_align.report.page import Curve, drawn, groups, number, picture, plain, thumbnail, write
+from mllm_align.report.page import Curve, differing, drawn, groups, number, picture, plain, thumbnail, write
 
 
 def packed(image, kind):
@@ -42,11 +42,33 @@ def test_a_small_picture_of_a_file_stays_sharp(tmp_path):
     assert (found["width"], found["height"], found["enlarged"]) == (144, 192, True)
 
 
+def test_a_small_photograph_is_packed_as_one(tmp_path):
+    Image.effect_noise((190, 160), 80).convert("RGB").save(tmp_path / "a.png")
+    found = thumbnail(tmp_path / "a.png")
+    assert found is not None and found["src"].startswith("data:image/jpeg;base64,")
+    assert (found["width"], found["height"], len(found["src"]) < 32_000) == (190, 160, True)
+
+
 @pytest.mark.parametrize("content", [None, b"", b"\x89PNG\r\n\x1a\n", b"no picture"])
 def test_what_is_no_picture_is_left_out(tmp_path, content):
     if content is not None:
         (tmp_path / "a.png").write_bytes(content)
     assert thumbnail(tmp_path / "a.png") is None
+
+
+@pytest.mark.parametrize(
+    "one, other, wanted",
+    [
+        ("A red star.", "a red star", ([], [], 1.0)),
+        ("Two red stars, far apart.", "A red star", (["Two", "stars, far apart"], ["A", "star"], 0.25)),
+        ("a b c", "a x y c", (["b"], ["x y"], 4 / 7)),
+        ("cat", "", (["cat"], [], 0.0)),
+        ("", "", ([], [], 1.0)),
+    ],
+)
+def test_words_that_differ(one, other, wanted):
+    first, second, likeness = differing(one, other)
+    assert ([one[a:b] for a, b in first], [other[a:b] for a, b in second], likeness) == wanted
 
 
 def test_a_curve_without_points_is_left_out():
