@@ -43,6 +43,7 @@ with epy.lazy_api_imports(globals()):
         SamplingConfig,
         load_config,
     )
+    from mllm_align.data.mixture import Mixture
     from mllm_align.errors import InputError
     from mllm_align.evaluation.accuracy import judge
     from mllm_align.evaluation.base import Evaluator, Item, Scored
@@ -80,6 +81,7 @@ __all__ = [
     "JudgeModel",
     "LoraConfig",
     "MeshConfig",
+    "Mixture",
     "Objective",
     "OnlineBDHS",
     "OnlinePairs",

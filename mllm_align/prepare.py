@@ -19,6 +19,7 @@ from mllm_align.batch import Pixels
 from mllm_align.config import DataConfig
 from mllm_align.config.checks import MANY, check_number
 from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.data.mixture import Mixture
 from mllm_align.data.readers import records_from, told
 from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut, encode_all
@@ -46,7 +47,11 @@ def read_data(
     data: Any, config: DataConfig, responses: int, dropped: Counter[str] | None = None
 ) -> list[Record]:
     """Read and check a data set or rows. Records left out by the rules of a published data set are reported
-    on stderr, and counted in `dropped` by reason."""
+    on stderr, and counted in `dropped` by reason. Of a `Mixture` the records of all sets, which have its
+    names as sources."""
+    if isinstance(data, Mixture):
+        sets = {name: read_data(file, config, responses, dropped) for name, file in data.files.items()}
+        return data.joined(sets)
     dropped = Counter() if dropped is None else dropped
     records = records_from(data, **config.reading(), responses=responses, dropped=dropped)
     left_out = told(dropped)
@@ -124,7 +129,10 @@ def _no_collection() -> Iterator[None]:
 
 
 def _beside(data: Any) -> Path | None:
-    """The folder of a data file or of a pattern's files; None for rows in memory and cached data sets."""
+    """The folder of a data file or of a pattern's files; None for rows in memory and cached data sets.
+    Of a mixture, that of its first set."""
+    if isinstance(data, Mixture):
+        return _beside(next(iter(data.weights)))
     if not isinstance(data, str | os.PathLike):
         return None
     path = Path(data)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,19 @@ class Processes:
 
 
 class Job(Processes):
-    """`mllm-align train` on the model, the data and the config of a folder."""
+    """`mllm-align train` on the model, the data and the config of a folder. sets: of the data."""
 
-    def __init__(self, folder: Path, out: Path, count: int, *options: Any, **how: Any):
-        files = ["--model", folder / "model", "--data", folder / "data" / "pairs.jsonl", "--out", out]
+    def __init__(
+        self,
+        folder: Path,
+        out: Path,
+        count: int,
+        *options: Any,
+        sets: Sequence[str] = ("pairs.jsonl",),
+        **how: Any,
+    ):
+        data = [folder / "data" / each for each in sets]
+        files = ["--model", folder / "model", "--data", *data, "--out", out]
         command = ["-m", "mllm_align.cli", "train", folder / "config.py", *files, *options]
         super().__init__(out, count, command, **how)
 

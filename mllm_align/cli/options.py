@@ -180,6 +180,7 @@ def check(verb: str, known: dict[str, Option], argv: list[str], incomplete: bool
         texts = [text] if equals else []
         while words and not words[0].startswith("--") and kind is not bool and (several or not texts):
             texts.append(words.pop(0))
+        several &= not known[name].required
         if kind is bool and equals:
             raise InputError(f"{name} takes no value; leave out {quoted('=' + text)}")
         if not texts and kind is not bool and not several:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from tyro.conf import Positional, arg
 
-from mllm_align.cli.shared import Data, PrintConfig, begin
+from mllm_align.cli.shared import PrintConfig, begin
 from mllm_align.config import Config, DataConfig
 from mllm_align.config.checks import STEPS, check_number
 from mllm_align.errors import InputError
@@ -41,8 +41,9 @@ class Train:
     model: Path
     """What to start from: a Hugging Face LLaVA folder (1.5 or 1.6), a PEFT adapter's folder, the name of
     either in the local Hub cache, or another run's folder (its newest checkpoint). Also the reference."""
-    data_file: Data
-    """Preference pairs: a file, a folder or quoted pattern of shards, or the name of a cached data set."""
+    data_file: Annotated[tuple[Path, ...], arg(name="data", metavar="FILE")]
+    """Preference pairs: a file, a folder or quoted pattern of shards, or the name of a cached data set.
+    Several are mixed by weight, A:2 B:1: shares of what is trained on."""
     out: Path
     """Run folder."""
     eval_data: Path | None = None
@@ -87,6 +88,7 @@ class Train:
         _quiet()
         import jax
 
+        from mllm_align.data.mixture import mixture, weighted
         from mllm_align.training.loop import train
 
         jax.config.update("jax_debug_nans", self.debug_nans)
@@ -98,7 +100,9 @@ class Train:
                 raise InputError("--evaluate needs data; name the benchmarks' folder with --evaluate-data")
             how = {"questions": self.evaluate_questions, "config": self._benchmark_data()}
             callbacks = [Benchmarks(self.evaluate, self.evaluate_data, self.evaluate_every, **how)]
-        files = self.model, self.data_file, self.out, self.eval_data
+        sets = weighted(self.data_file, "--data")
+        data = sets[0].file if len(sets) == 1 else mixture(sets)
+        files = self.model, data, self.out, self.eval_data
         train(
             self.config,
             *files,

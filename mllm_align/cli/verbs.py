@@ -8,7 +8,7 @@ import io
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any, Union, get_args, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -116,7 +116,12 @@ def _default(verb: type, file: str | None, config: Any, required: Any) -> Any:
     """The verb as it is without options; `required` stands where one must be given."""
     if config is None:
         return tyro.MISSING_NONPROP
-    bare = {each.name: required for each in dataclasses.fields(verb) if each.default is dataclasses.MISSING}
+    hints = get_type_hints(verb)
+    bare: dict[str, Any] = {}
+    for each in dataclasses.fields(verb):
+        if each.default is dataclasses.MISSING:
+            several = get_origin(hints[each.name]) is tuple and required is not tyro.MISSING_NONPROP
+            bare[each.name] = (required,) if several else required
     return verb(**bare | {"config_file": Path(str(file)), "config": config})
 
 

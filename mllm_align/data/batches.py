@@ -7,7 +7,7 @@ lengths alone: the same on every process, and after every restart. The position 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from mllm_align.batch import PromptGroup, Shape, pad, stack, with_responses
 from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.data.mixture import Draws
 from mllm_align.sizes import ladder
 
 
@@ -38,7 +39,8 @@ class Batches:
     size: rows of a batch. micro: parts it is split into. local_rows: rows of each part that this process
     makes, default all. With `shuffle`, every epoch has an order of its own and records of one rung of the
     ladder share batches; without, batches follow the file. What is left over at the end of an epoch fills
-    a last batch whose missing rows have weight 0.
+    a last batch whose missing rows have weight 0. weights: of the sets that the records are of, for a
+    mixture; then an epoch has of each set its share (see `mixture.py`).
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Batches:
         multiple: int = 32,
         reference: Sequence[Sequence[np.ndarray]] | None = None,
         local_rows: Sequence[int] | None = None,
+        weights: Mapping[str, float] | None = None,
     ):
         self.records = records
         self.encoder = encoder
@@ -67,6 +70,9 @@ class Batches:
             needs = [reduce(Shape.union, (needs[r] for r in part)) for part in self._parts]
         self.ladder = ladder(needs, len(records[0].responses), shapes, multiple)
         self.levels = [next(i for i, rung in enumerate(self.ladder) if rung.holds(need)) for need in needs]
+        self._draws = None
+        if weights is not None:
+            self._draws = Draws([each.record.source for each in records], weights, seed)
         self._epoch = lru_cache(maxsize=2)(self._plan)
 
     def _plan(self, epoch: int) -> list[tuple[int, tuple[int, ...]]]:
@@ -75,7 +81,7 @@ class Batches:
         if not self.shuffle:
             return list(zip(self.levels, self._parts, strict=True))
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(count)
+        order = rng.permutation(count if self._draws is None else self._draws(epoch))
         batches: list[tuple[int, tuple[int, ...]]] = []
         waiting: list[int] = []
         for level in range(len(self.ladder)):

@@ -1,15 +1,101 @@
-"""Several data sets with weights: their shares of a mixed file, or of what a run sees."""
+"""Several data sets with weights: their shares of a mixed file, or of what a run sees.
+
+A run's epoch has as many records as all sets hold, of each set its share, whatever its size. Every set is
+gone through in orders of its own, one pass after the other, across epochs: so within a set, no record comes
+a second time before all have come once. Which records an epoch has follows from the seed and its number.
+"""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from mllm_align.data.records import Record
 from mllm_align.errors import InputError, one_line, refusal
+from mllm_align.files import names_apart
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Data sets to train on, by weight: `Mixture({"a.jsonl": 2, "b.parquet": 1})`.
+
+    A set's share of what is trained on is its weight's share of all weights. Raises InputError for no sets,
+    and for a weight that is no number above 0.
+    """
+
+    weights: Mapping[str | Path, float]
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise refusal("mixture", "has no data sets", "give a weight for each")
+        for file, weight in self.weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not _is_weight(weight):
+                problem = f"the weight of {one_line(file)} is {one_line(weight)}"
+                raise refusal("mixture", problem, "give a number above 0")
+
+    def __str__(self) -> str:
+        return " ".join(f"{file}:{weight:g}" for file, weight in self.weights.items())
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The sets by short names. Raises InputError for one that is given twice."""
+        files = [Path(file) for file in self.weights]
+        return dict(zip(names_apart(files), files, strict=True))
+
+    @property
+    def named(self) -> dict[str, float]:
+        """Their weights by these names."""
+        return dict(zip(self.files, map(float, self.weights.values()), strict=True))
+
+    @staticmethod
+    def joined(sets: Mapping[str, Sequence[Record]]) -> list[Record]:
+        """All records, each with its set's name as source; ids that repeat get it in front."""
+        seen: set[str] = set()
+        records = []
+        for name, own in sets.items():
+            for record in own:
+                id = record.id
+                while id in seen:
+                    id = f"{name}:{id}"
+                seen.add(id)
+                records.append(replace(record, id=id, source=name))
+        return records
+
+
+class Draws:
+    """Which records a mixture's epochs have.
+
+    sources: of each record its set. weights: of each set.
+    """
+
+    def __init__(self, sources: Sequence[str], weights: Mapping[str, float], seed: int):
+        self.seed = seed
+        self._members = [np.flatnonzero([each == name for each in sources]) for name in weights]
+        self._counts = shares(len(sources), list(weights.values()))
+        for name, own, count in zip(weights, self._members, self._counts, strict=True):
+            if not len(own):
+                raise InputError(f"no record of {name} is left to train on; give others, or leave it out")
+            if not count:
+                problem = f"{name} has less than one of the {len(sources)} records of an epoch"
+                raise InputError(f"{problem}; give it a larger weight")
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """Indices of an epoch's records, set by set; one that comes several times is there as often."""
+        parts = []
+        for number, (own, count) in enumerate(zip(self._members, self._counts, strict=True)):
+            first, size = epoch * count, len(own)
+            passes = range(first // size, (first + count - 1) // size + 1)
+            orders = [np.random.default_rng((self.seed, number, each)).permutation(own) for each in passes]
+            begin = first - passes[0] * size
+            parts.append(np.concatenate(orders)[begin : begin + count])
+        return np.concatenate(parts)
 
 
 class Weighted(NamedTuple):
@@ -28,6 +114,12 @@ def weighted(texts: Sequence[str | Path], option: str) -> list[Weighted]:
     return [_weighted(os.fspath(text), option) for text in texts]
 
 
+def mixture(sets: Sequence[Weighted]) -> Mixture:
+    """Of sets as `weighted` gives them. Raises InputError for one that is given twice."""
+    names_apart([each.file for each in sets])
+    return Mixture({each.file: each.weight for each in sets})
+
+
 def _weighted(text: str, option: str) -> Weighted:
     name, colon, weight = text.rpartition(":")
     if not colon or os.path.exists(text):
@@ -36,10 +128,14 @@ def _weighted(text: str, option: str) -> Weighted:
         value = float(weight)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value > 0 and name):
+    if not (_is_weight(value) and name):
         problem = f"'{one_line(weight)}' in '{one_line(text)}' is no weight"
         raise refusal(option, problem, "give FILE:WEIGHT with a number above 0, such as pairs.jsonl:2")
     return Weighted(Path(name), value)
+
+
+def _is_weight(value: float) -> bool:
+    return math.isfinite(value) and value > 0
 
 
 def shares(total: int, weights: Sequence[float]) -> list[int]:

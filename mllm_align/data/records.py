@@ -67,6 +67,7 @@ class Record:
 
     `messages` end with a user turn; `responses` are chosen, rejected, then any further ones;
     `images` are in the order of their placeholders in `messages`; `where` is for error messages.
+    `source`: the data set's name, where several are mixed.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Record:
     responses: tuple[str, ...]
     images: tuple[ImageSource, ...]
     where: str
+    source: str = ""
 
 
 def parse_record(

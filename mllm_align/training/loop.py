@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,6 +22,7 @@ from mllm_align.batch import PromptGroup
 from mllm_align.config import Config, to_json
 from mllm_align.data.batches import Batches, HostBatch
 from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.data.mixture import Mixture
 from mllm_align.data.table import counted
 from mllm_align.errors import (
     SHOWN,
@@ -75,12 +76,13 @@ def train(
 
     config: a Config: the objective, what is trained, rates, batches, steps. model: a Bundle, or what to
     start from as a path or name: a Hugging Face folder, an adapter's, a run's, a name in the local Hub
-    cache; also the reference. data, eval_data: a data set in files, or rows. out: the run folder (see
-    training/run_folder.py). callbacks: told of steps, evaluations and checkpoints. profile: so many
-    steps, after the first of this process, are traced to `out`/profile. allow_schedule_change: continue
-    for another number of steps though rates of the schedule depend on it. init_from: a run of the same
-    base; what its newest checkpoint trained is where this one starts. The reference stays the base (to
-    have that run's policy as the reference too, give it as the model).
+    cache; also the reference. data, eval_data: a data set in files, or rows; data may be a `Mixture` of
+    data sets in files. out: the run folder (see training/run_folder.py). callbacks: told of steps,
+    evaluations and checkpoints. profile: so many steps, after the first of this process, are traced to
+    `out`/profile. allow_schedule_change: continue for another number of steps though rates of the schedule
+    depend on it. init_from: a run of the same base; what its newest checkpoint trained is where this one
+    starts. The reference stays the base (to have that run's policy as the reference too, give it as the
+    model).
 
     Returns the trained model. Nobody else can train into `out` meanwhile, and a start that fails before a
     step leaves nothing there. Raises InputError, before anything is written, for a config, model or data
@@ -128,7 +130,7 @@ def _train(
     opening = online is not None and online.generates
     dropped: Counter[str] = Counter()
     wanted = config.data_responses
-    with waiting(f"reading {data}" if isinstance(data, str | Path) else "reading rows"):
+    with waiting(f"reading {data}" if isinstance(data, str | Path | Mixture) else "reading rows"):
         encoder, records, left_out = prepare(bundle, data, config.data, wanted, reserved, opening, dropped)
     check_batch(config.batch_size, len(records))
     if eval_data is not None and config.objective.fields:
@@ -142,6 +144,11 @@ def _train(
     for what, these in (("training", left_out), ("held-out", held_left_out)):
         if these:
             warn(f"{counted(these)} {what} records left out")
+    weights = data.named if isinstance(data, Mixture) else None
+    if weights is not None and not config.data.shuffle:
+        raise InputError(
+            "data.shuffle is False, and data sets are drawn by weight; leave out --data.no-shuffle"
+        )
     described = run_folder.metadata(config, bundle, data, eval_data, records)
     if init_from is not None:
         described["init_from"] = str(Path(init_from).resolve())
@@ -166,9 +173,8 @@ def _train(
         places = (out, Trackers(config, out)) if processes.first() else (None, None)
         log = stack.enter_context(closing(Log(*places)))
         checkpoints = stack.enter_context(closing(Checkpoints(place, config.keep, True, step)))
-        trainer = _Run(
-            config, bundle, encoder, records, held_out, maker, out, log, checkpoints, callbacks, now, shapes
-        )
+        parts = config, bundle, encoder, records, held_out, maker, out, log, checkpoints, callbacks
+        trainer = _Run(*parts, now, shapes, weights)
         state = trainer.begin(step, initial)
         if now != before:
             processes.on_first(lambda: run_folder.lengthen(out, config, now))
@@ -250,6 +256,7 @@ class _Run:
         callbacks: Sequence[Callback],
         length: run_folder.Length,
         shapes: int,
+        weights: Mapping[str, float] | None = None,
     ):
         self.config, self.bundle, self.records, self.log = config, bundle, records, log
         self.maker, self.out, self.checkpoints, self.callbacks = maker, out, checkpoints, callbacks
@@ -257,7 +264,9 @@ class _Run:
         references = self._references(encoder, held_out, out)
         self.rows = config.rows_per_micro
         self.local_rows = local_rows(bundle.mesh, self.rows)
-        self.batches = self._batches(encoder, records, references[0], shapes, config.data.shuffle)
+        shuffle = config.data.shuffle
+        self.batches = self._batches(encoder, records, references[0], shapes, shuffle, weights)
+        self.sources = [each.record.source for each in records] if weights else None
         self.held_out = None
         if held_out:
             shapes = _shapes(config, len(held_out))
@@ -305,7 +314,9 @@ class _Run:
         of_held_out = stored("reference_eval.npz", held_out) if held_out else None
         return stored("reference.npz", self.records), of_held_out
 
-    def _batches(self, encoder: Encoder, records, reference, shapes: int, shuffle: bool = False) -> Batches:
+    def _batches(
+        self, encoder: Encoder, records, reference, shapes: int, shuffle: bool = False, weights: Any = None
+    ) -> Batches:
         c = self.config
         return Batches(
             records,
@@ -318,6 +329,7 @@ class _Run:
             multiple=c.data.multiple,
             reference=reference,
             local_rows=self.local_rows,
+            weights=weights,
         )
 
     def put(self, batch: HostBatch) -> PromptGroup:
@@ -434,7 +446,7 @@ class _Run:
                     each.on_save(step, place)
 
     def _window(self) -> Window:
-        return Window(self.config, self._flops, self._step_nonfinite)
+        return Window(self.config, self._flops, self._step_nonfinite, self.sources)
 
     def _flops(self, records: Sequence[Encoded]) -> float:
         c = self.config

@@ -29,6 +29,7 @@ from etils import epath
 from mllm_align import processes
 from mllm_align.config import Config, OnlineRewards, from_json, part_files, save_json, to_json
 from mllm_align.data.encode import Encoded
+from mllm_align.data.mixture import Mixture
 from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json, read_json
 from mllm_align.locks import INSIDE, alone
@@ -69,6 +70,7 @@ def metadata(
         "projector_fingerprint": bundle.folder.projector_fingerprint,
         "data": _name(data),
         "data_fingerprint": digest.hexdigest()[:16],
+        "data_weights": data.named if isinstance(data, Mixture) else None,
         "eval_data": _name(held_out),
         **_judge(config, bundle),
         "part_files": part_files(config),
@@ -116,6 +118,8 @@ def _judge(config: Config, bundle: Bundle) -> dict[str, str]:
 def _name(data: Any) -> str | None:
     if data is None:
         return None
+    if isinstance(data, Mixture):
+        return " ".join(f"{_name(file)}:{weight:g}" for file, weight in data.weights.items())
     if not isinstance(data, str | Path):
         return "rows given in memory"
     return str(Path(data).resolve() if os.path.exists(data) else data)
@@ -266,6 +270,11 @@ def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> N
                 f"{out} was started {what} ({first}; this one is {now}); give its {name}, or --out a new "
                 "folder"
             )
+    before, now = (d.get("data_weights") for d in (saved, described))
+    if before != now:
+        given = "the weights " + ", ".join(f"{name} {w:g}" for name, w in (before or {}).items())
+        given = given if before else "one data set and no weights"
+        raise InputError(f"{out} was started with {given}; give --data so, or --out a new folder")
     before, now = (d.get("init_from") for d in (saved, described))
     if before != now:
         given = f"--init-from {before}" if before else "no --init-from"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,7 +22,8 @@ class Window:
     """Adds figures up. Device values are fetched once, when it is closed.
 
     flops: of a step on these records. nonfinite: called with a step that could not be taken, counted from
-    1, and the indices of the records to blame.
+    1, and the indices of the records to blame. sources: of every record of the data its set, where several
+    are mixed.
     """
 
     def __init__(
@@ -29,8 +31,10 @@ class Window:
         config: Config,
         flops: Callable[[Sequence[Encoded]], float],
         nonfinite: Callable[[int, Sequence[int]], None],
+        sources: Sequence[str] | None = None,
     ):
         self.config, self.flops_of, self.nonfinite = config, flops, nonfinite
+        self.sources = sources
         self.total: Any = None
         self.start = time.perf_counter()
         self.real = self.padded = 0
@@ -47,6 +51,8 @@ class Window:
         self.total = metrics if self.total is None else add(self.total, metrics)
         records = [record for record in batch.records if record is not None]
         self._count(batch.metrics)
+        if self.sources is not None:
+            self._count(shares(batch.indices, self.sources))
         tokens = sum(r.shape.prefix + sum(map(len, r.responses)) for r in records)
         row = batch.shape.prefix + self.config.objective.responses * batch.shape.response
         self.real += tokens
@@ -110,6 +116,13 @@ class Window:
             "seconds_per_step": rate(seconds, self.timed),
             "seconds_left": rate((steps - step) * seconds, self.timed),
         }
+
+
+def shares(indices: Sequence[int], sources: Sequence[str]) -> HostMetrics:
+    """The share of each set among some records."""
+    own = Counter(sources[i] for i in indices)
+    names = dict.fromkeys(sources)
+    return {f"source/{name}/share": (float(own[name]), float(len(indices))) for name in names}
 
 
 def culprits(indices: Sequence[int], health: Health) -> list[int]:

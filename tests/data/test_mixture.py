@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published import trl
 from refusals import assert_refusal
 
-from mllm_align.data.mixture import check_shares, most, shares, weighted
+from mllm_align.data.mixture import Draws, Mixture, check_shares, mixture, most, shares, weighted
+from mllm_align.data.records import parse_record
 
 
 def test_weights_follow_the_last_colon(tmp_path, monkeypatch):
@@ -53,3 +55,59 @@ def test_a_share_that_is_not_there():
     assert_refusal(
         lambda: check_shares([2, 3], [2, 1], ["a", "b"], "--limit"), "b has 1 records", "share is 3"
     )
+
+
+# ---- while training ----------------------------------------------------------------------------------
+
+SOURCES = ["a"] * 30 + ["b"] * 5 + ["c"] * 5
+WEIGHTS = {"a": 1.0, "b": 2.0, "c": 1.0}
+
+
+def test_an_epoch_has_of_each_set_its_share():
+    drawn = Draws(SOURCES, WEIGHTS, seed=3)
+    for epoch in range(12):
+        sets = [SOURCES[i] for i in drawn(epoch)]
+        assert [sets.count(name) for name in WEIGHTS] == [10, 20, 10]
+
+
+def test_within_a_set_no_record_comes_again_before_all_have_come():
+    drawn = Draws(SOURCES, WEIGHTS, seed=3)
+    whole = np.concatenate([drawn(epoch) for epoch in range(9)])
+    for name in WEIGHTS:
+        own = [i for i in whole if SOURCES[i] == name]
+        size, orders = SOURCES.count(name), []
+        for start in range(0, len(own) - size + 1, size):
+            orders.append(own[start : start + size])
+            assert sorted(orders[-1]) == [i for i, each in enumerate(SOURCES) if each == name]
+        assert len({tuple(order) for order in orders}) > 1, "each pass has an order of its own"
+
+
+def test_an_epoch_follows_from_seed_and_number_alone():
+    drawn = Draws(SOURCES, WEIGHTS, seed=3)
+    later = drawn(7)
+    assert np.array_equal(Draws(SOURCES, WEIGHTS, seed=3)(7), later) and np.array_equal(drawn(7), later)
+    assert not np.array_equal(Draws(SOURCES, WEIGHTS, seed=4)(7), later)
+
+
+def test_sets_that_cannot_have_their_share():
+    assert_refusal(lambda: Draws(["a"] * 9, {"a": 1, "b": 1}, 0), "no record of b is left")
+    few = lambda: Draws(["a"] * 9 + ["b"], {"a": 99, "b": 1}, 0)  # noqa: E731
+    assert_refusal(few, "b has less than one of the 10 records of an epoch")
+
+
+def test_a_mixture_says_what_it_is_of(tmp_path):
+    made = Mixture({tmp_path / "x/a.jsonl": 2, tmp_path / "y/a.jsonl": 0.5})
+    assert made.named == {"x-a.jsonl": 2.0, "y-a.jsonl": 0.5} and str(made).endswith("y/a.jsonl:0.5")
+    for weights in ({}, {"a": 0}, {"a": -1.0}, {"a": float("nan")}, {"a": "2"}, {"a": True}):
+        assert_refusal(lambda weights=weights: Mixture(weights), "mixture")
+    assert_refusal(lambda: mixture(weighted(["a", "a:2"], "--data")), "a is given twice")
+
+
+def test_records_of_a_mixture_know_their_set_and_have_ids_of_their_own():
+    def record(id):
+        return parse_record(trl(id=id), index=0, where="record", root=None)
+
+    joined = Mixture.joined({"a": [record("1"), record("2")], "b": [record("1"), record("b:1")]})
+    assert [(each.id, each.source) for each in joined] == [
+        *(("1", "a"), ("2", "a"), ("b:1", "b"), ("b:b:1", "b")),
+    ]

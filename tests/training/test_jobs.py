@@ -36,12 +36,13 @@ def assert_close(found, expected):
 
 
 def test_kills_at_random_moments_leave_no_trace(folder):
-    """20 kills, every third while a checkpoint is being written, and a notice of preemption."""
-    steps, rng = ("--steps", 240), random.Random(0)
-    undisturbed, out = Job(folder, folder / "whole_240", 1, *steps), folder / "killed"
+    """20 kills, every third while a checkpoint is being written, and a notice of preemption; of two data
+    sets, the smaller one with a third of the weight."""
+    steps, rng, mixed = ("--steps", 240), random.Random(0), ("pairs.jsonl:2", "held_out.jsonl")
+    undisturbed, out = Job(folder, folder / "whole_240", 1, *steps, sets=mixed), folder / "killed"
     for kill in range(20):
         begun = max(losses(out), default=0)
-        job = Job(folder, out, 1, *steps)
+        job = Job(folder, out, 1, *steps, sets=mixed)
         if kill % 3:
             reach_first_step(out, job)
             time.sleep(rng.uniform(0, 1))
@@ -53,12 +54,12 @@ def test_kills_at_random_moments_leave_no_trace(folder):
         if kill % 3 == 0:
             assert partial.exists(), "killed while it was being written"
         assert max(losses(out), default=0) >= begun
-    job = Job(folder, out, 1, *steps)
+    job = Job(folder, out, 1, *steps, sets=mixed)
     reach_first_step(out, job)
     job.kill(0, signal.SIGTERM)
     assert job.wait() == [75], job.said()
     assert max(losses(out)) < 240
-    Job(folder, out, 1, *steps).done()
+    Job(folder, out, 1, *steps, sets=mixed).done()
     undisturbed.done()
     expected, found = final(folder / "whole_240"), final(out)
     assert found[:2] == expected[:2] and found[0] == 240

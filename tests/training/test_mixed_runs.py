@@ -1,0 +1,72 @@
+"""Runs on several data sets by weight: shares, going on, what is refused."""
+
+from dataclasses import replace
+
+import pytest
+from runs import PAIRS, TINY, EachStep, bundle, compiling, events, losses, rows, same, write_pairs
+
+from mllm_align import DataConfig, InputError, Mixture, train
+from mllm_align.training.run_folder import read_metadata
+
+assert compiling  # a fixture
+CONFIG = replace(TINY, save_every=2)  # TINY's steps, so that its programs are there already
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    """8 pairs, and 4 that have the ids of others and twice the weight."""
+    few = write_pairs(tmp_path_factory.mktemp("few"), rows(4), "few.jsonl")
+    return Mixture({PAIRS: 1, few: 2})
+
+
+@pytest.fixture(scope="module")
+def whole(mixed, tmp_path_factory):
+    """(model, folder) of a run of an epoch and a step."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    return train(CONFIG, bundle(), mixed, out), out
+
+
+def test_the_log_has_shares_and_the_run_its_weights(whole, mixed):
+    lines = events(whole[1], "train")
+    few = [line["source/few.jsonl/share"] for line in lines]
+    others = [line["source/pairs.jsonl/share"] for line in lines]
+    assert [one + other for one, other in zip(few, others, strict=True)] == pytest.approx([1] * 4)
+    assert sum(few[:3]) == 2, "8 of the 12 records of an epoch"
+    described = read_metadata(whole[1])
+    assert described["data_weights"] == {"pairs.jsonl": 1.0, "few.jsonl": 2.0}
+    assert described["data"] == str(mixed)
+
+
+def test_a_run_that_was_stopped_ends_like_one_that_was_not(whole, mixed, tmp_path):
+    model, out = whole
+
+    def stop(values):
+        if values["step"] == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(CONFIG, bundle(), mixed, tmp_path / "run", callbacks=[EachStep(stop)])
+    again = train(CONFIG, bundle(), mixed, tmp_path / "run")
+    assert [line["step"] for line in events(tmp_path / "run", "start")] == [0, 2]
+    assert same(model.trained, again.trained)
+    by_step = {line["step"]: line["loss"] for line in events(tmp_path / "run", "train")}
+    assert [by_step[step] for step in range(1, 5)] == losses(out)
+
+
+def test_what_is_refused(whole, mixed, tmp_path):
+    _, out = whole
+    other = Mixture(dict.fromkeys(mixed.weights, 1))
+    with pytest.raises(InputError, match=r"with the weights pairs\.jsonl 1, few\.jsonl 2; give --data so"):
+        train(CONFIG, bundle(), other, out)
+    with pytest.raises(InputError, match="on other data"):
+        train(CONFIG, bundle(), PAIRS, out)
+    ordered = replace(CONFIG, data=DataConfig(shuffle=False))
+    with pytest.raises(InputError, match=r"data\.shuffle is False"):
+        train(ordered, bundle(), mixed, tmp_path / "run")
+    with pytest.raises(InputError, match=r"few\.jsonl has less than one of the 12 records"):
+        train(CONFIG, bundle(), Mixture(dict(zip(mixed.weights, (99, 1), strict=True))), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
