@@ -93,6 +93,15 @@ def llavarlhf(preference=1, **fields):
     }
 
 
+def nlf(*turns, **fields):
+    refined = {"user": "Look again.", "model": "A cat.", "rating": "4", "critique_NLF": "Right."}
+    turns = turns or (
+        {"user": "What?", "model": "A dog.", "rating": "1", "critique_NLF": "No dog."},
+        refined,
+    )
+    return {"image_id": "a.png", "caption": "A pet.", "interaction": list(turns), **fields}
+
+
 def sharegpt(**fields):
     talk = [human("<image>What?"), gpt("A pet."), human("Which?"), gpt("A cat.")]
     return {"id": "s1", "image": "a.png", "conversations": talk, **fields}
@@ -111,6 +120,7 @@ ROWS = {
     "rlaifv": rlaifv,
     "vlfeedback": vlfeedback,
     "llavarlhf": llavarlhf,
+    "nlf": nlf,
     "sharegpt": sharegpt_pairs,
 }
 

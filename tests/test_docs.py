@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mllm_align.cli.verbs import parse
+from mllm_align.cli.verbs import named, parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks" / "README.md"]
@@ -92,7 +92,7 @@ def test_commands_are_accepted(checkout, page, line):
     words = shlex.split(line, comments=True)
     words = words[: words.index(">")] if ">" in words else words
     if not words[1].startswith("--"):
-        parse(words[1], words[2:])
+        parse(*named(words[1:]))
 
 
 def test_the_pages_have_commands_of_most_verbs():

@@ -11,14 +11,15 @@ from jinja2.sandbox import SandboxedEnvironment
 from mllm_align.curation.items import Item
 from mllm_align.errors import InputError, nearest, one_line, quoted, refusal
 
-OWN = ("id", "source", "prompt", "chosen", "rejected", "images", "turns")
+OWN = ("id", "source", "prompt", "chosen", "rejected", "images", "image", "turns")
 
 
 class Where:
     """An expression of Jinja, evaluated in its sandbox; the names in it are fields of a record.
 
     Of the record: `id`, `source`, `prompt` (the last user turn's text), `chosen`, `rejected` (None without
-    one), `images` and `turns` (how many). Other names are fields of its row, None where it lacks them.
+    one), `images` and `turns` (how many), `image` (the first one's path, None if it is no file). Other names
+    are fields of its row, None where it lacks them.
     Raises InputError for text that is no expression.
     """
 
@@ -37,8 +38,10 @@ class Where:
     def __call__(self, item: Item) -> bool:
         """Whether to keep a record. Raises InputError where the expression fails on it."""
         record = item.record
+        path = record.images[0].path if record.images else None
         own = record.id, item.source, item.prompt, item.chosen, item.rejected, len(record.images)
-        values = item.fields | dict(zip(OWN, (*own, len(record.messages)), strict=True))
+        own = *own, None if path is None else str(path), len(record.messages)
+        values = item.fields | dict(zip(OWN, own, strict=True))
         if self._unseen:
             self._unseen -= values.keys()
             self._others |= values.keys()

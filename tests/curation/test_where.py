@@ -24,7 +24,7 @@ def item(source="set", fields=None, **row):
         ("chosen|wordcount + 1 > rejected|wordcount", True),
         ("images == 1 and turns == 1", True),
         ('prompt.startswith("What")', True),
-        ('id == "7"', True),
+        ('id == "7" and image.endswith("/a.png")', True),
         ("meta.score is defined and meta.score > 0.5", True),
         ("missing is none", True),
         ('"}}" in chosen', False),

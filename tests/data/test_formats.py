@@ -14,6 +14,7 @@ from published import (
     human,
     in_columns,
     llavarlhf,
+    nlf,
     png,
     povid,
     rlaifv,
@@ -28,7 +29,7 @@ from published import (
 from mllm_align.config import Config, DataConfig, from_json, part_files, to_json
 from mllm_align.config.parts import READERS
 from mllm_align.data.formats.base import format_of
-from mllm_align.data.readers import records_from, told
+from mllm_align.data.readers import read_each, records_from, told
 
 
 def read(*rows, **options):
@@ -205,6 +206,30 @@ def test_faulty_llavarlhf():
 
 
 # --- ShareGPT and LLaVA ---------------------------------------------------------------------------
+
+
+def test_nlf_takes_the_first_answer_against_the_last():
+    turns_ = [{"user": f"Q{i}?", "model": f"Answer {i}.", "rating": str(i)} for i in range(3)]
+    ((record,), dropped) = read(nlf(*turns_), nlf(*turns_[:1]), format="nlf")
+    assert record.responses == ("Answer 2.", "Answer 0.") and turns(record) == [("user", "Q0?", 1)]
+    assert (
+        dropped == {"answer without a refined one": 1} and told(dropped) == "1 answer without a refined one"
+    )
+    (item,) = read_each([nlf()])
+    assert item.fields == {
+        "caption": "A pet.",
+        "chosen_rating": "4",
+        "rejected_rating": "1",
+        "rejected_reason": "No dog.",
+    }
+
+
+def test_faulty_nlf():
+    refused(nlf(interaction="x"), "interaction", "found str")
+    refused(nlf(interaction=[nlf(), 3]), "interaction[1]", "found int")
+    refused(
+        nlf({"user": "What?", "model": None}, {"model": "A cat."}), "interaction[0].model", "found null"
+    )
 
 
 def test_conversations_are_sft_on_the_last_answer():

@@ -3,17 +3,13 @@
 from dataclasses import replace
 
 import pytest
-from runs import PAIRS, TINY, EachStep, bundle, compiling, events, losses, rows, same, write_pairs
+from runs import PAIRS, TINY, bundle, compiling, events, rows, write_pairs
 
 from mllm_align import DataConfig, InputError, Mixture, train
 from mllm_align.training.run_folder import read_metadata
 
 assert compiling  # a fixture
 CONFIG = replace(TINY, save_every=2)  # TINY's steps, so that its programs are there already
-
-
-class Stop(Exception):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -39,22 +35,6 @@ def test_the_log_has_shares_and_the_run_its_weights(whole, mixed):
     described = read_metadata(whole[1])
     assert described["data_weights"] == {"pairs.jsonl": 1.0, "few.jsonl": 2.0}
     assert described["data"] == str(mixed)
-
-
-def test_a_run_that_was_stopped_ends_like_one_that_was_not(whole, mixed, tmp_path):
-    model, out = whole
-
-    def stop(values):
-        if values["step"] == 3:
-            raise Stop
-
-    with pytest.raises(Stop):
-        train(CONFIG, bundle(), mixed, tmp_path / "run", callbacks=[EachStep(stop)])
-    again = train(CONFIG, bundle(), mixed, tmp_path / "run")
-    assert [line["step"] for line in events(tmp_path / "run", "start")] == [0, 2]
-    assert same(model.trained, again.trained)
-    by_step = {line["step"]: line["loss"] for line in events(tmp_path / "run", "train")}
-    assert [by_step[step] for step in range(1, 5)] == losses(out)
 
 
 def test_what_is_refused(whole, mixed, tmp_path):

@@ -82,6 +82,40 @@ class LlavaRLHF(Reader):
         return [{**answers, "image": image(row, "image"), **published(row, "id", number)}]
 
 
+@READERS.register("nlf")
+class NLF(Reader):
+    """DRESS's NLF: answers that were criticised and refined; the first one against the last.
+
+    A pair says the ratings of both, and the critique of the rejected one.
+    """
+
+    takes = frozenset(("image_id", "interaction"))
+
+    def fits(self, row: Mapping) -> bool:
+        return "interaction" in row and "image_id" in row and not answered(row)
+
+    def __call__(self, row: Row, number: int, taking: Taking) -> list[dict]:
+        at = f"{row.at}, interaction"
+        turns = row.value.get("interaction")
+        if not isinstance(turns, list | tuple):
+            raise refusal(at, f"found {type_name(turns)}", "give a list of turns with user and model")
+        for i, turn in enumerate(turns):
+            check_object(turn, f"{at}[{i}]")
+        if len(turns) < 2:
+            taking.dropped["answer without a refined one"] += 1
+            return []
+        first, last = turns[0], turns[-1]
+        texts = {
+            "prompt": check_text(first.get("user"), f"{at}[0].user"),
+            "chosen": check_text(last.get("model"), f"{at}[{len(turns) - 1}].model"),
+            "rejected": check_text(first.get("model"), f"{at}[0].model"),
+        }
+        about = {"chosen_rating": last.get("rating"), "rejected_rating": first.get("rating")}
+        about["rejected_reason"] = first.get("critique_NLF")
+        plain = {**texts, **about, "image": image(row, "image", "image_id")}
+        return [{**plain, **published(row, "id", number)}]
+
+
 @READERS.register("sharegpt")
 class ShareGPT(Reader):
     """ShareGPT's and LLaVA's conversations: with `chosen` and `rejected`, or for SFT on the last answer."""
