@@ -124,11 +124,13 @@ class PromptGroup:
     views: for each prefix the numbers of its responses; static. DPO has ((0, 1),): one prefix, continued by
         chosen and rejected. A second prefix that the chosen response alone continues makes it
         ((0, 1), (0,)).
+    source: the number of each group's data set, where several are mixed.
     """
 
     prefixes: tuple[Prefix, ...]
     responses: Responses
     views: tuple[tuple[int, ...], ...] = dataclasses.field(metadata={"static": True})
+    source: Int[Array, " B"] | None = None
 
     @property
     def prefix(self) -> Prefix:

@@ -18,7 +18,7 @@ class Where:
     """An expression of Jinja, evaluated in its sandbox; the names in it are fields of a record.
 
     Of the record: `id`, `source`, `prompt` (the last user turn's text), `chosen`, `rejected` (None without
-    one), `images` and `turns` (how many), `image` (the first one's path, None if it is no file). Other names
+    one), `images` and `turns` (how many), `image` (the first one's path, None if it is no file). Others
     are fields of its row, None where it lacks them.
     Raises InputError for text that is no expression.
     """

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 
 import numpy as np
 
-from mllm_align.batch import PromptGroup, Shape, pad, stack, with_responses
+from mllm_align.batch import PromptGroup, Shape, pad, padded, stack, with_responses
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.mixture import Draws
 from mllm_align.sizes import ladder
@@ -70,9 +70,11 @@ class Batches:
             needs = [reduce(Shape.union, (needs[r] for r in part)) for part in self._parts]
         self.ladder = ladder(needs, len(records[0].responses), shapes, multiple)
         self.levels = [next(i for i, rung in enumerate(self.ladder) if rung.holds(need)) for need in needs]
-        self._draws = None
+        self._draws, self._sources = None, None
         if weights is not None:
-            self._draws = Draws([each.record.source for each in records], weights, seed)
+            sources, names = [each.record.source for each in records], list(weights)
+            self._draws = Draws(sources, weights, seed)
+            self._sources = np.array([names.index(each) for each in sources], np.int32)
         self._epoch = lru_cache(maxsize=2)(self._plan)
 
     def _plan(self, epoch: int) -> list[tuple[int, tuple[int, ...]]]:
@@ -120,6 +122,9 @@ class Batches:
                 part = with_responses(part, weight=np.zeros_like(part.responses.weight))
             if self.reference is not None:
                 part = with_responses(part, reference=(self._stored(here, part),))
+            if self._sources is not None:
+                own = padded(self._sources[here], len(self.local_rows))
+                part = replace(part, source=own)  # type: ignore[arg-type]
             parts.append(part)
         return HostBatch(step, stack(parts), records, shape)
 

@@ -273,7 +273,8 @@ class _Run:
             self.held_out = self._batches(encoder, held_out, references[1], shapes)
         self.held_records = held_out
         self.steps, warmup = length.steps, length.warmup
-        self.program = train_program(config, bundle.config, bundle.mesh, self.steps, warmup)
+        mixed = tuple(weights or ())
+        self.program = train_program(config, bundle.config, bundle.mesh, self.steps, warmup, mixed)
         self.base = {name: bundle.params[name] for name in self.program.base}
         self.rate = schedule(config.optim, config.optim.learning_rate, self.steps, warmup)
         self.trains_tower = "vision_tower" in trained_parts(config, bundle.config)

@@ -6,6 +6,7 @@ is not there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,10 +76,15 @@ def abstract_state(
 
 
 def train_program(
-    config: Config, model: ModelConfig, mesh: Mesh, steps: int, warmup: int | None = None
+    config: Config,
+    model: ModelConfig,
+    mesh: Mesh,
+    steps: int,
+    warmup: int | None = None,
+    sources: Sequence[str] = (),
 ) -> Program:
     """The programs of a run of `steps` steps, of them `warmup` with rising rates (default: the config's
-    share)."""
+    share). sources: names of the data sets that are mixed."""
     dtype = compute_dtype(config.dtype, mesh)
     trained = abstract_trained(config, model, mesh)
     optimizer = make_optimizer(config.optim, steps, warmup)
@@ -93,7 +99,7 @@ def train_program(
     rows, whole = batch_sharding(mesh), replicated(mesh)
     places, base_places = (jax.tree.map(lambda x: x.sharding, t) for t in (state, base))
     step = jax.jit(
-        make_step(policy, config.objective, optimizer, *common),
+        make_step(policy, config.objective, optimizer, *common, sources),
         in_shardings=(places, base_places, rows),
         out_shardings=(places, whole, whole),
         donate_argnums=0,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, NamedTuple
 
@@ -54,11 +54,18 @@ class Computed(NamedTuple):
     bad: Bool[Array, " B"]
 
 
-def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: float, dtype: Any) -> Callable:
+def make_loss(
+    model: VisionLanguageModel,
+    objective: Objective,
+    lora_scale: float,
+    dtype: Any,
+    sources: Sequence[str] = (),
+) -> Callable:
     """loss(trained, base, group, weights, state) -> (sum, Computed) of one micro-batch.
 
     weights: W_i of every term over the whole batch. The batch's loss is the sum over its micro-batches,
-    divided by the first term's weight: other terms are scaled to it.
+    divided by the first term's weight: other terms are scaled to it. sources: names of the data sets that
+    `group.source` numbers.
     """
 
     def loss(trained: Tree, base: Tree, group: PromptGroup, weights: Weights, state: Any):
@@ -102,6 +109,8 @@ def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: floa
         part = objective.weights(responses)
         terms = {f"loss/{name}": (sums[name], part[name]) for name in sums} if others else {}
         metrics = {"loss": (total, part[unit]), **terms, **metrics}
+        if group.source is not None:
+            metrics |= by_source(objective, signals, state, group.source, sources)
         if responses.sampler is not None:
             metrics["rollout/logp_gap"] = sampler_gap(logps[0], responses)
         both = logps if reference is None else jax.tree.map(jnp.add, logps, reference)
@@ -111,6 +120,29 @@ def make_loss(model: VisionLanguageModel, objective: Objective, lora_scale: floa
         return total, Computed(metrics, stats, bad)
 
     return loss
+
+
+def by_source(
+    objective: Objective, signals: Signals, state: Any, source: Any, names: Sequence[str]
+) -> Metrics:
+    """`source/NAME/loss`, of an objective of one term, and `source/NAME/margin`: the objective's figures if
+    only that set's groups had weight. They weigh 0 where they are not finite, so that they stop no step."""
+    found: Metrics = {}
+    signals = jax.lax.stop_gradient(signals)
+    for number, name in enumerate(names):
+        own = replace(signals.responses, weight=jnp.where(source == number, signals.weight, 0.0))
+        sums, metrics, _ = objective(replace(signals, responses=own), state)
+        if len(sums) == 1:
+            (unit,) = sums
+            found[f"source/{name}/loss"] = sums[unit], objective.weights(own)[unit]
+        if "rewards/margin" in metrics:
+            found[f"source/{name}/margin"] = metrics["rewards/margin"]
+    return {name: _finite_or_nothing(*pair) for name, pair in found.items()}
+
+
+def _finite_or_nothing(total: Any, weight: Any) -> tuple[Any, Any]:
+    finite = jnp.isfinite(total) & jnp.isfinite(weight)
+    return jnp.where(finite, total, 0.0), jnp.where(finite, weight, 0.0)
 
 
 def is_loss(metric: str) -> bool:
@@ -143,15 +175,16 @@ def make_step(
     lora_scale: float,
     dtype: Any,
     mesh: Mesh | None = None,
+    sources: Sequence[str] = (),
 ) -> Callable[[TrainState, Tree, PromptGroup], tuple[TrainState, Metrics, Health]]:
     """step(state, base, batch) -> (state, metrics, health), pure.
 
     batch: a PromptGroup whose leaves carry a leading axis of micro-batches. The gradient is that of the
     whole batch: sums are added over micro-batches and divided once by the weights of the batch. Where the
     loss or the gradient is not finite, or nothing weighs, parameters, optimizer and objective stay as they
-    were; in the first case the metrics weigh 0.
+    were; in the first case the metrics weigh 0. sources: see `make_loss`.
     """
-    gradient = jax.grad(make_loss(model, objective, lora_scale, dtype), has_aux=True)
+    gradient = jax.grad(make_loss(model, objective, lora_scale, dtype, sources), has_aux=True)
 
     def step(state: TrainState, base: Tree, batch: PromptGroup) -> tuple[TrainState, Metrics, Health]:
         weights = batch_weights(objective, batch)

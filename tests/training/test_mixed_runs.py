@@ -32,6 +32,13 @@ def test_the_log_has_shares_and_the_run_its_weights(whole, mixed):
     others = [line["source/pairs.jsonl/share"] for line in lines]
     assert [one + other for one, other in zip(few, others, strict=True)] == pytest.approx([1] * 4)
     assert sum(few[:3]) == 2, "8 of the 12 records of an epoch"
+    for line, share in zip(lines, few, strict=True):
+        for figure in ("loss", "margin"):
+            own = [line[f"source/{name}/{figure}"] for name in ("few.jsonl", "pairs.jsonl")]
+            of_all = line["loss" if figure == "loss" else "rewards/margin"]
+            parts = [(value or 0) * part for value, part in zip(own, (share, 1 - share), strict=True)]
+            assert sum(parts) == pytest.approx(of_all, abs=1e-6)
+            assert (own[0] is None, own[1] is None) == (share == 0, share == 1)
     described = read_metadata(whole[1])
     assert described["data_weights"] == {"pairs.jsonl": 1.0, "few.jsonl": 2.0}
     assert described["data"] == str(mixed)
