@@ -87,7 +87,7 @@ class DataMix:
     """Which records are drawn, and their order."""
     where: str | None = None
     """Keep the records of which this holds, such as 'origin == "coco" and chosen|wordcount < 100'. An
-    expression of Jinja over a record's fields (docs/data.md)."""
+    expression of Jinja over a record's fields (docs/curation.md)."""
     data: DataConfig = field(default_factory=DataConfig)
 
     def __call__(self) -> None:

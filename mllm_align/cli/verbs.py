@@ -126,19 +126,38 @@ def _default(verb: type, file: str | None, config: Any, required: Any) -> Any:
 
 
 def _program() -> Any:
-    """The type that tyro makes the program of: one of the verbs."""
+    """The type that tyro makes the program of: one of the verbs; those of two words are one of a group."""
 
     def command(name: str, verb: type) -> Any:
         about = tyro.conf.subcommand(name, description=help.title(verb))
         return Annotated[tyro.conf.AvoidSubcommands[verb], about]  # type: ignore[valid-type]
 
-    return Union[tuple(command(name, verb) for name, verb in VERBS.items())]  # noqa: UP007
+    groups: dict[str, list[Any]] = {}
+    for name, verb in VERBS.items():
+        first, _, last = name.partition(" ")
+        groups.setdefault(first, []).append(command(last or first, verb))
+    commands = []
+    for first, found in groups.items():
+        if first in VERBS:
+            commands += found
+            continue
+        inside = Annotated[Union[tuple(found)], tyro.conf.arg(name="")]  # noqa: UP007
+        group = dataclasses.make_dataclass(first, [("verb", inside)], bases=(_Group,))
+        commands.append(Annotated[group, tyro.conf.subcommand(first, description=first)])
+    return Union[tuple(commands)]  # noqa: UP007
+
+
+class _Group:
+    """Verbs of two words with the same first one."""
+
+    verb: Any
 
 
 def _tyro(argv: list[str], default: Any = tyro.MISSING_NONPROP) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user's own kind stands in no annotation of ours
-        return tyro.cli(_program(), args=argv, default=default, prog="mllm-align")
+        made = tyro.cli(_program(), args=argv, default=default, prog="mllm-align")
+    return made.verb if isinstance(made, _Group) else made
 
 
 def _read(name: str, argv: list[str], default: Any) -> Any:
@@ -146,7 +165,7 @@ def _read(name: str, argv: list[str], default: Any) -> Any:
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return _tyro([name, *argv], default)
+            return _tyro([*name.split(), *argv], default)
     except (ValueError, SystemExit) as error:
         cause: BaseException | None = error  # tyro draws a box round the message of the error that it met
         while cause is not None and not isinstance(cause, ValueError):
@@ -162,7 +181,7 @@ def _full_help(name: str, verb: type, file: str | None, config: Any) -> str:
     """Every option with all that is said of it, by tyro."""
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
-        _tyro([name, "--help"], _default(verb, file, config, tyro.MISSING_NONPROP))
+        _tyro([*name.split(), "--help"], _default(verb, file, config, tyro.MISSING_NONPROP))
     return help.fitted(text.getvalue().rstrip())
 
 

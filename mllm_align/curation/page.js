@@ -69,10 +69,11 @@ function card(record) {
     const longer = record.difference ? more + Math.abs(record.difference) + " longer" : "equally many";
     facts.unshift(["words", record.likeness.toFixed(2) + " in common, " + longer]);
   }
-  for (const [name, text] of facts) {
+  const short = facts.filter(([, text]) => text.length <= 60 && !text.includes("\n"));
+  for (const several of [short, ...facts.filter((fact) => !short.includes(fact)).map((fact) => [fact])]) {
     const line = element("p", "pair-facts");
-    line.append(element("b", "", name + ": "), text);
-    texts.append(line);
+    several.forEach(([name, text], at) => line.append(at ? " · " : "", element("b", "", name + ": "), text));
+    if (several.length) texts.append(line);
   }
   whole.append(figure(record), texts);
   return whole;

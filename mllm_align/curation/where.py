@@ -31,7 +31,9 @@ class Where:
             self._names = find_undeclared_variables(environment.parse("{{ (" + text + ") }}"))
         except TemplateError as error:
             problem = f"{quoted(text)} is no expression ({one_line(error, 200)})"
-            raise refusal("--where", problem, "write it as 'origin == \"coco\"' (docs/data.md)") from error
+            raise refusal(
+                "--where", problem, "write it as 'origin == \"coco\"' (docs/curation.md)"
+            ) from error
         self._names -= set(environment.globals)
         self._unseen, self._others = set(self._names) - set(OWN), set()
 

@@ -41,3 +41,4 @@ def test_show(run, refused, tmp_path):
     assert (status, err) == (0, "") and told.splitlines() == [sentence, str(tmp_path / "page.html")]
     assert sentence in (tmp_path / "page.html").read_text()
     assert "data show needs --files, --out" in refused("data", "show")
+    assert "--files needs a value" in refused("data", "show", "--files", "--out", tmp_path / "other.html")

@@ -70,7 +70,7 @@ def test_a_config_that_is_printed_as_yaml_can_be_fed_back(run, tmp_path):
 def test_completion_scripts_know_verbs_and_options(run, shell):
     status, out, err = run("--print-completion", shell)
     assert (status, err) == (0, "")
-    assert all(verb in out for verb in VERBS) and "learning-rate" in out
+    assert all(f"'{word}': {{" in out for verb in VERBS for word in verb.split()) and "learning-rate" in out
 
 
 def test_a_completion_script_completes(run, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -165,6 +167,30 @@ def test_epochs_differ_in_order_and_seeds_differ():
     assert order(first, 0) == order(again, 0) and order(first, 3) == order(again, 3)
     orders = [order(first, 0), order(first, 1), order(first, 2), order(other, 0)]
     assert all(a != b for i, a in enumerate(orders) for b in orders[:i])
+
+
+def test_a_mixture_has_of_each_set_its_share_and_tells_the_rows_sets():
+    names = ["many"] * 30 + ["few"] * 6
+    records = [
+        replace(each, record=SimpleNamespace(source=name))
+        for each, name in zip(some(36), names, strict=True)
+    ]
+    weights = {"few": 2.0, "many": 1.0}
+
+    def fresh():
+        return batches(records, 8, seed=7, shuffle=True, micro=2, weights=weights)
+
+    made = fresh()
+    for epoch in range(3):
+        steps = range(epoch * made.per_epoch, (epoch + 1) * made.per_epoch)
+        drawn = [index for t in steps for index in made.plan(t)[1]]
+        assert [names[i] for i in drawn].count("few") == 24 and len(drawn) == 36
+    for t in (13, 0, 6):
+        batch = fresh()(t)
+        assert equal(batch, made(t))
+        own = [list(weights).index(names[i]) for i in batch.records]
+        assert rows(batch).source.tolist() == own + [0] * (8 - len(own))
+    assert batches(records, 8, shuffle=True)(0).group.source is None
 
 
 def test_short_and_long_batches_come_mixed():
