@@ -46,11 +46,11 @@ def read_items(
     """The records of a data set, one by one, each with at least one response. dropped: counts what its
     format's rules leave out. Raises InputError for a record that can't be read, and where there is none."""
     found = False
-    for record, fields, _ in read_each(file, **config.reading(), responses=1, dropped=dropped):
-        found = True
+    for each in read_each(file, **config.reading(), responses=1, dropped=dropped):
+        found, fields = True, each.fields
         source = fields.get("source")
         kept = {key: value for key, value in fields.items() if key != "source" and not _is_bytes(value)}
-        yield Item(record, source if isinstance(source, str) and source else name, kept)
+        yield Item(each.record, source if isinstance(source, str) and source else name, kept)
     if not found:
         raise InputError(f"{file} holds no records; give at least one")
 

@@ -20,12 +20,19 @@ Source = str | os.PathLike | Iterable[Mapping[str, Any] | Record]
 
 
 class Read(NamedTuple):
-    """A record as it is read. fields: what else its row says, and what its reader says of it. number: of
-    its row, if the record's id is ours to change."""
+    """A record as it is read. number: of its row, if the record's id is ours to change. plain: what its reader
+    made of the row."""
 
     record: Record
-    fields: Mapping[str, Any]
     number: int | None
+    row: Row
+    plain: Mapping[str, Any]
+    reader: Reader | None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """What else the row says, and what its reader says of it."""
+        return {} if self.reader is None else beside(self.row, self.reader, self.plain)
 
 
 def records_from(data: Source, *, dropped: Counter[str] | None = None, **options: Any) -> list[Record]:
@@ -37,10 +44,10 @@ def records_from(data: Source, *, dropped: Counter[str] | None = None, **options
     dropped = Counter() if dropped is None else dropped
     records: list[Record] = []
     ours: dict[int, int] = {}  # records whose ids we may change -> the number of their row
-    for record, _, number in read_each(data, dropped=dropped, **options):
-        if number is not None:
-            ours[len(records)] = number
-        records.append(record)
+    for each in read_each(data, dropped=dropped, **options):
+        if each.number is not None:
+            ours[len(records)] = each.number
+        records.append(each.record)
     if not records:
         left_out = told(dropped)
         raise refusal(_name(data), f"holds no records{left_out and ' but '}{left_out}", "give at least one")
@@ -101,7 +108,7 @@ def _folders(given: Folders) -> list[Path]:
 def _parsed(rows: Iterable[Row], reader: Reader | None, responses: int, taking: Taking) -> Iterator[Read]:
     for number, row in enumerate(rows):
         if isinstance(row.value, Record):
-            yield Read(row.value, {}, None)
+            yield Read(row.value, None, row, {}, None)
             continue
         check_object(row.value, row.at)
         if reader is None:
@@ -111,7 +118,7 @@ def _parsed(rows: Iterable[Row], reader: Reader | None, responses: int, taking: 
             record = parse_record(
                 plain, index=row.index, where=row.where, root=row.roots, responses=responses
             )
-            yield Read(record, beside(row, reader, plain), number if ours else None)
+            yield Read(record, number if ours else None, row, plain, reader)
 
 
 def told(dropped: Counter[str]) -> str:
