@@ -20,8 +20,8 @@ Source = str | os.PathLike | Iterable[Mapping[str, Any] | Record]
 
 
 class Read(NamedTuple):
-    """A record as it is read. number: of its row, if the record's id is ours to change. plain: what its reader
-    made of the row."""
+    """A record as it is read. number: of its row, if the record's id is ours to change. plain: what its
+    reader made of the row."""
 
     record: Record
     number: int | None
