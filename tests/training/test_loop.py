@@ -416,7 +416,7 @@ def test_a_checkpoint_of_another_run_is_refused(begun, tmp_path):
 
 def test_other_records_at_the_same_steps_are_refused(begun, monkeypatch):
     monkeypatch.setattr(loop.Batches, "digest", lambda self, step: "other")
-    with pytest.raises(InputError, match="the first 2 batches were of other records"):
+    with pytest.raises(InputError, match="the batches of the first 2 steps were of other records"):
         train(TINY, bundle(), PAIRS, begun)
 
 
