@@ -9,6 +9,7 @@ from mllm_align import DataConfig, InputError, Mixture, train
 from mllm_align.training.run_folder import read_metadata
 
 assert compiling  # a fixture
+pytestmark = pytest.mark.slow  # its parts are tested apart
 CONFIG = replace(TINY, save_every=2)  # TINY's steps, so that its programs are there already
 
 

@@ -180,6 +180,19 @@ def test_a_run_goes_on_from_its_own_model_and_data(tmp_path, name, said):
     check(out, CONFIG, other)
 
 
+def test_a_run_goes_on_with_its_own_weights(tmp_path):
+    out, given = write_run(tmp_path / "run", events=["train"]), {"data_weights": {"a": 2.0, "b": 1.0}}
+    said = refusal(check, out, CONFIG, FACTS | given)
+    assert "was started with one data set and no weights; give --data so" in said
+    mixed = tmp_path / "mixed"
+    write_run(mixed, events=["train"])
+    (mixed / "run.json").write_text(json.dumps(FACTS | given))
+    check(mixed, CONFIG, FACTS | given)
+    for other in ({"a": 1.0, "b": 1.0}, None):
+        said = refusal(check, mixed, CONFIG, FACTS | {"data_weights": other})
+        assert "was started with the weights a 2, b 1; give --data so" in said
+
+
 def test_data_are_known_by_their_tokens(monkeypatch):
     """And by where one text ends and the next begins."""
     monkeypatch.setattr(run_folder, "name_weights", lambda folder: None)

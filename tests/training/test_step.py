@@ -15,7 +15,7 @@ from mllm_align.batch import Group, pad, stack, with_responses
 from mllm_align.models.lora import init_lora, scaled
 from mllm_align.models.policy import overlay, policy_variables
 from mllm_align.models.vlm import variables
-from mllm_align.training.step import TrainState, make_evaluation, make_step
+from mllm_align.training.step import TrainState, by_source, make_evaluation, make_step
 
 GOLDEN = goldens("llava15")
 GROUPS = GOLDEN.groups()
@@ -63,6 +63,37 @@ def assert_trees_close(found, expected, atol, rtol=0.0):
     assert jax.tree.structure(found) == jax.tree.structure(expected)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=atol, rtol=rtol)
+
+
+@pytest.mark.parametrize("objective", [DPO(), SFT()], ids=lambda each: type(each).__name__)
+def test_figures_of_a_set_are_those_of_a_batch_of_its_groups(objective):
+    rng, count = np.random.default_rng(0), objective.responses
+    policy, reference = rng.normal(-1, 0.5, (2, 5, count, 4))
+    mask, weight = rng.random((5, count, 4)) < 0.8, np.array([1, 1, 1, 1, 0])
+    source, names = np.array([1, 0, 1, 1, 0]), ("few", "many", "none")
+
+    def given(rows):
+        return signals(policy[rows], reference[rows], mask[rows], weight[rows])
+
+    found = by_source(objective, given(slice(None)), (), source, names)
+    for number, name in enumerate(names):
+        total, divisor, metrics = computed(objective, given(source == number))
+        figures = {"loss": (total, divisor)}
+        if "rewards/margin" in metrics:
+            figures["margin"] = metrics["rewards/margin"]
+        assert {each.rpartition("/")[2] for each in found if f"/{name}/" in each} == figures.keys()
+        for figure, pair in figures.items():
+            np.testing.assert_allclose(found[f"source/{name}/{figure}"], pair, rtol=1e-5, atol=1e-6)
+    assert found["source/none/loss"] == (0, 0)
+
+
+def test_figures_of_a_set_that_are_not_finite_weigh_nothing():
+    policy = np.full((2, 2, 3), -1.0)
+    policy[1] = np.nan
+    broken = signals(policy, policy, np.ones((2, 2, 3), bool), np.ones(2))
+    found = by_source(DPO(), broken, (), np.array([0, 1]), ("whole", "broken"))
+    assert all(np.isfinite(pair).all() for pair in found.values())
+    assert found["source/broken/loss"] == (0, 0)
 
 
 @pytest.mark.slow

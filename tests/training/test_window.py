@@ -75,6 +75,16 @@ def test_figures(clock):
     }
 
 
+def test_shares_of_the_sets_that_are_mixed(clock):
+    made = Window(Config(batch_size=2), lambda records: 0.0, lambda *each: None, ["a", "b", "c"])
+    both = record(7, 3, 2), record(10, 4, 4)
+    made.add(batch(0, *both), {"loss": metric(3, 2)}, health(), 0.0)
+    made.add(replace(batch(1, *both), indices=(1, 1)), {"loss": metric(3, 2)}, health(), 0.0)
+    clock.seconds += 1.0
+    values = made.close(2, 2, 0.0)
+    assert [values[f"source/{name}/share"] for name in "abc"] == [0.25, 0.75, 0.0]
+
+
 def test_steps_that_compile_have_no_speed(clock):
     made = Window(Config(batch_size=2), lambda records: 100.0, lambda *each: None)
     both = record(7, 3, 2), record(10, 4, 4)
