@@ -42,8 +42,8 @@ class Train:
     """What to start from: a Hugging Face LLaVA folder (1.5 or 1.6), a PEFT adapter's folder, the name of
     either in the local Hub cache, or another run's folder (its newest checkpoint). Also the reference."""
     data_file: Annotated[tuple[Path, ...], arg(name="data", metavar="FILE")]
-    """Pairs: a file, folder, quoted pattern or a cached data set's name. Several are mixed by weight, as A:2
-    B:1: shares of what is trained on."""
+    """Pairs: a file, folder, quoted pattern or a cached data set's name. Several are mixed by weight, as
+    A:2 B:1: shares of what is trained on."""
     out: Path
     """Run folder."""
     eval_data: Path | None = None
