@@ -37,7 +37,8 @@ class SceneOracle(AnnotatorConfig):
     """Folder of the drawn pictures (quickstart OUT/scenes)."""
     order: Literal["errors", "f1"] = "errors"
     """errors: fewer wrong claims win, then higher recall, which teaches to say less. f1: what is missing
-    counts as much as a wrong claim, F1 = 2 named / (2 named + wrong + missing)."""
+    counts as much as a wrong claim, F1 = 2 named / (2 named + wrong + missing); sentences outside the
+    grammar are wrong."""
 
     def __post_init__(self):
         if isinstance(self.scenes, str):
@@ -102,10 +103,14 @@ def fewer_errors(counts: Counts) -> float:
 
 
 def f1(counts: Counts) -> float:
-    """F1 of the things in the picture, with every wrong claim as a false positive. A thing that is named
-    twice counts once, so that nothing is won by repetition."""
+    """F1 of the things in the picture, with every wrong claim as a false positive.
+
+    So is every sentence outside the grammar: a policy that is rewarded soon finds sentences that name things
+    and claim no place or relation. A thing that is named twice counts once: repetition wins nothing.
+    """
+    wrong = sum(_errors(counts).values()) + counts.unparsed
     missing = counts.present - counts.recalled
-    return 2 * counts.recalled / max(2 * counts.recalled + sum(_errors(counts).values()) + missing, 1)
+    return 2 * counts.recalled / max(2 * counts.recalled + wrong + missing, 1)
 
 
 SCORES = {"errors": fewer_errors, "f1": f1}

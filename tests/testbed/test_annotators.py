@@ -62,12 +62,13 @@ def test_f1_counts_what_is_missing_too(folder):
     absent = next(kind for kind in KINDS if kind not in scene.kinds)
     whole = caption(scene, np.random.default_rng(0))
     one = f"There is a {scene.things[0].kind}."
-    said = (whole, f"{whole} We see a {absent}.", one, f"{one} {one}", "")
+    said = (whole, f"{whole} We see a {absent}.", one, f"{one} {one}", "", f"{whole} And so on.")
     (verdict,) = Oracle(folder, order="f1")([asked("train-000001-0", *said)])
     there = len(set(scene.kinds))
+    more = 2 * there / (2 * there + 1)
     assert verdict.scores == pytest.approx(
-        [1, 2 * there / (2 * there + 1), *[2 / (2 + there - 1)] * 2, 0]
-    ), "repetition wins nothing"
+        [1, more, *[2 / (2 + there - 1)] * 2, 0, 2 * there / (2 * there + 2)]
+    ), "repetition wins nothing, and babble loses"
 
 
 def test_every_kind_of_error_counts_once(oracle):
