@@ -105,7 +105,7 @@ def fewer_errors(counts: Counts) -> float:
 def f1(counts: Counts) -> float:
     """F1 of the things in the picture, with every wrong claim as a false positive.
 
-    So is every sentence outside the grammar: a policy that is rewarded soon finds sentences that name things
+    So is every sentence outside the grammar: a policy that is rewarded soon finds ones that name things
     and claim no place or relation. A thing that is named twice counts once: repetition wins nothing.
     """
     wrong = sum(_errors(counts).values()) + counts.unparsed
