@@ -17,13 +17,14 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlavaNextProcessor, LlavaProcessor
 
 from mllm_align.batch import Group, HostPrefix, PromptGroup, Shape, pad
-from mllm_align.models.families.llava.layout import LlavaLayout
+from mllm_align.data.layout import whole_tiles
 from mllm_align.models.huggingface import Folder, load_params, open_folder
 from mllm_align.models.processor import load_processor
 from mllm_align.models.vlm import VisionLanguageModel
 
 FIXTURES = Path(__file__).parent / "fixtures" / "goldens"
 NAMES = ("llava15", "llavanext")
+ALL = (*NAMES, "idefics3")
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ class Goldens:
             return load_params(open_folder(path), np.float32)
 
     @cached_property
-    def layout(self) -> LlavaLayout:
-        return self.folder.family.layout(self.config)
+    def layout(self) -> Any:
+        return self.folder.family.layout(self.config, self._processor)
 
     @cached_property
     def pictures(self) -> list[Image.Image]:
@@ -71,12 +72,12 @@ class Goldens:
         return [Image.open(self.root / json.loads(line)["images"][0]) for line in lines]
 
     @cached_property
-    def _image_processor(self):
-        return load_processor(self.folder.path).image_processor
+    def _processor(self):
+        return load_processor(self.folder.path)
 
     def processed(self, pair: int) -> np.ndarray:
         """Tiles of a picture as the folder's own processor makes them, [t, h, w, 3]."""
-        pixels = self._image_processor(self.pictures[pair], return_tensors="np")["pixel_values"]
+        pixels = self._processor.image_processor(self.pictures[pair], return_tensors="np")["pixel_values"]
         return np.ascontiguousarray(self._tiles(pixels[0], pair))
 
     def _tiles(self, pixels: np.ndarray, pair: int) -> np.ndarray:
@@ -93,12 +94,16 @@ class Goldens:
             _, rejected = self._row(at, half + i)
             width, height = self.pictures[pair].size
             image = np.full(len(prefix), -1, np.int32)
-            image[prefix == self.config.image_token] = self.layout.rows(height, width, 0)
+            image[prefix == self.config.image_token] = self.rows_of(height, width)
             stored = not at
             tiles = self._tiles(self.arrays["pixel_values"][i], pair) if stored else self.processed(pair)
-            prompt = HostPrefix.causal(prefix, image, self.layout.patched(tiles))
+            prompt = HostPrefix.causal(prefix, image, whole_tiles(tiles, self.layout.patch))
             groups.append(Group((prompt,), (chosen, rejected)))
         return groups
+
+    def rows_of(self, height: int, width: int) -> np.ndarray:
+        """Of a picture's embeddings in the image table, in the prompt's order."""
+        return np.concatenate([run.rows for run in self.layout.runs(height, width, 1, 0)])
 
     def _row(self, at: str, row: int) -> tuple[np.ndarray, np.ndarray]:
         real = self.arrays[f"{at}attention_mask"][row].astype(bool)

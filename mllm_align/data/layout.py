@@ -86,3 +86,22 @@ def counts(layout: Layout, height: int, width: int, images: int) -> tuple[int, i
     """(tiles, image tokens in the text, embeddings) of an image of this size."""
     runs = layout.runs(height, width, images, 0)
     return layout.tiles(height, width, images)[0], len(runs), sum(len(run.rows) for run in runs)
+
+
+def cut(tiles: Any, patch: int) -> Any:
+    """Tiles [..., h, w, 3] into patches [..., N, patch * patch * 3], line by line.
+
+    Pixels that fill no whole patch are left out, as a strided convolution leaves them out.
+    """
+    *lead, height, width, channels = tiles.shape
+    down, across = height // patch, width // patch
+    tiles = tiles[..., : down * patch, : across * patch, :]
+    patches = tiles.reshape(*lead, down, patch, across, patch, channels).swapaxes(-4, -3)
+    return patches.reshape(*lead, down * across, patch * patch * channels)
+
+
+def whole_tiles(tiles: np.ndarray, patch: int) -> Pixels:
+    """Square tiles [T, size, size, 3] that patches fill line by line."""
+    lines = np.indices((tiles.shape[1] // patch,) * 2, np.int16).reshape(2, -1).T
+    place = np.broadcast_to(lines, (len(tiles), *lines.shape))
+    return Pixels(np.ascontiguousarray(cut(tiles, patch)), np.ascontiguousarray(place))

@@ -26,6 +26,17 @@ class VisionConfig(Protocol):
 
 
 @dataclass(frozen=True)
+class Llama3Rope:
+    """Llama 3.1's longer waves: those that turn less than `low` times in `original` tokens are slowed by
+    `factor`, those that turn more than `high` times are kept, between them both are mixed."""
+
+    factor: float
+    low: float
+    high: float
+    original: int
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """A Llama-family decoder: Vicuna, Mistral and Yi differ only in these numbers."""
 
@@ -37,6 +48,7 @@ class DecoderConfig:
     kv_heads: int
     head_dim: int
     rope_theta: float = 10000.0
+    rope_scaling: Llama3Rope | None = None
     norm_eps: float = 1e-6
     attention_bias: bool = False
     mlp_bias: bool = False

@@ -12,7 +12,16 @@ from jaxtyping import Array, Bool, Float, Int
 from mllm_align.models.attention import fork_attention, prompt_group_attention
 from mllm_align.models.cache import Cache
 from mllm_align.models.config import DecoderConfig
-from mllm_align.models.layers import Linear, RMSNorm, parameter, rematerialised, rope, rotations, scanned
+from mllm_align.models.layers import (
+    Linear,
+    RMSNorm,
+    frequencies,
+    parameter,
+    rematerialised,
+    rope,
+    rotations,
+    scanned,
+)
 from mllm_align.sharding import constrain
 
 
@@ -132,7 +141,9 @@ class Decoder(nn.Module):
         return self.embedding.T if self.config.tied else self.head
 
     def rotations(self, positions: Int[Array, "B A S"]) -> Float[Array, "B S E"]:
-        return rotations(positions, self.config.head_dim, self.config.rope_theta, self.config.rope_axes)
+        c = self.config
+        frequency = frequencies(c.head_dim, c.rope_theta, c.rope_scaling)
+        return rotations(positions, frequency, c.rope_axes)
 
     @nn.compact
     def _blocks(self, block: Any, settings: dict, x, cache: tuple, shared: tuple, read: tuple = ()):

@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from mllm_align.models.config import Llama3Rope
 from mllm_align.ops.linear import matmul
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x),
     "silu": jax.nn.silu,
 }
@@ -79,15 +81,24 @@ class LayerNorm(nn.Module):
         return wide.astype(x.dtype) * scale + bias
 
 
-def rotations(
-    positions: Int[Array, "B A S"], size: int, theta: float, axes: tuple[int, ...]
-) -> Float[Array, "B S E"]:
-    """Cosines, then sines, of the angles that `rope` turns heads of `size` by; the same in all layers.
-
-    axes: for each of the size / 2 frequencies the axis of positions that it turns by (M-RoPE has several).
-    """
+def frequencies(size: int, theta: float, scaling: Llama3Rope | None = None) -> Float[Array, " E/2"]:
+    """Rotary frequencies of heads of `size`, in radians per position."""
     half = size // 2
     frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
+    if scaling is None:
+        return frequency
+    s, turns = scaling, scaling.original * frequency / (2 * jnp.pi)
+    kept = jnp.clip((turns - s.low) / (s.high - s.low), 0, 1)
+    return frequency * ((1 - kept) / s.factor + kept)
+
+
+def rotations(
+    positions: Int[Array, "B A S"], frequency: Float[Array, " E/2"], axes: tuple[int, ...]
+) -> Float[Array, "B S E"]:
+    """Cosines, then sines, of the angles that `rope` turns heads by; the same in all layers.
+
+    axes: for each of the frequencies the axis of positions that it turns by (M-RoPE has several).
+    """
     at = positions.astype(jnp.float32)[:, np.array(axes)].swapaxes(1, 2)
     angle = at * frequency[None, None, :]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

@@ -9,19 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from goldens import NAMES, goldens, packed_images, responses, union
+from goldens import ALL, goldens, packed_images, responses, union
 from signals import computed, signals
 
 from mllm_align.align.pairwise import DPO, IPO, RobustDPO, SLiC
 from mllm_align.align.sft import SFT
 from mllm_align.batch import pad, stack
+from mllm_align.data.layout import whole_tiles
 from mllm_align.models.huggingface import load_params, open_folder
 from mllm_align.training.step import TrainState, make_step
 
 LOSSES = ("sigmoid", "ipo", "hinge", "robust", "sft")
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=ALL)
 def golden(request):
     return goldens(request.param)
 
@@ -130,12 +131,12 @@ def test_every_picture_gets_the_image_tokens_of_the_processor(golden):
     assert sorted(counted) == list(range(8))
     for pair, count in counted.items():
         width, height = golden.pictures[pair].size
-        assert len(golden.layout.rows(height, width, 0)) == count
+        assert len(golden.rows_of(height, width)) == count
 
 
 def test_pictures_become_the_stored_tiles(golden):
     for pair, group in enumerate(golden.groups()):
-        processed = golden.layout.patched(golden.processed(pair))
+        processed = whole_tiles(golden.processed(pair), golden.layout.patch)
         np.testing.assert_allclose(processed.patches, group.prefix.patches, atol=1e-6)
 
 

@@ -1,9 +1,9 @@
-"""Writes tests/fixtures/goldens: what torch, transformers and TRL compute on tiny random LLaVAs.
+"""Writes tests/fixtures/goldens: what torch, transformers and TRL compute on tiny random models.
 
     python tests/oracle/make_goldens.py [--out FOLDER]      # needs the extra `oracle`
 
     pairs.jsonl, images/   8 preference pairs; the first four pictures are L, P, RGBA and RGB
-    llava15/, llavanext/   normal HF folders: the base (reference) model, tokenizer, processor
+    llava15/, llavanext/, idefics3/   normal HF folders: the base (reference) model, tokenizer, processor
     <model>.npz            arrays, <model>.json: numbers and versions
 
 The policy is the base moved by noise.py's rule. Everything runs in float32 on one thread, so a
@@ -28,9 +28,11 @@ from datasets import Dataset, Features, Image, List, Value
 from noise import perturb
 from PIL import Image as PILImage
 from safetensors.numpy import load_file, save_file
+from tiny_idefics3 import save_idefics3
 from tiny_llava import pseudo_words, save_llava, smooth_picture
 from transformers import (
     AutoProcessor,
+    Idefics3ForConditionalGeneration,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
 )
@@ -66,6 +68,14 @@ MISTRAL = {
     "rms_norm_eps": 1e-5,
     "sliding_window": None,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 MODELS = {
     "llava15": {
         "kind": "llava",
@@ -79,6 +89,19 @@ MODELS = {
         "tokenizer_vocab": 320,  # the embedding is padded past it
         "template_space": True,
     },
+    "idefics3": {
+        "kind": "idefics3",
+        "text": TEXT | {"num_key_value_heads": 2, "head_dim": 16, "rope_parameters": LLAMA3},
+        "vision": VISION | {"image_size": 32, "patch_size": 8},
+        "shuffle": 2,
+        "longest": 90,  # no multiple of a tile
+        "tokenizer_vocab": 384,
+    },
+}
+CLASSES = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+    "idefics3": Idefics3ForConditionalGeneration,
 }
 
 # (width, height) and mode: LLaVA-1.6 cuts them into 3, 4 or 5 tiles, with rows or columns to unpad.
@@ -108,6 +131,12 @@ GRADIENTS = {
         "model.vision_tower.embeddings.patch_embedding.weight"
     ),
 }
+IDEFICS3_GRADIENTS = (
+    "lm_head.weight",
+    "model.connector.modality_projection.proj.weight",
+    "model.text_model.layers.0.self_attn.q_proj.weight",
+    "model.vision_model.embeddings.position_embedding.weight",
+)
 
 
 def write_pairs(out: Path) -> None:
@@ -153,10 +182,7 @@ def load_pairs(path: Path) -> Dataset:
 
 
 def load_model(kind: str, folder: Path) -> torch.nn.Module:
-    cls = LlavaForConditionalGeneration
-    if kind == "llava_next":
-        cls = LlavaNextForConditionalGeneration
-    return cls.from_pretrained(folder, dtype=torch.float32).eval()
+    return CLASSES[kind].from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def load_policy(kind: str, base: Path) -> torch.nn.Module:
@@ -294,7 +320,8 @@ def goldens(name: str, kind: str, out: Path) -> None:
     policy.eval()
     batch = dict(trainer.data_collator([dict(row) for row in rows]))
 
-    arrays = {k: batch[k].numpy().astype(np.int32) for k in batch if k != "pixel_values"}
+    of_pixels = ("pixel_values", "pixel_attention_mask")  # tiles are whole: the mask says nothing
+    arrays = {k: batch[k].numpy().astype(np.int32) for k in batch if k not in of_pixels}
     # TRL repeats every picture for the rejected half.
     assert torch.equal(*batch["pixel_values"].chunk(2))
     arrays["pixel_values"] = batch["pixel_values"][:BATCH].numpy()
@@ -319,7 +346,8 @@ def goldens(name: str, kind: str, out: Path) -> None:
         arrays[f"{tag}/per_token_logps"] = together.numpy()
         arrays[f"{tag}/alone_per_token_logps"] = alone
         arrays[f"{tag}/greedy_tokens"], gaps = greedy(model, processor, rows)
-        black = batch | {"pixel_values": torch.zeros_like(batch["pixel_values"])}
+        # Idefics3 takes a tile of zeros for padding
+        black = batch | {"pixel_values": 1e-20 * batch["pixel_values"]}
         numbers[tag] = {
             "logps": summed.tolist(),
             "logps_black_images": per_token_logps(model, black).sum(1).tolist(),
@@ -346,7 +374,8 @@ def goldens(name: str, kind: str, out: Path) -> None:
         numbers["loss"][loss] = float(value)
         numbers["grad_norm"][loss] = float(norm)
         if loss == "sigmoid":
-            for stored, torch_name in GRADIENTS.items():
+            wanted = GRADIENTS if kind != "idefics3" else {n: n for n in IDEFICS3_GRADIENTS}
+            for stored, torch_name in wanted.items():
                 arrays[f"policy/grad/{stored}"] = grads[torch_name].numpy().copy()
         if loss != "sft":  # TRL's sft is one mean over the tokens of the batch
             with torch.no_grad():
@@ -366,7 +395,8 @@ def main() -> None:
     torch.set_num_threads(1)
     write_pairs(out)
     for name, spec in MODELS.items():
-        save_llava(out / name, vision=VISION, **spec)
+        save = save_idefics3 if spec["kind"] == "idefics3" else save_llava
+        save(out / name, **({"vision": VISION} | spec))
         goldens(name, spec["kind"], out)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     print(f"{out}: {size / 1e6:.2f} MB")

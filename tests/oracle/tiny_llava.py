@@ -44,26 +44,26 @@ def pseudo_words(count: int = 400, seed: int = 0) -> list[str]:
     return ["".join(rng.choices(syllables, k=rng.randint(1, 3))) for _ in range(count)]
 
 
-def train_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE over sentences of pseudo-words."""
+def train_tokenizer(
+    vocab_size: int, special: Sequence[str] = SPECIAL_TOKENS, **named: str
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE over sentences of pseudo-words. named: bos_token, ..., as `special` has them."""
+    named = named or {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     rng, words = random.Random(1), pseudo_words()
     corpus = [f"USER: \n{' '.join(rng.choices(words, k=60))}. ASSISTANT: " for _ in range(500)]
-    bpe = Tokenizer(models.BPE(unk_token="<unk>"))
+    bpe = Tokenizer(models.BPE(unk_token=named["unk_token"]))
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=SPECIAL_TOKENS,
+        special_tokens=list(special),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     bpe.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=bpe,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
+        **named,
         extra_special_tokens={"image_token": "<image>"},
         padding_side="left",
         model_max_length=8192,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mllm_align.models.config import DecoderConfig
+from mllm_align.models.config import DecoderConfig, Llama3Rope
 from mllm_align.models.ranges import (
     DEPTH,
     EPS,
@@ -51,10 +51,16 @@ MISTRAL = {
     "sliding_window": (4096, Maybe(Whole(1, 1 << 31))),
 }
 ROPE = {
-    "type": ("default", OneOf(("default",))),
-    "rope_type": ("default", OneOf(("default",))),
+    "type": ("default", OneOf(("default", "llama3"))),
+    "rope_type": ("default", OneOf(("default", "llama3"))),
     "rope_theta": (10000.0, Between(0, 1e18)),
     "partial_rotary_factor": (None, Maybe(OneOf((1, 1.0)))),
+}
+LLAMA3 = {
+    "factor": (None, Between(0, 1e6)),
+    "low_freq_factor": (None, Between(0, 1e6)),
+    "high_freq_factor": (None, Between(0, 1e6)),
+    "original_max_position_embeddings": (None, Whole(1, 1 << 31)),
 }
 
 
@@ -77,6 +83,7 @@ def decoder_config(
     if left or head_dim % 2 or not head_dim:
         wanted = f"an even size of head; hidden_size / num_attention_heads is {t['hidden_size']} / {heads}"
         raise wrong(at, f"{under}head_dim", t["head_dim"], wanted, remedy)
+    theta, scaling = _rope(at, given, remedy, under)
     return DecoderConfig(
         vocab=t["vocab_size"],
         hidden=t["hidden_size"],
@@ -85,7 +92,8 @@ def decoder_config(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        rope_theta=_rope_theta(at, given, remedy, under),
+        rope_theta=theta,
+        rope_scaling=scaling,
         norm_eps=float(t["rms_norm_eps"]),
         attention_bias=t["attention_bias"],
         mlp_bias=t["mlp_bias"],
@@ -95,8 +103,8 @@ def decoder_config(
     )
 
 
-def _rope_theta(at: str, text: dict[str, Any], remedy: str, under: str) -> float:
-    """Newer folders have it in rope_parameters, older ones beside rope_scaling."""
+def _rope(at: str, text: dict[str, Any], remedy: str, under: str) -> tuple[float, Llama3Rope | None]:
+    """Newer folders have all of it in rope_parameters, older ones theta beside rope_scaling."""
     rope = text.get("rope_scaling") or text.get("rope_parameters") or {}
     where = f"{under}rope_scaling." if text.get("rope_scaling") else f"{under}rope_parameters."
     outer = text.get("rope_theta", 10000.0)
@@ -104,4 +112,12 @@ def _rope_theta(at: str, text: dict[str, Any], remedy: str, under: str) -> float
     if nested is not None:
         raise wrong(at, where + nested, rope[nested], "one rule for all layers", remedy)
     check(at, f"{under}rope_theta", outer, ROPE["rope_theta"][1], remedy)
-    return float(fields(at, {"rope_theta": outer, **rope}, ROPE, remedy, where)["rope_theta"])
+    found = fields(at, {"rope_theta": outer, **rope}, ROPE, remedy, where)
+    theta = float(found["rope_theta"])
+    if "llama3" not in (found["type"], found["rope_type"]):
+        return theta, None
+    s = fields(at, rope, LLAMA3, remedy, where)
+    low, high = s["low_freq_factor"], s["high_freq_factor"]
+    if low >= high:
+        raise wrong(at, f"{where}low_freq_factor", low, f"less than the high_freq_factor {high}", remedy)
+    return theta, Llama3Rope(s["factor"], low, high, s["original_max_position_embeddings"])

@@ -9,6 +9,7 @@ from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import read_json
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.base import ModelFamily
+from mllm_align.models.families.idefics3.family import Idefics3
 from mllm_align.models.families.llava.family import Llava, LlavaNext
 from mllm_align.registry import Registry
 
@@ -17,6 +18,8 @@ SUCH = "such as llava-hf/llava-1.5-7b-hf, with all its files"
 FAMILIES = Registry("model family")
 FAMILIES.register("llava")(Llava())
 FAMILIES.register("llava_next")(LlavaNext())
+FAMILIES.register("idefics3")(Idefics3())
+FAMILIES.register("smolvlm")(Idefics3())
 
 
 def family_of(config: ModelConfig) -> ModelFamily[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mllm_align.errors import quoted, refusal
 from mllm_align.models import names
+from mllm_align.models.families import vit
 from mllm_align.models.families.base import ModelFamily
 from mllm_align.models.families.llava.config import LlavaConfig, parse_config
 from mllm_align.models.families.llava.layout import LlavaLayout
@@ -49,9 +50,13 @@ class Llava(ModelFamily[LlavaConfig]):
         return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
 
     def entries(self, config: LlavaConfig) -> Iterator[Entry]:
-        yield from _clip(config)
+        v, tower = config.vision, self.modules["vision_tower"]
+        yield from vit.tensors(v, tower, bias=False)
+        embedding = f"{tower}.embeddings.class_embedding"
+        yield names.same(("vision_tower", "class_embedding"), embedding, (v.hidden,))
+        yield from names.norm(("vision_tower", "pre_norm"), f"{tower}.pre_layrnorm", v.hidden, True)
         hidden, module = config.decoder.hidden, self.modules["projector"]
-        for name, width in (("linear_1", config.vision.hidden), ("linear_2", hidden)):
+        for name, width in (("linear_1", v.hidden), ("linear_2", hidden)):
             shape = (hidden, width)
             yield from names.linear(("projector", name), f"{module}.{name}", shape, config.projector_bias)
         if config.newline:
@@ -65,9 +70,7 @@ class Llava(ModelFamily[LlavaConfig]):
         return Projector(config.decoder.hidden, config.projector_activation, config.projector_bias)
 
     def tower_flops(self, config: LlavaConfig, tiles: int) -> float:
-        v, patches = config.vision, config.vision.patches + 1
-        block = 2 * patches * (4 * v.hidden**2 + 2 * v.hidden * v.mlp) + 4 * patches**2 * v.hidden
-        return tiles * v.layers * block
+        return tiles * vit.block_flops(config.vision)
 
     def projector_flops(self, config: LlavaConfig, tiles: int) -> float:
         v, d = config.vision, config.decoder
@@ -90,28 +93,3 @@ class LlavaNext(Llava):
                 f"image_grid_pinpoints are {quoted(canvases)}, in config.json {quoted(config.pinpoints)}"
             )
             raise refusal(at, problem, "take both files from one folder")
-
-
-def _clip(config: LlavaConfig) -> Iterator[Entry]:
-    c, tower, name = config.vision, ("vision_tower",), "vision_tower"
-    embeddings = f"{name}.embeddings"
-    yield names.same((*tower, "class_embedding"), f"{embeddings}.class_embedding", (c.hidden,))
-    yield Entry(
-        f"{embeddings}.patch_embedding.weight",
-        (*tower, "patch_embedding", "kernel"),
-        None,
-        (c.hidden, 3, c.patch_size, c.patch_size),
-        "patch",
-    )
-    places = (c.patches + 1, c.hidden)
-    yield names.same((*tower, "position_embedding"), f"{embeddings}.position_embedding.weight", places)
-    yield from names.norm((*tower, "pre_norm"), f"{name}.pre_layrnorm", c.hidden, True)
-    for i in range(c.layers):
-        block, here = (*tower, "layers"), f"{name}.encoder.layers.{i}"
-        for ours, theirs in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj"), ("o", "out_proj")):
-            shape = (c.hidden, c.hidden)
-            yield from names.linear((*block, ours), f"{here}.self_attn.{theirs}", shape, True, i)
-        yield from names.linear((*block, "fc_1"), f"{here}.mlp.fc1", (c.mlp, c.hidden), True, i)
-        yield from names.linear((*block, "fc_2"), f"{here}.mlp.fc2", (c.hidden, c.mlp), True, i)
-        yield from names.norm((*block, "norm_1"), f"{here}.layer_norm1", c.hidden, True, i)
-        yield from names.norm((*block, "norm_2"), f"{here}.layer_norm2", c.hidden, True, i)

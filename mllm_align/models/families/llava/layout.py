@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mllm_align.batch import Pixels
-from mllm_align.data.layout import Run
+from mllm_align.data.layout import Run, cut, whole_tiles
 
 
 @dataclass(frozen=True)
@@ -94,21 +94,7 @@ class LlavaLayout:
 
     def patched(self, tiles: np.ndarray) -> Pixels:
         """tiles: [T, size, size, 3]."""
-        lines = np.indices((self.side, self.side), np.int16).reshape(2, -1).T
-        place = np.broadcast_to(lines, (len(tiles), *lines.shape))
-        return Pixels(np.ascontiguousarray(cut(tiles, self.patch)), np.ascontiguousarray(place))
-
-
-def cut(tiles: Any, patch: int) -> Any:
-    """Tiles [..., h, w, 3] into patches [..., N, patch * patch * 3], line by line.
-
-    Pixels that fill no whole patch are left out, as a strided convolution leaves them out.
-    """
-    *lead, height, width, channels = tiles.shape
-    down, across = height // patch, width // patch
-    tiles = tiles[..., : down * patch, : across * patch, :]
-    patches = tiles.reshape(*lead, down, patch, across, patch, channels).swapaxes(-4, -3)
-    return patches.reshape(*lead, down * across, patch * patch * channels)
+        return whole_tiles(tiles, self.patch)
 
 
 def best_canvas(height: int, width: int, pinpoints: tuple[tuple[int, int], ...]) -> tuple[int, int]:

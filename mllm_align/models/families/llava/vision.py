@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_align.models.attention import full_attention
+from mllm_align.models.families.vit import Block
 from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, parameter, scanned
 from mllm_align.sharding import constrain
 
@@ -37,6 +37,11 @@ class ClipConfig:
         return self.side**2
 
     @property
+    def places(self) -> int:
+        """Tokens of a tile: the class token stands before the patches."""
+        return self.patches + 1
+
+    @property
     def patch_width(self) -> int:
         return 3 * self.patch_size**2
 
@@ -47,27 +52,6 @@ class ClipConfig:
     @property
     def features(self) -> int:
         return self.hidden
-
-
-class ClipBlock(nn.Module):
-    config: ClipConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "n S D"]):
-        c = self.config
-        split = (*x.shape[:2], c.heads, c.hidden // c.heads)
-        h = LayerNorm(c.norm_eps, name="norm_1")(x)
-        q, k, v = (
-            Linear(c.hidden, ("embed", "vision_heads"), bias=True, name=name)(h).reshape(split)
-            for name in ("q", "k", "v")
-        )
-        h = full_attention(q, k, v).reshape(x.shape)
-        x = x + Linear(c.hidden, ("vision_heads", "embed"), bias=True, name="o")(h)
-        h = LayerNorm(c.norm_eps, name="norm_2")(x)
-        h = Linear(c.mlp, ("embed", "mlp"), bias=True, name="fc_1")(h)
-        h = ACTIVATIONS[c.activation](h)
-        x = x + Linear(c.hidden, ("mlp", "embed"), bias=True, name="fc_2")(h)
-        return constrain(x, "rows", None, None), None
 
 
 class ClipTower(nn.Module):
@@ -85,12 +69,12 @@ class ClipTower(nn.Module):
         x = Linear(c.hidden, ("patch", "embed"), name="patch_embedding")(patches)
         normal = nn.initializers.normal(0.02)
         class_embedding = parameter(self, "class_embedding", normal, ("norm",), (c.hidden,))
-        places = (c.patches + 1, c.hidden)
+        places = (c.places, c.hidden)
         positions = parameter(self, "position_embedding", normal, (None, "embed"), places)
         first = jnp.broadcast_to(class_embedding[None, None], (len(patches), 1, c.hidden))
         x = jnp.concatenate([first, x], axis=1) + positions[None]
         x = constrain(LayerNorm(c.norm_eps, name="pre_norm")(x), "rows", None, None)
-        x, _ = scanned(ClipBlock, c.layers, self.remat)(c, name="layers")(x)
+        x, _ = scanned(Block, c.layers, self.remat)(c, name="layers")(x)
         return x if c.keep_class_token else x[:, 1:]
 
 
