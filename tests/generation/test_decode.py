@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding import CLOSE, GREEDY, ROUNDING, at_end, fork, golden_bundle, logits, margin, row
-from goldens import NAMES, goldens, union
+from goldens import goldens, union
 from runs import compiling
 
 from mllm_align.batch import Pixels, pad
@@ -62,8 +62,9 @@ def same(ours, theirs):
 # ---- against transformers ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tag", ["base", "policy"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name, tag", [("llava15", "base"), ("llavanext", "policy"), ("idefics3", "policy")]
+)
 def test_greedy_tokens_are_those_of_transformers(name, tag):
     model = decoding(name, tag, GREEDY)
     wanted = model.golden.arrays[f"{tag}/greedy_tokens"]

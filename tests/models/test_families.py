@@ -172,7 +172,7 @@ def test_what_its_configuration_refuses(work, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "toy", "image_token_id": -1}')
     with pytest.raises(InputError, match="image_token_id is -1"):
         read_config(tmp_path)
-    with pytest.raises(InputError, match="'llava' or 'llava_next' or 'toy'"):
+    with pytest.raises(InputError, match="'llava' or 'llava_next' or 'idefics3' or 'smolvlm' or 'toy'"):
         (tmp_path / "config.json").write_text('{"model_type": "else"}')
         read_config(tmp_path)
     assert open_folder(work / "model").family is FAMILIES["toy"]

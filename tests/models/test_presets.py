@@ -19,6 +19,10 @@ BILLIONS = {
     "llava-1.6-mistral-7b": 7.55,
     "llava-1.6-13b": 13.34,
     "llava-1.6-34b": 34.74,
+    "smolvlm-256m": 0.256,
+    "smolvlm-500m": 0.507,
+    "smolvlm-2.2b": 2.25,
+    "idefics3-8b": 8.46,
 }
 
 
