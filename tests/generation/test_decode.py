@@ -1,6 +1,7 @@
 """Decoding on a cache of keys and values: against transformers' greedy tokens, and against itself."""
 
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 
 import jax
@@ -24,6 +25,7 @@ SAMPLED = SamplingConfig(temperature=0.8, top_k=50)
 LIMIT = 12  # tokens run of every fork: one shape for all
 
 
+@cache
 def decoding(name, tag="policy", sampling=SAMPLED):
     """A decoder of a golden's model, its prompts' features and its groups."""
     golden = goldens(name)
@@ -96,8 +98,10 @@ def token_logps(logits, tokens):
     return np.take_along_axis(logps, np.asarray(tokens)[:, None], axis=1)[:, 0]
 
 
-def test_given_tokens_have_the_log_probs_of_the_forward_pass(sampled):
+@pytest.mark.parametrize("name", ["llavanext", pytest.param("idefics3", marks=pytest.mark.slow)])
+def test_given_tokens_have_the_log_probs_of_the_forward_pass(name):
     """Both responses of every prompt as forks at its end."""
+    sampled = decoding(name)
     rows, tokens = whole(sampled, 0, 1), [group.responses for group in sampled.groups]
     found = logits(sampled.decoder, sampled.bundle, rows, tokens)
     for ours, group, theirs in zip(

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -77,8 +78,14 @@ def test_a_share_of_embeddings_and_newlines_but_no_text():
 
 @pytest.fixture(scope="module")
 def model():
-    """Two forks at the end of each prompt, of an AnyRes model with `image_newline`."""
-    golden = goldens("llavanext")
+    """An AnyRes model with `image_newline`."""
+    return forked("llavanext")
+
+
+@cache
+def forked(name):
+    """Two forks at the end of each prompt."""
+    golden = goldens(name)
     bundle = golden_bundle(golden)
     decoder, groups = Generator(bundle, SAMPLED, 4), golden.groups()
     rows = []
@@ -131,8 +138,12 @@ def of_all(model, rows, tokens):
     return [x for each in logits(model.decoder, model.bundle, rows, tokens) for x in each]
 
 
-@pytest.mark.parametrize("rate", [0.9, 1.0])
-def test_gathered_rows_compute_what_masked_rows_do(model, rate):
+@pytest.mark.parametrize(
+    "name, rate",
+    [("llavanext", 0.9), ("llavanext", 1.0), pytest.param("idefics3", 0.9, marks=pytest.mark.slow)],
+)
+def test_gathered_rows_compute_what_masked_rows_do(name, rate):
+    model = forked(name)
     masked = hidden(model.rows, rate)
     short = [gathered(each) for each in masked]
     assert max(len(each.prefix.tokens) for each in short) < min(len(each.prefix.tokens) for each in masked)

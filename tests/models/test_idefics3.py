@@ -133,7 +133,7 @@ SIZES = (0, -4, 10**9, "64", None, [64], True, 64.0, math.nan)
         ("vision_config", "num_hidden_layers", SIZES),
         ("vision_config", "patch_size", SIZES),
         ("vision_config", "num_attention_heads", (*SIZES, 3)),
-        ("vision_config", "image_size", (*SIZES, 350, [56, 56])),  # 25 patches a side
+        ("vision_config", "image_size", (*SIZES, 532, [56, 56])),  # 38 patches a side
         ("vision_config", "hidden_act", ("relu", None)),
         ("vision_config", "layer_norm_eps", (0, 1, "1e-5", None)),
         ("vision_config", "num_channels", (1, None)),
