@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from coders import encoder
+from conversations import CHATS, picture
 from goldens import FIXTURES, goldens
-from PIL import Image
 from refusals import assert_refusal
 from transformers import Idefics3ImageProcessorPil, Idefics3Processor
 from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
@@ -78,34 +78,6 @@ def test_every_tile_is_a_run_after_its_name():
 
 
 # ---- token ids and pixels ------------------------------------------------------------------------------
-
-
-def picture(seed, width, height):
-    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), np.uint8)
-    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-
-
-def chat(*turns):
-    """Turns of user and assistant by turns; None is an image."""
-    parts = [
-        [{"type": "image"} if part is None else {"type": "text", "text": part} for part in turn]
-        for turn in turns
-    ]
-    return [{"role": ("user", "assistant")[i % 2], "content": part} for i, part in enumerate(parts)]
-
-
-CHATS = {
-    "one": (chat([None, "gi dan?"]), [(90, 60)]),
-    "text before": (chat(["gi", None, "dan?"]), [(60, 90)]),
-    "two": (chat([None, None, "tuku?"]), [(90, 90), (20, 600)]),
-    "apart": (chat(["gi ", None, " or ", None]), [(1, 1), (600, 3)]),
-    "turns": (chat([None, "gi?"], ["tuku."], ["der ", None, "?"]), [(33, 31), (2000, 1500)]),
-    "system": (
-        [{"role": "system", "content": [{"type": "text", "text": "der."}]}, *chat([None, "gi"])],
-        [(5, 700)],
-    ),
-    "text": (chat(["gi dan?"]), []),
-}
 
 
 @pytest.fixture(scope="module", params=["tokens", "text", "whole"])

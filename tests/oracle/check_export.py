@@ -27,8 +27,10 @@ from peft.utils import ModulesToSaveWrapper
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
+    Idefics3ForConditionalGeneration,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
+    SmolVLMForConditionalGeneration,
 )
 from transformers.utils import logging
 
@@ -38,6 +40,8 @@ logging.disable_progress_bar()
 CLASSES = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
+    "idefics3": Idefics3ForConditionalGeneration,
+    "smolvlm": SmolVLMForConditionalGeneration,
 }
 
 
@@ -96,7 +100,8 @@ def main() -> None:
     rows = ids.get("row_index", np.tile(half, 2))
     processor = AutoImageProcessor.from_pretrained(args.folder, backend="pil")
     pictures = read_pictures(args.data, rows)
-    inputs = dict(processor(images=pictures, return_tensors="pt"))
+    nested = not model.config.model_type.startswith("llava")  # the pictures of each row by themselves
+    inputs = dict(processor(images=[[p] for p in pictures] if nested else pictures, return_tensors="pt"))
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     for k in ("input_ids", "attention_mask"):
         inputs[k] = torch.from_numpy(ids[k]).long()

@@ -14,6 +14,8 @@ import torch
 from check_export import load_model
 from peft import LoraConfig, get_peft_model
 
+PROJECTORS = dict.fromkeys(("llava", "llava_next"), "multi_modal_projector") | {"idefics3": "connector"}
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -26,7 +28,7 @@ def main() -> None:
         "r": 4,
         "lora_alpha": 6,
         "target_modules": ["q_proj", "v_proj", "down_proj"],
-        "modules_to_save": ["multi_modal_projector"],
+        "modules_to_save": [PROJECTORS[model.config.model_type]],
     }
     adapted = get_peft_model(model, LoraConfig(**(settings | args.settings)))
     generator = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from goldens import FIXTURES, NAMES, goldens, responses
+from goldens import ALL, FIXTURES, goldens, responses
 
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import load_params, open_folder
@@ -35,7 +35,7 @@ def oracle():
         pytest.skip(f"{PYTHON} has no torch or no peft")
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=ALL)
 def golden(request):
     return goldens(request.param)
 
@@ -90,7 +90,7 @@ def test_merged_folder_and_adapter_mean_what_was_trained(golden, trained, tmp_pa
         "trained - base": furthest(ours, base),
     }
     print(name, json.dumps(figures))
-    assert len(saved) == 1 and saved[0].endswith("multi_modal_projector")
+    assert len(saved) == 1 and saved[0].endswith(golden.folder.family.modules["projector"])
     assert figures.pop("trained - base") > 0.1
     assert max(figures.values()) < 2e-5, figures
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from goldens import NAMES, goldens, responses
+from goldens import ALL, goldens, responses
 
 PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
 
@@ -30,7 +30,7 @@ def live(tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_this_package_computes_what_torch_computes_now(live, name):
     golden = goldens(name, live)
     batch = golden.batch()
@@ -42,7 +42,7 @@ def test_this_package_computes_what_torch_computes_now(live, name):
             np.testing.assert_allclose(a, b, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_stored_goldens_are_what_torch_computes_now(live, name):
     stored, fresh = goldens(name), goldens(name, live)
     assert stored.arrays.keys() == fresh.arrays.keys()
