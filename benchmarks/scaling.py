@@ -1,6 +1,6 @@
-"""The TPU slice that each LLaVA needs, from compiling its steps for slices that need not exist here.
+"""The TPU slice that each model needs, from compiling its steps for slices that need not exist here.
 
-    python benchmarks/scaling.py            # about 24 rows, each some minutes; stop and start at will
+    python benchmarks/scaling.py            # about 30 rows, each some minutes; stop and start at will
     python benchmarks/scaling.py --page     # write docs/scaling.md from the rows that are done
 
 Every row is a file in benchmarks/results/scaling; an existing row is not computed again. Needs libtpu
@@ -23,9 +23,9 @@ from mllm_align.plan.report import Plan
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "scaling", HERE.parent / "docs" / "scaling.md"
-MODELS = ("llava-1.6-7b", "llava-1.6-13b", "llava-1.6-34b")
+MODELS = ("llava-1.6-7b", "llava-1.6-13b", "llava-1.6-34b", "smolvlm-256m")
 SLICES = {
-    "v5e": ("v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
+    "v5e": ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
     "v6e": ("v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),
     "v5p": ("v5p:2x2x1", "v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8"),
 }
@@ -97,7 +97,8 @@ bounds, not measurements**: the slowest of matrix products at the chip's publish
 at its published bandwidth and collectives at its published links, all else hidden behind it. A real
 step is slower.
 
-Rows are of the longest LLaVA-1.6 prompt: 3,072 + 256 tokens, five tiles. Parameters, optimizer and batch
+Rows are of a model's longest prompt: 3,072 + 256 tokens and five tiles for LLaVA-1.6, 1,280 + 256 tokens and
+17 tiles for SmolVLM. Parameters, optimizer and batch
 are cut over all chips (`mesh.data 1, mesh.fsdp -1`).
 
 ## DPO: the smallest slice that fits, and one four times larger

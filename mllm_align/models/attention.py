@@ -1,6 +1,6 @@
 """Attention as the modules call it: the backend that fits, on each device's own rows and heads.
 
-TPU, heads of 64 or 128              splash (Pallas)
+TPU, heads of 64 to 128              splash (Pallas); those between both filled with zeros
 NVIDIA, 16 bits, heads of 8 to 128   cuDNN flash attention; not where a prefix has keys that nobody
                                      sees between others, which it can't say, nor under XLA's flags for
                                      deterministic operations, with which it fails at the first step
@@ -30,7 +30,7 @@ ROW, HEADS = ("rows", None), ("rows", None, "heads", None)
 def backend(q: Any, holes: bool = False) -> Any:
     """The module whose functions to call for queries [..., E] on the platform that is traced for."""
     name, size = platform(), q.shape[-1]
-    if name == "tpu" and size in (64, 128):
+    if name == "tpu" and 64 <= size <= 128:
         return splash
     fits = q.dtype.itemsize == 2 and size % 8 == 0 and size <= 128 and not holes
     if name in ("gpu", "cuda") and fits and not deterministic():

@@ -178,11 +178,15 @@ def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool):
         interpret=interpret,
     )
 
-    def laid_out(x, total):  # [B, heads, padded length, E]
-        return jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (0, total - x.shape[1]), (0, 0)))
+    size = q.shape[-1]
+    width = LANES if 64 < size < LANES else size  # zeros change no score
+
+    def laid_out(x, total):  # [B, heads, padded length, padded E]
+        padding = (0, 0), (0, 0), (0, total - x.shape[1]), (0, width - size)
+        return jnp.pad(x.swapaxes(1, 2), padding)
 
     seen = jnp.pad(visible.astype(jnp.int32), ((0, 0), (0, total_k - keys)))
     segments = kernels.SegmentIds(jnp.ones((len(q), total_q), jnp.int32), seen)
-    q = laid_out(q * q.shape[-1] ** -0.5, total_q)
+    q = laid_out(q * size**-0.5, total_q)
     out = jax.vmap(kernel)(q, laid_out(k, total_k), laid_out(v, total_k), segments)
-    return out[:, :, :rows].swapaxes(1, 2)
+    return out[:, :, :rows, :size].swapaxes(1, 2)

@@ -34,11 +34,11 @@ def allowed(responses):
     return same & (place[None] <= place[:, None])
 
 
-def inputs(responses, heads, groups):
+def inputs(responses, heads, groups, size=DIM):
     """q, k, v and a cotangent; which keys are visible: with holes, a shorter prefix, none at all."""
     rng = np.random.default_rng(0)
     total = PREFIX + responses * LENGTH
-    arrays = [rng.standard_normal((BATCH, total, n, DIM)) for n in (heads, groups, groups, heads)]
+    arrays = [rng.standard_normal((BATCH, total, n, size)) for n in (heads, groups, groups, heads)]
     visible = rng.random((BATCH, total)) < 0.7
     visible[0, :3] = False  # the first queries see nothing
     visible[1, PREFIX - 30 : PREFIX] = False
@@ -81,8 +81,10 @@ def test_some_rows_of_the_prefix_get_what_all_rows_get():
     )
 
 
-def test_full_attention():
-    (q, k, v, cotangent), _, _ = inputs(0, 1, 1)
+@pytest.mark.parametrize("size", [DIM, 72], ids=str)
+def test_full_attention(size):
+    """72, the size of SigLIP's larger heads, is filled up."""
+    (q, k, v, cotangent), _, _ = inputs(0, 1, 1, size)
     found = pulled(lambda *qkv: splash.full_attention(*qkv, interpret=True), q, k, v, cotangent)
     expected = pulled(attention.full_attention, q, k, v, cotangent)
     for a, b in zip(found, expected, strict=True):
