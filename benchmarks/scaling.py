@@ -23,7 +23,7 @@ from mllm_align.plan.report import Plan
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "scaling", HERE.parent / "docs" / "scaling.md"
-MODELS = ("llava-1.6-7b", "llava-1.6-13b", "llava-1.6-34b", "smolvlm-256m")
+MODELS = ("llava-1.6-7b", "llava-1.6-13b", "llava-1.6-34b", "smolvlm-256m", "smolvlm-2.2b")
 SLICES = {
     "v5e": ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
     "v6e": ("v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),
@@ -97,9 +97,9 @@ bounds, not measurements**: the slowest of matrix products at the chip's publish
 at its published bandwidth and collectives at its published links, all else hidden behind it. A real
 step is slower.
 
-Rows are of a model's longest prompt: 3,072 + 256 tokens and five tiles for LLaVA-1.6, 1,280 + 256 tokens and
-17 tiles for SmolVLM. Parameters, optimizer and batch
-are cut over all chips (`mesh.data 1, mesh.fsdp -1`).
+Rows are of a model's longest prompt: 3,072 + 256 tokens and five tiles for LLaVA-1.6, 1,280 + 256 (256M) or
+1,536 + 256 (2.2B) tokens and 17 tiles for SmolVLM. Parameters, optimizer and batch are cut over all chips
+(`mesh.data 1, mesh.fsdp -1`).
 
 ## DPO: the smallest slice that fits, and one four times larger
 

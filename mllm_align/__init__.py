@@ -1,4 +1,4 @@
-"""Preference alignment of multimodal LLMs (LLaVA family) in JAX.
+"""Preference alignment of multimodal LLMs in JAX.
 
     import mllm_align
 

@@ -1,4 +1,4 @@
-"""A LLaVA model on these devices as the judge, and how any model on them is asked."""
+"""A model on these devices as the judge, and how any model on them is asked."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 @ANNOTATORS.register("judge")
 @dataclass(frozen=True)
 class JudgeModel(AnnotatorConfig):
-    """A LLaVA model on the same devices, asked in both orders which response is better."""
+    """A model on the same devices, asked in both orders which response is better."""
 
     on_devices: ClassVar[bool] = True
     model: str | None = None
-    """Hugging Face LLaVA folder; default: the one that is judged or trained (the policy's own base)."""
+    """Hugging Face model folder; default: the one that is judged or trained (the policy's own base)."""
     max_tokens: int = 96
     """Most tokens of its answer."""
     batch_size: int = 8

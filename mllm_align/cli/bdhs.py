@@ -32,7 +32,7 @@ class Bdhs:
     """Name of a config (mllm-align configs), a Python file whose get_config() gives a BDHSConfig, or a YAML
     file."""
     model: Path
-    """Hugging Face LLaVA folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
+    """Hugging Face model folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
     folder (its newest checkpoint)."""
     data_file: Data
     """SFT records, a prompt, images and one response each: a file, or as train takes them."""

@@ -52,7 +52,7 @@ class Evaluate:
     out: Path
     """Folder to write."""
     model: tuple[Path, ...] = ()
-    """Hugging Face LLaVA folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
+    """Hugging Face model folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
     folder (its newest checkpoint); several are compared with the first."""
     answers: Path | None = None
     """Answers that exist, JSON lines or a JSON list, in place of a model."""

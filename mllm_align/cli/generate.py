@@ -27,7 +27,7 @@ class Generate:
     )
 
     model: Path
-    """Hugging Face LLaVA folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
+    """Hugging Face model folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
     folder (its newest checkpoint)."""
     image: tuple[Path, ...] = ()
     """Image files, in the order in which the prompt speaks of them."""

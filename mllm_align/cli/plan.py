@@ -35,7 +35,8 @@ class Plan:
     topology: str | None = None
     """v5e:4x4, v5p:2x2x4, v6e:16x16, ...; 2xv5e:16x16 for two slices; vendors' names too (v5p-32)."""
     model: str = "llava-1.6-7b"
-    """llava-1.5-7b, -13b, llava-1.6-7b, -mistral-7b, -13b, -34b, or as for train (config.json is read)."""
+    """llava-1.5-7b, -13b, llava-1.6-7b, -mistral-7b, -13b, -34b, smolvlm-256m, -500m, -2.2b, idefics3-8b,
+    or as for train (config.json is read)."""
     prefix: int | None = None
     """Padded tokens of a prompt; default: the model's longest, with 128 of text."""
     response: int | None = None

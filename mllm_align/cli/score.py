@@ -28,7 +28,7 @@ class Score:
     )
 
     model: Path
-    """Hugging Face LLaVA folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
+    """Hugging Face model folder, PEFT adapter folder, the name of either in the local Hub cache, or a run
     folder (its newest checkpoint)."""
     data_file: Data
     """Preference pairs: a file, a folder or quoted pattern of shards, or the name of a cached data set."""

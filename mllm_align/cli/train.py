@@ -19,7 +19,7 @@ from mllm_align.errors import InputError
 
 @dataclass(frozen=True)
 class Train:
-    """Align a LLaVA checkpoint to preference pairs; the result is a run folder.
+    """Align a multimodal model to preference pairs; the result is a run folder.
 
     Writes config.json, run.json, log.jsonl (log-probs in nats, summed over response tokens) and
     checkpoints/ into the run folder. The same command continues a run that was stopped. `--reward RUN`
@@ -39,8 +39,8 @@ class Train:
     config_file: Positional[Path]
     """Name of a config (mllm-align configs), a Python file with get_config(), or a YAML file."""
     model: Path
-    """What to start from: a Hugging Face LLaVA folder (1.5 or 1.6), a PEFT adapter's folder, the name of
-    either in the local Hub cache, or another run's folder (its newest checkpoint). Also the reference."""
+    """What to start from: a Hugging Face model folder, a PEFT adapter's folder, the name of either in the
+    local Hub cache, or another run's folder (its newest checkpoint). Also the reference."""
     data_file: Annotated[tuple[Path, ...], arg(name="data", metavar="FILE")]
     """Pairs: a file, folder, quoted pattern or a cached data set's name. Several are mixed by weight, as
     A:2 B:1: shares of what is trained on."""

@@ -68,7 +68,7 @@ class BenchmarkJudge(Server):
     name: str = "default"
     """The model's name at the endpoint."""
     model: str | None = None
-    """Hugging Face LLaVA folder of a judge on these devices, in place of an endpoint; its verdicts are
+    """Hugging Face model folder of a judge on these devices, in place of an endpoint; its verdicts are
     generated greedily."""
     runs: int = 1
     """How often an endpoint is asked about every answer; figures are means over the runs."""

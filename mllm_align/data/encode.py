@@ -97,7 +97,7 @@ class Encoder:
         token, found = layout.token, self.tokenizer.convert_tokens_to_ids(layout.token)
         if found != image_token:
             raise InputError(
-                f"{name}: the tokenizer's {token!r} is id {found}, config.json has image_token_index "
+                f"{name}: the tokenizer's {token!r} is id {found}, config.json has image token "
                 f"{image_token}; take tokenizer and model from one folder"
             )
         self._control = ControlTokens(self.tokenizer, {image_token, *self.eos_ids})

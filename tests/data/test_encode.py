@@ -312,7 +312,7 @@ def test_no_end_of_sequence_token():
 
 def test_tokenizer_of_another_model():
     message = refusal(lambda: Encoder(processor(), goldens("llava15").layout, 32000))
-    assert "'<image>' is id 4" in message and "image_token_index 32000" in message
+    assert "'<image>' is id 4" in message and "image token 32000" in message
 
 
 # ---- images ------------------------------------------------------------------------------------------
