@@ -9,6 +9,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from oracle.noise import perturb
@@ -157,10 +158,15 @@ def responses(values: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
 
 def packed_images(model: VisionLanguageModel, params: dict, group: PromptGroup) -> list[np.ndarray]:
     """The image embeddings of each group's prompt, in the prompt's order."""
-    variables = {"params": params}
-    features = model.apply(variables, group.prefix.pixels, method="features")
-    image = model.apply(variables, features, method=lambda m, x: m.projector(x))
-    newline = params.get("image_newline", jnp.zeros(image.shape[-1]))
-    newline = jnp.broadcast_to(newline, (image.shape[0], 1, image.shape[-1]))
-    table = np.asarray(jnp.concatenate([newline, image], axis=1))
+
+    @jax.jit
+    def made(params, pixels):
+        variables = {"params": params}
+        features = model.apply(variables, pixels, method="features")
+        image = model.apply(variables, features, method=lambda m, x: m.projector(x))
+        newline = params.get("image_newline", jnp.zeros(image.shape[-1]))
+        newline = jnp.broadcast_to(newline, (image.shape[0], 1, image.shape[-1]))
+        return jnp.concatenate([newline, image], axis=1)
+
+    table = np.asarray(made(params, group.prefix.pixels))
     return [t[rows[rows >= 0]] for t, rows in zip(table, group.prefix.image, strict=True)]

@@ -374,6 +374,10 @@ def _with_places(messages: list[Message], images: int, at: str, prompt_at: str) 
 
 def _images(row: Mapping, at: str, roots: Roots) -> tuple[ImageSource, ...]:
     # Arrays have no truth value, so values are compared with None.
+    for name in ("video", "videos"):
+        value = row.get(name)
+        if _given(value) and not (isinstance(value, list | tuple) and not value):
+            raise refusal(f"{at}, {name}", "videos are not read", "leave such records out, or give images")
     many, one = row.get("images"), row.get("image")
     if many is not None and one is not None:
         raise refusal(at, "has both images and image", "keep one of them")

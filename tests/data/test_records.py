@@ -249,6 +249,15 @@ def test_faulty_prompts(prompt, words):
     assert_refused(*words, prompt=prompt)
 
 
+@pytest.mark.parametrize("name", ["video", "videos"])
+def test_videos_are_refused(name):
+    value = "a.mp4" if name == "video" else ["a.mp4"]
+    assert_refused(f"record 3, {name}", "videos are not read", **{name: value})
+    assert parse(**{name: None}) == parse() == parse(videos=[])
+    part = {"type": "video", "path": "a.mp4"}
+    assert_refused("found 'video'", prompt=[{"role": "user", "content": [part]}])
+
+
 def test_contradictory_fields():
     assert_refused("both prompt and messages", messages="x")
     assert_refused("both images and image", image="a.png")

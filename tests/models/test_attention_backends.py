@@ -10,6 +10,7 @@ import pytest
 
 from mllm_align.config import MeshConfig
 from mllm_align.models import attention
+from mllm_align.models.families.registry import presets
 from mllm_align.ops import attention as xla
 from mllm_align.ops import cudnn, splash
 from mllm_align.sharding import make_mesh, traced_within
@@ -36,6 +37,14 @@ from mllm_align.sharding import make_mesh, traced_within
 def test_backends(monkeypatch, platform, dtype, size, holes, expected):
     monkeypatch.setattr(attention, "platform", lambda: platform)
     assert attention.backend(jax.ShapeDtypeStruct((1, 1, 1, size), dtype), holes) is expected
+
+
+@pytest.mark.parametrize("config", presets().values(), ids=presets())
+def test_published_models_run_on_kernels(monkeypatch, config):
+    for platform, kernel in (("tpu", splash), ("gpu", cudnn)):
+        monkeypatch.setattr(attention, "platform", lambda name=platform: name)
+        for size in (config.decoder.head_dim, config.vision.hidden // config.vision.heads):
+            assert attention.backend(jax.ShapeDtypeStruct((1, 1, 1, size), "bfloat16")) is kernel
 
 
 @pytest.mark.parametrize(

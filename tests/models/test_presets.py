@@ -1,12 +1,14 @@
 """The published models by name."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from jax.tree_util import tree_leaves
 
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import abstract_params
-from mllm_align.models.families.registry import presets
+from mllm_align.models.families.registry import FAMILIES, presets
 from mllm_align.models.sources import config_of
 
 PRESETS = presets()
@@ -43,3 +45,10 @@ def test_unknown_name(tmp_path):
         config_of("llava-7b")
     with pytest.raises(InputError, match="no Hugging Face model folder"):
         config_of(tmp_path)
+
+
+def test_the_readme_has_a_row_for_every_family():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2:-1] for line in readme.splitlines() if "| `" in line and "splash" in line]
+    assert [row[0].strip(" `") for row in rows] == list(FAMILIES)
+    assert all(cell.strip() for row in rows for cell in row)
