@@ -147,6 +147,28 @@ def test_names_of_tiles_in_a_text_are_text():
     assert not {"<row_1_col_1>", "<fake_token_around_image>", "<global-img>"} & set(names)
 
 
+def test_side_files_as_smolvlm2_has_them(tmp_path):
+    """Its image processor's class, settings of video, and files of older versions of transformers."""
+    folder = shutil.copytree(FIXTURES / "idefics3", tmp_path / "model")
+    settings = json.loads((folder / "processor_config.json").read_text())
+    images = settings.pop("image_processor") | {"image_processor_type": "SmolVLMImageProcessor"}
+    images |= {"video_sampling": {"fps": 1, "video_size": {"longest_edge": 512}}, "do_pad": False}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images))
+    edit(folder / "processor_config.json", lambda raw: raw.pop("image_processor"))
+    edit(folder / "processor_config.json", lambda raw: raw.update(processor_class="SmolVLMProcessor"))
+    template = (folder / "chat_template.jinja").read_text()
+    (folder / "chat_template.jinja").unlink()
+    (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    edit(folder / "config.json", lambda raw: raw.update(model_type="smolvlm"))
+    ours, golden = load_processor(folder), goldens("idefics3")
+    layout = golden.folder.family.layout(golden.config, ours)
+    assert type(ours.image_processor).__name__ == "SmolVLMImageProcessorPil"
+    assert layout == golden.layout and ours.chat_template == template
+    image = picture(0, 90, 60)
+    own = golden.layout.pixels(load_processor(golden.folder.path).image_processor, image)
+    assert np.array_equal(layout.pixels(ours.image_processor, image).patches, own.patches)
+
+
 # ---- what does not go with the model -------------------------------------------------------------------
 
 
