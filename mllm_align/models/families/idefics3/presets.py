@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mllm_align.models.config import DecoderConfig, Llama3Rope
 from mllm_align.models.families.idefics3.config import Idefics3Config
 from mllm_align.models.families.idefics3.vision import SiglipConfig
 
 BASE = SiglipConfig(hidden=768, mlp=3072, layers=12, heads=12, image_size=512, patch_size=16, shuffle=4)
-SO400M = {"hidden": 1152, "mlp": 4304, "layers": 27, "heads": 16, "patch_size": 14}
+SO400M = SiglipConfig(hidden=1152, mlp=4304, layers=27, heads=16, image_size=384, patch_size=14, shuffle=3)
 
 SMOLLM2_135M = DecoderConfig(
     vocab=49280,
@@ -62,10 +64,6 @@ LLAMA_8B = DecoderConfig(
 PRESETS = {
     "smolvlm-256m": Idefics3Config("idefics3", BASE, SMOLLM2_135M, 49190),
     "smolvlm-500m": Idefics3Config("idefics3", BASE, SMOLLM2_360M, 49190),
-    "smolvlm-2.2b": Idefics3Config(
-        "idefics3", SiglipConfig(**SO400M, image_size=384, shuffle=3), SMOLLM2_1_7B, 49153
-    ),
-    "idefics3-8b": Idefics3Config(
-        "idefics3", SiglipConfig(**SO400M, image_size=364, shuffle=2), LLAMA_8B, 128257
-    ),
+    "smolvlm-2.2b": Idefics3Config("idefics3", SO400M, SMOLLM2_1_7B, 49153),
+    "idefics3-8b": Idefics3Config("idefics3", replace(SO400M, image_size=364, shuffle=2), LLAMA_8B, 128257),
 }
