@@ -198,19 +198,28 @@ def bundle():
     return mllm_align.load(FOLDER, "float32", one_device())
 
 
+CONFIG = replace(TINY, steps=2, save_every=1)
+
+
+@pytest.fixture(scope="module")
+def run(bundle, tmp_path_factory):
+    """(folder, what was trained) of two steps."""
+    out = tmp_path_factory.mktemp("idefics3") / "run"
+    return out, mllm_align.train(CONFIG, bundle, PAIRS, out)
+
+
 @pytest.mark.slow
-def test_a_stopped_lora_run_and_what_is_exported_of_it(bundle, tmp_path):
+def test_a_stopped_lora_run_and_what_is_exported_of_it(bundle, run, tmp_path):
     def stop(values):
         if values["step"] == 1:
             raise RuntimeError
 
-    config = replace(TINY, steps=2, save_every=1)
-    whole = mllm_align.train(config, bundle, PAIRS, tmp_path / "run")
+    out, whole = run
     with pytest.raises(RuntimeError):
-        mllm_align.train(config, bundle, PAIRS, tmp_path / "again", callbacks=[EachStep(stop)])
-    assert same(mllm_align.train(config, bundle, PAIRS, tmp_path / "again").trained, whole.trained)
-    mllm_align.export(tmp_path / "run", tmp_path / "merged")
-    mllm_align.export(tmp_path / "run", tmp_path / "adapter", adapter=True)
+        mllm_align.train(CONFIG, bundle, PAIRS, tmp_path / "again", callbacks=[EachStep(stop)])
+    assert same(mllm_align.train(CONFIG, bundle, PAIRS, tmp_path / "again").trained, whole.trained)
+    mllm_align.export(out, tmp_path / "merged")
+    mllm_align.export(out, tmp_path / "adapter", adapter=True)
     before, after = mllm_align.score(bundle, PAIRS), mllm_align.score(whole, PAIRS)
     assert before != after
     for folder in (tmp_path / "merged", tmp_path / "adapter"):
@@ -220,19 +229,12 @@ def test_a_stopped_lora_run_and_what_is_exported_of_it(bundle, tmp_path):
 
 
 @pytest.mark.slow
-def test_all_of_it_is_trained_on_a_mesh_as_on_one_device(bundle, tmp_path):
-    config, lines = replace(TINY, lora=None, freeze=(), batch_size=8, steps=1), []
-    four = mllm_align.load(
-        FOLDER, "float32", make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
-    )
-    for name, each in (("one", bundle), ("four", four)):
-        trained = mllm_align.train(config, each, PAIRS, tmp_path / name).trained
-        lines += events(tmp_path / name, "train")
-        for part, before in bundle.params.items():
-            assert not same(trained["params"][part], before)
-    one, other = lines
-    assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
-    assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+def test_on_a_mesh_as_on_one_device(run, tmp_path):
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
+    mllm_align.train(CONFIG, mllm_align.load(FOLDER, "float32", mesh), PAIRS, tmp_path / "four")
+    for one, four in zip(events(run[0], "train"), events(tmp_path / "four", "train"), strict=True):
+        assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
+        assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
 
 
 @pytest.mark.slow
