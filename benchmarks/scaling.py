@@ -12,11 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from math import gcd
 from pathlib import Path
 
 from mllm_align import BDHSConfig, Config, DataConfig, LoraConfig
 from mllm_align.config import MeshConfig
 from mllm_align.errors import InputError
+from mllm_align.models.families.registry import presets
 from mllm_align.plan.chips import topology
 from mllm_align.plan.planner import plan, save
 from mllm_align.plan.report import Plan
@@ -60,7 +62,7 @@ def smallest(model: str, kind: str, chip: str) -> list[Plan]:
 
 def one(model: str, kind: str, where: str) -> Plan:
     if kind == "bdhs":  # tensor shares keep the weights where they are; fsdp would move them each token
-        tensor = min(topology(where).chips, 8)
+        tensor = gcd(min(topology(where).chips, 8), presets()[model].decoder.heads)
         config = BDHSConfig(mesh=MeshConfig(tensor=tensor), data=DataConfig(multiple=128))
         return plan(config, model, where)
     config = dpo(kind, topology(where).chips)
@@ -124,7 +126,7 @@ def page() -> str:
             if not plans:
                 text += f"| {model} | {KINDS[kind]} | {chip} | none of {len(SLICES[chip])} fits |||||||\n"
     text += (
-        "\n## BDHS: the smallest v5e slice\n\nHeads and feed-forward are cut over up to 8 chips.\n\n"
+        "\n## BDHS: the smallest v5e slice\n\nHeads and feed-forward are cut over up to 8 chips, where they divide.\n\n"
         "| model | slice | program | GiB a chip | bound, s | at the bound | limit |\n"
         "|---|---|---|--:|--:|---|---|\n"
     )
