@@ -126,7 +126,8 @@ def page() -> str:
             if not plans:
                 text += f"| {model} | {KINDS[kind]} | {chip} | none of {len(SLICES[chip])} fits |||||||\n"
     text += (
-        "\n## BDHS: the smallest v5e slice\n\nHeads and feed-forward are cut over up to 8 chips, where they divide.\n\n"
+        "\n## BDHS: the smallest v5e slice\n\n"
+        "Heads and feed-forward are cut over up to 8 chips, where they divide.\n\n"
         "| model | slice | program | GiB a chip | bound, s | at the bound | limit |\n"
         "|---|---|---|--:|--:|---|---|\n"
     )
