@@ -9,4 +9,4 @@ def get_config() -> Config:
     base = load_config(__file__.replace("ppo", "rloo"))
     assert base.online is not None
     online = dataclasses.replace(base.online, minibatches=2, epochs=2)
-    return dataclasses.replace(base, objective=PPO(beta=0.01), online=online)
+    return dataclasses.replace(base, objective=PPO(beta=0.02), online=online)

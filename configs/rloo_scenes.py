@@ -10,6 +10,7 @@ def get_config() -> Config:
     sampling = SamplingConfig(temperature=1.0, max_tokens=96)
     return dataclasses.replace(
         base,
-        objective=RLOO(responses=4, beta=0.01),
+        objective=RLOO(responses=4, beta=0.02),
+        optim=dataclasses.replace(base.optim, learning_rate=6e-4),
         online=OnlineRewards(annotator=SceneOracle(order="f1"), sampling=sampling, reward_samples=512),
     )
