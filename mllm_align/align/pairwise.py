@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from mllm_align.align.checks import check_setting
 from mllm_align.align.contract import OBJECTIVES, Objective, Scalar, Signals, Terms
+from mllm_align.align.sft import SFT
 from mllm_align.batch import Responses
 from mllm_align.errors import InputError, quoted
 
@@ -70,18 +71,33 @@ class DPO(Pairwise):
 
     e = 0 is DPO (Rafailov et al. 2023, eq. 7); e > 0 is conservative DPO (cDPO), for labels that are
     wrong with probability e. TRL's `label_smoothing` does not act in its sigmoid loss.
+
+    sft_weight adds sft_weight times `SFT`'s loss, nats per token of y+, so that logp(y+) does not fall
+    together with logp(y-) (RPO: Pang et al. 2024, arXiv 2404.19733, eq. 1; TRL's `rpo_alpha`).
     """
 
     label_smoothing: float = 0.0
+    sft_weight: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
         check_setting("label_smoothing", self.label_smoothing, 0, 0.5)
+        check_setting("sft_weight", self.sft_weight, 0)
 
     def loss(self, h):
         e = self.label_smoothing
         right, wrong = jax.nn.log_sigmoid(self.beta * h), jax.nn.log_sigmoid(-self.beta * h)
         return -(1 - e) * right - e * wrong
+
+    def weights(self, responses):
+        return super().weights(responses) | (SFT().weights(responses) if self.sft_weight else {})
+
+    def __call__(self, signals, state=()):
+        terms = super().__call__(signals, state)
+        if not self.sft_weight:
+            return terms
+        nll = SFT()(signals).sums["nll"]
+        return terms._replace(sums=terms.sums | {"nll": self.sft_weight * nll})
 
 
 @OBJECTIVES.register("robust")

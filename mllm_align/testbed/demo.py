@@ -86,13 +86,15 @@ def make_model(
     kv_heads: int = 2,
     head_dim: int = 32,
     vocab: int = 512,
+    embedding: float = 1.0,
     corpus: Iterable[str] | None = None,
 ) -> Path:
     """Write a small random LLaVA 1.6 (`llava_next`) or 1.5 (`llava`) Hugging Face folder to `out`.
 
     It has all files of a published llava-hf folder, with the same tensor names, including the unused last
     vision layer. `vocab` must be large enough for the 256 bytes and the five special tokens; the remaining
-    tokens are learnt from `corpus` (default: the demo's own sentences). Returns `out`. Raises `InputError`
+    tokens are learnt from `corpus` (default: the demo's own sentences). `embedding`: about the norm of a
+    token's embedding. Returns `out`. Raises `InputError`
     if `out` exists and is not empty, or cannot be written.
     """
     if kind not in ("llava_next", "llava"):
@@ -152,7 +154,7 @@ def make_model(
     # The config counts the vision layers that are run; the folder holds one more.
     ours = replace(ours, vision=replace(ours.vision, layers=vision_layers))  # type: ignore[type-var]
     with _new_folder(out):
-        (out / "model.safetensors").write_bytes(save(_weights(ours, seed), {"format": "pt"}))
+        (out / "model.safetensors").write_bytes(save(_weights(ours, seed, embedding), {"format": "pt"}))
         whole.save_pretrained(out)
         hf.GenerationConfig(**ids).save_pretrained(out)
         processor.save_pretrained(out)
@@ -187,7 +189,7 @@ def _tokenizer(vocab: int, corpus: Iterable[str]) -> PreTrainedTokenizerFast:
     )
 
 
-def _weights(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
+def _weights(config: ModelConfig, seed: int, embedding: float) -> dict[str, np.ndarray]:
     """Every tensor of the folder, large enough to matter.
 
     The usual initialisation (0.02, unit gains, zero biases) would give flat logits, and tests would hardly
@@ -202,6 +204,7 @@ def _weights(config: ModelConfig, seed: int) -> dict[str, np.ndarray]:
         if len(entry.shape) > 1:
             # an embedding [vocab, D] has no fan-in; rows of norm near 1
             x /= np.float32(np.sqrt(np.prod(entry.shape[1:])))
+            x *= np.float32(embedding if "embed_tokens" in entry.name else 1)
         elif "norm" in entry.name and entry.name.endswith("weight"):
             x = 1 + np.float32(0.1) * x
         else:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from signals import computed, signals
 
-from mllm_align.align.pairwise import DPO, IPO, RobustDPO, SLiC
+from mllm_align.align.checks import check_terms
+from mllm_align.align.pairwise import DPO, IPO, Averaged, RobustDPO, SLiC
 from mllm_align.align.sft import SFT
 from mllm_align.errors import InputError
 
@@ -90,6 +91,22 @@ def test_sft_is_the_mean_over_tokens_of_the_chosen_responses():
     assert_same(computed(SFT(), alone), (total, weight, metrics))
 
 
+def test_sft_weight_adds_the_loss_of_chosen_tokens():
+    given = logps()
+    plain, both = (DPO(0.5, 0.2, weight)(given) for weight in (0.0, 2.0))
+    chosen = (POLICY[:, 0].sum(-1) * WEIGHT).sum()
+    assert both.sums.keys() == {"pairs", "nll"} and both.metrics.keys() == plain.metrics.keys()
+    assert float(both.sums["pairs"]) == float(plain.sums["pairs"])
+    assert float(both.sums["nll"]) == pytest.approx(-2 * chosen, rel=1e-5)
+    weights = DPO(sft_weight=2.0).weights(given.responses)
+    assert {name: float(value) for name, value in weights.items()} == {"pairs": 3, "nll": 3 + 6 + 4}
+    gradient = jax.grad(lambda p: DPO(0.5, 0.2, 2.0)(logps(p)).sums["nll"])(jnp.asarray(POLICY, jnp.float32))
+    expected = np.where(MASK, -2 * WEIGHT[:, None, None] * np.array([1, 0])[:, None], 0)
+    np.testing.assert_array_equal(np.where(MASK, gradient, 0), expected)
+    check_terms(RobustDPO(sft_weight=2.0))
+    check_terms(Averaged(pair=DPO(sft_weight=2.0)))
+
+
 @pytest.mark.parametrize("objective, formula", BY_HAND, ids=IDS)
 def test_gradients_by_finite_differences(objective, formula):
     gradient = jax.grad(lambda p: computed(objective, logps(p))[0])
@@ -140,6 +157,7 @@ def test_extreme_ratios_stay_finite(objective, ratio):
         (lambda: DPO(beta=float("nan")), ["objective.beta", "nan"]),
         (lambda: DPO(label_smoothing=0.5), ["objective.label_smoothing", "0.5", "below 0.5"]),
         (lambda: DPO(label_smoothing=-0.1), ["objective.label_smoothing", "-0.1"]),
+        (lambda: DPO(sft_weight=-1), ["objective.sft_weight", "-1", "at least 0"]),
         (lambda: RobustDPO(label_smoothing=0.6), ["objective.label_smoothing", "0.6"]),
         (lambda: RobustDPO(beta=-1), ["objective.beta"]),
         (lambda: RobustDPO(beta=float("inf")), ["objective.beta", "inf"]),

@@ -155,7 +155,7 @@ def test_pope_is_balanced_and_true():
     rng = np.random.default_rng(0)
     popular = KINDS[::-1]
     for index in range(100):
-        scene = make_scene(("unbiased", "halves")[index % 2], index, Settings())
+        scene = make_scene(("unbiased", "regions")[index % 2], index, Settings())
         questions = pope_questions(scene, rng, popular)
         assert {q.mode for q in questions} >= {"random", "popular"}
         assert sum(q.answer for q in questions) * 2 == len(questions)

@@ -254,7 +254,7 @@ def own(tmp_path):
 def test_a_class_of_a_config_file_is_found_again(own, tmp_path):
     path = tmp_path / "own.py"
     saved = to_json(load_config(path))
-    assert saved["objective"] == {"kind": f"{path}:Top", "beta": 0.3, "label_smoothing": 0.0}
+    assert saved["objective"] == {"kind": f"{path}:Top", "beta": 0.3, "label_smoothing": 0.0, "sft_weight": 0.0}
     assert to_json(from_json(saved)) == saved
     assert list(part_files(from_json(saved))) == [str(path)]
 
@@ -274,7 +274,7 @@ def test_a_class_that_a_saved_run_would_not_find_is_refused(own):
         ("broken.py:Centered", "SyntaxError"),
         ("leaves.py:Centered", "SystemExit"),
         ("os:getcwd", "it must be of type Objective"),
-        ("nothing", "it must be one of dpo"),
+        ("nothing", "it must be one of sft, dpo"),
     ],
 )
 def test_a_name_that_leads_to_no_objective_is_refused(name, said, file, capsys, tmp_path, monkeypatch):

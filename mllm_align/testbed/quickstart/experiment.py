@@ -6,7 +6,7 @@ pictures that break the bias are counted exactly, before and after, and after as
 
 OUT/recipe.json   the recipe of the run
 OUT/scenes        the pictures, the same for all seeds
-OUT/base          the common start of all seeds: model folders (start, seeing, speaking), their training in
+OUT/base          the common start of all seeds: model folders (start, seeing), the training in
                   runs/
 OUT/seed-S        one seed: model folders (sft, control, aligned), their training in runs/, pairs in data/,
                   and counts in measured.json

@@ -31,8 +31,8 @@ def report(one: Seed, measured: Sequence[dict[str, Any]], results: dict[str, Any
         ),
         (
             "Supervised fine-tuning",
-            f"A small LLaVA 1.6 learned from scratch: {sum(recipe.seeing)} steps on clear pictures of "
-            f"repeated things, {recipe.speaking} on text alone ({took('pretraining')}), then "
+            f"A small LLaVA 1.6 learned from scratch: {sum(recipe.captions)} steps on captions of clear "
+            f"pictures, {sum(recipe.questions)} on questions about them, too ({took('pretraining')}), then "
             f"{recipe.sft} on captions, questions and answers ({took('SFT')}).",
         ),
         (

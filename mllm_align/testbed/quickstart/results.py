@@ -65,6 +65,7 @@ def verdict(results: dict[str, Any]) -> list[str]:
         _harm(results),
         _effect(results, "sft_control", "as many further steps of SFT"),
         *_recall(results),
+        *_answers(results),
         *_chance(results),
     ]
 
@@ -115,6 +116,30 @@ def _recall(results: dict[str, Any]) -> list[str]:
     if not gained:
         return ["Recall is the same."]
     return [f"Recall is {'higher' if gained > 0 else 'lower'} by {abs(gained):.1f} points."]
+
+
+def _answers(results: dict[str, Any]) -> list[str]:
+    """What POPE tells of the model's sight, of the bias in it, and of what alignment does to it."""
+    unbiased = (results.get("other_splits") or {}).get("unbiased", {}).get("sft", {})
+    before, after, fair = (
+        Interval.from_json(each.get("pope_accuracy"))
+        for each in (results["sft"], results["aligned"], unbiased)
+    )
+    pope = METRICS["pope_accuracy"]
+    if not all(each.low > pope.chance for each in (before, after, fair)):
+        return []  # answers of a guess, or none
+    bias = "lowers" if before.side(fair) < 0 else "does not clearly lower"
+    change = {-1: "worse", 0: "no clear change", 1: "better"}[after.side(before)]
+    return [
+        f"Asked whether a thing is there (POPE), the SFT model is right in {_spread(fair)} on unbiased "
+        f"pictures and {_spread(before)} on bias-breaking ones: it looks at the picture, and the bias "
+        f"{bias} its answers.",
+        f"After alignment it is right in {_spread(after)} on bias-breaking ones: {change}.",
+    ]
+
+
+def _spread(value: Interval) -> str:
+    return f"{value.mean:.1%} [{100 * value.low:.1f}, {100 * value.high:.1f}]"
 
 
 def _chance(results: dict[str, Any]) -> list[str]:

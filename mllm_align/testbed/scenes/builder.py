@@ -44,7 +44,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
 class Scenes(tfds.core.GeneratorBasedBuilder):
     """Synthetic pictures with true captions, questions and answers."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("2.0.0")
     builder_config: ScenesConfig
     code_path = None  # there are no files beside the code; a search would need `importlib_resources`
 

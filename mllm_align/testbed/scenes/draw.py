@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from mllm_align.testbed.scenes.world import COLOURS, SIDE, Scene
+from mllm_align.testbed.scenes.world import COLOURS, SIDE, Scene, Thing
 
 CELL = 16  # pixels
+_SHADE = 0.4  # of the ground's light
 _FINE = 4  # icons are drawn this many times larger, then reduced, for smooth edges
 # Side in pixels; a thing is centred in its cell.
-_SIDES = {"small": 10, "large": 14}
+_SIDES = {"small": 8, "large": 12}
 
 # Icons in the unit square, x to the right and y down. A list of points is a polygon, a pair of corners
 # an ellipse; the shapes in `_HOLES` are cut out afterwards.
@@ -92,6 +94,9 @@ def picture(scene: Scene, grain: float, seed: int = 0, fog: float = 0.0) -> Imag
     side = SIDE * CELL
     ground = _ground(scene.rows * side, scene.columns * side)
     pixels = ground + rng.uniform(-6, 6, size=3).astype(np.float32)
+    for group in scene.groups:
+        if len(group) == 2:
+            _frame(pixels, group)
     for thing in scene.things:
         stencil = _stencil(thing.kind, thing.size)
         top, left = (at * CELL + (CELL - len(stencil)) // 2 for at in (thing.row, thing.column))
@@ -102,6 +107,20 @@ def picture(scene: Scene, grain: float, seed: int = 0, fog: float = 0.0) -> Imag
         place += opacity * inside * (ink - place)
     pixels += grain * rng.standard_normal(pixels.shape, np.float32)
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+
+
+def _frame(pixels: np.ndarray, group: Sequence[Thing]) -> None:
+    """Darken a line around the two cells of a pair, one pixel wide, which no thing covers.
+
+    A patch of one cell therefore shows on which side of it the other thing of the pair is.
+    """
+    first, second = group  # in raster order
+    rows = slice(first.row * CELL, (second.row + 1) * CELL)
+    columns = slice(first.column * CELL, (second.column + 1) * CELL)
+    inside = pixels[rows, columns]
+    line = np.ones(inside.shape[:2], bool)
+    line[1:-1, 1:-1] = False
+    inside[line] *= _SHADE
 
 
 @cache

@@ -68,8 +68,6 @@ PLACES = {
     (1, 2): ("left", "right"),
     (2, 1): ("top", "bottom"),
     (2, 2): ("top left", "top right", "bottom left", "bottom right"),
-    (1, 3): ("left", "middle", "right"),
-    (3, 1): ("top", "middle", "bottom"),
 }
 SENTENCE = re.compile(r"[^.!?\n]+[.!?]*")
 _CLOSING = 0.25  # probability that a caption ends with a sentence without things
@@ -178,7 +176,7 @@ def attribute(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
     return QA(_write(QUESTIONS[kind], rng, **slots), _write(GRAMMAR[kind], rng, **slots), kind)
 
 
-def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 2) -> list[QA]:
+def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 3) -> list[QA]:
     """Return a caption and `questions` other questions, half of them about presence.
 
     Half of the questions about presence are about a present thing. A picture that repeats one thing only
@@ -218,8 +216,8 @@ def _article(noun: str) -> str:
 
 
 def with_preposition(words: str) -> str:
-    """`left` -> `on the left`; `top left` -> `at the top left`; `middle` -> `in the middle`."""
-    preposition = {"left": "on", "right": "on", "middle": "in"}.get(words, "at")
+    """`left` -> `on the left`; `top left` -> `at the top left`."""
+    preposition = {"left": "on", "right": "on"}.get(words, "at")
     return f"{preposition} the {words}"
 
 

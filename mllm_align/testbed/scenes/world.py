@@ -10,7 +10,6 @@ so that vision is learnt in steps: the meaning of words, then places, then relat
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 
@@ -38,10 +37,10 @@ COLOURS = {
     "black": (30, 30, 30),
 }
 SIZES = ("small", "large")
-# One thing in every cell; one in all cells of a region; one in each half of a region.
-LESSONS = ("everywhere", "regions", "halves")
+# One thing in every cell; one in all cells of a region; pairs of things.
+LESSONS = ("everywhere", "regions", "pairs")
 SPLITS = ("train", "held_out", "unbiased", "broken", *LESSONS)  # the index seeds a split's pictures
-GRIDS = ((1, 2), (2, 1), (2, 2), (1, 3), (3, 1))  # rows and columns of regions
+GRIDS = ((1, 2), (2, 1), (2, 2))  # rows and columns of regions
 SIDE = 2  # cells along a region
 
 _PARTNERS = {a: b for one, other in COUPLES for a, b in ((one, other), (other, one))}
@@ -164,12 +163,12 @@ def make_scene(split: str, index: int, settings: Settings) -> Scene:
         return Scene(name, rows, columns, (_repeated(thing, rows * SIDE, columns * SIDE),))
     count = int(rng.integers(1, min(3, rows * columns) + 1))
     regions = sorted(rng.permutation(rows * columns)[:count].tolist())
-    if split in LESSONS:
+    if split == "regions":
         kinds = iter(rng.permutation(KINDS).tolist())
         corners = [(region // columns * SIDE, region % columns * SIDE) for region in regions]
-        draw = _halves if split == "halves" else _whole_region
-        return Scene(name, rows, columns, tuple(draw(rng, kinds, corner) for corner in corners))
-    sizes = [2 if rng.random() < _PAIR else 1 for _ in regions]
+        things = [_thing(rng, next(kinds), corner) for corner in corners]
+        return Scene(name, rows, columns, tuple(_repeated(thing, SIDE, SIDE) for thing in things))
+    sizes = [2 if split == "pairs" or rng.random() < _PAIR else 1 for _ in regions]
     groups = []
     for region, kinds in zip(regions, _kinds(rng, split, sizes, settings.bias), strict=True):
         cells = sorted(_cells(rng, region // columns, region % columns)[: len(kinds)])
@@ -196,14 +195,15 @@ def _kinds(rng: np.random.Generator, split: str, sizes: list[int], bias: float) 
             group.append(couples.pop())
         return groups
     # Partner pairs are completed first, so that no other pair uses up a partner.
-    loyal = [split != "unbiased" and rng.random() < bias for _ in pairs]
+    unbiased = split in ("unbiased", "pairs")
+    loyal = [not unbiased and rng.random() < bias for _ in pairs]
     for group, keep in zip(pairs, loyal, strict=True):
         if keep:
             group.append(partner(group[0]))
     for group in pairs:
         if len(group) == 1:
             used = {kind for other in groups for kind in other}
-            used |= set() if split == "unbiased" else {partner(group[0])}
+            used |= set() if unbiased else {partner(group[0])}
             group.append(str(rng.choice([kind for kind in KINDS if kind not in used])))
     return groups
 
@@ -213,21 +213,6 @@ def _cells(rng: np.random.Generator, row: int, column: int) -> list[tuple[int, i
     y, x = (int(value) for value in rng.integers(SIDE, size=2))
     other = (y, 1 - x) if rng.random() < 0.5 else (1 - y, x)
     return [(row * SIDE + down, column * SIDE + across) for down, across in ((y, x), other)]
-
-
-def _whole_region(
-    rng: np.random.Generator, kinds: Iterator[str], corner: tuple[int, int]
-) -> tuple[Thing, ...]:
-    return _repeated(_thing(rng, next(kinds), corner), SIDE, SIDE)
-
-
-def _halves(rng: np.random.Generator, kinds: Iterator[str], corner: tuple[int, int]) -> tuple[Thing, ...]:
-    row, column = corner
-    if rng.random() < 0.5:
-        places, shape = (corner, (row, column + 1)), (SIDE, 1)
-    else:
-        places, shape = (corner, (row + 1, column)), (1, SIDE)
-    return tuple(thing for place in places for thing in _repeated(_thing(rng, next(kinds), place), *shape))
 
 
 def _repeated(thing: Thing, height: int, width: int) -> tuple[Thing, ...]:

@@ -1,6 +1,7 @@
 """The quickstart's phases one by one: what each is given, what is skipped, what is measured."""
 
 import json
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from mllm_align.testbed.hallucination import Counts, count
 from mllm_align.testbed.quickstart import phases
 from mllm_align.testbed.quickstart.phases import PROMPT, Base, Clock, Pictures, Recipe, Seed
 from mllm_align.testbed.scenes.builder import make_example
-from mllm_align.testbed.scenes.language import caption
+from mllm_align.testbed.scenes.language import QUESTIONS, caption
 from mllm_align.testbed.scenes.world import LESSONS, Settings
 
-RECIPE = Recipe(Settings(), batch=4, seeing=(1, 3, 2), speaking=5, sft=6, dpo=2, pairs=3, mask_rate=0.9)
+RECIPE = Recipe(Settings(), batch=4, captions=(1, 3, 2), questions=(2, 0, 1), sft=6, dpo=2, pairs=3, mask_rate=0.9)
 PICTURES = 5
 
 
@@ -97,14 +98,16 @@ def test_pictures_are_drawn_and_read_once(tmp_path, monkeypatch):
 
 def test_lessons_come_one_after_the_other_as_long_as_the_steps_take(base):
     rows = base._lessons()
-    assert [row["id"] for row in rows] == [f"lesson-{n}" for n in range(4 * (1 + 3 + 2))]
-    start = 0
-    for lesson, steps in zip(LESSONS, RECIPE.seeing, strict=True):
-        captions = [qa.answer for e in read(lesson) for qa in e.qas if qa.kind == "caption"]
-        found = [row["completion"] for row in rows[start : start + 4 * steps]]
-        assert found == [captions[i % len(captions)] for i in range(4 * steps)]
-        start += 4 * steps
-    assert all(row["images"] for row in rows)
+    assert [row["id"] for row in rows] == [f"lesson-{n}" for n in range(4 * (1 + 3 + 2 + 2 + 0 + 1))]
+    left = iter([(row["images"][0]["bytes"], row["prompt"], row["completion"]) for row in rows])
+    for kinds, each in (({"caption"}, RECIPE.captions), (set(QUESTIONS), RECIPE.questions)):
+        for lesson, steps in zip(LESSONS, each, strict=True):
+            known = [(e.png, qa.question, qa.answer) for e in read(lesson) for qa in e.qas if qa.kind in kinds]
+            found = list(islice(left, 4 * steps))
+            assert set(found) <= set(known) and len(set(found)) == min(len(set(known)), 4 * steps)
+            assert found[len(known) :] == found[: -len(known)], "in the same order again"
+    assert not list(left)
+    assert rows == base._lessons()
 
 
 def test_captions_come_without_their_picture_too(base):
@@ -117,19 +120,17 @@ def test_captions_come_without_their_picture_too(base):
     assert len({row["id"] for row in rows}) == len(rows)
 
 
-def test_pretraining_sees_and_then_speaks(base, trained, monkeypatch):
+def test_pretraining_takes_the_lessons_in_order(base, trained, monkeypatch):
     made = {}
     monkeypatch.setattr(phases, "make_model", lambda folder, corpus, **sizes: made.update(corpus=[*corpus]))
     monkeypatch.setattr(Base, "_phase", lambda self, name, work: work())
     base.read = type("Read", (), {"drawn": None, "__call__": lambda self, split: read(split)})()
     base()
-    (seeing, start, lessons, _), (speaking, second, blind, _) = trained
-    assert (start, second) == (base.out / "start", base.out / "seeing") and base.model.exists()
-    assert (seeing.steps, speaking.steps) == (6, 5)
-    assert len(lessons) == 6 * 4 and blind == base._blind()
-    for config in (seeing, speaking):
-        assert config.objective == SFT() and config.lora is None and config.freeze == ()
-        assert config.optim.schedule == "constant" and not config.data.shuffle
+    ((config, start, lessons, _),) = trained
+    assert start == base.out / "start" and base.model == base.out / "seeing" and base.model.exists()
+    assert config.steps == 9 and len(lessons) == 9 * 4
+    assert config.objective == SFT() and config.lora is None and config.freeze == ()
+    assert config.optim.schedule == "constant" and not config.data.shuffle
     assert all(text.startswith("USER: \n") for text in made["corpus"])
 
     trained.clear()
@@ -200,7 +201,7 @@ def test_the_control_goes_on_with_records_drawn_by_lot(seed):
 def answered(monkeypatch):
     """Captions are true; every question is answered with yes. What was asked, in order."""
     asked = []
-    truth = {e.png: true(e) for split in ("broken", "held_out") for e in read(split)}
+    truth = {e.png: true(e) for split in ("broken", "unbiased", "held_out") for e in read(split)}
 
     def evaluate(bundle, items, evaluator, batch_size):
         asked.append(([item.record for item in items], evaluator.sampling))
@@ -228,12 +229,13 @@ def test_captions_are_counted_each_by_its_own_picture(seed, answered):
     assert [record.images[0].read() for record in records] == [e.png for e in examples]
 
 
-def test_on_the_broken_split_questions_are_asked_too(seed, answered):
+@pytest.mark.parametrize("split", ["broken", "unbiased"])
+def test_questions_are_asked_too(split, seed, answered):
     """Half of the answers are yes, so half are right."""
-    found = seed._measure(None, "broken")["pope"]
+    found = seed._measure(None, split)["pope"]
     asked = answered[1][0]
     assert len(found) == len(asked) and {mode for mode, _ in found} <= {"random", "popular", "adversarial"}
     assert sum(right for _, right in found) * 2 == len(found) > 0
     assert all(record.messages[-1].text.endswith("?") for record in asked)
-    again = Seed(seed.out, 7, RECIPE, read, seed.clock)._measure(None, "broken")["pope"]
+    again = Seed(seed.out, 7, RECIPE, read, seed.clock)._measure(None, split)["pope"]
     assert again == found

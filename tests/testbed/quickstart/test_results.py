@@ -92,6 +92,7 @@ def test_summary_of_three_seeds_has_intervals_over_seeds():
     assert results["pairs"]["differ_after_iteration"] == {"1": pytest.approx([0.5, 0.6])}
 
 
+ENDS = ("mean", "low", "high")
 OTHERWISE_FINE = "Nothing else that was measured got clearly worse."
 
 
@@ -174,6 +175,27 @@ def test_verdict_says_what_is_at_chance():
     assert found[1] == OTHERWISE_FINE, "relation errors from 70% to 76%, both at chance, are no harm"
     found = verdict(shown(*CLEAR, pope_accuracy=pope, relation_error=[*relation[:2], (0.3, 0.04)]))
     assert found[-1] == "At chance before and after: POPE (49.5%)."
+
+
+def test_verdict_says_what_answers_tell():
+    """Of sight, of the bias, of alignment; nothing if they are those of a guess."""
+
+    def answers(fair, *broken):
+        results = shown(*CLEAR, pope_accuracy=broken)
+        results["other_splits"] = {"unbiased": {"sft": {"pope_accuracy": dict(zip(ENDS, fair, strict=True))}}}
+        return verdict(results)[4:]
+
+    fair, broken = (0.882, 0.862, 0.9), (0.8, 0.02)
+    assert answers(fair, broken, broken, (0.85, 0.02)) == [
+        "Asked whether a thing is there (POPE), the SFT model is right in 88.2% [86.2, 90.0] on unbiased "
+        "pictures and 80.0% [78.0, 82.0] on bias-breaking ones: it looks at the picture, and the bias lowers "
+        "its answers.",
+        "After alignment it is right in 85.0% [83.0, 87.0] on bias-breaking ones: better.",
+    ]
+    unclear, after = answers(fair, (0.87, 0.02), broken, (0.82, 0.02))
+    assert unclear.endswith("and the bias does not clearly lower its answers.") and after.endswith("worse.")
+    assert answers(fair, broken, broken, (0.81, 0.02))[1].endswith("no clear change.")
+    assert not answers((0.51, 0.49, 0.53), broken, broken, broken)
 
 
 @pytest.mark.parametrize(

@@ -60,16 +60,28 @@ def test_every_thing_and_nothing_else_stands_in_its_cell():
                     assert np.array_equal(shown[where], ground[where])
                 else:
                     colour = np.array(COLOURS[thing.colour], np.float32)
-                    assert (np.abs(shown[where] - colour).max(-1) < 90).any(), thing
-                    assert shown[where].max(-1).min() < 120, thing  # its black edge
+                    within = shown[where][1:-1, 1:-1]  # of the frame of its pair
+                    assert (np.abs(within - colour).max(-1) < 90).any(), thing
+                    assert within.max(-1).min() < 120, thing  # its black edge
 
 
-@pytest.mark.parametrize(("size", "margin"), [("small", 3), ("large", 1)])
+@pytest.mark.parametrize(("size", "margin"), [("small", 4), ("large", 2)])
 def test_things_stand_in_the_middle_of_their_cell(size, margin):
     for kind in KINDS:
         inked = ink(one(kind, size=size, row=1, column=0))
         assert not inked[: CELL + margin].any() and not inked[2 * CELL - margin :].any()
         assert not inked[:, :margin].any() and not inked[:, CELL - margin :].any()
+
+
+@pytest.mark.parametrize("second", [(0, 1), (1, 0)])
+def test_a_frame_encloses_both_cells_of_a_pair(second):
+    pair = Thing("cup", "red", "large", 0, 0), Thing("key", "red", "large", *second)
+    scene = Scene("pair", 1, 1, (pair,))
+    darker = (pixels(scene) < 0.5 * pixels(replace(scene, groups=((pair[0],), (pair[1],))))).all(-1)
+    expected = np.zeros(darker.shape, bool)
+    expected[: (1 + second[0]) * CELL, : (1 + second[1]) * CELL] = True
+    expected[1 : (1 + second[0]) * CELL - 1, 1 : (1 + second[1]) * CELL - 1] = False
+    assert np.array_equal(darker, expected)
 
 
 @pytest.mark.parametrize("grid", GRIDS)

@@ -66,6 +66,12 @@ def test_things_stand_as_the_design_says(scenes, split):
                 assert len(group) == 1
 
 
+def assert_alike(found, options):
+    """As many of each, within 4.5 standard deviations."""
+    mean = found.total() / options
+    assert len(found) == options and all(abs(n - mean) < 4.5 * mean**0.5 for n in found.values()), found
+
+
 def test_single_things_stand_in_each_cell_alike(scenes):
     found = Counter(
         (thing.row % SIDE, thing.column % SIDE)
@@ -74,32 +80,31 @@ def test_single_things_stand_in_each_cell_alike(scenes):
         for thing in group
         if len(group) == 1
     )
-    assert len(found) == SIDE**2 and max(found.values()) < 1.4 * min(found.values())
+    assert_alike(found, SIDE**2)
 
 
 def looks(things):
     return [(thing.kind, thing.colour, thing.size) for thing in things]
 
 
-@pytest.mark.parametrize("split", ["regions", "halves"])
-def test_lessons_fill_regions_with_what_they_repeat(scenes, split):
-    across = down = 0
-    for scene in scenes[split]:
+def test_one_lesson_fills_regions_with_what_it_repeats(scenes):
+    for scene in scenes["regions"]:
         assert not scene.repeats and 1 <= len(scene.groups) <= 3
         kinds = []
         for group in scene.groups:
             (region,) = {scene.region_of(thing) for thing in group}
             at = {(t.row - SIDE * region[0], t.column - SIDE * region[1]): t for t in group}
             assert list(product(range(SIDE), range(SIDE))) == sorted(at) and group[0] is at[0, 0]
-            kinds += sorted({thing.kind for thing in group})
-            if split == "regions":
-                assert len(set(looks(group))) == 1
-                continue
-            assert len(set(looks(group))) == 2
-            across += looks([at[0, 0]]) == looks([at[1, 0]])
-            down += looks([at[0, 0]]) == looks([at[0, 1]])
+            assert len(set(looks(group))) == 1
+            kinds.append(group[0].kind)
         assert len(set(kinds)) == len(kinds)
-    assert split == "regions" or 0.45 < across / (across + down) < 0.55
+
+
+def test_one_lesson_has_pairs_of_any_kinds(scenes):
+    assert all(len(group) == 2 for scene in scenes["pairs"] for group in scene.groups)
+    found = pairs(scenes["pairs"])
+    share = sum(partner(a.kind) == b.kind for a, b in found) / len(found)
+    assert share == pytest.approx(1 / 15, abs=0.03)
 
 
 def test_one_lesson_repeats_one_thing_in_every_cell(scenes):
@@ -142,18 +147,15 @@ def test_each_property_by_itself_has_one_law_in_every_split(scenes, split):
         (Counter(t.size for t in things), SIZES),
         (Counter((s.rows, s.columns) for s in scenes[split]), GRIDS),
     ):
-        total = found.total()
         assert set(found) == set(options)
-        slack = 4.5 * (total / len(options)) ** 0.5
-        assert all(abs(found[o] - total / len(options)) < slack for o in options), found
+        assert_alike(found, len(options))
     if split not in MIXED:
         return
-    second = Counter(pair[1].kind for pair in pairs(scenes[split]))
-    assert max(second.values()) < 1.6 * min(second.values())
+    assert_alike(Counter(pair[1].kind for pair in pairs(scenes[split])), len(KINDS))
 
 
 def test_json_keeps_everything(scenes):
-    for scene in scenes["train"][:50] + scenes["everywhere"][:50] + scenes["halves"][:50]:
+    for scene in scenes["train"][:50] + scenes["everywhere"][:50] + scenes["pairs"][:50]:
         assert Scene.from_json(scene.to_json()) == scene
 
 
