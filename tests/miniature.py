@@ -8,8 +8,7 @@ SIZES = ("train", "held_out", "unbiased", "broken", "lessons")
 MINIATURE = Recipe(
     scenes=Settings(bias=0.8, grain=10.0, fog=0.2, **dict.fromkeys(SIZES, PICTURES)),
     batch=8,
-    captions=(1, 1, 2),
-    questions=(2, 1, 1),
+    seeing=(1, 1, 1, 2),
     sft=6,
     dpo=4,
     pairs=16,

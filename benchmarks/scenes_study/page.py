@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mllm_align.evaluation.intervals import Interval
+from mllm_align.testbed.quickstart.phases import Recipe
 from scenes_study import figures
 from scenes_study.findings import FINDINGS, Judged, judge_finding
 from scenes_study.rows import Rows, figure, read_rows, spread, useful
-from scenes_study.words import BRIEF, COLUMNS, COSTS, HOW, MISSING, PAPERS, POPE, RULE, TITLES, WRITTEN
+from scenes_study.words import (
+    BRIEF,
+    COLUMNS,
+    COSTS,
+    EARLIER,
+    HOW,
+    MISSING,
+    PAPERS,
+    POPE,
+    RULE,
+    TITLES,
+    WRITTEN,
+)
 
 HERE = Path(__file__).resolve().parents[1]
 PAGE = HERE.parent / "docs" / "study.md"
@@ -35,6 +50,7 @@ def text(rows: Rows, judges: dict[int, dict[str, Any]]) -> str:
         [
             "# The method's variants on Scenes\n",
             "Made by `benchmarks/study.py`; figures as they came out.\n",
+            earlier(rows),
             standing(rows, judges),
             HOW.format(hours=hours(rows)),
             "## The self judge first\n\n" + self_judge(judges),
@@ -49,6 +65,13 @@ def text(rows: Rows, judges: dict[int, dict[str, Any]]) -> str:
 
 
 # ---- parts -----------------------------------------------------------------------------------------
+
+
+def earlier(rows: Rows) -> str:
+    """Whether rows were made with another recipe than today's."""
+    today = json.loads(json.dumps(asdict(Recipe())))
+    recipes = [row.get("settings", {}).get("recipe") for each in rows.values() for row in each.values()]
+    return EARLIER if any(recipe not in (None, today) for recipe in recipes) else ""
 
 
 def standing(rows: Rows, judges: dict[int, dict[str, Any]]) -> str:

@@ -166,7 +166,7 @@ class Study(Seed):
     # ---- data ----------------------------------------------------------------------------------------
 
     def config(self, variant: Variant, scenes: Path | None = None) -> Config:
-        pair = DPO(beta=self.recipe.beta)
+        pair = DPO(beta=self.recipe.beta, sft_weight=self.recipe.sft_weight)
         return self._config(
             self.recipe.dpo,
             3e-4,

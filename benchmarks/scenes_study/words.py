@@ -113,6 +113,9 @@ other side, and otherwise cannot be told; "not worse" has a margin of 2 points i
 difference over the pictures, seeds added up: how sure it is of these models, not of others.
 """
 
+EARLIER = """> Not of today's pictures: these rows were made with earlier ones, and an earlier recipe.
+"""
+
 MISSING = """> **Not complete**: {missing} of {all} rows are not made yet, and {whole} of {variants}
 > variants have {seeds} seeds. Figures without ± are of one seed; ± over 2 seeds is wide.
 """

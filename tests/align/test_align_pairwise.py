@@ -100,7 +100,9 @@ def test_sft_weight_adds_the_loss_of_chosen_tokens():
     assert float(both.sums["nll"]) == pytest.approx(-2 * chosen, rel=1e-5)
     weights = DPO(sft_weight=2.0).weights(given.responses)
     assert {name: float(value) for name, value in weights.items()} == {"pairs": 3, "nll": 3 + 6 + 4}
-    gradient = jax.grad(lambda p: DPO(0.5, 0.2, 2.0)(logps(p)).sums["nll"])(jnp.asarray(POLICY, jnp.float32))
+    gradient = jax.grad(lambda p: DPO(0.5, 0.2, 2.0)(logps(p)).sums["nll"])(
+        jnp.asarray(POLICY, jnp.float32)
+    )
     expected = np.where(MASK, -2 * WEIGHT[:, None, None] * np.array([1, 0])[:, None], 0)
     np.testing.assert_array_equal(np.where(MASK, gradient, 0), expected)
     check_terms(RobustDPO(sft_weight=2.0))

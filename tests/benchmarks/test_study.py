@@ -4,17 +4,21 @@ import json
 import math
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
+pytest.importorskip("tensorflow_datasets")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from scenes_study import page
 from scenes_study.findings import FINDINGS, MARGIN, Claim, judge_claim, judge_finding
 from scenes_study.rows import difference, figure, over_pictures, read_rows, same, spread, useful
 from scenes_study.words import PAPERS, TITLES
+
+from mllm_align.testbed.quickstart.phases import Recipe
 
 SEEDS = (0, 1, 2)
 PICTURES = 50
@@ -166,6 +170,15 @@ def test_names_are_those_of_variants():
 # ---- the page --------------------------------------------------------------------------------------
 
 
+def test_rows_of_another_recipe_are_named_so():
+    made = rows(sft=1)
+    today = json.loads(json.dumps(asdict(Recipe())))
+    made["sft"][0]["settings"] = {"recipe": today}
+    assert page.earlier(made) == ""
+    made["sft"][1]["settings"] = {"recipe": today | {"sft": 5}}
+    assert page.earlier(made).startswith("> Not of today's pictures")
+
+
 def written(folder, made, judges=()):
     results = folder / "results"
     results.mkdir()
@@ -228,7 +241,6 @@ def test_settings_that_one_side_does_not_know_do_not_count():
 
 
 def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch, capsys):
-    pytest.importorskip("tensorflow_datasets")
     import study
 
     asked = []

@@ -93,7 +93,7 @@ def test_what_a_record_of_a_scene_is_called(oracle, folder):
     names |= {f"{name}-blind" for name in names} | {"everywhere-000000"}
     for name in names:
         assert name.startswith(f"{oracle.scene(record(name)).id}")
-    assert len(names) == 2 * 4 * 5 + 1
+    assert len(names) == 2 * 3 * 5 + 1
 
 
 def _read(folder, split):

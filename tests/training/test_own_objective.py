@@ -254,7 +254,12 @@ def own(tmp_path):
 def test_a_class_of_a_config_file_is_found_again(own, tmp_path):
     path = tmp_path / "own.py"
     saved = to_json(load_config(path))
-    assert saved["objective"] == {"kind": f"{path}:Top", "beta": 0.3, "label_smoothing": 0.0, "sft_weight": 0.0}
+    assert saved["objective"] == {
+        "kind": f"{path}:Top",
+        "beta": 0.3,
+        "label_smoothing": 0.0,
+        "sft_weight": 0.0,
+    }
     assert to_json(from_json(saved)) == saved
     assert list(part_files(from_json(saved))) == [str(path)]
 

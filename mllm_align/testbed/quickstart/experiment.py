@@ -6,8 +6,8 @@ pictures that break the bias are counted exactly, before and after, and after as
 
 OUT/recipe.json   the recipe of the run
 OUT/scenes        the pictures, the same for all seeds
-OUT/base          the common start of all seeds: model folders (start, seeing), the training in
-                  runs/
+OUT/base          the common start of all seeds: model folders (start, and one of each lesson), their
+                  training in runs/
 OUT/seed-S        one seed: model folders (sft, control, aligned), their training in runs/, pairs in data/,
                   and counts in measured.json
 OUT/seconds.json  duration of each phase

@@ -6,8 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from itertools import cycle, islice
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,15 @@ from mllm_align.training.run_folder import export_run
 MODELS = {"sft": "sft", "sft_control": "control", "aligned": "aligned"}  # in results.json: their folder
 OTHERS = ("unbiased", "held_out")  # splits that are looked at beside `broken`
 ASKED = ("broken", "unbiased")  # splits with POPE's questions
+BOTH = ("caption", "presence")
+# Name, split, records and learning rate. The same thing in every cell shows what a word means, first in
+# captions, then in questions; then come places, then pairs.
+LESSONS = (
+    ("words", "everywhere", ("caption",), 1.2e-3),
+    ("questions", "everywhere", BOTH, 1.5e-3),
+    ("places", "regions", BOTH, 1.2e-3),
+    ("pairs", "pairs", BOTH, 1.2e-3),
+)
 MEASURED = {"captions": "response", "counts": "counts"}  # in measured.json: fields of lines
 REMOVE = "remove it, and it is made again"
 PROMPT = "Describe the picture."
@@ -42,12 +50,10 @@ PROMPT = "Describe the picture."
 class Recipe:
     """Numbers of steps and records; model sizes and learning rates are fixed in the code."""
 
-    scenes: world.Settings = world.Settings(bias=0.9, grain=30.0, fog=0.8, train=4000, lessons=1600)
+    scenes: world.Settings = world.Settings(grain=30.0, fog=0.8, train=4000, lessons=1600)
     batch: int = 32
-    captions: tuple[int, int, int] = (150, 300, 500)
-    """Steps on captions of each lesson: one thing everywhere, one per region, pairs."""
-    questions: tuple[int, int, int] = (700, 0, 200)
-    """Steps on captions and questions of each lesson, after that."""
+    seeing: tuple[int, int, int, int] = (150, 700, 300, 1000)
+    """Steps of each of LESSONS."""
     sft: int = 1200
     dpo: int = 120
     """Steps of DPO, and of further SFT for the control."""
@@ -55,6 +61,8 @@ class Recipe:
     """Captions that BDHS rewrites."""
     mask_rate: float = 0.99
     beta: float = 0.3
+    sft_weight: float = 1.0
+    """Without it, DPO lowers the log-probs of the chosen responses too, and captions get broken words."""
 
 
 class Clock:
@@ -151,7 +159,7 @@ class Base(_Phases):
 
     @property
     def model(self) -> Path:
-        return self.out / "seeing"
+        return self.out / LESSONS[-1][0]
 
     def __call__(self) -> None:
         if not self.model.exists():
@@ -178,28 +186,14 @@ class Base(_Phases):
                     embedding=0.1,  # of norm 1, questions were not learnt in this time
                     corpus=corpus,
                 )
-        self._train(self._steady(), start, self._lessons, "seeing")
+        for (name, split, kinds, rate), steps in zip(LESSONS, self.recipe.seeing, strict=True):
+            c = self._config(steps, rate)
+            steady = replace(c, optim=replace(c.optim, schedule="constant", warmup=0.1))
+            self._train(steady, start, partial(self._lesson, split, kinds), name)
+            start = self.out / name
 
-    def _steady(self) -> Config:
-        """Constant learning rate; records in order."""
-        c = self._config(sum(self.recipe.captions + self.recipe.questions), 1.2e-3)
-        steady = replace(c.optim, schedule="constant", warmup=0.03)
-        return replace(c, optim=steady, data=replace(c.data, shapes=3, shuffle=False))
-
-    def _lessons(self) -> list[dict[str, Any]]:
-        """Records of the lessons in sequence, as many as the steps need.
-
-        If one thing is everywhere, every patch shows the meaning of the words; places and relations follow.
-        Then the same for the words of questions, which captions do not teach.
-        """
-        rows: list[dict[str, Any]] = []
-        rng = np.random.default_rng(self.seed)
-        for kinds, each in (({"caption"}, self.recipe.captions), (None, self.recipe.questions)):
-            for lesson, steps in zip(world.LESSONS, each, strict=True):
-                records = builder.sft_rows(self.read(lesson), kinds)
-                order = rng.permutation(len(records))
-                rows += (records[i] for i in islice(cycle(order), steps * self.recipe.batch))
-        return [row | {"id": f"lesson-{number}"} for number, row in enumerate(rows)]
+    def _lesson(self, split: str, kinds: tuple[str, ...]) -> list[dict[str, Any]]:
+        return builder.sft_rows(self.read(split), kinds)
 
 
 class Seed(_Phases):
@@ -245,7 +239,7 @@ class Seed(_Phases):
         config = self._config(
             self.recipe.dpo,
             3e-4,
-            objective=DPO(beta=self.recipe.beta),
+            objective=DPO(beta=self.recipe.beta, sft_weight=self.recipe.sft_weight),
             freeze=("vision_tower",),
             log_every=5,  # so few steps need more points for a curve
         )

@@ -31,9 +31,9 @@ def report(one: Seed, measured: Sequence[dict[str, Any]], results: dict[str, Any
         ),
         (
             "Supervised fine-tuning",
-            f"A small LLaVA 1.6 learned from scratch: {sum(recipe.captions)} steps on captions of clear "
-            f"pictures, {sum(recipe.questions)} on questions about them, too ({took('pretraining')}), then "
-            f"{recipe.sft} on captions, questions and answers ({took('SFT')}).",
+            f"A small LLaVA 1.6 learned from scratch: {sum(recipe.seeing)} steps on clear pictures, at "
+            f"first of repeated things ({took('pretraining')}), then {recipe.sft} on captions, questions "
+            f"and answers ({took('SFT')}).",
         ),
         (
             "Rejected responses",

@@ -176,7 +176,7 @@ def attribute(scene: Scene, kind: str, rng: np.random.Generator) -> QA:
     return QA(_write(QUESTIONS[kind], rng, **slots), _write(GRAMMAR[kind], rng, **slots), kind)
 
 
-def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 3) -> list[QA]:
+def training_rows(scene: Scene, rng: np.random.Generator, questions: int = 2) -> list[QA]:
     """Return a caption and `questions` other questions, half of them about presence.
 
     Half of the questions about presence are about a present thing. A picture that repeats one thing only

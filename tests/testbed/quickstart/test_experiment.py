@@ -94,7 +94,7 @@ def contents(folder):
 def test_whole_run_stopped_twice(tmp_path, monkeypatch, capfd):
     out = tmp_path / "out"
     base, seed = out / "base", out / "seed-0"
-    trained = {"seeing": base, "sft": seed, "aligned": seed, "control": seed}
+    trained = {"words": base, "pairs": base, "sft": seed, "aligned": seed, "control": seed}
 
     def log(name):
         return trained[name] / "runs" / name / "log.jsonl"
@@ -105,7 +105,7 @@ def test_whole_run_stopped_twice(tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(phases, "bdhs", killed)
         run(out, recipe=MINIATURE)
-    done = {name: log(name).read_bytes() for name in ("seeing", "sft")}
+    done = {name: log(name).read_bytes() for name in ("words", "pairs", "sft")}
     assert {file.name for file in out.iterdir()} == {
         "recipe.json",
         "seconds.json",
@@ -124,7 +124,7 @@ def test_whole_run_stopped_twice(tmp_path, monkeypatch, capfd):
 
     results = run(out, recipe=MINIATURE)
     assert {name: log(name).read_bytes() for name in done} == done
-    for name, steps in (("seeing", 8), ("sft", 6), ("aligned", 4), ("control", 4)):
+    for name, steps in (("pairs", 2), ("sft", 6), ("aligned", 4), ("control", 4)):
         assert [line["step"] for line in events(log(name).parent, "train")] == [1, steps]
 
     assert results == json.loads((out / "results.json").read_text())

@@ -182,14 +182,16 @@ def test_verdict_says_what_answers_tell():
 
     def answers(fair, *broken):
         results = shown(*CLEAR, pope_accuracy=broken)
-        results["other_splits"] = {"unbiased": {"sft": {"pope_accuracy": dict(zip(ENDS, fair, strict=True))}}}
+        results["other_splits"] = {
+            "unbiased": {"sft": {"pope_accuracy": dict(zip(ENDS, fair, strict=True))}}
+        }
         return verdict(results)[4:]
 
     fair, broken = (0.882, 0.862, 0.9), (0.8, 0.02)
     assert answers(fair, broken, broken, (0.85, 0.02)) == [
         "Asked whether a thing is there (POPE), the SFT model is right in 88.2% [86.2, 90.0] on unbiased "
-        "pictures and 80.0% [78.0, 82.0] on bias-breaking ones: it looks at the picture, and the bias lowers "
-        "its answers.",
+        "pictures and 80.0% [78.0, 82.0] on bias-breaking ones: it looks at the picture, and the bias "
+        "lowers its answers.",
         "After alignment it is right in 85.0% [83.0, 87.0] on bias-breaking ones: better.",
     ]
     unclear, after = answers(fair, (0.87, 0.02), broken, (0.82, 0.02))

@@ -123,14 +123,14 @@ def test_missing_folder_and_split_are_refused(folder, tmp_path):
 
 def test_what_is_everywhere_has_a_caption_and_questions_about_presence(folder):
     for example in scenes.read(folder, "everywhere"):
-        assert [qa.kind for qa in example.qas] == ["caption", *["presence"] * 3]
+        assert [qa.kind for qa in example.qas] == ["caption", "presence", "presence"]
         assert "again and again" in example.qas[0].answer
 
 
 def test_rows_are_records_of_the_house(folder):
     examples = list(scenes.read(folder, "train"))
     rows = scenes.sft_rows(examples)
-    assert len(rows) == 4 * len(examples) == len({row["id"] for row in rows})
+    assert len(rows) == 3 * len(examples) == len({row["id"] for row in rows})
     record = parse_record(rows[0], index=0, where="rows", root=None, responses=1)
     assert record.responses == (examples[0].qas[0].answer,)
     assert record.messages[-1].text == examples[0].qas[0].question
