@@ -50,11 +50,11 @@ PROMPT = "Describe the picture."
 class Recipe:
     """Numbers of steps and records; model sizes and learning rates are fixed in the code."""
 
-    scenes: world.Settings = world.Settings(grain=30.0, fog=0.8, train=4000, lessons=1600)
+    scenes: world.Settings = world.Settings(grain=30.0, fog=0.7, train=4000, lessons=1600)
     batch: int = 32
     seeing: tuple[int, int, int, int] = (150, 700, 300, 1000)
     """Steps of each of LESSONS."""
-    sft: int = 1200
+    sft: int = 1700
     dpo: int = 120
     """Steps of DPO, and of further SFT for the control."""
     pairs: int = 1000
