@@ -86,7 +86,7 @@ Each row, one variant of one seed, is a file in `benchmarks/results/study`; rows
 again, and the command says beforehand how long the others will take.
 
 - **Testbed**: [Scenes](scenes.md), 4,000 training pictures. A small LLaVA 1.6 learns to see and to speak
-  from scratch, then SFT of 1,200 steps. All seeds share the pretraining; SFT is each seed's own.
+  from scratch, then SFT. All seeds share the pretraining; SFT is each seed's own.
 - **Budget**: every variant starts from its seed's SFT model and takes 120 steps of 32 prompts from the
   same 1,000 captions: beta 0.3, learning rate 3e-4, full fine-tuning with the vision tower frozen. The
   control takes 120 further steps of SFT at 5e-4. Beta and rate are the quickstart's, which were found for
