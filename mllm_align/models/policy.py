@@ -42,6 +42,8 @@ def policy_variables(base: Tree, trained: Tree, lora_scale: float, dtype: Any) -
 
 def policy_alone(trained: Tree) -> Tree:
     """What is trained, without a value model beside the policy."""
+    if VALUE not in trained:
+        return trained
     return {name: part for name, part in trained.items() if name != VALUE}
 
 

@@ -26,6 +26,16 @@ KNOWN = {  # name of a figure -> title and unit
     "rewards/accuracy": ("Reward accuracy", "share of pairs with a margin above 0"),
     "rewards/chosen": ("Reward of chosen", "reward"),
     "rewards/rejected": ("Reward of rejected", "reward"),
+    "reward": ("Reward", "as the annotator gave it"),
+    "reward/within_prompt": ("Rewards of a prompt", "their deviation"),
+    "reward/length_correlation": ("Reward and length", "correlation"),
+    "kl/sequence": ("KL from the reference", "nats a response"),
+    "policy/nll": ("Entropy, estimated", "nats a token"),
+    "policy/ratio": ("Ratio", "of the policy to the one that responded"),
+    "policy/clipped": ("Clipped", "share without a gradient"),
+    "value/explained": ("Explained variance", "of the returns, by the values"),
+    "rollout/tokens": ("Length of responses", "tokens"),
+    "rollout/unfinished": ("Unfinished responses", "share at the limit"),
     "logps/chosen": ("Log-probs of chosen", "nats"),
     "logps/rejected": ("Log-probs of rejected", "nats"),
     "learning_rate": ("Learning rate", "of the decoder’s parameters"),
@@ -38,6 +48,13 @@ KNOWN = {  # name of a figure -> title and unit
     "padding": ("Padding", "share of the tokens"),
 }
 SPEED = ("pairs_per_second", "tokens_per_second", "mfu", "seconds_per_step", "data_wait", "padding")
+TOLD = {  # in a sentence on the run
+    "loss": "loss",
+    "rewards/margin": "margin",
+    "rewards/accuracy": "accuracy",
+    "reward": "reward",
+    "kl/sequence": "KL",
+}
 UNDRAWN = {"flops_per_second"}  # mfu says the same
 ENDS = {"done": "done", "interrupted": "interrupted", "preempted": "preempted"}
 ABOUT = {"model": "model", "trained on": "data", "held out": "eval_data", "devices": "devices"}
@@ -205,7 +222,7 @@ def _least(run: Run) -> tuple[int, float] | None:
 def _sentence(run: Run) -> str:
     """How far a run has come, and what its main figures did."""
     parts = [f"step {run.step:,} of {run.start.get('steps', 0):,}, {run.state}"]
-    for name, words in (("loss", "loss"), ("rewards/margin", "margin"), ("rewards/accuracy", "accuracy")):
+    for name, words in TOLD.items():
         if told := _first_and_last(run.points("train", name), ".3f"):
             parts.append(f"{words} {told}")
     if least := _least(run):

@@ -51,10 +51,11 @@ class Sampler:
         return self.bundle.config, self.bundle.mesh, self.bundle.lora_scale, self.bundle.dtype
 
     def trained(self, trained: Any) -> Any:
-        return _moved(trained, self._where) if self.moves else trained
+        alone = policy_alone(trained)
+        return _moved(alone, self._where) if self.moves else alone
 
     def policy(self, trained: Any) -> Bundle:
-        return replace(self.bundle, trained=self.trained(policy_alone(trained)))
+        return replace(self.bundle, trained=self.trained(trained))
 
     def batch(self, group: PromptGroup) -> PromptGroup:
         return _moved(group, batch_sharding(self.bundle.mesh)) if self.moves else group

@@ -145,6 +145,7 @@ def test_the_scale_of_rewards_is_measured_once(tmp_path, monkeypatch):
     train(config, bundle(), PAIRS, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_stops_above_its_limits(tmp_path):
     config = replace(RUN, online=replace(ONLINE, max_length=1.0), steps=2)
     with pytest.raises(Diverged, match=r"step 1: rollout/tokens is .*, above online.max_length \(1\); see"):
