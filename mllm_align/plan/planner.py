@@ -130,7 +130,8 @@ def _model_flops(program: str, config: Any, model: ModelConfig, size: Sizes) -> 
         vision, rest = forward
         return vision + (2 + ("values" in config.objective.needs)) * rest
     tower = config.lora is None and "vision_tower" not in config.freeze
-    return train_flops(forward, lora=config.lora is not None, tower=tower, reference=config.live_reference)
+    also = {"reference": config.live_reference, "values": "values" in config.objective.needs}
+    return train_flops(forward, lora=config.lora is not None, tower=tower, **also)
 
 
 def meshes(config: Config | BDHSConfig, model: ModelConfig, place: Topology) -> list[MeshConfig]:

@@ -65,12 +65,16 @@ def forward_flops(config: ModelConfig, record: Encoded, logits: bool = True) -> 
     return group_flops(config, record.shape.tiles, record.shape.prefix, answers, logits)
 
 
-def train_flops(forward: tuple[float, float], *, lora: bool, tower: bool, reference: bool) -> float:
+def train_flops(
+    forward: tuple[float, float], *, lora: bool, tower: bool, reference: bool, values: bool = False
+) -> float:
     """FLOPs of a train step on what takes `forward`. The backward pass costs two forward passes, one where
-    the weights are frozen (LoRA); a frozen tower runs forward once; a live reference is one more pass.
+    the weights are frozen (LoRA); a frozen tower runs forward once; a live reference is one more pass; a
+    value model of the same size is trained like the policy.
     """
     vision, rest = forward
-    return rest * ((2 if lora else 3) + reference) + vision * (3 + reference if tower else 1)
+    passes = (2 if lora else 3) * (1 + values) + reference
+    return rest * passes + vision * (3 * (1 + values) + reference if tower else 1)
 
 
 def step_flops(
@@ -80,10 +84,9 @@ def step_flops(
     lora: bool,
     tower: bool,
     reference: bool,
+    values: bool = False,
     logits: bool = True,
 ) -> float:
     """FLOPs of a train step on these records; see `train_flops` and `group_flops`."""
-    return sum(
-        train_flops(forward_flops(config, record, logits), lora=lora, tower=tower, reference=reference)
-        for record in records
-    )
+    how = {"lora": lora, "tower": tower, "reference": reference, "values": values}
+    return sum(train_flops(forward_flops(config, record, logits), **how) for record in records)

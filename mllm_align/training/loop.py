@@ -457,6 +457,7 @@ class _Run:
             lora=c.lora is not None,
             tower=self.trains_tower,
             reference=c.live_reference,
+            values="values" in c.objective.needs,
             logits="score" not in c.objective.needs,
         )
 

@@ -139,6 +139,7 @@ def test_a_reward_model_has_no_vocabulary():
     [
         ({"lora": True, "tower": False, "reference": False}, (1, 2)),
         ({"lora": True, "tower": False, "reference": True}, (1, 3)),
+        ({"lora": True, "tower": False, "reference": False, "values": True}, (1, 4)),
         ({"lora": False, "tower": False, "reference": False}, (1, 3)),
         ({"lora": False, "tower": True, "reference": False}, (3, 3)),
         ({"lora": False, "tower": True, "reference": True}, (4, 4)),
