@@ -36,11 +36,11 @@ def assert_close(found, expected):
 
 
 def test_kills_at_random_moments_leave_no_trace(folder):
-    """20 kills, every third while a checkpoint is being written, and a notice of preemption; of two data
+    """12 kills, every third while a checkpoint is being written, and a notice of preemption; of two data
     sets, the smaller one with a third of the weight."""
     steps, rng, mixed = ("--steps", 240), random.Random(0), ("pairs.jsonl:2", "held_out.jsonl")
     undisturbed, out = Job(folder, folder / "whole_240", 1, *steps, sets=mixed), folder / "killed"
-    for kill in range(20):
+    for kill in range(12):
         begun = max(losses(out), default=0)
         job = Job(folder, out, 1, *steps, sets=mixed)
         if kill % 3:
