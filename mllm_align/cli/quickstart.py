@@ -13,8 +13,8 @@ from mllm_align.errors import InputError
 class Quickstart:
     """The method on pictures that the program draws itself: SFT, BDHS, DPO, and a report to look at.
 
-    Makes OUT/report.html and OUT/results.json; no downloads, about ten minutes on two cores and six more
-    for each further seed. The same command continues a run that was stopped.
+    Makes OUT/report.html and OUT/results.json; no downloads, about eight minutes on two cores and four
+    more for each further seed. The same command continues a run that was stopped.
     """
 
     out: Path = Path("runs/quickstart")

@@ -45,7 +45,7 @@ def test_help_is_no_wider_than_the_terminal(run, monkeypatch, asked):
         ("bdhs", ["--mask-rate", "0.99", "Most tokens that complete a sentence", "rejected", "each host"]),
         ("inspect", ["from 0"]),
         ("export", ["16-bit", "PEFT"]),
-        ("quickstart", ["about ten minutes", "report.html", "Share of the image"]),
+        ("quickstart", ["about eight minutes", "report.html", "Share of the image"]),
     ],
 )
 def test_help_names_units(run, verb, words):
