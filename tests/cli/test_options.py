@@ -119,7 +119,7 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
         (("--lora", "none", "--lora.rank", "1"), "unknown option --lora.rank"),
         (
             ("--objective", "orpo"),
-            "--objective is 'orpo'; it must be one of dpo, robust, ipo, slic, averaged, ",
+            "--objective is 'orpo'; it must be one of sft, dpo, robust, ipo, slic, averaged, ",
         ),
         (
             ("--objective", "rloo", "--objective.beta", "0.4"),

@@ -68,6 +68,7 @@ ROUNDS = replace(ONLINE, minibatches=2, epochs=2)
 PPO_RUN = replace(RUN, objective=PPO(responses=2), online=ROUNDS, steps=6)
 
 
+@pytest.mark.slow
 def test_a_round_of_ppo_by_hand(tmp_path, credited):
     """Two batches are credited together, and values are the value model's."""
     config = replace(PPO_RUN, online=replace(ROUNDS, missing_end=1.0))
