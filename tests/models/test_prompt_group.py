@@ -210,6 +210,7 @@ def two_prefixes():
     return SimpleNamespace(groups=groups, first=own, second=second)
 
 
+@pytest.mark.slow
 def test_a_second_prefix_is_a_group_of_its_own(two_prefixes):
     """Log-probs, and the gradient of both views together, are those of two separate batches."""
     golden, many = goldens("llavanext"), two_prefixes

@@ -160,6 +160,7 @@ def test_one_that_fails_is_told_of_once_and_left_out(packages, tmp_path, capsys)
     assert json.loads((tmp_path / "trackers.json").read_text()) == {"wandb": "w1"}
 
 
+@pytest.mark.slow
 def test_a_run_ends_well_whose_tracker_fails(packages, tmp_path, capsys):
     packages.wandb.init = None
     config = replace(TINY, steps=2, trackers=("wandb", "tensorboard"))

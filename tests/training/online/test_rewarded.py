@@ -203,6 +203,7 @@ class Picky(AnnotatorConfig):
         ]
 
 
+@pytest.mark.slow
 def test_prompts_without_rewards_weigh_nothing_and_ties_are_rewards(tmp_path):
     config = replace(RUN, online=replace(ONLINE, annotator=Picky()), steps=1, batch_size=8)
     train(config, bundle(), PAIRS, tmp_path / "run")
