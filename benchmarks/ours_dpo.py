@@ -16,12 +16,31 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import machine, other_cpu_seconds
 
 ROWS_KEY = "rewards/margin"
 PACKAGES = ("mllm-align", "jax", "jaxlib", "flax", "optax", "transformers", "numpy", "pillow")
+
+
+def step_clock(warmup: int) -> Any:
+    """A callback with the end and the figures of every step, and the CPU seconds of other processes before
+    the timed ones."""
+    from mllm_align import Callback
+
+    class Clock(Callback):
+        def __init__(self):
+            self.ends, self.logged, self.before = [], [], 0.0
+
+        def on_step(self, metrics: dict) -> None:
+            self.ends.append(time.perf_counter())
+            self.logged.append(metrics)
+            if len(self.ends) == warmup:
+                self.before = other_cpu_seconds()
+
+    return Clock()
 
 
 def main() -> None:
@@ -39,21 +58,11 @@ def main() -> None:
     parser.add_argument("--lora-r", type=int, default=16)
     args = parser.parse_args()
 
-    from mllm_align import DPO, Callback, Config, DataConfig, LoraConfig, MeshConfig, OptimConfig, train
+    from mllm_align import DPO, Config, DataConfig, LoraConfig, MeshConfig, OptimConfig, train
 
     rows = sum(1 for line in args.data.read_text().splitlines() if line.strip())
     warmup = -(-rows // args.batch) + args.warmup
-    ends: list[float] = []
-    logged: list[dict] = []
-    before: list[float] = []
-
-    class Clock(Callback):
-        def on_step(self, metrics: dict) -> None:
-            ends.append(time.perf_counter())
-            logged.append(metrics)
-            if len(ends) == warmup:
-                before.append(other_cpu_seconds())
-
+    clock = step_clock(warmup)
     config = Config(
         objective=DPO(beta=args.beta),
         # as TRL's peft: LoRA terms alone; full: every parameter, the vision tower too
@@ -77,11 +86,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         sys.stdout, out = sys.stderr, sys.stdout  # the log lines are not the result
-        train(config, args.model, args.data, Path(folder) / "run", callbacks=[Clock()])
+        train(config, args.model, args.data, Path(folder) / "run", callbacks=[clock])
         sys.stdout = out
         start = json.loads((Path(folder) / "run" / "log.jsonl").read_text().splitlines()[0])
-    seconds = [b - a for a, b in zip(ends[warmup - 1 :], ends[warmup:], strict=False)]
-    timed = logged[warmup:]
+    seconds = [b - a for a, b in zip(clock.ends[warmup - 1 :], clock.ends[warmup:], strict=False)]
+    timed = clock.logged[warmup:]
     result = {
         "side": "mllm_align",
         "args": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
@@ -89,16 +98,16 @@ def main() -> None:
         "pairs": args.batch * len(seconds),
         "total_s": round(sum(seconds), 3),
         "step_s": [round(s, 3) for s in seconds],
-        "before_timing_s": round(ends[warmup - 1] - began, 1),
+        "before_timing_s": round(clock.ends[warmup - 1] - began, 1),
         "data_wait": round(sum(v["data_wait"] for v in timed) / len(timed), 4),
         "padding": round(sum(v["padding"] for v in timed) / len(timed), 4),
         "flops_per_s": round(sum(v["flops_per_second"] for v in timed) / len(timed)),
-        "losses": [round(v["loss"], 6) for v in logged],
-        "margins": [round(v[ROWS_KEY], 6) for v in logged],
+        "losses": [round(v["loss"], 6) for v in clock.logged],
+        "margins": [round(v[ROWS_KEY], 6) for v in clock.logged],
         "trainable_parameters": start["trained_parameters"],
         "shapes": start["shapes"],
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "other_cpu_s": round(other_cpu_seconds() - before[0], 2),
+        "other_cpu_s": round(other_cpu_seconds() - clock.before, 2),
         **machine(),
         "versions": {"python": platform.python_version(), **{p: version(p) for p in PACKAGES}},
     }

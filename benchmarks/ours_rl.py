@@ -12,13 +12,12 @@ import os
 import resource
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 from machine import machine, other_cpu_seconds
-from ours_dpo import PACKAGES
+from ours_dpo import PACKAGES, step_clock
 
 
 def shorter(questions: list) -> list[list[float]]:
@@ -39,7 +38,6 @@ def main() -> None:
 
     from mllm_align import (
         RLOO,
-        Callback,
         Config,
         DataConfig,
         LoraConfig,
@@ -52,17 +50,7 @@ def main() -> None:
 
     rows = sum(1 for line in args.data.read_text().splitlines() if line.strip())
     warmup = -(-rows // args.prompts) + args.warmup
-    ends: list[float] = []
-    logged: list[dict] = []
-    before: list[float] = []
-
-    class Clock(Callback):
-        def on_step(self, metrics: dict) -> None:
-            ends.append(time.perf_counter())
-            logged.append(metrics)
-            if len(ends) == warmup:
-                before.append(other_cpu_seconds())
-
+    clock = step_clock(warmup)
     config = Config(
         objective=RLOO(responses=args.samples, beta=0.05),
         online=OnlineRewards(Scorer("ours_rl:shorter"), sampling=SamplingConfig(max_tokens=args.tokens)),
@@ -78,10 +66,10 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         sys.stdout, out = sys.stderr, sys.stdout  # the log lines are not the result
-        train(config, args.model, args.data, Path(folder) / "run", callbacks=[Clock()])
+        train(config, args.model, args.data, Path(folder) / "run", callbacks=[clock])
         sys.stdout = out
-    steps = [b - a for a, b in zip(ends[warmup - 1 :], ends[warmup:], strict=False)]
-    timed = logged[warmup:]
+    steps = [b - a for a, b in zip(clock.ends[warmup - 1 :], clock.ends[warmup:], strict=False)]
+    timed = clock.logged[warmup:]
     lengths = [each["rollout/tokens"] for each in timed]
     parts = ("rollout/seconds", "annotate/seconds", "update/seconds")
     result = {
@@ -92,7 +80,7 @@ def main() -> None:
         "mean_length": sum(lengths) / len(lengths),
         "parts_s": {name: sum(each[name] for each in timed) / len(timed) for name in parts},
         "peak_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-        "other_cpu_s": round(other_cpu_seconds() - before[0], 2),
+        "other_cpu_s": round(other_cpu_seconds() - clock.before, 2),
         **machine(),
         "versions": {name: version(name) for name in PACKAGES},
     }

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from mllm_align.cli.shared import log_beside, note, open_encoder
 from mllm_align.config import DataConfig
 from mllm_align.files import json_text, new_file
 
@@ -13,14 +14,13 @@ READING = ("data.format", "data.split", "data.pairs", "data.max-records", "data.
 READING += ("data.allow-outside",)
 
 
-def sets_first(argv: list[str]) -> list[str]:
-    """`--sets` before the data sets, where they stand first."""
-    return argv if not argv or argv[0].startswith("-") else ["--sets", *argv]
+def _first(option: str) -> Any:
+    """What puts an option's name before its values, where they stand first."""
 
+    def place(argv: list[str]) -> list[str]:
+        return argv if not argv or argv[0].startswith("-") else [option, *argv]
 
-def files_first(argv: list[str]) -> list[str]:
-    """`--files` before the files, where they stand first."""
-    return argv if not argv or argv[0].startswith("-") else ["--files", *argv]
+    return staticmethod(place)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class DataStats:
     """
 
     COMMON: ClassVar[tuple[str, ...]] = (*READING, "data.max-length", "data.chat-template")
-    place = staticmethod(files_first)
+    place = _first("--files")
 
     files: tuple[Path, ...]
     """Data sets, each as train takes it; the word --files may be left out."""
@@ -47,16 +47,8 @@ class DataStats:
 
         tokens = None
         if self.model is not None:
-            from mllm_align.models.bundle import Bundle
-            from mllm_align.models.processor import load_processor
-            from mllm_align.models.sources import open_model
-            from mllm_align.prepare import make_encoder
-            from mllm_align.training.run_folder import base_folder
-
-            folder = open_model(base_folder(self.model))
-            bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
-            limit = self.data.max_length or bundle.config.decoder.max_length
-            tokens = Tokens(make_encoder(bundle, self.data), limit)
+            model, encoder = open_encoder(self.model, self.data)
+            tokens = Tokens(encoder, self.data.max_length or model.decoder.max_length)
         found = statistics(self.files, self.data, tokens)
         if self.out is not None:
             with new_file(self.out) as file:
@@ -74,7 +66,7 @@ class DataMix:
     """
 
     COMMON: ClassVar[tuple[str, ...]] = READING
-    place = staticmethod(sets_first)
+    place = _first("--sets")
 
     sets: tuple[str, ...]
     """FILE:WEIGHT, data sets as train takes them and their shares of the result. The word --sets may be
@@ -91,7 +83,6 @@ class DataMix:
     data: DataConfig = field(default_factory=DataConfig)
 
     def __call__(self) -> None:
-        from mllm_align.cli.shared import log_beside, note
         from mllm_align.curation.mix import leads_outside, mix, table
         from mllm_align.data.mixture import weighted
 
@@ -115,7 +106,7 @@ class DataShow:
     """
 
     COMMON: ClassVar[tuple[str, ...]] = READING
-    place = staticmethod(files_first)
+    place = _first("--files")
 
     files: tuple[Path, ...]
     """Data sets, each as train takes it; the word --files may be left out."""

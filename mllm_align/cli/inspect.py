@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from mllm_align.cli.shared import Data
+from mllm_align.cli.shared import Data, open_encoder
 from mllm_align.config import DataConfig
 from mllm_align.config.checks import check_number
 from mllm_align.errors import InputError
@@ -36,16 +36,10 @@ class Inspect:
 
     def __call__(self) -> None:
         from mllm_align.data import inspect as show
-        from mllm_align.models.bundle import Bundle
-        from mllm_align.models.processor import load_processor
-        from mllm_align.models.sources import open_model
-        from mllm_align.prepare import make_encoder, read_data
-        from mllm_align.training.run_folder import base_folder
+        from mllm_align.prepare import read_data
 
         check_number("--responses", self.responses, 1, 1024)
-        folder = open_model(base_folder(self.model))
-        bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
-        encoder = make_encoder(bundle, self.data)
+        _, encoder = open_encoder(self.model, self.data)
         records = read_data(self.data_file, self.data, self.responses)
         if not 0 <= self.index < len(records):
             there = f"{self.data_file} has records 0 to {len(records) - 1}"

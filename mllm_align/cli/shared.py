@@ -5,12 +5,16 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
-from mllm_align.config import DistributedConfig
+from mllm_align.config import DataConfig, DistributedConfig
 from mllm_align.files import json_text
+
+if TYPE_CHECKING:
+    from mllm_align.data.encode import Encoder
+    from mllm_align.models.config import ModelConfig
 
 # Fields named `data` are the branch --data.*; the file is --data.
 Data = Annotated[Path, arg(name="data", metavar="FILE")]
@@ -25,6 +29,19 @@ def begin(distributed: DistributedConfig | None = None) -> None:
     times = distributed or DistributedConfig()
     processes.start(times.heartbeat_seconds, times.shutdown_seconds)
     processes.keep_compiled()
+
+
+def open_encoder(model: Path, data: DataConfig) -> tuple[ModelConfig, Encoder]:
+    """A model's configuration and its encoder; no weights are read."""
+    from mllm_align.models.bundle import Bundle
+    from mllm_align.models.processor import load_processor
+    from mllm_align.models.sources import open_model
+    from mllm_align.prepare import make_encoder
+    from mllm_align.training.run_folder import base_folder
+
+    folder = open_model(base_folder(model))
+    bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]
+    return bundle.config, make_encoder(bundle, data)
 
 
 def tell(text: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from mllm_align.data.images import StoredBytes
 from mllm_align.data.readers import read_each
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError
-from mllm_align.files import names_apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +57,3 @@ def read_items(
 def _is_bytes(value: Any) -> bool:
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return isinstance(value, bytes | StoredBytes) or any(map(_is_bytes, inside))
-
-
-def set_names(files: Sequence[Path]) -> dict[str, Path]:
-    """A short name for each data set. Raises InputError for one that is given twice."""
-    return dict(zip(names_apart(files), files, strict=True))

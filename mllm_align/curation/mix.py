@@ -19,10 +19,10 @@ from PIL import Image
 
 from mllm_align.config import DataConfig
 from mllm_align.config.checks import STEPS, check_number
-from mllm_align.curation.items import Item, read_items, set_names
+from mllm_align.curation.items import Item, read_items
 from mllm_align.curation.where import Where, everywhere
 from mllm_align.data.images import ImageSource
-from mllm_align.data.mixture import Weighted, check_shares, most, shares
+from mllm_align.data.mixture import Weighted, check_shares, most, set_names, shares
 from mllm_align.data.readers import told
 from mllm_align.errors import InputError, refusal
 from mllm_align.files import json_text, new_file

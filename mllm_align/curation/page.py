@@ -17,9 +17,10 @@ from markupsafe import Markup
 
 from mllm_align.config import DataConfig
 from mllm_align.config.checks import STEPS, check_number
-from mllm_align.curation.items import Item, read_items, set_names
+from mllm_align.curation.items import Item, read_items
 from mllm_align.curation.stats import words
 from mllm_align.data.images import ImageSource
+from mllm_align.data.mixture import set_names
 from mllm_align.errors import InputError
 from mllm_align.files import json_text, parse_json
 from mllm_align.progress import progress_bar

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mllm_align.config import DataConfig
-from mllm_align.curation.items import Item, read_items, set_names
+from mllm_align.curation.items import Item, read_items
 from mllm_align.data.encode import Encoder, Identical
 from mllm_align.data.images import ImageSource, image_size
+from mllm_align.data.mixture import set_names
 from mllm_align.data.readers import told
 from mllm_align.errors import SHOWN, InputError
 
@@ -51,8 +52,9 @@ def statistics(files: Sequence[Path], config: DataConfig, tokens: Tokens | None 
     Records are read one by one, and of an image no more is kept than a digest. Raises InputError for data
     that can't be read; images that can't are counted.
     """
-    sets = {name: _Set(tokens) for name in set_names(files)}
-    for name, file in set_names(files).items():
+    names = set_names(files)
+    sets = {name: _Set(tokens) for name in names}
+    for name, file in names.items():
         for item in read_items(file, name, config, sets[name].dropped):
             sets[name].add(item)
     overlap = [

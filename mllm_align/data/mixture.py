@@ -46,8 +46,7 @@ class Mixture:
     @property
     def files(self) -> dict[str, Path]:
         """The sets by short names. Raises InputError for one that is given twice."""
-        files = [Path(file) for file in self.weights]
-        return dict(zip(names_apart(files), files, strict=True))
+        return set_names([Path(file) for file in self.weights])
 
     @property
     def named(self) -> dict[str, float]:
@@ -67,6 +66,11 @@ class Mixture:
                 seen.add(id)
                 records.append(replace(record, id=id, source=name))
         return records
+
+
+def set_names(files: Sequence[Path]) -> dict[str, Path]:
+    """A short name for each data set. Raises InputError for one that is given twice."""
+    return dict(zip(names_apart(files), files, strict=True))
 
 
 class Draws:

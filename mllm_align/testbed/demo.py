@@ -94,8 +94,8 @@ def make_model(
     It has all files of a published llava-hf folder, with the same tensor names, including the unused last
     vision layer. `vocab` must be large enough for the 256 bytes and the five special tokens; the remaining
     tokens are learnt from `corpus` (default: the demo's own sentences). `embedding`: about the norm of a
-    token's embedding. Returns `out`. Raises `InputError`
-    if `out` exists and is not empty, or cannot be written.
+    token's embedding. Returns `out`. Raises `InputError` if `out` exists and is not empty, or cannot be
+    written.
     """
     if kind not in ("llava_next", "llava"):
         raise refusal("kind", f"found {quoted(kind)}", "give 'llava_next' or 'llava'")

@@ -7,7 +7,8 @@ from published import completion, rlhfv, trl, vlfeedback
 from refusals import assert_refusal
 
 from mllm_align.config import DataConfig
-from mllm_align.curation.items import read_items, set_names
+from mllm_align.curation.items import read_items
+from mllm_align.data.mixture import set_names
 
 
 def written(folder, *rows, name="set.jsonl"):

@@ -1,9 +1,10 @@
-"""What CLIP's and SigLIP's vision transformers share: blocks, names of tensors, FLOPs."""
+"""What CLIP's and SigLIP's vision transformers share: settings, blocks, names of tensors, FLOPs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 from jaxtyping import Array, Float
@@ -12,28 +13,64 @@ from mllm_align.models import names
 from mllm_align.models.attention import full_attention
 from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear
 from mllm_align.models.names import Entry
+from mllm_align.models.ranges import fields, wrong
 from mllm_align.sharding import constrain
 
 
-class VitConfig(Protocol):
-    """layers: that are run. places: rows of the table of position embeddings."""
+@dataclass(frozen=True)
+class VitConfig:
+    """layers: that are run. image_size, patch_size: sides of a tile and of a patch in pixels."""
+
+    hidden: int
+    mlp: int
+    layers: int
+    heads: int
+    image_size: int
+    patch_size: int
+    activation: str = "gelu"
+    norm_eps: float = 1e-5
 
     @property
-    def hidden(self) -> int: ...
+    def side(self) -> int:
+        """Patches along a side of a tile."""
+        return self.image_size // self.patch_size
+
     @property
-    def mlp(self) -> int: ...
+    def patches(self) -> int:
+        return self.side**2
+
     @property
-    def layers(self) -> int: ...
+    def places(self) -> int:
+        """Rows of the table of position embeddings."""
+        return self.patches
+
     @property
-    def heads(self) -> int: ...
-    @property
-    def patch_size(self) -> int: ...
-    @property
-    def places(self) -> int: ...
-    @property
-    def activation(self) -> str: ...
-    @property
-    def norm_eps(self) -> float: ...
+    def patch_width(self) -> int:
+        return 3 * self.patch_size**2
+
+
+def settings(at: str, given: dict[str, Any], ranges: dict[str, Any], remedy: str) -> dict[str, Any]:
+    """The fields of a `VitConfig`, of config.json's vision_config. Raises InputError for values out of
+    their ranges, and for sizes that do not go together."""
+    v = fields(at, given, ranges, remedy, "vision_config.")
+    width, heads = v["hidden_size"], v["num_attention_heads"]
+    if width % heads:
+        raise wrong(
+            at, "vision_config.num_attention_heads", heads, f"a divisor of the width {width}", remedy
+        )
+    if v["patch_size"] > v["image_size"]:
+        wanted = f"at most the image_size {v['image_size']}"
+        raise wrong(at, "vision_config.patch_size", v["patch_size"], wanted, remedy)
+    return {
+        "hidden": width,
+        "mlp": v["intermediate_size"],
+        "layers": v["num_hidden_layers"],
+        "heads": heads,
+        "image_size": v["image_size"],
+        "patch_size": v["patch_size"],
+        "activation": v["hidden_act"],
+        "norm_eps": float(v["layer_norm_eps"]),
+    }
 
 
 class Block(nn.Module):

@@ -136,8 +136,6 @@ class Rewarded(Rollouts):
 
     def complete(self, round: Sequence[Rewarding]) -> None:
         """Score the responses by the forward pass of training, and credit them, the whole round at once."""
-        if all(each.made for each in round):  # restored
-            return
         objective = self.context.config.objective
         assert isinstance(objective, PolicyGradient)
         filled = [self._filled(each) for each in round]

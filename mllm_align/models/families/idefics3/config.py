@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_align.models.config import ModelConfig
+from mllm_align.models.families import vit
 from mllm_align.models.families.idefics3.vision import SiglipConfig, exact_places
 from mllm_align.models.families.llama import decoder_config
 from mllm_align.models.ranges import (
@@ -70,27 +71,10 @@ def parse_config(path: Path, raw: dict[str, Any]) -> Idefics3Config:
 
 
 def _vision(at: str, given: dict[str, Any], shuffle: int) -> SiglipConfig:
-    v = fields(at, given, VISION, COPY, "vision_config.")
-    width, heads = v["hidden_size"], v["num_attention_heads"]
-    if width % heads:
-        raise wrong(at, "vision_config.num_attention_heads", heads, f"a divisor of the width {width}", COPY)
-    if v["patch_size"] > v["image_size"]:
-        wanted = f"at most the image_size {v['image_size']}"
-        raise wrong(at, "vision_config.patch_size", v["patch_size"], wanted, COPY)
-    config = SiglipConfig(
-        hidden=width,
-        mlp=v["intermediate_size"],
-        layers=v["num_hidden_layers"],
-        heads=heads,
-        image_size=v["image_size"],
-        patch_size=v["patch_size"],
-        shuffle=shuffle,
-        activation=v["hidden_act"],
-        norm_eps=float(v["layer_norm_eps"]),
-    )
+    config = SiglipConfig(**vit.settings(at, given, VISION, COPY), shuffle=shuffle)
     if config.side % shuffle:
         raise wrong(at, "scale_factor", shuffle, f"a divisor of the {config.side} patches a side", COPY)
     if not exact_places(config.side):
         wanted = "one whose position ids do not hang on rounding: another number of patches a side"
-        raise wrong(at, "vision_config.image_size", v["image_size"], wanted, COPY)
+        raise wrong(at, "vision_config.image_size", config.image_size, wanted, COPY)
     return config

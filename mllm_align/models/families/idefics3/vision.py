@@ -8,41 +8,18 @@ import flax.linen as nn
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mllm_align.models.families.vit import Block
+from mllm_align.models.families.vit import Block, VitConfig
 from mllm_align.models.layers import LayerNorm, Linear, parameter, scanned
 from mllm_align.sharding import constrain
 
 
 @dataclass(frozen=True)
-class SiglipConfig:
+class SiglipConfig(VitConfig):
     """shuffle: side, in patches, of the cells that become one embedding each."""
 
-    hidden: int
-    mlp: int
-    layers: int
-    heads: int
-    image_size: int
-    patch_size: int
-    shuffle: int
     activation: str = "gelu_pytorch_tanh"
     norm_eps: float = 1e-6
-
-    @property
-    def side(self) -> int:
-        """Patches along a side of a tile."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        return self.side**2
-
-    @property
-    def places(self) -> int:
-        return self.patches
-
-    @property
-    def patch_width(self) -> int:
-        return 3 * self.patch_size**2
+    shuffle: int = 1
 
     @property
     def tokens(self) -> int:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mllm_align.models.config import ModelConfig
+from mllm_align.models.families import vit
 from mllm_align.models.families.llama import decoder_config
 from mllm_align.models.families.llava.vision import ClipConfig
 from mllm_align.models.ranges import (
@@ -114,30 +115,16 @@ def parse_config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
 
 def _vision(at: str, raw: dict[str, Any], whole: dict[str, Any]) -> ClipConfig:
     given = CLIP_L if whole["vision_config"] is None else whole["vision_config"]
-    v = fields(at, given, VISION, COPY, "vision_config.")
-    width, heads, blocks = v["hidden_size"], v["num_attention_heads"], v["num_hidden_layers"]
-    if width % heads:
-        raise wrong(at, "vision_config.num_attention_heads", heads, f"a divisor of the width {width}", COPY)
-    if v["patch_size"] > v["image_size"]:
-        wanted = f"at most the image_size {v['image_size']}"
-        raise wrong(at, "vision_config.patch_size", v["patch_size"], wanted, COPY)
+    tower = vit.settings(at, given, VISION, COPY)
+    blocks = tower["layers"]
     layer = raw.get("vision_feature_layer", -2)
     # hidden_states[0] is the input of the first block
     run = blocks + 1 + layer if type(layer) is int and layer < 0 else layer
     if run not in Whole(1, blocks):
         wanted = f"one of the outputs of the {blocks} vision layers"
         raise wrong(at, "vision_feature_layer", layer, wanted, COPY)
-    return ClipConfig(
-        hidden=width,
-        mlp=v["intermediate_size"],
-        layers=run,
-        heads=heads,
-        image_size=v["image_size"],
-        patch_size=v["patch_size"],
-        activation=v["hidden_act"],
-        norm_eps=float(v["layer_norm_eps"]),
-        keep_class_token=whole["vision_feature_select_strategy"] == "full",
-    )
+    tower["layers"] = run
+    return ClipConfig(**tower, keep_class_token=whole["vision_feature_select_strategy"] == "full")
 
 
 def _pinpoints(at: str, given: Any, tile: int) -> tuple[tuple[int, int], ...]:

@@ -8,42 +8,22 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from mllm_align.models.families.vit import Block
+from mllm_align.models.families.vit import Block, VitConfig
 from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, parameter, scanned
 from mllm_align.sharding import constrain
 
 
 @dataclass(frozen=True)
-class ClipConfig:
+class ClipConfig(VitConfig):
     """`layers` counts those that are run: up to the feature layer."""
 
-    hidden: int
-    mlp: int
-    layers: int
-    heads: int
-    image_size: int
-    patch_size: int
     activation: str = "quick_gelu"
-    norm_eps: float = 1e-5
     keep_class_token: bool = False
 
     @property
-    def side(self) -> int:
-        """Patches along a side of a tile."""
-        return self.image_size // self.patch_size
-
-    @property
-    def patches(self) -> int:
-        return self.side**2
-
-    @property
     def places(self) -> int:
-        """Tokens of a tile: the class token stands before the patches."""
+        """The class token stands before the patches."""
         return self.patches + 1
-
-    @property
-    def patch_width(self) -> int:
-        return 3 * self.patch_size**2
 
     @property
     def tokens(self) -> int:
