@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scenes_study import page
-from scenes_study.rows import JUDGE, same, useful
+from scenes_study.rows import JUDGE, REWARDS, same, useful
 from scenes_study.variants import JUDGED_BY_SELF, VARIANTS, Study
 
 from mllm_align.errors import InputError
@@ -29,6 +29,7 @@ from mllm_align.testbed.quickstart.phases import Base, Clock, Pictures, Recipe
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "study"
+NAMES = [JUDGE, *REWARDS, *VARIANTS]
 GUESS = {"row": 150.0, "base": 300.0, "SFT": 250.0}  # seconds, before any row is there
 
 
@@ -76,7 +77,7 @@ def make(study: Study, name: str, results: Path) -> None:
         return
     print(f"== {name}, seed {study.seed}: about {expected(name, results):.0f} s", flush=True)
     began = time.perf_counter()
-    row = study.judged() if name == JUDGE else study.row(name)
+    row = study.row(name)
     with new_file(file) as out:
         out.write(json.dumps(row, separators=(",", ":")) + "\n")
     print(f"{name}, seed {study.seed}: {time.perf_counter() - began:.0f} s", flush=True)
@@ -87,9 +88,8 @@ def run(work: Path, seeds: list[int], only: list[str], results: Path, recipe: Re
     clock, read_pictures = Clock(work / "seconds.json"), Pictures(work / "scenes", recipe.scenes)
     base = Base(work / "base", 0, recipe, read_pictures, clock)
     studies = [Study(work / f"seed-{seed}", seed, recipe, read_pictures, clock) for seed in seeds]
-    names = [JUDGE, *VARIANTS]
     needed = {JUDGE} if JUDGED_BY_SELF & set(only) else set()
-    names = [name for name in names if not only or name in {*only, *needed}]
+    names = [name for name in NAMES if not only or name in {*only, *needed}]
     plan(studies, names, results, base)
     for study in studies:
         todo = [name for name in names if not done(study, results, name)]
@@ -105,7 +105,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--work", type=Path, help="folder of pictures, models and pairs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=[], choices=[JUDGE, *VARIANTS], metavar="VARIANT")
+    parser.add_argument("--only", nargs="+", default=[], choices=NAMES, metavar="ROW")
     parser.add_argument("--report", action="store_true", help="only write docs/study.md")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=page.PAGE)

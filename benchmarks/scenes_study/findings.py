@@ -109,6 +109,43 @@ FINDINGS = (
     ),
 )
 
+# Of rewards: the paper's own words first, then what the testbed's exact reward lets us ask.
+LEARNED = (
+    Finding(
+        "A reward model trained on POVID collapses the policy",
+        "POVID's rejected responses are corrupted captions. Collapse: more hallucination and less recall "
+        "than SFT's.",
+        (
+            Claim("rloo_reward", "sft", higher=True),
+            Claim("rloo_reward", "sft", "recall"),
+        ),
+    ),
+    Finding(
+        "Policy gradients against a reward model do not beat DPO",
+        "Both learn from corrupted captions of the same seed.",
+        (Claim("dpo_corrupted", "rloo_reward", not_worse=True),),
+    ),
+    Finding(
+        "With an exact reward of what is wrong and missing, RLOO and PPO lower CHAIR_i and keep recall",
+        "The oracle's F1.",
+        (
+            Claim("rloo_f1", "sft"),
+            Claim("rloo_f1", "sft", "recall", higher=True, not_worse=True),
+            Claim("ppo_f1", "sft"),
+            Claim("ppo_f1", "sft", "recall", higher=True, not_worse=True),
+        ),
+    ),
+    Finding(
+        "A judge that ranks by errors teaches to say less; one that ranks by F1 does not",
+        "Online-DPO with the oracle's two orders.",
+        (
+            Claim("online_dpo_oracle", "sft", "recall"),
+            Claim("online_dpo_f1", "sft"),
+            Claim("online_dpo_f1", "sft", "recall", higher=True, not_worse=True),
+        ),
+    ),
+)
+
 
 def judge_claim(rows: Rows, claim: Claim) -> Judged:
     one, other = rows.get(claim.one, {}), rows.get(claim.other, {})

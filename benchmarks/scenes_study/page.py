@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mllm_align.evaluation.intervals import Interval
+from mllm_align.evaluation.intervals import Interval, over_seeds
 from mllm_align.testbed.quickstart.phases import Recipe
 from scenes_study import figures
-from scenes_study.findings import FINDINGS, Judged, judge_finding
-from scenes_study.rows import Rows, figure, read_rows, spread, useful
+from scenes_study.findings import FINDINGS, LEARNED, Finding, Judged, judge_finding
+from scenes_study.rows import REWARDS, Rows, figure, read_rows, spread, useful
 from scenes_study.words import (
     BRIEF,
     COLUMNS,
@@ -24,6 +24,7 @@ from scenes_study.words import (
     MISSING,
     PAPERS,
     POPE,
+    REWARDED,
     RULE,
     TITLES,
     WRITTEN,
@@ -36,30 +37,32 @@ WANTED = 3  # seeds
 
 def write(results: Path, page: Path = PAGE) -> None:
     """Write the page and its figures, beside it in figures/."""
-    rows, judges = read_rows(results)
+    rows, judges, rewards = read_rows(results)
     beside = page.parent / "figures"
     beside.mkdir(parents=True, exist_ok=True)
     for name, svg in drawings(rows).items():
         (beside / name).write_text(svg, encoding="utf-8")
-    page.write_text(text(rows, judges), encoding="utf-8")
+    page.write_text(text(rows, judges, rewards), encoding="utf-8")
 
 
-def text(rows: Rows, judges: dict[int, dict[str, Any]]) -> str:
+def text(rows: Rows, judges: dict[int, dict[str, Any]], rewards: Rows) -> str:
     """The whole page."""
     return "\n".join(
         [
             "# The method's variants on Scenes\n",
             "Made by `benchmarks/study.py`; figures as they came out.\n",
             earlier(rows),
-            standing(rows, judges),
+            standing(rows | rewards, judges),
             HOW.format(hours=hours(rows)),
             "## The self judge first\n\n" + self_judge(judges),
             "## All variants\n\n" + table(rows, tuple(TITLES), tuple(COLUMNS)) + pope_note(rows),
             drawings_text(rows),
             *(f"## {title}\n\n{note}{table(rows, names, BRIEF)}" for title, note, names in PAPERS),
+            "## Reward models on each kind of rejected response\n\n" + reward_table(rewards),
             "## What BDHS wrote\n\n" + written(rows),
             "## Time and losses\n\n" + costs(rows),
-            "## The paper's findings\n\n" + RULE + "\n" + findings(rows),
+            "## The paper's findings\n\n" + RULE + "\n" + findings(rows, FINDINGS),
+            "## What rewards teach\n\n" + findings(rows, LEARNED),
         ]
     )
 
@@ -81,17 +84,18 @@ def standing(rows: Rows, judges: dict[int, dict[str, Any]]) -> str:
     missing = [
         f"{name} of seed {s}"
         for s in seeds
-        for name in TITLES
+        for name in (*REWARDS, *TITLES)
         if s not in rows.get(name, {}) and not (name.endswith("self") and s in out)
     ]
     if not missing:
         return ""
-    whole = [name for name in TITLES if len(rows.get(name, {})) >= WANTED]
+    names = [*REWARDS, *TITLES]
+    whole = [name for name in names if len(rows.get(name, {})) >= WANTED]
     return MISSING.format(
         missing=len(missing),
-        all=WANTED * len(TITLES),
+        all=WANTED * len(names),
         whole=len(whole),
-        variants=len(TITLES),
+        variants=len(names),
         seeds=WANTED,
     )
 
@@ -174,6 +178,18 @@ def drawings_text(rows: Rows) -> str:
     )
 
 
+def reward_table(rewards: Rows) -> str:
+    kinds = list(REWARDS.values())
+    lines = [REWARDED, "| learned from | seeds | " + " | ".join(kinds) + " | length |"]
+    lines.append("|---|--:|" + "--:|" * (len(kinds) + 1))
+    for name, each in rewards.items():
+        asked = [row["asked"] for row in each.values()]
+        cells = [cell(over_seeds([a[kind]["right"] / a[kind]["pairs"] for a in asked])) for kind in kinds]
+        length = _mean(a[REWARDS[name]]["length_correlation"] for a in asked)
+        lines.append(f"| {REWARDS[name]} | {len(each)} | {' | '.join(cells)} | {length:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
 def written(rows: Rows) -> str:
     """How much the rejected responses of the data differ, and what is wrong with them."""
     lines = [
@@ -217,15 +233,16 @@ def costs(rows: Rows) -> str:
                 for n in names.values()
             ]
             for n in ("loss", "rewards/margin"):
-                cells.append(f"{statistics.median(row['training']['last_steps'][n] for row in each):.3f}")
+                last = [row["training"]["last_steps"].get(n) for row in each]
+                cells.append("" if None in last else f"{statistics.median(last):.3f}")
             cells.append(f"{statistics.median(row['seconds']['whole'] for row in each):.0f}")
             lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def findings(rows: Rows) -> str:
+def findings(rows: Rows, those: Sequence[Finding]) -> str:
     parts = []
-    for number, finding in enumerate(FINDINGS, 1):
+    for number, finding in enumerate(those, 1):
         verdict, claims = judge_finding(rows, finding)
         parts.append(
             f"### {number}. {finding.words}\n\n**{verdict[0].upper() + verdict[1:]}.** {finding.meant}\n"

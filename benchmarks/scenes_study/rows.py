@@ -18,6 +18,8 @@ Rows = dict[str, dict[int, Row]]
 """Variant -> seed -> row."""
 
 JUDGE = "self_judge"
+REWARDS = {"reward_corrupted": "corrupted", "reward_bdhs": "bdhs", "reward_povid": "povid"}
+"""Rows of reward models: the kind of rejected responses that each learns from."""
 # What is added up for the figures that are not in FIGURES.
 MORE = {
     "details": (
@@ -27,13 +29,15 @@ MORE = {
 }
 
 
-def read_rows(results: Path) -> tuple[Rows, dict[int, Row]]:
-    """The rows of all variants, and those of the self judge by seed."""
+def read_rows(results: Path) -> tuple[Rows, dict[int, Row], Rows]:
+    """The rows of all variants, those of the self judge by seed, and those of the reward models."""
     rows: Rows = {}
     for file in sorted(results.glob("*.json")):
         row = json.loads(file.read_text(encoding="utf-8"))
         rows.setdefault(row["variant"], {})[row["seed"]] = row
-    return rows, rows.pop(JUDGE, {})
+    judges = rows.pop(JUDGE, {})
+    rewards = {name: rows.pop(name) for name in REWARDS if name in rows}
+    return rows, judges, rewards
 
 
 def _parts(name: str) -> tuple[Sequence[str], Sequence[str]]:

@@ -16,18 +16,23 @@ from typing import Any
 import numpy as np
 
 from mllm_align import (
+    PPO,
+    RLOO,
     BDHSConfig,
     Config,
     Distorted,
     JudgeConfig,
     OnlineBDHS,
     OnlinePairs,
+    OnlineRewards,
+    RewardModel,
     SamplingConfig,
     SceneOracle,
     SceneQuestions,
 )
+from mllm_align.align.contract import Objective
 from mllm_align.align.pairwise import DPO, Averaged
-from mllm_align.config import Online
+from mllm_align.config import AnnotatorConfig, Online
 from mllm_align.config import to_json as config_json
 from mllm_align.evaluation.accuracy import accuracy
 from mllm_align.files import new_file
@@ -38,7 +43,8 @@ from mllm_align.testbed.quickstart.phases import Base, Clock, Pictures, Recipe, 
 from mllm_align.testbed.scenes import builder
 from mllm_align.testbed.scenes.corrupt import corrupt
 from mllm_align.training.loop import train
-from scenes_study.rows import JUDGE
+from scenes_study import rewards
+from scenes_study.rows import JUDGE, REWARDS
 
 SPLITS = ("broken", "unbiased")
 EACH = ("mentions", "hallucinated", "present", "recalled")  # kept for every picture
@@ -47,37 +53,65 @@ SAMPLING = SamplingConfig(temperature=1.0, max_tokens=96)
 MADE = {"similarity": "lexical", "sampling": SAMPLING, "sentence_tokens": 32}
 
 
+Annotators = Callable[[Path, Path], AnnotatorConfig]
+"""Folders of the pictures and of the seed's runs -> who ranks or rewards."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """pairs: data of the training, `captions`, `corrupted` or those that BDHS writes as `bdhs` says.
 
-    online: the responses that are made while training, given the folder of the pictures.
+    online: the responses that are made while training, given the folders of the pictures and of the seed's
+    runs. objective: None for DPO with the recipe's beta.
     """
 
     name: str
     pairs: str = ""
     bdhs: dict[str, Any] | None = None
-    online: Callable[[Path], Online] | None = None
+    online: Callable[[Path, Path], Online] | None = None
     averaged: bool = False
+    objective: Objective | None = None
+    rate: float = 3e-4
 
 
 def _offline(name: str, **fields: Any) -> Variant:
     return Variant(name, "bdhs", fields)
 
 
-def _ranked(self_judged: bool, share: float) -> Callable[[Path], Online]:
-    def online(scenes: Path) -> Online:
-        annotator = SceneQuestions() if self_judged else SceneOracle(scenes)
-        return OnlinePairs(annotator, offline_share=share, sampling=SAMPLING)
-
-    return online
+def _oracle(scenes: Path, _: Path) -> AnnotatorConfig:
+    return SceneOracle(scenes)
 
 
-def _distorted(_: Path) -> Online:
+def _oracle_f1(scenes: Path, _: Path) -> AnnotatorConfig:
+    return SceneOracle(scenes, order="f1")
+
+
+def _self_judge(*_: Path) -> AnnotatorConfig:
+    return SceneQuestions()
+
+
+def _reward_model(_: Path, runs: Path) -> AnnotatorConfig:
+    return RewardModel(model=str(runs / REWARDED["rloo_reward"]))
+
+
+def _ranked(annotator: Annotators, share: float) -> Callable[[Path, Path], Online]:
+    return lambda *places: OnlinePairs(annotator(*places), offline_share=share, sampling=SAMPLING)
+
+
+def _policy_gradient(name: str, objective: Objective, annotator: Annotators, **rounds: int) -> Variant:
+    """As configs/rloo_scenes.py and ppo_scenes.py have it."""
+
+    def online(*places: Path) -> Online:
+        return OnlineRewards(annotator(*places), sampling=SAMPLING, reward_samples=512, **rounds)
+
+    return Variant(name, "captions", online=online, objective=objective, rate=6e-4)
+
+
+def _distorted(*_: Path) -> Online:
     return Distorted()
 
 
-def _bdhs(_: Path) -> Online:
+def _bdhs(*_: Path) -> Online:
     return OnlineBDHS(**MADE)
 
 
@@ -89,20 +123,25 @@ VARIANTS = {
         Variant("dpo_corrupted", "corrupted"),
         _offline("bdhs_attn_0.99"),
         Variant("bdhs_online", "captions", online=_bdhs),
-        Variant("online_dpo_oracle", "captions", online=_ranked(False, 0.0)),
-        Variant("mixed_dpo_oracle", "corrupted", online=_ranked(False, 0.5)),
+        Variant("online_dpo_oracle", "captions", online=_ranked(_oracle, 0.0)),
+        Variant("mixed_dpo_oracle", "corrupted", online=_ranked(_oracle, 0.5)),
+        Variant("online_dpo_f1", "captions", online=_ranked(_oracle_f1, 0.0)),
+        _policy_gradient("rloo_f1", RLOO(responses=4, beta=0.02), _oracle_f1),
+        _policy_gradient("rloo_reward", RLOO(responses=4, beta=0.02), _reward_model),
+        _policy_gradient("ppo_f1", PPO(beta=0.02), _oracle_f1, minibatches=2, epochs=2),
         _offline("bdhs_noise", distortion="noise"),
         _offline("bdhs_unguided", guided=False),
         Variant("povid_style", "captions", online=_distorted),
         Variant("averaged_povid", "corrupted", online=_distorted, averaged=True),
         Variant("averaged_bdhs_online", "corrupted", online=_bdhs, averaged=True),
-        Variant("online_dpo_self", "captions", online=_ranked(True, 0.0)),
-        Variant("mixed_dpo_self", "corrupted", online=_ranked(True, 0.5)),
+        Variant("online_dpo_self", "captions", online=_ranked(_self_judge, 0.0)),
+        Variant("mixed_dpo_self", "corrupted", online=_ranked(_self_judge, 0.5)),
         _offline("bdhs_attn_0.9", mask_rate=0.9),
         _offline("bdhs_attn_0.5", mask_rate=0.5),
         _offline("bdhs_attn_0", mask_rate=0.0),
     )
 }
+REWARDED = {"rloo_reward": "reward_corrupted"}
 JUDGED_BY_SELF = {name for name in VARIANTS if name.endswith("_self")}
 
 
@@ -124,7 +163,12 @@ class Study(Seed):
         return load(self.out / "sft")
 
     def row(self, name: str) -> dict[str, Any]:
-        """Make a variant; what was measured of it."""
+        """Make a variant, a reward model or the self judge; what was measured of it."""
+        if name == JUDGE:
+            return self.stamp(name) | self.judged()
+        return self.stamp(name) | (rewards.row(self, name) if name in REWARDS else self.variant(name))
+
+    def variant(self, name: str) -> dict[str, Any]:
         began, facts = time.perf_counter(), {}
         bundle, variant = self.sft, VARIANTS[name]
         if name == "sft_control":
@@ -133,24 +177,30 @@ class Study(Seed):
         elif variant.pairs:
             data, facts = self._data(variant)
             made = time.perf_counter()
-            bundle = train(self.config(variant), self.sft, data, self.out / "runs" / name)
+            config = self.config(variant, self.read.folder, self.out / "runs")
+            if name in REWARDED:
+                rewards.model(self, REWARDED[name])
+            bundle = train(config, self.sft, data, self.out / "runs" / name)
             facts |= {"training": _log(self.out / "runs" / name)}
             facts["training"]["seconds"] = round(time.perf_counter() - made, 1)
         measuring = time.perf_counter()
         splits = {split: self._counted(bundle, split) for split in SPLITS}
         ended = time.perf_counter()
         seconds = {"measuring": round(ended - measuring, 1), "whole": round(ended - began, 1)}
-        return {**self.stamp(name), "splits": splits, **facts, "seconds": seconds}
+        return {"splits": splits, **facts, "seconds": seconds}
 
     def stamp(self, name: str) -> dict[str, Any]:
         """What decides a row: one that says something else is made anew."""
         settings: dict[str, Any] = {"recipe": asdict(self.recipe)}
         if name == JUDGE:
             settings |= {"judge": config_json(_judge()), "pairs": JUDGED}
+        elif name in REWARDS:
+            settings |= {"train": config_json(rewards.settings(self)), "pairs": REWARDS[name]}
         else:
             variant = VARIANTS[name]
-            settings["train"] = config_json(self.config(variant, Path("scenes"))) if variant.pairs else None
-            settings["bdhs"] = config_json(self._writer(variant)) if variant.bdhs is not None else None
+            places = Path("scenes"), Path("runs")
+            settings["train"] = config_json(self.config(variant, *places)) if variant.pairs else None
+            settings["bdhs"] = config_json(self.writer(variant)) if variant.bdhs is not None else None
         plain = json.loads(json.dumps(settings, default=str))
         return {"variant": name, "seed": self.seed, "version": version("mllm-align"), "settings": plain}
 
@@ -161,17 +211,18 @@ class Study(Seed):
             row["image"] = str(self.data / row["image"])
         config = replace(_judge(), data=replace(_judge().data, image_root=self.data, allow_outside=True))
         summary, _ = accuracy(config, rows, self.sft)
-        return {**self.stamp(JUDGE), "judged": summary, "seconds": {"whole": summary["seconds"]}}
+        return {"judged": summary, "seconds": {"whole": summary["seconds"]}}
 
     # ---- data ----------------------------------------------------------------------------------------
 
-    def config(self, variant: Variant, scenes: Path | None = None) -> Config:
+    def config(self, variant: Variant, *places: Path) -> Config:
         pair = DPO(beta=self.recipe.beta, sft_weight=self.recipe.sft_weight)
+        averaged = Averaged(pair=pair, gamma=0.5) if variant.averaged else pair
         return self._config(
             self.recipe.dpo,
-            3e-4,
-            objective=Averaged(pair=pair, gamma=0.5) if variant.averaged else pair,
-            online=variant.online and variant.online(scenes or self.read.folder),
+            variant.rate,
+            objective=variant.objective or averaged,
+            online=variant.online and variant.online(*places),
             freeze=("vision_tower",),
             log_every=20,
         )
@@ -183,12 +234,12 @@ class Study(Seed):
             path, facts = self.corrupted(), {}
         else:
             path = self.data / f"{variant.name}.jsonl"
-            facts = bdhs(self._writer(variant), self.sft, self.captions(), path)
+            facts = bdhs(self.writer(variant), self.sft, self.captions(), path)
             facts |= {"left_out": len(facts["left_out"]), "over_long": len(facts["over_long"])}
         return path, {"pairs": facts | self._described(path)}
 
-    def _writer(self, variant: Variant) -> BDHSConfig:
-        fields = {"mask_rate": self.recipe.mask_rate} | (variant.bdhs or {})
+    def writer(self, variant: Variant | None = None) -> BDHSConfig:
+        fields = {"mask_rate": self.recipe.mask_rate} | ((variant and variant.bdhs) or {})
         return BDHSConfig(**MADE, batch_size=64, seed=self.seed, **fields)
 
     @cached_property

@@ -14,8 +14,8 @@ pytest.importorskip("tensorflow_datasets")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from scenes_study import page
-from scenes_study.findings import FINDINGS, MARGIN, Claim, judge_claim, judge_finding
-from scenes_study.rows import difference, figure, over_pictures, read_rows, same, spread, useful
+from scenes_study.findings import FINDINGS, LEARNED, MARGIN, Claim, judge_claim, judge_finding
+from scenes_study.rows import REWARDS, difference, figure, over_pictures, read_rows, same, spread, useful
 from scenes_study.words import PAPERS, TITLES
 
 from mllm_align.testbed.quickstart.phases import Recipe
@@ -75,6 +75,12 @@ def rows(**wrong):
 def judge(seed, mean, apart=True):
     judged = {"pairs": 300, "decided": 20, "p_of_chance": 0.01, "apart_from_chance": apart}
     return {"variant": "self_judge", "seed": seed, "judged": judged | {"accuracy": {"mean": mean}}}
+
+
+def rewarded(name, seed, right):
+    asked = {"pairs": 300, "right": right, "length_correlation": 0.1}
+    kinds = dict.fromkeys(REWARDS.values(), asked)
+    return {"variant": name, "seed": seed, "settings": {}, "asked": kinds, "seconds": {"whole": 90.0}}
 
 
 # ---- figures ---------------------------------------------------------------------------------------
@@ -163,7 +169,7 @@ def test_chair_misleads_where_recall_falls_too():
 
 
 def test_names_are_those_of_variants():
-    named = {name for f in FINDINGS for c in f.claims for name in (c.one, c.other)}
+    named = {name for f in (*FINDINGS, *LEARNED) for c in f.claims for name in (c.one, c.other)}
     assert named <= set(TITLES) and {n for *_, names in PAPERS for n in names} <= set(TITLES)
 
 
@@ -190,7 +196,8 @@ def written(folder, made, judges=()):
 
 def everything(seeds=SEEDS):
     names = [name for name in TITLES if not name.endswith("self")]
-    return {n: {s: row(n, s, 10 + 3 * i + s) for s in seeds} for i, n in enumerate(names)}
+    made = {n: {s: row(n, s, 10 + 3 * i + s) for s in seeds} for i, n in enumerate(names)}
+    return made | {n: {s: rewarded(n, s, 270 - 3 * s) for s in seeds} for n in REWARDS}
 
 
 def test_whole_page(tmp_path):
@@ -198,7 +205,8 @@ def test_whole_page(tmp_path):
     assert "Not complete" not in text and "left out" in text
     line = next(line for line in text.splitlines() if "(`sft`)" in line)
     assert line.startswith("| SFT (`sft`) | 3 | 5.5 ± 1.2 |")
-    assert len(re.findall(r"^### \d\. .+\n\n\*\*(?:Reproduced|Not|Cannot)", text, re.M)) == 6
+    assert len(re.findall(r"^### \d\. .+\n\n\*\*(?:Reproduced|Not|Cannot)", text, re.M)) == 10
+    assert "| corrupted | 3 | 89.0 ± 2.5 | 89.0 ± 2.5 | 89.0 ± 2.5 | 0.10 |" in text
     for name in re.findall(r"\((figures/.*?\.svg)\)", text):
         assert ElementTree.parse(tmp_path / "docs" / name).getroot().tag.endswith("svg")
     columns = [line.count("|") for line in text.splitlines() if line.startswith("|")]
@@ -209,20 +217,21 @@ def test_whole_page(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path):
     text = written(tmp_path, everything(seeds=(0,)), [judge(0, 0.9)])
-    # 17 variants, 3 seeds; 15 are there
-    assert "36 of 51 rows" in text and "0 of 17\n> variants have 3 seeds" in text
+    # 21 variants and 3 reward models, 3 seeds; all but the self judge's 2 are there for seed 0
+    assert "50 of 72 rows" in text and "0 of 24\n> variants have 3 seeds" in text
     assert "| 5.0 |" in text and "±" not in text.split("## All variants")[1].split("## The paper")[0]
 
 
 def test_page_without_rows(tmp_path):
-    assert "51 of 51 rows" in written(tmp_path, {})
+    assert "72 of 72 rows" in written(tmp_path, {})
 
 
 def test_reading_rows(tmp_path):
-    for each in (row("sft", 1, 3), judge(1, 0.6)):
+    for each in (row("sft", 1, 3), judge(1, 0.6), rewarded("reward_bdhs", 1, 250)):
         (tmp_path / f"{each['variant']}.json").write_text(json.dumps(each))
-    found, judges = read_rows(tmp_path)
+    found, judges, rewards = read_rows(tmp_path)
     assert list(found) == ["sft"] and list(found["sft"]) == [1] and list(judges) == [1]
+    assert list(rewards) == ["reward_bdhs"]
 
 
 def test_a_judge_worse_than_chance_is_no_use():
@@ -249,20 +258,13 @@ def test_rows_that_are_there_are_not_made_again(tmp_path, monkeypatch, capsys):
         def begin(self, base):
             pass
 
-        def row(self, name):
+        def variant(self, name):
             asked.append((name, self.seed))
-            return {
-                **self.stamp(name),
-                **{k: v for k, v in row(name, self.seed, 5).items() if k != "settings"},
-            }
+            return {k: v for k, v in row(name, self.seed, 5).items() if k != "settings"}
 
         def judged(self):
             asked.append(("judge", self.seed))
-            return {
-                **judge(self.seed, 0.4, apart=False),
-                **self.stamp("self_judge"),
-                "seconds": {"whole": 1.0},
-            }
+            return {"judged": judge(self.seed, 0.4, apart=False)["judged"], "seconds": {"whole": 1.0}}
 
     monkeypatch.setattr(study, "Study", Made)
     places = ["--work", str(tmp_path / "work"), "--results", str(tmp_path / "results")]
