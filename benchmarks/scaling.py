@@ -12,10 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from math import gcd
 from pathlib import Path
 
-from mllm_align import BDHSConfig, Config, DataConfig, LoraConfig
+from mllm_align import BDHSConfig, Config, DataConfig, LoraConfig, load_config
 from mllm_align.config import MeshConfig
 from mllm_align.errors import InputError
 from mllm_align.models.families.registry import presets
@@ -32,6 +33,7 @@ SLICES = {
     "v5p": ("v5p:2x2x1", "v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8"),
 }
 KINDS = {"lora": "DPO, LoRA rank 128", "full": "DPO, all of projector and decoder"}
+ROUNDS = (("llava-1.6-7b", "v5e:4x4"), ("llava-1.6-34b", "v6e:8x8"))
 WEAK = (("v5e:4x4", 16), ("v5e:8x8", 64), ("v5e:16x16", 256))
 
 
@@ -40,6 +42,14 @@ def dpo(kind: str, chips: int) -> Config:
     lora = LoraConfig(rank=128, alpha=256.0) if kind == "lora" else None
     data, mesh = DataConfig(multiple=128), MeshConfig(data=1, fsdp=-1)
     return Config(lora=lora, data=data, mesh=mesh, batch_size=2 * chips, micro_batches=2)
+
+
+def ppo(chips: int) -> Config:
+    """PPO against a reward model: a prompt for each chip, rollouts with weights cut over up to 8 chips."""
+    base = load_config("ppo_llava16_7b")
+    assert base.online is not None
+    online = replace(base.online, mesh=MeshConfig(data=-1, tensor=8))
+    return replace(base, online=online, batch_size=max(chips, 32))
 
 
 def rows() -> list[tuple[str, str, str, str]]:
@@ -69,6 +79,10 @@ def one(model: str, kind: str, where: str) -> Plan:
     return plan(config, model, where, programs=["train"])
 
 
+def rounds_file(model: str) -> Path:
+    return RESULTS / f"{model}_ppo.json"
+
+
 def make() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     for where, chips in WEAK:
@@ -78,6 +92,11 @@ def make() -> None:
                 data=DataConfig(multiple=128), mesh=MeshConfig(data=1, fsdp=-1), batch_size=2 * chips
             )
             save(plan(config, "llava-1.6-7b", where, programs=["train"]), file)
+    for model, where in ROUNDS:
+        file = rounds_file(model)
+        if not file.exists():
+            print(file.stem, flush=True)
+            save([plan(ppo(topology(where).chips), model, where)], file)
     for name, model, kind, chip in rows():
         file = RESULTS / f"{name}.json"
         if not file.exists():
@@ -113,6 +132,22 @@ GiB, TFLOP and GB sent are of one chip and one step.
 |---|---|---|--:|--:|--:|--:|--:|--:|---|
 """
 
+BDHS = """
+## BDHS: the smallest v5e slice
+
+Heads and feed-forward are cut over up to 8 chips, where they divide.
+
+"""
+PPO = """
+## Rounds of PPO
+
+`ppo_llava16_7b` with a LoRA policy, value model and reward model over one base; a prompt for each chip, at
+least 32. A round is features, prefill, decode, score and reward once, then train for every update (four in
+this config). Rollouts have a copy of the weights cut over 8 chips (`--online.mesh.tensor 8`): cut as in
+training, every token would gather all of them, and the 34B's decode on v5e:8x8 is bound at 119 s.
+
+"""
+
 
 def page() -> str:
     text, missing = HEAD, []
@@ -125,25 +160,27 @@ def page() -> str:
             text += "".join(line(model, KINDS[kind], p) for p in plans)
             if not plans:
                 text += f"| {model} | {KINDS[kind]} | {chip} | none of {len(SLICES[chip])} fits |||||||\n"
-    text += (
-        "\n## BDHS: the smallest v5e slice\n\n"
-        "Heads and feed-forward are cut over up to 8 chips, where they divide.\n\n"
-        "| model | slice | program | GiB a chip | bound, s | at the bound | limit |\n"
-        "|---|---|---|--:|--:|---|---|\n"
-    )
-    for name, model, kind, _ in rows():
-        file = RESULTS / f"{name}.json"
-        if kind == "bdhs" and file.exists():
-            for made in json.loads(file.read_text()):
-                for p in made["programs"]:
-                    rates = ", ".join(f"{value:,.3g} {what}" for what, value in p["rates"].items())
-                    needs = f"{p['needed'] / 2**30:.1f}"
-                    place = f"{made['topology']} ({made['vendor_name']})"
-                    text += f"| {model} | {place} | {p['program']} | {needs} | {p['bound']:.3g} "
-                    text += f"| {rates} | {p['limit']} |\n"
+    files = [(model, RESULTS / f"{name}.json") for name, model, kind, _ in rows() if kind == "bdhs"]
+    text += BDHS + programs(files)
+    text += PPO + programs([(model, rounds_file(model)) for model, _ in ROUNDS])
     text += weak()
     if missing:
         text += "\n## Not made yet\n\n" + "".join(f"- {name}\n" for name in missing)
+    return text
+
+
+def programs(files: list[tuple[str, Path]]) -> str:
+    """A line for every program of the plans in the files that are there."""
+    text = "| model | slice | program | GiB a chip | bound, s | at the bound | limit |\n"
+    text += "|---|---|---|--:|--:|---|---|\n"
+    for model, file in files:
+        for made in json.loads(file.read_text()) if file.exists() else ():
+            for p in made["programs"]:
+                rates = ", ".join(f"{value:,.3g} {what}" for what, value in p["rates"].items())
+                needs = f"{p['needed'] / 2**30:.1f}"
+                place = f"{made['topology']} ({made['vendor_name']})"
+                text += f"| {model} | {place} | {p['program']} | {needs} | {p['bound']:.3g} "
+                text += f"| {rates} | {p['limit']} |\n"
     return text
 
 
