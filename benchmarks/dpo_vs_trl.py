@@ -4,7 +4,8 @@
 
 Run it in this project's environment. VENV is one with the extra `oracle` (torch, TRL, PEFT); the model
 and pairs are created there. Each round runs TRL with its defaults, TRL with its fastest setting (gradient
-checkpointing off) and this project in sequence, so that temporary slowdowns of the machine affect all of
+checkpointing off), this project, and this project with reference log-probs (and, where the tower is
+frozen, its features) stored beforehand in sequence, so that temporary slowdowns of the machine affect all of
 them; the ratio is between medians over rounds.
 """
 
@@ -54,7 +55,10 @@ def compare(args: argparse.Namespace, work: Path, mode: str) -> dict:
         "trl_default": (args.trl_python, "trl_dpo.py", *common, "--gc", "1"),
         "trl_best": (args.trl_python, "trl_dpo.py", *common, "--gc", "0"),
         "mllm_align": (sys.executable, "ours_dpo.py", *common),
+        "stored": (sys.executable, "ours_dpo.py", *common, "--stored", "reference"),
     }
+    if mode == "lora":  # full fine-tuning trains the tower, too
+        sides["stored"] += ("features",)
     rounds: dict[str, list[dict]] = {name: [] for name in sides}
     for _ in range(args.rounds):
         for name, command in sides.items():
@@ -64,6 +68,7 @@ def compare(args: argparse.Namespace, work: Path, mode: str) -> dict:
     return {
         "pairs_per_s": {n: [r["pairs_per_s"] for r in each] for n, each in rounds.items()},
         "ratio_to_trl_best": round(median["mllm_align"] / median["trl_best"], 2),
+        "ratio_stored_to_trl_best": round(median["stored"] / median["trl_best"], 2),
         "ratio_to_trl_default": round(median["mllm_align"] / median["trl_default"], 2),
         "last_round": {name: each[-1] for name, each in rounds.items()},
     }

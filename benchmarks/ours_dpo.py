@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=["lora", "full"], default="lora")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--remat", choices=["none", "dots", "full"], default="none")
+    parser.add_argument("--stored", nargs="*", choices=["reference", "features"], default=[])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=2, help="of TRL: ours adds one pass over the data")
     parser.add_argument("--steps", type=int, default=12)
@@ -80,6 +81,7 @@ def main() -> None:
         steps=warmup + args.steps,
         dtype={"fp32": "float32", "bf16": "bfloat16"}[args.dtype],
         remat=args.remat,
+        **dict.fromkeys(args.stored, "stored"),
         log_every=1,
         save_every=10**9,
     )

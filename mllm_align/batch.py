@@ -52,6 +52,7 @@ class Prefix:
     visible: False where a key is attended to by nothing (padding; masked image embeddings).
     length: how many of the P places are real. The last real one predicts each response's first token.
     patches, place: of the images, as in `Pixels`; None where the tower's features are known.
+    features: what a frozen tower gives for each tile, where that was computed beforehand.
     """
 
     tokens: Int[Array, "B P"]
@@ -62,12 +63,18 @@ class Prefix:
     length: Int[Array, " B"]
     patches: Float[Array, "B T N C"] | None = None
     place: Int[Array, "B T N 2"] | None = None
+    features: Float[Array, "B T I F"] | None = None
 
     @property
     def pixels(self) -> Pixels:
         """Of a prefix that has them."""
         assert self.patches is not None and self.place is not None
         return Pixels(self.patches, self.place)
+
+    @property
+    def tiles(self) -> int:
+        """T."""
+        return (self.pixels.patches if self.features is None else self.features).shape[-3]
 
     @property
     def last(self) -> Int[Array, "B 1"]:
@@ -140,7 +147,7 @@ class PromptGroup:
 
     @property
     def shape(self) -> Shape:
-        sizes = [(p.tokens.shape[-1], p.pixels.patches.shape[-3]) for p in self.prefixes]
+        sizes = [(p.tokens.shape[-1], p.tiles) for p in self.prefixes]
         return Shape(sizes[0][0], self.responses.tokens.shape[-1], sizes[0][1], tuple(sizes[1:]))
 
 
@@ -183,7 +190,7 @@ class Shape:
 class HostPrefix:
     """One prompt of p tokens before padding: numpy arrays as in `Prefix`, without its axis B.
 
-    patches [t, N, C] float32 and place [t, N, 2] int16, or None.
+    patches [t, N, C] float32 and place [t, N, 2] int16, or features [t, I, F], or neither.
     """
 
     tokens: np.ndarray
@@ -193,6 +200,7 @@ class HostPrefix:
     visible: np.ndarray
     patches: np.ndarray | None = None
     place: np.ndarray | None = None
+    features: np.ndarray | None = None
 
     @classmethod
     def causal(cls, tokens: np.ndarray, image: np.ndarray, pixels: Pixels | None = None) -> HostPrefix:
@@ -205,6 +213,11 @@ class HostPrefix:
         """Of a prefix that has them."""
         assert self.patches is not None and self.place is not None
         return Pixels(self.patches, self.place)
+
+    @property
+    def tiles(self) -> int:
+        found = self.patches if self.features is None else self.features
+        return 0 if found is None else len(found)
 
     def keep(self, places: np.ndarray) -> HostPrefix:
         """The prefix without its other tokens; those kept keep order and rotation. places [p] bool."""
@@ -235,7 +248,7 @@ class Group:
     @property
     def shape(self) -> Shape:
         longest = max((len(r) for r in self.responses), default=0)
-        sizes = [(len(p.tokens), 0 if p.patches is None else len(p.patches)) for p in self.prefixes]
+        sizes = [(len(p.tokens), p.tiles) for p in self.prefixes]
         return Shape(sizes[0][0], longest, sizes[0][1], tuple(sizes[1:]))
 
 
@@ -264,7 +277,12 @@ def pad(groups: Sequence[Group], shape: Shape, size: int) -> PromptGroup:
 
 
 def pad_prefixes(rows: Sequence[HostPrefix], length: int, tiles: int | None = None) -> Prefix:
-    """Stack prefixes, padded to `length` tokens and `tiles` tiles (None: without pixels)."""
+    """Stack prefixes, padded to `length` tokens and `tiles` tiles (None: without pixels and features)."""
+
+    def images(name: str, fill: int = 0) -> Any:
+        if tiles is None or getattr(rows[0], name) is None:
+            return None
+        return np.stack([padded(getattr(row, name), tiles, fill) for row in rows])
 
     def stacked(name: str, fill: int | bool = 0) -> Any:
         return np.stack([padded(getattr(row, name), length, fill, axis=-1) for row in rows])
@@ -276,8 +294,9 @@ def pad_prefixes(rows: Sequence[HostPrefix], length: int, tiles: int | None = No
         rope=stacked("rope"),
         visible=stacked("visible", False),
         length=np.array([len(row.tokens) for row in rows], np.int32),  # type: ignore[arg-type]
-        patches=None if tiles is None else np.stack([padded(row.patches, tiles) for row in rows]),  # type: ignore[arg-type]
-        place=None if tiles is None else np.stack([padded(row.place, tiles, -1) for row in rows]),  # type: ignore[arg-type]
+        patches=images("patches"),
+        place=images("place", -1),
+        features=images("features"),
     )
 
 
@@ -311,24 +330,25 @@ def blank(
     axes: int,
     reference: bool = False,
     fields: Sequence[str] = (),
+    features: tuple[int, int, Any] | None = None,
 ) -> PromptGroup:
     """A group whose leaves are make(shape without the leading axes, dtype): for tracing and compiling.
 
     tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. reference: with stored
-    log-probs. fields: further ones of the responses, a number for each token.
+    log-probs. fields: further ones of the responses, a number for each token. features: (I, F, dtype) of a
+    tile, stored in place of its patches.
     """
+
+    def images(tiles: int) -> dict[str, Any]:
+        if features is not None:
+            *sizes, dtype = features
+            return {"features": make((tiles, *sizes), dtype)}
+        return {"patches": make((tiles, *tile), jnp.float32), "place": make((tiles, tile[0], 2), jnp.int16)}
+
     count = 1 + max((k for view in views for k in view), default=-1)
     answer = (count, shape.response)
     stored = tuple(make((len(view), shape.response), jnp.float32) for view in views)
-    prefixes = tuple(
-        blank_prefix(
-            make,
-            length,
-            axes,
-            Pixels(make((tiles, *tile), jnp.float32), make((tiles, tile[0], 2), jnp.int16)),
-        )
-        for length, tiles in shape.prefixes
-    )
+    prefixes = tuple(blank_prefix(make, length, axes, **images(tiles)) for length, tiles in shape.prefixes)
     responses = Responses(
         tokens=make(answer, jnp.int32),
         mask=make(answer, jnp.bool_),
@@ -340,9 +360,9 @@ def blank(
 
 
 def blank_prefix(
-    make: Callable[[tuple[int, ...], Any], Any], length: int, axes: int, pixels: Pixels | None = None
+    make: Callable[[tuple[int, ...], Any], Any], length: int, axes: int, **images: Any
 ) -> Prefix:
-    """As `blank`: one prefix."""
+    """As `blank`: one prefix. images: its fields that hold them."""
     return Prefix(
         tokens=make((length,), jnp.int32),
         image=make((length,), jnp.int32),
@@ -350,5 +370,5 @@ def blank_prefix(
         rope=make((axes, length), jnp.int32),
         visible=make((length,), jnp.bool_),
         length=make((), jnp.int32),
-        **({} if pixels is None else pixels._asdict()),
+        **images,
     )

@@ -18,7 +18,7 @@ from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.errors import InputError
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.config import ModelConfig
-from mllm_align.models.policy import SCORE, policy_variables
+from mllm_align.models.policy import SCORE, image_features, policy_variables
 from mllm_align.progress import progress_bar
 from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
 from mllm_align.sizes import round_up
@@ -51,7 +51,7 @@ def _forward(
     def forward(params: Any, trained: Any, group: PromptGroup) -> Any:
         policy = policy_variables(params, trained, lora_scale, dtype)
         prefix = group.prefix
-        features = model.apply(policy, prefix.pixels.astype(dtype), method="features")
+        features = image_features(model, policy, prefix, dtype)
         return model.apply(policy, features, prefix, group.responses, *head(trained), method=method)
 
     places = base_shardings(config, mesh), None, batch_sharding(mesh, micro=False)

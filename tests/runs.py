@@ -61,9 +61,6 @@ def compiling(tmp_path_factory):
 REWARD = replace(TINY, objective=Reward())
 
 
-REWARD = replace(TINY, objective=Reward())
-
-
 @cache
 def _trained(out: Path) -> Path:
     train(replace(REWARD, save_every=2), bundle(), PAIRS, out, PAIRS)

@@ -59,6 +59,7 @@ class OnlineConfig:
     compared: numbers of responses that an objective on its batches may compare.
     generates: responses are generated from the generation prompt, which must then tokenize as the prompt
         of a training record does; if not, tokens are drawn along a response of the data.
+    distorts: the batch's images are distorted before the vision tower sees them.
     may_change: fields that a run that goes on may change.
     """
 
@@ -66,6 +67,7 @@ class OnlineConfig:
     rollout: ClassVar[bool] = False
     compared: ClassVar[tuple[int, ...]] = (2, 3)
     generates: ClassVar[bool] = True
+    distorts: ClassVar[bool] = False
     may_change: ClassVar[frozenset[str]] = frozenset({"mesh"})
 
     @property
@@ -163,6 +165,7 @@ class Distorted(OnlineConfig):
 
     maker: ClassVar[str] = "mllm_align.training.online.rejected:RejectedByNoise"
     generates: ClassVar[bool] = False
+    distorts: ClassVar[bool] = True
     annotator: ClassVar[None] = None
     samples: ClassVar[int] = 1
     sampling: ClassVar[SamplingConfig] = SamplingConfig()

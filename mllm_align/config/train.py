@@ -50,6 +50,9 @@ class Config:
     """Parts that full fine-tuning leaves alone, of vision_tower, projector, image_newline, decoder."""
     reference: Literal["live", "stored"] = "live"
     """Reference log-probs: computed in every step, or once beforehand and kept beside the data."""
+    features: Literal["live", "stored"] = "live"
+    """Features of the frozen vision tower: computed in every step, or once beforehand and read from the run
+    folder."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -112,6 +115,11 @@ class Config:
         require(good, "trackers", self.trackers, f"some of {', '.join(TRACKERS)}")
         check_objective(self.objective)
         check_types(self.objective, "objective.")
+        if self.features == "stored":
+            frozen = self.lora is not None or "vision_tower" in self.freeze
+            require(frozen, "features", "stored", "live: the vision tower is trained (freeze has it not)")
+            fixed = self.online is None or not self.online.distorts
+            require(fixed, "features", "stored", "live: `online` puts noise on the images")
         self._check_online()
 
     def _check_online(self) -> None:

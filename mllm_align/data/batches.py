@@ -7,13 +7,13 @@ lengths alone: the same on every process, and after every restart. The position 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, reduce
 
 import numpy as np
 
-from mllm_align.batch import PromptGroup, Shape, pad, padded, stack, with_responses
+from mllm_align.batch import Group, PromptGroup, Shape, pad, padded, stack, with_responses
 from mllm_align.data.encode import Encoded, Encoder
 from mllm_align.data.mixture import Draws
 from mllm_align.sizes import ladder
@@ -40,7 +40,8 @@ class Batches:
     makes, default all. With `shuffle`, every epoch has an order of its own and records of one rung of the
     ladder share batches; without, batches follow the file. What is left over at the end of an epoch fills
     a last batch whose missing rows have weight 0. weights: of the sets that the records are of, for a
-    mixture; then an epoch has of each set its share (see `mixture.py`).
+    mixture; then an epoch has of each set its share (see `mixture.py`). features: number of a
+    record -> the tower's [t, I, F]; without it images are read.
     """
 
     def __init__(
@@ -57,11 +58,12 @@ class Batches:
         reference: Sequence[Sequence[np.ndarray]] | None = None,
         local_rows: Sequence[int] | None = None,
         weights: Mapping[str, float] | None = None,
+        features: Callable[[int], np.ndarray] | None = None,
     ):
         self.records = records
         self.encoder = encoder
         self.size, self.micro, self.seed, self.shuffle = size, micro, seed, shuffle
-        self.reference = reference
+        self.reference, self.features = reference, features
         self.local_rows = range(size // micro) if local_rows is None else local_rows
         self.per_epoch = -(-len(records) // size)
         self._parts = [tuple(range(i, min(i + size, len(records)))) for i in range(0, len(records), size)]
@@ -116,7 +118,7 @@ class Batches:
         for start in range(0, self.size, self.size // self.micro):
             here = [records[start + row] for row in self.local_rows if start + row < len(records)]
             # a part without a record repeats one with weight 0
-            groups = [self.encoder.group(self.records[r]) for r in here or records[:1]]
+            groups = [self._group(r) for r in here or records[:1]]
             part = pad(groups, shape, len(self.local_rows))
             if not here:
                 part = with_responses(part, weight=np.zeros_like(part.responses.weight))
@@ -127,6 +129,10 @@ class Batches:
                 part = replace(part, source=own)  # type: ignore[arg-type]
             parts.append(part)
         return HostBatch(step, stack(parts), records, shape)
+
+    def _group(self, record: int) -> Group:
+        features = None if self.features is None else self.features(record)
+        return self.encoder.group(self.records[record], features)
 
     def _stored(self, records: Sequence[int], part: PromptGroup) -> np.ndarray:
         assert self.reference is not None

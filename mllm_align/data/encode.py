@@ -20,7 +20,7 @@ import numpy as np
 
 from mllm_align.batch import Group, HostPrefix, Pixels, Shape
 from mllm_align.data.control import ControlTokens, Spans
-from mllm_align.data.images import image_size, load_rgb
+from mllm_align.data.images import ImageSource, image_size, load_rgb
 from mllm_align.data.layout import Layout, counts
 from mllm_align.data.records import Record
 from mllm_align.data.template import ChatTemplate
@@ -260,9 +260,11 @@ class Encoder:
 
     # ---- images ------------------------------------------------------------------------------------
 
-    def group(self, encoded: Encoded) -> Group:
-        """Read the images and put every embedding in its place."""
-        prefix = replace(self.prefix(encoded), **self.pixels(encoded)._asdict())
+    def group(self, encoded: Encoded, features: np.ndarray | None = None) -> Group:
+        """Put every embedding in its place. features [t, I, F]: the tower's, of all tiles; without them
+        the images are read."""
+        images = self.pixels(encoded)._asdict() if features is None else {"features": features}
+        prefix = replace(self.prefix(encoded), **images)
         return Group((prefix,), encoded.responses)
 
     def prefix(self, encoded: Encoded) -> HostPrefix:
@@ -356,10 +358,14 @@ def fingerprint(records: Sequence[Encoded], settings: str = "") -> str:
         for ids in (encoded.prefix, *encoded.responses):
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
         for source in encoded.record.images:
-            data = source.read()
-            if data is not None:
-                digest.update(hashlib.sha256(data).digest())
-            else:  # decoded: its bytes mean nothing without size and palette
-                pixels = load_rgb(source)
-                digest.update(repr(pixels.size).encode() + pixels.tobytes())
+            digest.update(image_digest(source))
     return digest.hexdigest()[:16]
+
+
+def image_digest(source: ImageSource) -> bytes:
+    """Names the image's bytes; those of a decoded one mean nothing without size and palette."""
+    data = source.read()
+    if data is None:
+        pixels = load_rgb(source)
+        data = repr(pixels.size).encode() + pixels.tobytes()
+    return hashlib.sha256(data).digest()

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from mllm_align.batch import Pixels, PromptGroup
+from mllm_align.batch import Prefix, PromptGroup
 from mllm_align.config import SamplingConfig
 from mllm_align.data.layout import Layout
 from mllm_align.generation.decode import Forks, compiler_options, run
@@ -22,7 +22,7 @@ from mllm_align.generation.sampling import choose, uniform
 from mllm_align.models.bundle import base_shardings, make_model
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.registry import family_of
-from mllm_align.models.policy import policy_variables
+from mllm_align.models.policy import image_features, policy_variables
 from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import batch_sharding, constrain, replicated, traced_within
 
@@ -83,7 +83,7 @@ def sample(
 ) -> Rollout:
     """K responses to each prompt of one micro-batch, of at most sampling.max_tokens tokens."""
     prompt, (size, count, _) = group.prefix, keys.shape
-    features = model.apply(policy, prompt.pixels.astype(dtype), method="features")
+    features = image_features(model, policy, prompt, dtype)
     prefix: Any = model.apply(policy, features, prompt, method="prefill")
 
     def last(x: Any) -> Any:
@@ -115,16 +115,16 @@ def pick_program(mesh: Mesh) -> Any:
 
 @lru_cache(maxsize=8)
 def features_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
-    """features(params, trained, pixels [M, B, ...], m) -> [B, T*I, F] on every device, jitted.
+    """features(params, trained, prefix [M, B, ...], m) -> [B, T*I, F] on every device, jitted.
 
-    The vision tower's features of micro-batch m, whose pixels are already on the devices.
+    The vision tower's features of micro-batch m, whose images are already on the devices.
     """
     model = make_model(config)
 
-    def features(params: Any, trained: Any, pixels: Pixels, micro: Int[Array, ""]) -> Any:
+    def features(params: Any, trained: Any, prefix: Prefix, micro: Int[Array, ""]) -> Any:
         policy = policy_variables(params, trained, lora_scale, dtype)
-        part: Any = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, micro, keepdims=False), pixels)
-        return model.apply(policy, part.astype(dtype), method="features")
+        part: Any = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, micro, keepdims=False), prefix)
+        return image_features(model, policy, part, dtype)
 
     rows, on_all = batch_sharding(mesh), replicated(mesh)
     shardings = base_shardings(config, mesh), None, rows, on_all

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mllm_align.batch import Prefix
 from mllm_align.models.lora import scaled
-from mllm_align.models.vlm import cast, variables
+from mllm_align.models.vlm import VisionLanguageModel, cast, variables
 
 Tree = dict[str, Any]
 SCORE = "score"
@@ -45,6 +46,14 @@ def policy_alone(trained: Tree) -> Tree:
     if VALUE not in trained:
         return trained
     return {name: part for name, part in trained.items() if name != VALUE}
+
+
+def image_features(model: VisionLanguageModel, of: Tree, prefix: Prefix, dtype: Any) -> Any:
+    """[B, T*I, F]: the vision tower's features of a prefix's images, computed unless they are stored."""
+    if prefix.features is None:
+        return model.apply(of, prefix.pixels.astype(dtype), method="features")
+    rows, tiles, count, width = prefix.features.shape
+    return prefix.features.astype(dtype).reshape(rows, tiles * count, width)
 
 
 def tower_is_trained(trained: Tree) -> bool:

@@ -131,6 +131,7 @@ def _model_flops(program: str, config: Any, model: ModelConfig, size: Sizes) -> 
         return vision + (2 + ("values" in config.objective.needs)) * rest
     tower = config.lora is None and "vision_tower" not in config.freeze
     also = {"reference": config.live_reference, "values": "values" in config.objective.needs}
+    also |= {"features": config.features == "stored"}
     return train_flops(forward, lora=config.lora is not None, tower=tower, **also)
 
 

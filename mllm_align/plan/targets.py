@@ -81,6 +81,8 @@ def _generates(config: Config | BDHSConfig) -> bool:
 def names(config: Config | BDHSConfig) -> tuple[str, ...]:
     """The programs that a config runs: of generation only where it generates."""
     generation = ("features", "prefill", "decode") if _generates(config) else ()
+    if not generation and getattr(config, "features", "live") == "stored":
+        generation = ("features",)
     if isinstance(config, BDHSConfig):
         return generation
     scoring = ("score",) if config.objective.fields else ()
@@ -157,7 +159,7 @@ def lower(
 def _group(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, config: Config | None = None) -> Any:
     """A batch without an axis of micro-batches."""
     config = config or Config()
-    whole = replace(config, batch_size=count, micro_batches=1, reference="live")
+    whole = replace(config, batch_size=count, micro_batches=1, reference="live", features="live")
     group = batch_structs(whole, model, mesh, planned.shape, planned.responses)
     where = batch_sharding(mesh, micro=False)
     return jax.tree.map(lambda x: struct(x.shape[1:], x.dtype, where), group)

@@ -66,15 +66,22 @@ def forward_flops(config: ModelConfig, record: Encoded, logits: bool = True) -> 
 
 
 def train_flops(
-    forward: tuple[float, float], *, lora: bool, tower: bool, reference: bool, values: bool = False
+    forward: tuple[float, float],
+    *,
+    lora: bool,
+    tower: bool,
+    reference: bool,
+    values: bool = False,
+    features: bool = False,
 ) -> float:
     """FLOPs of a train step on what takes `forward`. The backward pass costs two forward passes, one where
-    the weights are frozen (LoRA); a frozen tower runs forward once; a live reference is one more pass; a
+    the weights are frozen (LoRA); a frozen tower runs forward once, or not at all where its features are
+    stored; a live reference is one more pass; a
     value model of the same size is trained like the policy.
     """
     vision, rest = forward
     passes = (2 if lora else 3) * (1 + values) + reference
-    return rest * passes + vision * (3 * (1 + values) + reference if tower else 1)
+    return rest * passes + vision * (3 * (1 + values) + reference if tower else not features)
 
 
 def step_flops(
@@ -86,7 +93,8 @@ def step_flops(
     reference: bool,
     values: bool = False,
     logits: bool = True,
+    features: bool = False,
 ) -> float:
     """FLOPs of a train step on these records; see `train_flops` and `group_flops`."""
-    how = {"lora": lora, "tower": tower, "reference": reference, "values": values}
+    how = {"lora": lora, "tower": tower, "reference": reference, "values": values, "features": features}
     return sum(train_flops(forward_flops(config, record, logits), **how) for record in records)

@@ -43,6 +43,7 @@ from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run_folder, terminal
 from mllm_align.training.callbacks import Callback, check_callbacks, gives_figures
 from mllm_align.training.checkpoint import Checkpoints, choose, kept, set_aside
+from mllm_align.training.features import StoredFeatures
 from mllm_align.training.flops import step_flops
 from mllm_align.training.metrics import Log, add, divide, line
 from mllm_align.training.online.feed import Feed, open_maker
@@ -262,15 +263,16 @@ class _Run:
         self.maker, self.out, self.checkpoints, self.callbacks = maker, out, checkpoints, callbacks
         self.being_saved: list[int] = []  # steps
         references = self._references(encoder, held_out, out)
+        features = self._features(encoder, held_out, out)
         self.rows = config.rows_per_micro
         self.local_rows = local_rows(bundle.mesh, self.rows)
         shuffle = config.data.shuffle
-        self.batches = self._batches(encoder, records, references[0], shapes, shuffle, weights)
+        self.batches = self._batches(encoder, records, references[0], features[0], shapes, shuffle, weights)
         self.sources = [each.record.source for each in records] if weights else None
         self.held_out = None
         if held_out:
             shapes = _shapes(config, len(held_out))
-            self.held_out = self._batches(encoder, held_out, references[1], shapes)
+            self.held_out = self._batches(encoder, held_out, references[1], features[1], shapes)
         self.held_records = held_out
         self.steps, warmup = length.steps, length.warmup
         mixed = tuple(weights or ())
@@ -315,8 +317,28 @@ class _Run:
         of_held_out = stored("reference_eval.npz", held_out) if held_out else None
         return stored("reference.npz", self.records), of_held_out
 
+    def _features(self, encoder: Encoder, held_out: list[Encoded], out: Path):
+        """Stored features of the training and the held-out data, where the config wants them."""
+        c = self.config
+        if c.features == "live":
+            return None, None
+
+        def stored(name: str, records: list[Encoded]) -> StoredFeatures:
+            found = StoredFeatures(out / name, self.bundle, encoder, records)
+            return found.load_or_make(c.rows_per_micro, c.data.threads)
+
+        of_held_out = stored("features_eval", held_out) if held_out else None
+        return stored("features", self.records), of_held_out
+
     def _batches(
-        self, encoder: Encoder, records, reference, shapes: int, shuffle: bool = False, weights: Any = None
+        self,
+        encoder: Encoder,
+        records,
+        reference,
+        features,
+        shapes: int,
+        shuffle: bool = False,
+        weights: Any = None,
     ) -> Batches:
         c = self.config
         return Batches(
@@ -331,6 +353,7 @@ class _Run:
             reference=reference,
             local_rows=self.local_rows,
             weights=weights,
+            features=features,
         )
 
     def put(self, batch: HostBatch) -> PromptGroup:
@@ -459,6 +482,7 @@ class _Run:
             reference=c.live_reference,
             values="values" in c.objective.needs,
             logits="score" not in c.objective.needs,
+            features=c.features == "stored",
         )
 
     def _about(self, step: int, about: dict[str, Any]) -> dict[str, Any]:

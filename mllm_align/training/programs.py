@@ -136,4 +136,7 @@ def batch_structs(
     axes, views = model.decoder.num_rope_axes, (tuple(range(responses)),)
     tile = v.patches, v.patch_width
     stored = "reference" in config.objective.needs and not config.live_reference
-    return blank(make, shape, tile, views, axes, stored, config.objective.fields)
+    features = (
+        (v.tokens, v.features, compute_dtype(config.dtype, mesh)) if config.features == "stored" else None
+    )
+    return blank(make, shape, tile, views, axes, stored, config.objective.fields, features)

@@ -5,6 +5,7 @@ run.json       model folder and fingerprint, data, versions, device
 log.jsonl      one line for every event: start, train, example, eval, save, done
 checkpoints/   trained parameters and optimizer state
 reference.npz  reference log-probs, if they were computed beforehand
+features/      the vision tower's features, likewise
 answers/       what an endpoint said of the policy's responses, if one is the annotator
 """
 
@@ -44,7 +45,7 @@ from mllm_align.training.checkpoint import Checkpoints, Which, choose, kept
 from mllm_align.training.optim import abstract_trained, init_trained, schedule, value_config
 
 # What a start that failed may leave without a run: it was dear, and says itself what it belongs to.
-LEFT = {"reference.npz", "reference_eval.npz", "answers"}
+LEFT = {"reference.npz", "reference_eval.npz", "features", "features_eval", "answers"}
 MOST_STEPS = 10**9  # counters are of 32 bits
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool
 
 from mllm_align.align.contract import Metrics, Objective, Signals
 from mllm_align.batch import PromptGroup, Responses
-from mllm_align.models.policy import SCORE, VALUE, policy_variables, tower_is_trained
+from mllm_align.models.policy import SCORE, VALUE, image_features, policy_variables, tower_is_trained
 from mllm_align.models.vlm import VisionLanguageModel, cast, variables
 from mllm_align.sharding import traced_within
 
@@ -74,8 +74,7 @@ def make_loss(
         policy, responses = policy_variables(base, trained, lora_scale, dtype), group.responses
 
         def features(variables: Tree) -> Any:
-            pixels = (prefix.pixels.astype(dtype) for prefix in group.prefixes)
-            return tuple(model.apply(variables, each, method="features") for each in pixels)
+            return tuple(image_features(model, variables, each, dtype) for each in group.prefixes)
 
         own = shared = features(policy)
         reference: Any = responses.reference

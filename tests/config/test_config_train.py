@@ -48,6 +48,11 @@ def test_values_are_checked_where_they_are_given(make, said):
             for o in (None, ORACLE, OnlineBDHS())
         ),
         (lambda: Config(online=ORACLE, reference="stored"), "reference is 'stored'; it must be live"),
+        (lambda: Config(features="stored", lora=None, freeze=()), "live: the vision tower is trained"),
+        (
+            lambda: Config(features="stored", objective=Averaged(), online=Distorted()),
+            "noise on the images",
+        ),
         (lambda: Config(online=ORACLE, objective=SFT()), "objective is 'SFT'; it must be one on pairs"),
         (lambda: Config(online=ORACLE, objective=Averaged()), "it must be one on pairs"),
         (lambda: Config(online=OnlineBDHS(), objective=SFT()), "one on pairs, or averaged"),

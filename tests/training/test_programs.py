@@ -92,7 +92,14 @@ def test_base_keeps_what_a_reference_or_the_policy_runs(model, mesh, config, kep
     assert set(made.base) == kept
 
 
-@pytest.mark.parametrize("config", [LORA, STORED], ids=["live", "stored"])
+def featured(prefix, model):
+    tile = np.zeros((model.vision.tokens, model.vision.features), np.float32)
+    return replace(prefix, patches=None, place=None, features=np.stack([tile] * prefix.tiles))
+
+
+@pytest.mark.parametrize(
+    "config", [LORA, STORED, replace(LORA, features="stored")], ids=["live", "stored", "features"]
+)
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_batch_has_the_shapes_of_the_loops(model, mesh, config, micro_batches):
     config = replace(config, micro_batches=micro_batches)
@@ -100,6 +107,8 @@ def test_a_batch_has_the_shapes_of_the_loops(model, mesh, config, micro_batches)
     groups = golden.groups()
     rows = config.batch_size // micro_batches
     shape = union(groups)
+    if config.features == "stored":
+        groups = [replace(each, prefixes=(featured(each.prefix, model),)) for each in groups]
     larger = Shape(shape.prefix + 3, shape.response + 2, shape.tiles + 1)
     batch = stack([pad(groups, larger, rows) for _ in range(micro_batches)])
     if config.reference == "stored":

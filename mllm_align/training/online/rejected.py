@@ -119,13 +119,13 @@ class RejectedByBDHS(Rejected):
         return [self._encoded(i, m.rejected) for i, m in zip(batch.records, tries, strict=True)], metrics
 
     def _features(self, batch: HostBatch, group: PromptGroup) -> dict[int, np.ndarray]:
-        """The tower's features of each record's images, whose pixels are on the devices already."""
+        """The tower's features of each record's images, whose images are on the devices already."""
         context, per_tile = self.context, self.context.bundle.config.vision.tokens
-        params, pixels = context.sampler.bundle.params, context.sampler.batch(group).prefix.pixels
+        params, prefix = context.sampler.bundle.params, context.sampler.batch(group).prefix
         features = {}
         for micro, start in enumerate(range(0, len(batch.records), context.rows)):
             part = [context.records[i] for i in batch.records[start : start + context.rows]]
-            rows = np.asarray(self.features(params, self.decoder.trained, pixels, np.int32(micro)))
+            rows = np.asarray(self.features(params, self.decoder.trained, prefix, np.int32(micro)))
             for record, row in zip(part, rows, strict=False):
                 features[record.index] = row[: record.shape.tiles * per_tile]
         return features

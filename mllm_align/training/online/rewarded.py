@@ -28,7 +28,7 @@ from mllm_align.files import json_text, new_file, read_json
 from mllm_align.generation.rollout import each_part
 from mllm_align.models.bundle import base_shardings, make_model
 from mllm_align.models.config import ModelConfig
-from mllm_align.models.policy import SCORE, VALUE, policy_variables, tower_is_trained
+from mllm_align.models.policy import SCORE, VALUE, image_features, policy_variables, tower_is_trained
 from mllm_align.models.vlm import cast, variables
 from mllm_align.sharding import batch_sharding, replicated, traced_within
 from mllm_align.sizes import binary_fraction
@@ -48,11 +48,8 @@ def forward_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: A
     model = make_model(config)
 
     def part(params: Any, trained: Any, group: PromptGroup) -> Any:
-        pixels, given = group.prefix.pixels.astype(dtype), (group.prefix, group.responses)
-
-        def features(of: Any) -> Any:
-            return model.apply(of, pixels, method="features")
-
+        prefix, given = group.prefix, (group.prefix, group.responses)
+        features = partial(image_features, model, prefix=prefix, dtype=dtype)
         policy = policy_variables(params, trained, lora_scale, dtype)
         frozen = variables(cast(params, dtype))
         own = features(policy)
