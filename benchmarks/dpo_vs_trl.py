@@ -5,8 +5,8 @@
 Run it in this project's environment. VENV is one with the extra `oracle` (torch, TRL, PEFT); the model
 and pairs are created there. Each round runs TRL with its defaults, TRL with its fastest setting (gradient
 checkpointing off), this project, and this project with reference log-probs (and, where the tower is
-frozen, its features) stored beforehand in sequence, so that temporary slowdowns of the machine affect all of
-them; the ratio is between medians over rounds.
+frozen, its features) stored beforehand in sequence, so that temporary slowdowns of the machine affect all
+of them; the ratio is between medians over rounds.
 """
 
 import argparse
