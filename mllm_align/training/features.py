@@ -66,23 +66,27 @@ class StoredFeatures:
         Raises InputError for files of another model, data or dtype, and where they can't be written or
         read.
         """
+        name_weights(self.bundle.folder)
         stamp = processes.on_first(self._stamp)
         if not processes.on_first(lambda: self._done(stamp)):
             self._make(stamp, rows, threads)
-        if self.firsts:
-            try:
-                self.table = np.memmap(self.tiles, self.bundle.dtype, "r", shape=self.shape)
-            except (OSError, ValueError) as error:
-                remedy = "the run folder must be on a disk that all processes share, and whole: " + REMEDY
-                raise InputError(f"can't read {self.tiles} ({error}); {remedy}") from error
+        processes.gathered(self._open)
         return self
+
+    def _open(self) -> None:
+        if not self.firsts:
+            return
+        try:
+            self.table = np.memmap(self.tiles, self.bundle.dtype, "r", shape=self.shape)
+        except (OSError, ValueError) as error:
+            remedy = "the run folder must be on a disk that all processes share, and whole: " + REMEDY
+            raise InputError(f"can't read {self.tiles} ({error}); {remedy}") from error
 
     def _stamp(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.bundle.processor.image_processor.to_json_string().encode())
         for record in self.firsts:
             for source in record.record.images:
                 digest.update(image_digest(source))
-        name_weights(self.bundle.folder)
         named = {"model": self.bundle.folder.fingerprint, "images": digest.hexdigest()[:16]}
         return named | {"dtype": str(np.dtype(self.bundle.dtype)), "shape": list(self.shape)}
 
