@@ -22,7 +22,7 @@ from mllm_align.models.processor import load_processor
 class Stub:
     """Stands for an encoder: all that a group holds is its record's index."""
 
-    def group(self, encoded):
+    def group(self, encoded, features=None):
         prefix, tiles = encoded.shape.prefix, encoded.shape.tiles
         prompt = HostPrefix.causal(
             np.full(prefix, encoded.index, np.int32),
