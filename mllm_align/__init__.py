@@ -17,11 +17,13 @@ from __future__ import annotations
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
+    from mllm_align.align.absolute import BCO
     from mllm_align.align.contract import Objective, Signals, Terms
     from mllm_align.align.pairwise import DPO, IPO, Averaged, RobustDPO, SLiC
     from mllm_align.align.policy_gradient import GRPO, PPO, RLOO
     from mllm_align.align.reward import Reward
     from mllm_align.align.sft import SFT
+    from mllm_align.align.weighted import Part, Sum
     from mllm_align.annotate.endpoint import Endpoint
     from mllm_align.annotate.judge import JudgeModel
     from mllm_align.annotate.reward import RewardModel
@@ -59,6 +61,7 @@ with epy.lazy_api_imports(globals()):
     from mllm_align.training.score import score
 
 __all__ = [
+    "BCO",
     "DPO",
     "GRPO",
     "IPO",
@@ -87,6 +90,7 @@ __all__ = [
     "OnlinePairs",
     "OnlineRewards",
     "OptimConfig",
+    "Part",
     "Question",
     "Reward",
     "RewardModel",
@@ -98,6 +102,7 @@ __all__ = [
     "Scored",
     "Scorer",
     "Signals",
+    "Sum",
     "Terms",
     "Verdict",
     "bdhs",

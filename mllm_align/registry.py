@@ -78,6 +78,17 @@ class Registry(Mapping[str, Any]):
         return len(self._parts)
 
 
+def made(kind: Any) -> Any:
+    """A part with its default settings. Raises InputError for a user's class that has none."""
+    try:
+        return kind()
+    except InputError:
+        raise
+    except Exception as error:  # a user's class: anything may come out of it
+        name = getattr(kind, "__name__", kind)
+        raise InputError(f"{name} can't be made without arguments ({one_line(error, 200)})") from error
+
+
 def registered_name(part: type) -> str | None:
     """The name of one of this package's registered classes."""
     return _NAMES.get(part) if part_name(part) is None else None

@@ -27,16 +27,18 @@ def check_objective(objective: Objective) -> None:
     parameters = vars(kind).get("__dataclass_params__")
     if parameters is None or not parameters.frozen:
         raise InputError(f"objective {name} is no frozen dataclass; put @dataclass(frozen=True) above it")
-    if not isinstance(getattr(kind, "responses", None), int) or not 0 <= kind.made < kind.responses:
+    responses = getattr(objective, "responses", None)
+    if not isinstance(responses, int) or not 0 <= objective.made < responses:
         raise InputError(f"objective {name} does not say how many responses it compares (responses = 2)")
-    if not isinstance(kind.needs, frozenset):
-        raise InputError(f"objective {name} needs {quoted(kind.needs)}; it must be a frozenset of names")
-    missing = sorted(kind.needs - AVAILABLE)
+    needs = objective.needs
+    if not isinstance(needs, frozenset):
+        raise InputError(f"objective {name} needs {quoted(needs)}; it must be a frozenset of names")
+    missing = sorted(needs - AVAILABLE)
     if missing:
         known = ", ".join(sorted(AVAILABLE))
         raise InputError(f"objective {name} needs {', '.join(missing)}; the train step has {known}")
-    if "score" in kind.needs and len(kind.needs) > 1:
-        others = ", ".join(sorted(kind.needs - {"score"}))
+    if "score" in needs and len(needs) > 1:
+        others = ", ".join(sorted(needs - {"score"}))
         raise InputError(f"objective {name} needs score and {others}; what scores predicts no tokens")
     if len(objective.views) != 1:
         raise InputError(
@@ -116,3 +118,9 @@ def check_count(name: str, value: Any, low: int, high: int) -> None:
     if not low <= value <= high:
         shown = f"{value}" if abs(value) < 10**9 else "far too large"
         raise InputError(f"objective.{name} is {shown}; it must be from {low} to {high}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises InputError for a value that is no bool."""
+    if not isinstance(value, bool):
+        raise InputError(f"objective.{name} is no bool; it must be True or False")

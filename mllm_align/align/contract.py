@@ -59,6 +59,16 @@ class Signals:
         """True at the tokens of a view's responses."""
         return self.responses.take(self.views[view]).mask
 
+    def first(self, count: int) -> Signals:
+        """Of groups of one view without their responses after the first `count`."""
+        which = tuple(range(count))
+        if self.views == (which,):
+            return self
+        policy, reference = (
+            None if each is None else (each[0][:, :count],) for each in (self.policy, self.reference)
+        )
+        return Signals(policy, reference, self.responses.take(which), (which,))  # type: ignore[arg-type]
+
 
 class Terms(NamedTuple):
     """sums: S_i of every term, coefficients included. metrics: for the log. stats: sums that

@@ -14,16 +14,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mllm_align.align.checks import check_setting
-from mllm_align.align.contract import OBJECTIVES, Objective, Scalar, Signals, Terms
-from mllm_align.align.sft import SFT
+from mllm_align.align.checks import check_flag, check_setting
+from mllm_align.align.contract import OBJECTIVES, Metrics, Objective, Scalar, Signals, Terms
+from mllm_align.align.sft import WithSFT
 from mllm_align.batch import Responses
 from mllm_align.errors import InputError, quoted
 
 
 @dataclass(frozen=True)
 class Pairwise(Objective):
-    """Log-ratios, implicit rewards and their metrics; a subclass has `beta` and says what a pair loses."""
+    """Log-ratios, implicit rewards and their metrics; a subclass has `beta` and says what a pair loses, by
+    its h or by its two log-ratios."""
 
     responses = 2
     needs = frozenset({"reference"})
@@ -36,9 +37,11 @@ class Pairwise(Objective):
         """Of each pair, by its h."""
         raise NotImplementedError
 
-    def difference(self, ratios: Float[Array, "B K"], mask: Bool[Array, "B K R"]) -> Float[Array, " B"]:
-        """h of each pair. ratios: log-ratios, nats per sequence."""
-        return ratios[:, 0] - ratios[:, 1]
+    def losses(
+        self, ratios: Float[Array, "B K"], mask: Bool[Array, "B K R"], state: Any
+    ) -> Float[Array, " B"]:
+        """Of each pair. ratios: log-ratios, nats per sequence."""
+        return self.loss(ratios[:, 0] - ratios[:, 1])
 
     def weights(self, responses: Responses) -> dict[str, Scalar]:
         return {"pairs": responses.weight.sum()}
@@ -48,25 +51,36 @@ class Pairwise(Objective):
             raise ValueError(f"{type(self).__name__} compares with a reference; none was given")
         policy = signals.policy[0].sum(-1)
         ratios = policy - signals.reference[0].sum(-1)
-        rewards = self.beta * jax.lax.stop_gradient(ratios)
-        margin = rewards[:, 0] - rewards[:, 1]
-        weight, total = signals.weight, signals.weight.sum()
-        each = {
-            "rewards/chosen": rewards[:, 0],
-            "rewards/rejected": rewards[:, 1],
-            "rewards/margin": margin,
-            "rewards/accuracy": (margin > 0).astype(jnp.float32),
-            "logps/chosen": policy[:, 0],
-            "logps/rejected": policy[:, 1],
-        }
-        metrics = {name: ((value * weight).sum(), total) for name, value in each.items()}
-        losses = self.loss(self.difference(ratios, signals.mask()))
-        return Terms({"pairs": (losses * weight).sum()}, metrics)
+        metrics = figures(self.beta * ratios, policy, signals.weight)
+        losses = self.losses(ratios, signals.mask(), state)
+        return Terms({"pairs": (losses * signals.weight).sum()}, metrics)
+
+
+def figures(
+    rewards: Float[Array, "B 2"], policy: Float[Array, "B 2"], weight: Float[Array, " B"]
+) -> Metrics:
+    """What is logged of pairs. policy: log-probabilities, nats per sequence."""
+    rewards = jax.lax.stop_gradient(rewards)
+    margin = rewards[:, 0] - rewards[:, 1]
+    each = {
+        "rewards/chosen": rewards[:, 0],
+        "rewards/rejected": rewards[:, 1],
+        "rewards/margin": margin,
+        "rewards/accuracy": (margin > 0).astype(jnp.float32),
+        "logps/chosen": policy[:, 0],
+        "logps/rejected": policy[:, 1],
+    }
+    return {name: ((value * weight).sum(), weight.sum()) for name, value in each.items()}
+
+
+def per_token(values: Float[Array, "B K"], mask: Bool[Array, "B K R"]) -> Float[Array, "B K"]:
+    """Sums over sequences, divided by the number of tokens of each."""
+    return values / jnp.maximum(mask.sum(-1), 1).astype(values.dtype)
 
 
 @OBJECTIVES.register("dpo")
 @dataclass(frozen=True)
-class DPO(Pairwise):
+class DPO(WithSFT, Pairwise):
     """-(1 - e) log sigmoid(beta h) - e log sigmoid(-beta h), e = label_smoothing.
 
     e = 0 is DPO (Rafailov et al. 2023, eq. 7); e > 0 is conservative DPO (cDPO), for labels that are
@@ -74,30 +88,28 @@ class DPO(Pairwise):
 
     sft_weight adds sft_weight times `SFT`'s loss, nats per token of y+, so that logp(y+) does not fall
     together with logp(y-) (RPO: Pang et al. 2024, arXiv 2404.19733, eq. 1; TRL's `rpo_alpha`).
+
+    length_normalised divides each log-ratio by the number of its response's tokens (Lambert et al. 2024,
+    arXiv 2411.15124, eq. 6; TRL's `sigmoid_norm`).
     """
 
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
+    length_normalised: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         check_setting("label_smoothing", self.label_smoothing, 0, 0.5)
         check_setting("sft_weight", self.sft_weight, 0)
+        check_flag("length_normalised", self.length_normalised)
+
+    def losses(self, ratios, mask, state):
+        return super().losses(per_token(ratios, mask) if self.length_normalised else ratios, mask, state)
 
     def loss(self, h):
         e = self.label_smoothing
         right, wrong = jax.nn.log_sigmoid(self.beta * h), jax.nn.log_sigmoid(-self.beta * h)
         return -(1 - e) * right - e * wrong
-
-    def weights(self, responses):
-        return super().weights(responses) | (SFT().weights(responses) if self.sft_weight else {})
-
-    def __call__(self, signals, state=()):
-        terms = super().__call__(signals, state)
-        if not self.sft_weight:
-            return terms
-        nll = SFT()(signals).sums["nll"]
-        return terms._replace(sums=terms.sums | {"nll": self.sft_weight * nll})
 
 
 @OBJECTIVES.register("robust")
@@ -129,14 +141,10 @@ class IPO(Pairwise):
 
     def __post_init__(self):
         check_setting("beta", self.beta, 1e-6)
-        if not isinstance(self.length_normalised, bool):
-            raise InputError("objective.length_normalised is no bool; it must be True or False")
+        check_flag("length_normalised", self.length_normalised)
 
-    def difference(self, ratios, mask):
-        if self.length_normalised:
-            tokens = jnp.maximum(mask.sum(-1), 1).astype(ratios.dtype)
-            ratios = ratios / tokens
-        return ratios[:, 0] - ratios[:, 1]
+    def losses(self, ratios, mask, state):
+        return super().losses(per_token(ratios, mask) if self.length_normalised else ratios, mask, state)
 
     def loss(self, h):
         return jnp.square(h - 1 / (2 * self.beta))
@@ -173,6 +181,8 @@ class Averaged(Objective):
             raise InputError(f"objective.gamma is {self.gamma:g}; it must be from 0 to 1")
         if not isinstance(self.pair, Pairwise):
             raise InputError(f"objective.pair is {quoted(self.pair)}; it must be one on pairs")
+        if type(self.pair).init_state is not Objective.init_state:
+            raise InputError(f"objective.pair is {quoted(self.pair)}; it must be one without a state")
 
     @property
     def held_out(self) -> Objective:

@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mllm_align.align import advantages as host
-from mllm_align.align.checks import check_count, check_setting
+from mllm_align.align.checks import check_count, check_flag, check_setting
 from mllm_align.align.contract import OBJECTIVES, Metrics, Objective, Scalar, Signals, Terms
 from mllm_align.batch import Responses
 from mllm_align.errors import InputError, quoted
@@ -202,8 +202,7 @@ class GRPO(PolicyGradient):
             wrong = quoted(self.normalisation)
             raise InputError(f"objective.normalisation is {wrong}; it must be one of {known}")
         for name in ("by_deviation", "corrected_kl"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"objective.{name} is no bool; it must be True or False")
+            check_flag(name, getattr(self, name))
 
     def credit(self, rewards, mask, old, reference, values=None):
         return {"advantages": host.per_token(host.group_normalised(rewards, self.by_deviation), mask)}

@@ -17,10 +17,11 @@ from dataclasses import MISSING, dataclass
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from mllm_align.align.weighted import Sum, says_sum, weighted
 from mllm_align.config import ANNOTATORS, OBJECTIVES, ONLINE
 from mllm_align.errors import InputError, nearest, one_line, quoted
 from mllm_align.evaluation.base import EVALUATORS
-from mllm_align.registry import load_part, part_name
+from mllm_align.registry import load_part, made, part_name
 
 # Fields of several kinds, by name. Other branches that may be absent are `none` or `on`.
 KINDS: dict[str, Mapping[str, Any]] = {
@@ -61,8 +62,12 @@ def _options(owner: type, values: dict[str, Any], group: str) -> Iterator[tuple[
             found = [kind for kind, cls in known.items() if cls is type(value)]
             default = found[0] if found else part_name(type(value))
             yield name, Option(Literal[tuple(known)], default, docs.get(field, ""))  # type: ignore[valid-type]
-        if dataclasses.is_dataclass(value):
-            inside = group if field == "config" else name.removeprefix("--")
+        inside = group if field == "config" else name.removeprefix("--")
+        if isinstance(value, Sum):
+            for part in value.parts:
+                yield f"--{inside}.{part.name}.weight", Option(float, part.weight, "")
+                yield from _options(type(part.objective), _values(part.objective), f"{inside}.{part.name}")
+        elif dataclasses.is_dataclass(value):
             yield from _options(type(value), _values(value), inside)
         elif known is None and field != "config_file":
             yield name, Option(hints[field], value, docs.get(field, ""))
@@ -115,26 +120,71 @@ def choose(config: Any, argv: list[str], group: str = "") -> tuple[Any, list[str
     Those of one level apply at once, as one may need the other. An option that names the kind that is there
     changes nothing.
     """
+    if isinstance(config, Sum):
+        parts = []
+        for part in config.parts:
+            objective, argv = choose(part.objective, argv, f"{group}.{part.name}")
+            parts.append(dataclasses.replace(part, objective=objective))
+        return Sum(tuple(parts)), argv
     hints = get_type_hints(type(config))
     fields = {option_name(group, each.name): each.name for each in dataclasses.fields(config)}
-    replaced: dict[str, Any] = {}
-    rest, words = [], iter(argv)
-    for word in words:
+    changed: dict[str, Any] = {}
+    rest, words = [], list(argv)
+    while words:
+        word = words.pop(0)
         name, equals, text = word.partition("=")
         field = fields.get(name.replace("_", "-"), "")
         known = kinds(field, hints[field]) if field else None
         if known is None:
             rest.append(word)
-        else:
-            replaced[field] = _kind(name, text if equals else next(words, ""), field, known)
-    changed = {field: kind for field, kind in replaced.items() if type(getattr(config, field)) is not kind}
-    config = dataclasses.replace(config, **{field: _made(kind) for field, kind in changed.items()})
+            continue
+        texts = [text] if equals else words[:1]
+        if field == "objective" and not equals:
+            texts = list(itertools.takewhile(lambda each: not each.startswith("--"), words))
+        words = words if equals else words[len(texts) :]
+        present = getattr(config, field)
+        if field == "objective" and says_sum(texts):
+            changed[field] = weighted(texts, present)
+            continue
+        kind = _kind(name, "".join(texts), field, known)
+        changed[field] = present if type(present) is kind else made(kind)
+    config = dataclasses.replace(config, **changed)
     for name, field in fields.items():
         value = getattr(config, field)
         if dataclasses.is_dataclass(value):
             below, rest = choose(value, rest, name.removeprefix("--"))
             config = config if below is value else dataclasses.replace(config, **{field: below})
     return config, rest
+
+
+def in_fields(config: Any, argv: list[str]) -> list[str]:
+    """Options of a sum's parts as tyro has them: `--objective.bco.beta` is
+    `--objective.parts.1.objective.beta`."""
+    names = _parts(config)
+
+    def placed(word: str) -> str:
+        found = next((name for name in names if word.startswith(f"--{name}.")), None)
+        if found is None:
+            return word
+        setting = word.removeprefix(f"--{found}.")
+        inside = "" if setting.partition("=")[0] == "weight" else "objective."
+        return f"--{names[found]}.{inside}{setting}"
+
+    return [placed(word) for word in argv]
+
+
+def by_part(config: Any, text: str) -> str:
+    """A text by tyro with the names of a sum's parts: the inverse of `in_fields`."""
+    for name, place in _parts(config).items():
+        text = text.replace(f"{place}.objective.", f"{name}.").replace(f"{place}.", f"{name}.")
+    return text
+
+
+def _parts(config: Any) -> dict[str, str]:
+    """`objective.bco` -> `objective.parts.1`, of a config whose objective is a sum."""
+    objective = getattr(config, "objective", None)
+    parts = objective.parts if isinstance(objective, Sum) else ()
+    return {f"objective.{part.name}": f"objective.parts.{i}" for i, part in enumerate(parts)}
 
 
 def _kind(name: str, text: str, field: str, known: Mapping[str, Any]) -> Any:
@@ -144,17 +194,6 @@ def _kind(name: str, text: str, field: str, known: Mapping[str, Any]) -> Any:
         return load_part(text, field)
     own = ", or your own as file.py:Name" if field in KINDS else ""
     raise InputError(f"{name} is {quoted(text)}; it must be one of {', '.join(known)}{own}")
-
-
-def _made(kind: Any) -> Any:
-    """A branch with its default settings."""
-    try:
-        return kind()
-    except InputError:
-        raise
-    except Exception as error:  # a user's class: anything may come out of it
-        name = getattr(kind, "__name__", kind)
-        raise InputError(f"{name} can't be made without arguments ({one_line(error, 200)})") from error
 
 
 # ---- checks ------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from mllm_align.cli.export import Export
 from mllm_align.cli.generate import Generate
 from mllm_align.cli.inspect import Inspect
 from mllm_align.cli.judge import Judge
-from mllm_align.cli.options import check, choose, options
+from mllm_align.cli.options import by_part, check, choose, in_fields, options
 from mllm_align.cli.plan import Plan
 from mllm_align.cli.quickstart import Quickstart
 from mllm_align.cli.report import Report
@@ -88,6 +88,7 @@ def parse(name: str, argv: list[str]) -> Any:
     argv = _with_format(argv)
     printing = "--print-config" in {word.partition("=")[0].replace("_", "-") for word in argv}
     check(name, known, argv, incomplete=printing)
+    argv = in_fields(config, argv)
     made = _read(name, argv, _default(verb, file, config, Path() if printing else tyro.MISSING_NONPROP))
     if printing:
         print((save_yaml if made.print_config == "yaml" else save_json)(made.config), end="")
@@ -182,7 +183,7 @@ def _full_help(name: str, verb: type, file: str | None, config: Any) -> str:
     text = io.StringIO()
     with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
         _tyro([*name.split(), "--help"], _default(verb, file, config, tyro.MISSING_NONPROP))
-    return help.fitted(text.getvalue().rstrip())
+    return help.fitted(by_part(config, text.getvalue().rstrip()))
 
 
 def print_completion(argv: list[str]) -> None:

@@ -10,6 +10,7 @@ from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mllm_align.align.contract import OBJECTIVES
+from mllm_align.align.weighted import says_sum, weighted
 from mllm_align.config.annotators import ANNOTATORS
 from mllm_align.config.documents import read_yaml, write_yaml
 from mllm_align.config.online import ONLINE
@@ -97,11 +98,16 @@ def _base(path: Path, name: Any, kinds: tuple[type, ...], within: tuple[Path, ..
 
 
 def _expanded(values: dict[str, Any]) -> dict[str, Any]:
-    """`objective: ipo` is short for `objective: {kind: ipo}`; so are `online` and `annotator`."""
+    """`objective: ipo` is short for `objective: {kind: ipo}`; so are `online` and `annotator`. And
+    `objective: dpo:0.8 sft:0.1` is a sum."""
 
     def expand(name: str, value: Any) -> Any:
         if isinstance(value, dict):
             return _expanded(value)
+        if isinstance(value, list):
+            return [_expanded(each) if isinstance(each, dict) else each for each in value]
+        if name == "objective" and isinstance(value, str) and says_sum(value.split()):
+            return to_json(weighted(value.split()))
         if name in ("objective", "online", "annotator") and isinstance(value, str):
             return None if value == "none" else {"kind": value}
         return value
@@ -206,8 +212,9 @@ def part_files(config: Any) -> dict[str, str]:
     found: dict[str, str] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= part_files(value)
+        for each in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(each):
+                found |= part_files(each)
     parts = [] if part_name(type(config)) is None else [type(config)]
     parts += [load_part(name, what) for what, name in getattr(config, "own_functions", {}).items()]
     for file in map(part_file, parts):

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 from mllm_align.align.checks import check_objective
 from mllm_align.align.contract import Objective
 from mllm_align.align.pairwise import DPO
+from mllm_align.align.weighted import Sum
 from mllm_align.config.checks import MANY, SEED, STEPS, check_types, require, within
 from mllm_align.config.online import Online, Rounds
 from mllm_align.config.parts import (
@@ -40,7 +41,8 @@ class Config:
     )
     objective: Objective = DPO()
     """What is minimised. On the command line `--objective KIND` changes the kind; KIND may be a class in a
-    file of your own, my_losses.py:Mine."""
+    file of your own, my_losses.py:Mine. `--objective dpo:0.8 sft:0.1` is a sum, its parts' settings are
+    `--objective.dpo.beta`."""
     online: Online | None = None
     """Responses that the policy makes while it trains; None: all come from the data. On the command line
     `--online none|pairs|bdhs|distorted`."""
@@ -115,6 +117,9 @@ class Config:
         require(good, "trackers", self.trackers, f"some of {', '.join(TRACKERS)}")
         check_objective(self.objective)
         check_types(self.objective, "objective.")
+        if isinstance(self.objective, Sum):
+            for part in self.objective.parts:
+                check_types(part.objective, f"objective.{part.name}.")
         if self.features == "stored":
             frozen = self.lora is not None or "vision_tower" in self.freeze
             require(frozen, "features", "stored", "live: the vision tower is trained (freeze has it not)")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mllm_align.align.contract import OBJECTIVES
+from mllm_align.align.weighted import Sum
 
 PAGE = (Path(__file__).parents[2] / "docs" / "objectives.md").read_text(encoding="utf-8")
 SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## )", PAGE, re.M | re.S))
@@ -30,4 +31,6 @@ def test_the_page_has_all_settings_and_their_defaults(name):
         key: f"`{names[type(value)]}`" if type(value) in names else str(value)
         for key, value in default.items()
     }
+    if name == "sum":
+        assert shown.pop("parts") == str(Sum().parts) and settings.pop() == ("parts", "MPO's")
     assert dict(settings) == shown

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mllm_align import BCO, Part, Sum
 from mllm_align.cli import main
 from mllm_align.config import (
     OBJECTIVES,
@@ -76,6 +77,17 @@ def test_without_options_it_is_the_file(resolved):
             lambda c: replace(c, objective=OBJECTIVES["ipo"](length_normalised=False)),
         ),
         (("--objective", "sft"), lambda c: replace(c, objective=OBJECTIVES["sft"]())),
+        (
+            (
+                "--objective",
+                "dpo:0.8",
+                "bco:2",
+                "--objective.bco.beta=0.3",
+                "--objective.dpo.weight",
+                "0.5",
+            ),
+            lambda c: replace(c, objective=Sum((Part(c.objective, 0.5), Part(BCO(0.3), 2.0)))),
+        ),
         (("--lora", "none"), lambda c: replace(c, lora=None)),
         (("--lora", "on"), lambda c: c),
         (("--lora.rank", "4"), lambda c: changed(c, "lora", rank=4)),
@@ -124,6 +136,12 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
         (
             ("--objective", "rloo", "--objective.beta", "0.4"),
             "objective is 'RLOO'; it must be another, or --online rewards",
+        ),
+        (("--objective", "dpo:1", "ipo:0"), "the weight of ipo is '0.0'; it must be a number above 0"),
+        (("--objective", "dpo", "nope:1"), "'nope' is no objective; give one of sft, dpo"),
+        (
+            ("--objective", "dpo", "sft", "--objective.beta", "1"),
+            "unknown option --objective.beta (objective is sum); did you mean --objective.dpo.beta?",
         ),
         (("--lora", "maybe"), "--lora is 'maybe'; it must be one of none, on"),
         (("--objective",), "--objective is ''"),
