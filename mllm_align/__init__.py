@@ -17,10 +17,11 @@ from __future__ import annotations
 from etils import epy
 
 with epy.lazy_api_imports(globals()):
-    from mllm_align.align.absolute import BCO
+    from mllm_align.align.absolute import APO, BCO, KTO
     from mllm_align.align.contract import Objective, Signals, Terms
-    from mllm_align.align.pairwise import DPO, IPO, Averaged, RobustDPO, SLiC
+    from mllm_align.align.pairwise import DPO, EXO, IPO, Averaged, RobustDPO, SLiC
     from mllm_align.align.policy_gradient import GRPO, PPO, RLOO
+    from mllm_align.align.reference_free import CPO, ORPO, SimPO
     from mllm_align.align.reward import Reward
     from mllm_align.align.sft import SFT
     from mllm_align.align.weighted import Part, Sum
@@ -61,10 +62,15 @@ with epy.lazy_api_imports(globals()):
     from mllm_align.training.score import score
 
 __all__ = [
+    "APO",
     "BCO",
+    "CPO",
     "DPO",
+    "EXO",
     "GRPO",
     "IPO",
+    "KTO",
+    "ORPO",
     "PPO",
     "RLOO",
     "SFT",
@@ -102,6 +108,7 @@ __all__ = [
     "Scored",
     "Scorer",
     "Signals",
+    "SimPO",
     "Sum",
     "Terms",
     "Verdict",

@@ -84,18 +84,25 @@ class Objective:
     """Base class of objectives; subclasses are frozen dataclasses.
 
     responses: K, how many each group has. made: how many of them, the last ones, only the policy can make
-    (`Config.online`). needs: what is computed for it beside the policy's log-probabilities, or given with
-    its batches, of `checks.AVAILABLE`.
+    (`Config.online`). borrowed: how many, the last ones, are those of another record of the batch. needs:
+    what is computed for it beside the policy's log-probabilities, or given with its batches, of
+    `checks.AVAILABLE`.
     """
 
     responses: ClassVar[int]
     made: ClassVar[int] = 0
+    borrowed: ClassVar[int] = 0
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def views(self) -> Views:
         """Which responses continue which prefix; default: all of them the only one."""
         return (tuple(range(self.responses)),)
+
+    @property
+    def of_record(self) -> int:
+        """How many responses of its own a group has."""
+        return self.responses - self.borrowed
 
     @property
     def fields(self) -> tuple[str, ...]:

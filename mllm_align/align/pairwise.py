@@ -7,6 +7,7 @@ h = log-ratio(y+) - log-ratio(y-). The implicit reward of y is beta times its lo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -157,6 +158,28 @@ class SLiC(Pairwise):
 
     def loss(self, h):
         return jax.nn.relu(1 - self.beta * h)
+
+
+@OBJECTIVES.register("exo")
+@dataclass(frozen=True)
+class EXO(Pairwise):
+    """q log(q / (1 - e)) + (1 - q) log((1 - q) / e), q = sigmoid(beta h), e = label_smoothing.
+
+    The divergence KL(q || p) of the policy's preference from the labels', which are wrong with probability
+    e: exact optimization for pairs (Ji et al. 2024, arXiv 2402.00856, eq. 16; TRL's `exo_pair`).
+    """
+
+    label_smoothing: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_setting("label_smoothing", self.label_smoothing, 1e-9, 0.5)
+
+    def loss(self, h):
+        e, x = self.label_smoothing, self.beta * h
+        right = jax.nn.sigmoid(x) * (jax.nn.log_sigmoid(x) - math.log1p(-e))
+        wrong = jax.nn.sigmoid(-x) * (jax.nn.log_sigmoid(-x) - math.log(e))
+        return right + wrong
 
 
 @OBJECTIVES.register("averaged")

@@ -63,7 +63,7 @@ class Sum(Objective):
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"{name} is in a sum twice; give it once")
-        several = {part.name: part.objective.responses for part in self.parts}
+        several = {part.name: part.objective.of_record for part in self.parts}
         told = [f"{name} {count}" for name, count in several.items() if count > 1]
         if len(set(several.values()) - {1}) > 1:
             problem = f"parts of a sum compare different numbers of responses ({', '.join(told)})"
@@ -71,7 +71,11 @@ class Sum(Objective):
 
     @property
     def responses(self) -> int:  # type: ignore[override]
-        return max(part.objective.responses for part in self.parts)
+        return self.borrowed + max(part.objective.of_record for part in self.parts)
+
+    @property
+    def borrowed(self) -> int:  # type: ignore[override]
+        return max(part.objective.borrowed for part in self.parts)
 
     @property
     def made(self) -> int:  # type: ignore[override]

@@ -133,6 +133,9 @@ class Config:
         good = bool(fields) == (online is not None and online.rollout)
         wanted = "one on pairs, without --online rewards" if not fields else "another, or --online rewards"
         require(good, "objective", kind, wanted)
+        good = not self.objective.borrowed or self.reference == "live"
+        wanted = f"live: {kind} sees responses of other records, which differ from batch to batch"
+        require(good, "reference", self.reference, wanted)
         if online is None:
             good = not self.objective.made
             require(good, "objective", kind, "another, or `online` must make the third response")
@@ -178,5 +181,5 @@ class Config:
     @property
     def data_responses(self) -> int:
         """How many responses a training record must have."""
-        compared = self.objective.responses
+        compared = self.objective.of_record
         return compared if self.online is None else self.online.data_responses(compared)

@@ -41,7 +41,8 @@ class Batches:
     ladder share batches; without, batches follow the file. What is left over at the end of an epoch fills
     a last batch whose missing rows have weight 0. weights: of the sets that the records are of, for a
     mixture; then an epoch has of each set its share (see `mixture.py`). features: number of a
-    record -> the tower's [t, I, F]; without it images are read.
+    record -> the tower's [t, I, F]; without it images are read. borrowed: how many responses of the batch's
+    next record follow a record's own (after the last comes the first).
     """
 
     def __init__(
@@ -59,18 +60,19 @@ class Batches:
         local_rows: Sequence[int] | None = None,
         weights: Mapping[str, float] | None = None,
         features: Callable[[int], np.ndarray] | None = None,
+        borrowed: int = 0,
     ):
         self.records = records
         self.encoder = encoder
         self.size, self.micro, self.seed, self.shuffle = size, micro, seed, shuffle
-        self.reference, self.features = reference, features
+        self.reference, self.features, self.borrowed = reference, features, borrowed
         self.local_rows = range(size // micro) if local_rows is None else local_rows
         self.per_epoch = -(-len(records) // size)
         self._parts = [tuple(range(i, min(i + size, len(records)))) for i in range(0, len(records), size)]
         needs = [r.shape for r in records]
         if not shuffle:  # the batches are known: fit the ladder to them
             needs = [reduce(Shape.union, (needs[r] for r in part)) for part in self._parts]
-        self.ladder = ladder(needs, len(records[0].responses), shapes, multiple)
+        self.ladder = ladder(needs, len(records[0].responses) + borrowed, shapes, multiple)
         self.levels = [next(i for i, rung in enumerate(self.ladder) if rung.holds(need)) for need in needs]
         self._draws, self._sources = None, None
         if weights is not None:
@@ -116,9 +118,10 @@ class Batches:
         shape, records = self.plan(step)
         parts = []
         for start in range(0, self.size, self.size // self.micro):
-            here = [records[start + row] for row in self.local_rows if start + row < len(records)]
+            places = [start + row for row in self.local_rows if start + row < len(records)]
+            here = [records[place] for place in places]
             # a part without a record repeats one with weight 0
-            groups = [self._group(r) for r in here or records[:1]]
+            groups = [self._group(records, place) for place in places or (0,)]
             part = pad(groups, shape, len(self.local_rows))
             if not here:
                 part = with_responses(part, weight=np.zeros_like(part.responses.weight))
@@ -130,9 +133,16 @@ class Batches:
             parts.append(part)
         return HostBatch(step, stack(parts), records, shape)
 
-    def _group(self, record: int) -> Group:
+    def _group(self, records: Sequence[int], place: int) -> Group:
+        record = records[place]
         features = None if self.features is None else self.features(record)
-        return self.encoder.group(self.records[record], features)
+        group = self.encoder.group(self.records[record], features)
+        if not self.borrowed:
+            return group
+        following = self.records[records[(place + 1) % len(records)]].responses[: self.borrowed]
+        if len(records) == 1:  # its own are no other record's
+            following = (np.zeros(0, np.int32),) * self.borrowed
+        return Group(group.prefixes, (*group.responses, *following))
 
     def _stored(self, records: Sequence[int], part: PromptGroup) -> np.ndarray:
         assert self.reference is not None

@@ -139,7 +139,7 @@ def _train(
         raise InputError(f"{name} has no loss on held-out data; leave out --eval-data, and see --evaluate")
     held_out, held_left_out = [], []
     if eval_data is not None:
-        wanted = config.objective.held_out.responses
+        wanted = config.objective.held_out.of_record
         eval_config = replace(config.data, split=config.data.eval_split)
         _, held_out, held_left_out = prepare(bundle, eval_data, eval_config, wanted)
     for what, these in (("training", left_out), ("held-out", held_left_out)):
@@ -354,6 +354,7 @@ class _Run:
             local_rows=self.local_rows,
             weights=weights,
             features=features,
+            borrowed=c.objective.borrowed,
         )
 
     def put(self, batch: HostBatch) -> PromptGroup:

@@ -75,6 +75,34 @@ def test_a_ladder_pads_less_than_one_shape():
     assert padded[4] < 0.8 * padded[1]
 
 
+# ---- responses of other records ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("micro", [1, 2])
+def test_responses_of_the_next_record_follow_those_of_a_record(micro):
+    """Whatever the micro-batches, and rows that other processes make; a record alone borrows nothing."""
+    records = some(5)
+    made, part = (
+        batches(records, 4, micro=micro, shuffle=True, borrowed=2, local_rows=rows) for rows in (None, [0])
+    )
+    sizes = []
+    for step in (0, 1):
+        batch = made(step)
+        group, here = rows(batch), batch.records
+        assert group.views == ((0, 1, 2, 3),)
+        sizes.append(len(here))
+        for row, own in enumerate(here):
+            others = records[here[(row + 1) % len(here)]].responses
+            if len(here) == 1:
+                others = (np.zeros(0, np.int32),) * 2
+            for k, each in enumerate((*records[own].responses, *others)):
+                assert group.responses.mask[row, k].sum() == len(each)
+                assert np.array_equal(group.responses.tokens[row, k, : len(each)], each)
+        both = (x.group.responses.tokens[:, 0] for x in (part(step), batch))
+        assert np.array_equal(*both)
+    assert sorted(sizes) == [1, 4]
+
+
 # ---- every record once -------------------------------------------------------------------------------
 
 

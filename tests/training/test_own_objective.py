@@ -18,7 +18,7 @@ from refusals import refusal
 from runs import MODEL, PAIRS, TINY, EachStep, bundle, compiling, one_device
 from signals import signals
 
-from mllm_align import load_run, train
+from mllm_align import BCO, KTO, Part, Sum, load_run, train
 from mllm_align.batch import pad, stack
 from mllm_align.cli import main
 from mllm_align.config import Config, MeshConfig, from_json, load_config, part_files, save_json, to_json
@@ -153,7 +153,9 @@ def test_evaluation_sees_the_state_and_keeps_it(stepped, centered):
 
 @pytest.fixture(scope="module")
 def config(centered):
-    return replace(TINY, objective=replace(centered, beta=0.2), save_every=2)
+    """Its objective stands in a sum with those of the package that have a state."""
+    parts = Part(replace(centered, beta=0.2)), Part(BCO(0.3), 0.5), Part(KTO(0.3), 0.5)
+    return replace(TINY, objective=Sum(parts), save_every=2)
 
 
 @pytest.fixture(scope="module")
@@ -183,6 +185,9 @@ def test_a_run_that_was_stopped_goes_on_with_its_state(config, whole, begun):
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     centers = [line["rewards/center"] for line in lines if line["event"] == "train"]
     assert centers[0] == 0 and len(set(centers)) == 4, "the state moves in every step"
+    deltas = [line["bco/rewards/delta"] for line in lines if line["event"] == "train"]
+    assert deltas[0] == 0 and len(set(deltas)) == 4
+    assert all(line["kto/kl/mismatched"] != 0 for line in lines[-2:] if line["event"] == "train")
     assert (out / "checkpoints" / "4" / "objective").is_dir()
 
 
@@ -202,7 +207,7 @@ def test_other_devices_and_micro_batches_go_on_with_its_state(config, whole, beg
 
 
 def test_the_saved_config_finds_the_class_again(config, whole, file):
-    saved = to_json(config)["objective"]
+    saved = to_json(config)["objective"]["parts"][0]["objective"]
     assert saved == {"kind": f"{file}:Centered", "beta": 0.2, "share": 0.5}
     assert from_json(json.loads(save_json(config))) == config
     model, out = whole
@@ -259,6 +264,7 @@ def test_a_class_of_a_config_file_is_found_again(own, tmp_path):
         "beta": 0.3,
         "label_smoothing": 0.0,
         "sft_weight": 0.0,
+        "length_normalised": False,
     }
     assert to_json(from_json(saved)) == saved
     assert list(part_files(from_json(saved))) == [str(path)]
