@@ -44,16 +44,22 @@ def make_encoder(bundle: Bundle, data: DataConfig) -> Encoder:
 
 
 def read_data(
-    data: Any, config: DataConfig, responses: int, dropped: Counter[str] | None = None
+    data: Any,
+    config: DataConfig,
+    responses: int,
+    dropped: Counter[str] | None = None,
+    unpaired: bool = False,
 ) -> list[Record]:
     """Read and check a data set or rows. Records left out by the rules of a published data set are reported
     on stderr, and counted in `dropped` by reason. Of a `Mixture` the records of all sets, which have its
     names as sources."""
     if isinstance(data, Mixture):
-        sets = {name: read_data(file, config, responses, dropped) for name, file in data.files.items()}
+        options = config, responses, dropped, unpaired
+        sets = {name: read_data(file, *options) for name, file in data.files.items()}
         return data.joined(sets)
     dropped = Counter() if dropped is None else dropped
-    records = records_from(data, **config.reading(), responses=responses, dropped=dropped)
+    options = {"responses": responses, "dropped": dropped, "unpaired": unpaired}
+    records = records_from(data, **config.reading(), **options)
     left_out = told(dropped)
     if left_out and processes.first():
         named = f" of {data}" if isinstance(data, str | os.PathLike) else ""
@@ -90,15 +96,16 @@ def prepare(
     max_new_tokens: int = 0,
     opening: bool = False,
     dropped: Counter[str] | None = None,
+    unpaired: bool = False,
 ) -> tuple[Encoder, list[Encoded], list[LeftOut]]:
     """Read, check and encode a data set or rows: (encoder, encoded records, left out).
 
     max_new_tokens: tokens reserved for a response to be generated. opening: see `Encoder.encode`. dropped:
-    counts the records left out by a published data set's own rules.
+    counts the records left out by a published data set's own rules. unpaired: see `parse_record`.
     """
     encoder = make_encoder(bundle, config)
     with _no_collection():
-        records = read_data(data, config, responses, dropped)
+        records = read_data(data, config, responses, dropped, unpaired)
         with progress_bar(len(records), "reading") as bar:
             encoded, left_out = encode_all(
                 records,

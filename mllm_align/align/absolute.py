@@ -79,7 +79,7 @@ class KTO(Objective):
     """desirable_weight (1 - sigmoid(beta (u - z))) of a chosen response, undesirable_weight
     (1 - sigmoid(beta (z - u))) of a rejected one; the mean over all responses, pairs or not.
 
-    Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306, eqs. 7 and 8). z estimates how
+    Kahneman-Tversky optimization (Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7). z estimates how
     far the policy is from the reference, without a gradient: the mean log-ratio, at least 0, of responses
     to another prompt. Those stand at the end of each group: the chosen and the rejected one of the batch's
     next record. z is that of the batch before, 0 in the first step, so that a loss does not depend on how
@@ -90,6 +90,7 @@ class KTO(Objective):
 
     responses = 4
     borrowed = 2
+    unpaired = True
     needs = frozenset({"reference"})
     beta: float = 0.1
     desirable_weight: float = 1.0

@@ -84,14 +84,15 @@ class Objective:
     """Base class of objectives; subclasses are frozen dataclasses.
 
     responses: K, how many each group has. made: how many of them, the last ones, only the policy can make
-    (`Config.online`). borrowed: how many, the last ones, are those of another record of the batch. needs:
-    what is computed for it beside the policy's log-probabilities, or given with its batches, of
-    `checks.AVAILABLE`.
+    (`Config.online`). borrowed: how many, the last ones, are those of another record of the batch.
+    unpaired: a group may lack the chosen or the rejected response, which is then empty. needs: what is
+    computed for it beside the policy's log-probabilities, or given with its batches, of `checks.AVAILABLE`.
     """
 
     responses: ClassVar[int]
     made: ClassVar[int] = 0
     borrowed: ClassVar[int] = 0
+    unpaired: ClassVar[bool] = False
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @property

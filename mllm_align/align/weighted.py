@@ -82,6 +82,10 @@ class Sum(Objective):
         return max(part.objective.made for part in self.parts)
 
     @property
+    def unpaired(self) -> bool:  # type: ignore[override]
+        return all(part.objective.unpaired for part in self.parts)
+
+    @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         return frozenset().union(*(part.objective.needs for part in self.parts))
 

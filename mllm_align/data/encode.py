@@ -148,9 +148,10 @@ class Encoder:
             prefix = np.array(self._tokenize(prompt, record)[0], np.int32)
             self._check(record, sizes, prefix, [], len(prefix))
             return prefix, ()
+        given = record.responses[:responses]  # an empty text: none
         texts = [
             self._conversation(chat, self._guarded(answer, record), record, sizes)
-            for answer in record.responses[:responses]
+            for answer in filter(None, given)
         ]
         # A template may write the answer's turn otherwise than its own opening of that turn.
         boundary = common_length([prompt, *texts])
@@ -165,7 +166,8 @@ class Encoder:
         if opening and self._tokenize(prompt, record)[0] != prefix.tolist():
             problem = "the chat template opens an answer that is asked for otherwise than one that is there"
             raise refusal(record.where, problem, "use one that does not (--data.chat-template)")
-        answers = tuple(self._ended(row[shared:]) for row in rows)
+        ended = iter([self._ended(row[shared:]) for row in rows])
+        answers = tuple(next(ended) if answer else np.zeros(0, np.int32) for answer in given)
         _check_differ(record, answers)
         return prefix, answers
 

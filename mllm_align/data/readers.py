@@ -64,6 +64,7 @@ def read_each(
     split: str | None = None,
     max_records: int | None = None,
     pairs: Pairs = "best-worst",
+    unpaired: bool = False,
     dropped: Counter[str] | None = None,
 ) -> Iterator[Read]:
     """Yield the records of a data set in files or of rows in memory, one by one as they are read.
@@ -73,14 +74,14 @@ def read_each(
     folder and may leave it only with `allow_outside`. `format`: one of `READERS`, a user's reader as
     `file.py:function`, or auto, which goes by the first row's fields. `responses`: how many a record needs
     at least. `split`: of the data set. `max_records`: how many are read, the
-    first. `pairs`: which pairs of rated responses are made. `dropped` counts
-    what is left out, by the reason. Raises `InputError` for data that is missing, unreadable or not
+    first. `pairs`: which pairs of rated responses are made. `unpaired`: see `parse_record`. `dropped`
+    counts what is left out, by the reason. Raises `InputError` for data that is missing, unreadable or not
     what its name says and for any faulty record. Ids may repeat.
     """
     reader = None if format == "auto" else reader_of(format)
     taking = Taking(pairs, Counter() if dropped is None else dropped)
     rows = _rows(data, _folders(image_root), allow_outside, split)
-    return islice(_parsed(rows, reader, responses, taking), max_records)
+    return islice(_parsed(rows, reader, responses, unpaired, taking), max_records)
 
 
 def _rows(data: Source, folders: list[Path], allow_outside: bool, split: str | None) -> Iterator[Row]:
@@ -105,7 +106,9 @@ def _folders(given: Folders) -> list[Path]:
     return [Path(path).resolve() for path in several]
 
 
-def _parsed(rows: Iterable[Row], reader: Reader | None, responses: int, taking: Taking) -> Iterator[Read]:
+def _parsed(
+    rows: Iterable[Row], reader: Reader | None, responses: int, unpaired: bool, taking: Taking
+) -> Iterator[Read]:
     for number, row in enumerate(rows):
         if isinstance(row.value, Record):
             yield Read(row.value, None, row, {}, None)
@@ -115,9 +118,8 @@ def _parsed(rows: Iterable[Row], reader: Reader | None, responses: int, taking: 
             reader = reader_of(format_of(row.value))
         for plain in convert(row, number, reader, taking):
             ours = plain.pop("id_is_ours")
-            record = parse_record(
-                plain, index=row.index, where=row.where, root=row.roots, responses=responses
-            )
+            about: dict[str, Any] = {"index": row.index, "where": row.where, "root": row.roots}
+            record = parse_record(plain, **about, responses=responses, unpaired=unpaired)
             yield Read(record, number if ours else None, row, plain, reader)
 
 

@@ -65,7 +65,8 @@ class Message:
 class Record:
     """One prompt with its responses.
 
-    `messages` end with a user turn; `responses` are chosen, rejected, then any further ones;
+    `messages` end with a user turn; `responses` are chosen, rejected, then any further ones; of an unpaired
+    record the one that is not there is an empty text;
     `images` are in the order of their placeholders in `messages`; `where` is for error messages.
     `source`: the data set's name, where several are mixed.
     """
@@ -86,6 +87,7 @@ def parse_record(
     root: Path | Roots | None,
     allow_outside: bool = False,
     responses: int = 2,
+    unpaired: bool = False,
 ) -> Record:
     """Return the checked record of one row in TRL's vision preference format.
 
@@ -94,14 +96,23 @@ def parse_record(
     `index` name the row in errors, such as `pairs.jsonl record` and 3. Image paths are relative to `root`
     and may leave it only with `allow_outside`; with `root` None they are relative to the current folder and
     unrestricted; a `Roots` gives both for many records. `responses`: the minimum number of responses; with
-    1, `completion` or a final assistant turn of `messages` may replace `chosen`. Raises `InputError` for
-    anything missing, of a wrong type or contradictory.
+    1, `completion` or a final assistant turn of `messages` may replace `chosen`. `unpaired`: a `completion`
+    with a `label`, true or false, may stand for a chosen or a rejected response without the other one.
+    Raises `InputError` for anything missing, of a wrong type or contradictory.
     """
     at = f"{_short(where)} {index}"
     check_object(row, at)
-    messages, prompt_at, answers = _conversation(row, at, responses)
-    answers += _further(row.get("responses"), f"{at}, responses")
-    _check_answers(answers, at, responses)
+    label = row.get("label") if row.get("completion") is not None and responses > 1 else None
+    if label is None or not unpaired:
+        _check_paired(row, at, label)
+        messages, prompt_at, answers = _conversation(row, at, responses)
+        answers += _further(row.get("responses"), f"{at}, responses")
+        _check_answers(answers, at, responses)
+    else:
+        _check_unpaired(row, at, label)
+        messages, prompt_at, answers = _conversation(row, at, 1)
+        _check_answers(answers, at, 1)
+        answers = [*answers, ("", "")] if label else [("", ""), *answers]
     roots = root if isinstance(root, Roots) else Roots(() if root is None else (root,), allow_outside)
     images = _with_inline(messages, _images(row, at, roots), at, roots)
     return Record(
@@ -169,6 +180,20 @@ def _conversation(row: Mapping, at: str, wanted: int) -> tuple[list[Message], st
         answers = [(f"{at}, {name}", _answer(row[name], f"{at}, {name}")) for name in fields]
     _check_turns(messages, prompt_at)
     return messages, prompt_at, answers
+
+
+def _check_paired(row: Mapping, at: str, label: object) -> None:
+    if label is not None and row.get("chosen") is None:
+        problem = "holds one response and a label, and a chosen and a rejected one are needed"
+        raise refusal(at, problem, "pair them, or train with --objective kto")
+
+
+def _check_unpaired(row: Mapping, at: str, label: object) -> None:
+    if not isinstance(label, bool):
+        raise _wrong_type(f"{at}, label", label, "true or false")
+    for name in ("chosen", "rejected", "responses"):
+        if row.get(name) is not None:
+            raise refusal(at, f"has both completion and {name}", "keep one of them")
 
 
 def _one_of(row: Mapping, names: tuple[str, ...], at: str) -> str:

@@ -130,9 +130,10 @@ def _train(
     # generated responses stand beside those of the data: both must continue one prompt
     opening = online is not None and online.generates
     dropped: Counter[str] = Counter()
-    wanted = config.data_responses
+    wanted, unpaired = config.data_responses, config.objective.unpaired
     with waiting(f"reading {data}" if isinstance(data, str | Path | Mixture) else "reading rows"):
-        encoder, records, left_out = prepare(bundle, data, config.data, wanted, reserved, opening, dropped)
+        how = reserved, opening, dropped, unpaired
+        encoder, records, left_out = prepare(bundle, data, config.data, wanted, *how)
     check_batch(config.batch_size, len(records))
     if eval_data is not None and config.objective.fields:
         name = type(config.objective).__name__
@@ -141,7 +142,7 @@ def _train(
     if eval_data is not None:
         wanted = config.objective.held_out.of_record
         eval_config = replace(config.data, split=config.data.eval_split)
-        _, held_out, held_left_out = prepare(bundle, eval_data, eval_config, wanted)
+        _, held_out, held_left_out = prepare(bundle, eval_data, eval_config, wanted, unpaired=unpaired)
     for what, these in (("training", left_out), ("held-out", held_left_out)):
         if these:
             warn(f"{counted(these)} {what} records left out")
@@ -532,7 +533,7 @@ class _Run:
         for each in self.callbacks:
             each.on_eval(number, values)
         shown = [f"loss {values['loss']:.4f}"]
-        if "rewards/accuracy" in values:
+        if values.get("rewards/accuracy") is not None:
             shown += [f"margin {values['rewards/margin']:.4f}", f"acc {values['rewards/accuracy']:.3f}"]
         say(f"eval {number}  {'  '.join(shown)}")
         return values["loss"]

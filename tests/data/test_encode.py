@@ -144,6 +144,17 @@ def test_any_number_of_responses(count):
     assert encoded.length == encoded.shape.prefix + encoded.shape.response
 
 
+def test_a_response_that_is_not_there_has_no_token():
+    coder, pair = encoder(), record()
+    for k in (0, 1):
+        alone = replace(pair, responses=tuple("" if i == k else pair.responses[i] for i in (0, 1)))
+        encoded = coder.encode(alone, 2)
+        assert [len(ids) > 0 for ids in encoded.responses] == [k != 0, k != 1]
+        only = coder.encode(replace(pair, responses=(pair.responses[1 - k],)), 1)
+        assert encoded.responses[1 - k].tolist() == only.responses[0].tolist()
+        assert encoded.prefix.tolist() == only.prefix.tolist() and encoded.shape == only.shape
+
+
 @pytest.mark.parametrize("opening", ["", "assistant:", "assistant: ", "assistant:\n"])
 @pytest.mark.parametrize(
     "answers",

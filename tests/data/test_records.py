@@ -25,7 +25,7 @@ def turn(role, content):
 
 
 def parse(
-    row=None, responses=2, root: Path | None = Path("/data"), allow_outside=False, **changes
+    row=None, responses=2, root: Path | None = Path("/data"), allow_outside=False, unpaired=False, **changes
 ) -> Record:
     row = {**BASE, **changes} if row is None else row
     return parse_record(
@@ -35,6 +35,7 @@ def parse(
         root=root,
         allow_outside=allow_outside,
         responses=responses,
+        unpaired=unpaired,
     )
 
 
@@ -192,6 +193,20 @@ def test_one_response_is_not_enough_for_preferences():
     assert_refused("chosen and completion", row={**BASE, "completion": "x"}, responses=1)
     assert_refused("chosen", "missing", row={"prompt": "What?"}, responses=1)
     assert_refused("messages", "user turn", row={"messages": asked[1:]}, responses=1)
+
+
+def test_one_response_and_a_label_for_objectives_without_pairs():
+    row = {"prompt": "What?", "completion": "A cat."}
+    for label, wanted in ((True, ("A cat.", "")), (False, ("", "A cat."))):
+        assert parse({**row, "label": label}, unpaired=True).responses == wanted
+        assert parse({**row, "label": label}, responses=1).responses == ("A cat.",)
+    assert parse(unpaired=True).responses == ("A cat.", "A dog.")
+    assert parse({**BASE, "label": 3}).responses == ("A cat.", "A dog."), "a field of no meaning"
+    assert_refused("one response and a label", "pair them, or train with", row={**row, "label": True})
+    assert_refused("chosen", "missing", row=row, unpaired=True)
+    assert_refused("label: found int", "give true or false", row={**row, "label": 1}, unpaired=True)
+    assert_refused("both completion and chosen", row={**BASE, **row, "label": True}, unpaired=True)
+    assert_refused("is empty", row={**row, "completion": " ", "label": False}, unpaired=True)
 
 
 @pytest.mark.parametrize("field", ["chosen", "rejected"])
