@@ -130,8 +130,8 @@ def test_changing_the_kind_keeps_what_the_file_says_of_that_kind(tmp_path, resol
         (("--objective", "sft", "--objective.beta", "1"), "unknown option --objective.beta"),
         (("--lora", "none", "--lora.rank", "1"), "unknown option --lora.rank"),
         (
-            ("--objective", "orpo"),
-            "--objective is 'orpo'; it must be one of sft, dpo, robust, ipo, slic, averaged, ",
+            ("--objective", "xpo"),
+            "--objective is 'xpo'; it must be one of sft, dpo, robust, ipo, slic, averaged, ",
         ),
         (
             ("--objective", "rloo", "--objective.beta", "0.4"),
