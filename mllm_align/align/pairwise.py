@@ -160,28 +160,6 @@ class SLiC(Pairwise):
         return jax.nn.relu(1 - self.beta * h)
 
 
-@OBJECTIVES.register("exo")
-@dataclass(frozen=True)
-class EXO(Pairwise):
-    """q log(q / (1 - e)) + (1 - q) log((1 - q) / e), q = sigmoid(beta h), e = label_smoothing.
-
-    The divergence KL(q || p) of the policy's preference from the labels', which are wrong with probability
-    e: exact optimization for pairs (Ji et al. 2024, arXiv 2402.00856, eq. 16; TRL's `exo_pair`).
-    """
-
-    label_smoothing: float = 1e-3
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_setting("label_smoothing", self.label_smoothing, 1e-9, 0.5)
-
-    def loss(self, h):
-        e, x = self.label_smoothing, self.beta * h
-        right = jax.nn.sigmoid(x) * (jax.nn.log_sigmoid(x) - math.log1p(-e))
-        wrong = jax.nn.sigmoid(-x) * (jax.nn.log_sigmoid(-x) - math.log(e))
-        return right + wrong
-
-
 @OBJECTIVES.register("averaged")
 @dataclass(frozen=True)
 class Averaged(Objective):
@@ -232,3 +210,25 @@ def _pair(signals: Signals, rejected: int, weight: Float[Array, " B"]) -> Signal
     responses = replace(signals.responses.take((0, rejected)), weight=weight)
     policy, reference = (each[0][:, which] for each in (signals.policy, signals.reference))
     return Signals((policy,), (reference,), responses, ((0, 1),))
+
+
+@OBJECTIVES.register("exo")
+@dataclass(frozen=True)
+class EXO(Pairwise):
+    """q log(q / (1 - e)) + (1 - q) log((1 - q) / e), q = sigmoid(beta h), e = label_smoothing.
+
+    The divergence KL(q || p) of the policy's preference from the labels', which are wrong with probability
+    e: exact optimization for pairs (Ji et al. 2024, arXiv 2402.00856, eq. 16; TRL's `exo_pair`).
+    """
+
+    label_smoothing: float = 1e-3
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_setting("label_smoothing", self.label_smoothing, 1e-9, 0.5)
+
+    def loss(self, h):
+        e, x = self.label_smoothing, self.beta * h
+        right = jax.nn.sigmoid(x) * (jax.nn.log_sigmoid(x) - math.log1p(-e))
+        wrong = jax.nn.sigmoid(-x) * (jax.nn.log_sigmoid(-x) - math.log(e))
+        return right + wrong

@@ -18,7 +18,7 @@ from refusals import refusal
 from runs import MODEL, PAIRS, TINY, EachStep, bundle, compiling, one_device
 from signals import signals
 
-from mllm_align import BCO, KTO, Part, Sum, load_run, train
+from mllm_align import BCO, KTO, Part, SimPO, Sum, load_run, train
 from mllm_align.batch import pad, stack
 from mllm_align.cli import main
 from mllm_align.config import Config, MeshConfig, from_json, load_config, part_files, save_json, to_json
@@ -226,20 +226,38 @@ def test_a_run_is_not_continued_with_another_version_of_the_file(config, whole, 
     assert said.startswith(f"{file} has changed since {out} was started; take its earlier version")
 
 
-def test_named_on_the_command_line(file, tmp_path, monkeypatch):
+def test_named_on_the_command_line(file, whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
     monkeypatch.setattr("mllm_align.training.loop.make_mesh", one_device)
     (tmp_path / "tiny.py").write_text(
         f"import json\nfrom mllm_align.config import from_json\n"
         f"def get_config():\n    return from_json(json.loads('''{save_json(replace(TINY, steps=1))}'''))\n"
     )
-    out = tmp_path / "run"
-    command = ["train", tmp_path / "tiny.py", "--model", MODEL, "--data", PAIRS, "--out", out]
-    main([str(x) for x in (*command, "--objective", f"{file}:SimPO", "--objective.beta", "2.5")])
-    saved = json.loads((out / "config.json").read_text())["objective"]
+    command = ["train", str(tmp_path / "tiny.py"), "--objective"]
+    main([*command, f"{file}:SimPO", "--objective.beta", "2.5", "--print-config"])
+    saved = json.loads(capsys.readouterr().out)["objective"]
     assert saved == {"kind": f"{file}:SimPO", "beta": 2.5, "gamma": 1.0}
-    first = next(x for x in map(json.loads, (out / "log.jsonl").open()) if x["event"] == "train")
-    assert first["loss"] > 0 and "rewards/margin" in first
+    out = tmp_path / "run"
+    parts = [f"{file}:Centered", "bco:0.5", "kto:0.5", "--objective.Centered.beta", "0.2"]
+    settings = ["--objective.bco.beta=0.3", "--objective.kto.beta=0.3", "--model", MODEL, "--data", PAIRS]
+    main([str(x) for x in (*command, *parts, *settings, "--out", out)])
+    ours, theirs = (json.loads((run / "config.json").read_text()) for run in (out, whole[1]))
+    assert ours == theirs | {"steps": 1, "save_every": TINY.save_every}
+    first, expected = (
+        next(x for x in map(json.loads, (run / "log.jsonl").open()) if x["event"] == "train")
+        for run in (out, whole[1])
+    )
+    assert first["loss"] == pytest.approx(expected["loss"], rel=1e-6) and "rewards/center" in first
+
+
+def test_the_example_of_the_page_is_the_objective_of_its_name(file):
+    rng = np.random.default_rng(2)
+    mask = np.arange(5) < rng.integers(1, 6, (3, 2))[:, :, None]
+    given = signals(-rng.random(mask.shape) * mask, None, mask, np.array([1.0, 0.0, 1.0]))
+    found, expected = load_part(f"{file}:SimPO", "objective")()(given, ()), SimPO()(given)
+    assert float(found.sums["pairs"]) == pytest.approx(float(expected.sums["pairs"]), rel=1e-6)
+    ours, theirs = (each.metrics["rewards/margin"] for each in (found, expected))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6)
 
 
 @pytest.fixture
