@@ -67,7 +67,7 @@ class Train:
     debug_nans: bool = False
     """Stop at the operation that makes a NaN first; slow."""
     print_config: PrintConfig = None
-    """Print the resolved config and stop; as JSON unless yaml is given, and needs no other option."""
+    """Print the resolved config and stop, as JSON unless yaml is given; needs no other option."""
     config: Annotated[Config, arg(name="")] = field(default_factory=Config)
 
     @staticmethod
