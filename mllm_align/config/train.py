@@ -62,7 +62,7 @@ class Config:
     batch_size: int = 32
     """Prompts per optimizer step, over all devices."""
     micro_batches: int = 1
-    """Parts that a batch is run in, one by one, to save memory; the gradient is the same."""
+    """Parts of a batch, run one by one to save memory; the gradient is the same."""
     epochs: float = 1.0
     """Passes over the data."""
     steps: int | None = None

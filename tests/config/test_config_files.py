@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from refusals import refusal
 
-from mllm_align import Endpoint
+from mllm_align import DPO, SFT, Endpoint, Part, Sum
 from mllm_align.config import (
     OBJECTIVES,
     BDHSConfig,
@@ -157,6 +157,8 @@ def test_yaml_lies_over_its_base(tmp_path):
     [
         ("", Config()),
         ("seed: 3", Config(seed=3)),
+        ("objective: dpo:0.5 sft", Config(objective=Sum((Part(DPO(), 0.5), Part(SFT()))))),
+        ("objective: {kind: sum, parts: [{objective: sft}]}", Config(objective=Sum((Part(SFT()),)))),
         ("mask_rate: 0.5", BDHSConfig(mask_rate=0.5)),
         ("annotator: {kind: endpoint, retries: 1}", JudgeConfig(Endpoint(retries=1))),
         (
@@ -188,7 +190,7 @@ def test_a_saved_config_can_be_fed_back(tmp_path, config, save, name):
         ),
         ("optim:\n  lr: 1", "mine.yaml line 2: optim.lr: no such field; did you mean learning_rate?"),
         ("objective: {kind: dpo, gamma: 1}", "line 1: objective.gamma: no such field"),
-        ("objective: orpo", "objective.kind is 'orpo'"),
+        ("objective: xpo", "objective.kind is 'xpo'"),
         ("objective: {kind: oracle}", "objective.kind is 'oracle', which has no place there"),
         ("objective: nowhere.py:Mine", "nowhere.py is not there"),
         ("optim: 3", "mine.yaml line 1: optim is '3'; it must have the fields of OptimConfig"),
