@@ -54,7 +54,7 @@ def group_flops(
     its visible half. prefix, answers: lengths in tokens. logits: with the vocabulary, which a reward model
     leaves out."""
     seen = prefix**2 / 2 + sum(n * prefix + n**2 / 2 for n in answers)
-    predicted = 1 + sum(n - 1 for n in answers) if logits else 0
+    predicted = 1 + sum(max(n - 1, 0) for n in answers) if logits else 0
     tokens = prefix + sum(answers)
     return vision_flops(config, tiles), decoder_flops(config, tiles, tokens, seen, predicted)
 
