@@ -109,12 +109,12 @@ class Sum(Objective):
         metrics: dict[str, Any] = {}
         stats: dict[str, Any] = {}
         for part in self.parts:
-            own = (state[part.name],) if _has_state(part) else ()
-            made = part.objective(signals.first(part.objective.responses), *own)
+            own = state[part.name] if _has_state(part) else ()
+            made = part.objective(signals.first(part.objective.responses), own)
             sums |= _terms(part, {name: part.weight * value for name, value in made.sums.items()})
             prefix = "" if part is self.parts[0] else f"{part.name}/"
             metrics |= {f"{prefix}{name}": value for name, value in made.metrics.items()}
-            if own:
+            if _has_state(part):
                 stats[part.name] = made.stats
         return Terms(sums, metrics, stats)
 

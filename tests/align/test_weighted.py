@@ -78,7 +78,8 @@ def test_an_objective_of_one_response_sees_the_chosen_one_alone():
             assert responses.tokens.shape[1] == 1
             return {"all": responses.mask.sum() * 1.0}
 
-        def __call__(self, signals, state=()):
+        def __call__(self, signals, state):
+            assert state == ()
             return Terms({"all": -signals.policy[0].sum()}, {})
 
     made = Sum((Part(DPO()), Part(Lonely(), 2.0)))(GIVEN)
