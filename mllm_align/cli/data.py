@@ -1,4 +1,4 @@
-"""`mllm-align data stats`, `data mix`, `data show`, `data corrupt`."""
+"""`mllm-align data stats`, `data mix`, `data show`, `data corrupt`, `data build`."""
 
 from __future__ import annotations
 
@@ -167,4 +167,32 @@ class DataShow:
         from mllm_align.curation.page import write_page
 
         print(write_page(self.files, self.out, limit=self.limit, config=self.data))
+        print(self.out)
+
+
+@dataclass(frozen=True)
+class DataBuild:
+    """Data sets as one of tensorflow-datasets, in ArrayRecord files: mllm-align data build FILE --out DIR
+
+    Records keep their order; images are stored as their files are. `train --data DIR` reads it as it is,
+    and so does tensorflow-datasets: tfds.builder_from_directory(DIR).as_data_source("train"). TensorFlow is
+    not needed. The folder is there whole, or not at all.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = READING
+    place = _first("--files")
+
+    files: tuple[Path, ...]
+    """Data sets, each as train takes it; the word --files may be left out."""
+    out: Path
+    """Folder to write."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> None:
+        from mllm_align.data.array_records import tensorflow_datasets
+
+        tensorflow_datasets()  # refuses a machine without it
+        from mllm_align.curation.build import build
+
+        print(f"{build(self.files, self.out, self.data):,} records")
         print(self.out)

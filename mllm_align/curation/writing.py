@@ -7,7 +7,7 @@ import io
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def write(items: Sequence[Item], out: Path) -> None:
     (_write_parquet if out.suffix.lower() == ".parquet" else _write_jsonl)(items, out)
 
 
-def rows_of(items: Sequence[Item], image: Callable[[ImageSource], Any]) -> Iterator[dict[str, Any]]:
+def rows_of(items: Iterable[Item], image: Callable[[ImageSource], Any]) -> Iterator[dict[str, Any]]:
     """Rows in TRL's format, with ids that do not repeat."""
     seen: Counter[str] = Counter()
     for item in items:

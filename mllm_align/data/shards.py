@@ -1,5 +1,5 @@
-"""The files that `--data` refers to: a file, a folder or pattern of shards, a folder saved by `datasets`,
-or a data set in the local Hub cache.
+"""The files that `--data` refers to: a file, a folder or pattern of shards, a folder saved by `datasets` or
+written by tensorflow-datasets, or a data set in the local Hub cache.
 
 The files read together belong to one split of one data set, have one format, and are complete.
 """
@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mllm_align.data import array_records
 from mllm_align.data.files import SUFFIXES, DataFile, suffix_of
 from mllm_align.data.roots import Roots
 from mllm_align.errors import one_line, quoted, refusal
@@ -24,6 +25,7 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "held"), "validation")
 _NUMBERED = re.compile(r"(?P<set>.+?)[-_.](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?!\d)")
 _SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_SIDE_FILES += ("features.json", "metadata.json")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MAX_DEPTH = 3  # folder levels between the given folder and its shards: a data set, "data", a split
 _SAVE_AGAIN = "save the data set again"
@@ -89,6 +91,8 @@ def _folder(folder: Path) -> list[_Shard]:
         return _saved_splits(folder)
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return _saved(folder)
+    if array_records.is_built(folder):
+        return [_Shard(path, path.name, split) for split, path in array_records.files_of(folder)]
     try:
         names = sorted(_names(folder))
     except OSError as error:
@@ -191,8 +195,8 @@ def _is_name(value: object) -> bool:
 
 
 def _stem(name: str) -> str:
-    name = os.path.basename(name)
-    return name[: len(name) - len(suffix_of(name))]
+    name, suffix = os.path.basename(name), suffix_of(name)
+    return name[: name.lower().rindex(suffix)] if suffix else name
 
 
 def _word(name: str) -> str | None:

@@ -1,6 +1,7 @@
 """`mllm-align data ...`: two words, from the shell's side."""
 
 import json
+import sys
 
 import pytest
 from chat_server import chat_server, said
@@ -79,3 +80,16 @@ def test_corrupt(run, refused, chat, tmp_path):
         *command[:3], "--writer.name", "x", *command[5:]
     )
     assert "nobody is there to write" in refused(*command[:3], *command[5:])
+
+
+def test_build(run, refused, tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    out = tmp_path / "built"
+    assert run("data", "build", PAIRS, "--out", out) == (0, f"{len(rows())} records\n{out}\n", "")
+    status, told, _ = run("inspect", "--model", MODEL, "--data", out, "--index", 3)
+    assert status == 0 and "pairs-train.array_record-00000-of-00001 record 3" in told
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert "need the package tensorflow_datasets" in refused(
+        "data", "build", PAIRS, "--out", tmp_path / "other"
+    )
+    assert "need the package tensorflow_datasets" in refused("data", "stats", out)

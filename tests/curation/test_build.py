@@ -1,0 +1,58 @@
+"""Data sets built for tensorflow-datasets hold what they were built from."""
+
+import pytest
+from published import png, rlhfv, trl
+from refusals import assert_refusal
+from test_items import read, written
+
+pytest.importorskip("tensorflow_datasets")
+
+import tensorflow_datasets as tfds
+
+from mllm_align.curation.build import build
+from mllm_align.data.readers import records_from
+
+TURNS = [{"role": "user", "content": "\n<image>\n\nWhat?"}, {"role": "assistant", "content": "A\ncow."}]
+TURNS += [{"role": "user", "content": "And <image>"}]
+ROWS = [
+    trl(id="a", score=0.5, bdhs={"iterations": 2}, source="coco"),
+    trl(id="b", images=["a.png", "b.png"], prompt=TURNS, responses=["A third."]),
+    trl(id="c", image=None, images=[], rejected=None, level=3),
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("build")
+    for name, width in (("a", 3), ("b", 4)):
+        (folder / f"{name}.png").write_bytes(png(width, 2))
+    data = written(folder, *ROWS)
+    assert build([data, written(folder, rlhfv(image=None), name="other.jsonl")], folder / "new/built") == 4
+    return data, folder / "new/built"
+
+
+def test_it_reads_as_what_it_was_built_from(made):
+    before, after = read(made[0]), read(made[1])
+    assert [item.record.id for item in after] == ["a", "b", "c", "4"]
+    for one, other in zip(before, after, strict=False):
+        assert (one.record.responses, one.fields) == (other.record.responses, other.fields)
+        assert one.record.messages == other.record.messages
+        assert [s.read() for s in one.record.images] == [s.read() for s in other.record.images]
+    assert [item.source for item in after] == ["coco", "set.jsonl", "set.jsonl", "other.jsonl"]
+    assert after[3].fields["ds_name"] == "a set" and after[2].rejected is None
+    names = {file.name for file in made[1].iterdir()}
+    assert names == {"dataset_info.json", "features.json", "metadata.json", *names} and len(names) == 4
+
+
+def test_tensorflow_datasets_reads_it(made):
+    source = tfds.builder_from_directory(made[1]).as_data_source("train")
+    assert len(source) == 4 and source[1]["id"] == b"b" and source[2]["rejected"] == b""
+    assert [image.shape for image in source[1]["images"]] == [(2, 3, 3), (2, 4, 3)]
+
+
+def test_nothing_is_left_of_what_fails(made, tmp_path):
+    data = written(tmp_path, trl(id="a", image=None, images=["none.png"]))
+    assert_refusal(lambda: build([data], tmp_path / "new/built"), "set.jsonl record 0", "no such file")
+    assert [file.name for file in tmp_path.iterdir()] == ["set.jsonl"]
+    assert_refusal(lambda: build([made[0]], made[1]), "the folder is not empty")
+    assert len(records_from(made[1], responses=1)) == 4
