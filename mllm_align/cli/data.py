@@ -1,10 +1,11 @@
-"""`mllm-align data stats`, `data mix`, `data show`, `data corrupt`, `data build`."""
+"""`mllm-align data stats`, `data mix`, `data show`, `data corrupt`, `data build`,
+`data select`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from mllm_align.cli.shared import begin, log_beside, note, open_encoder
 from mllm_align.config import DataConfig
@@ -196,3 +197,56 @@ class DataBuild:
 
         print(f"{build(self.files, self.out, self.data):,} records")
         print(self.out)
+
+
+@dataclass(frozen=True)
+class DataSelect:
+    """The records of data sets that score best: mllm-align data select FILE --by MEASURE --keep N --out OUT
+
+    Every record that is kept has its score in a field: reward_score, the margin of chosen over rejected;
+    difference_score, the share of the words that differ between them; diversity_score, how far its prompt
+    and chosen response are from those that were taken before it. Writes what `data mix` does, in the order
+    of the data; OUT.log.jsonl says what was asked and what came of it.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = READING
+    place = _first("--files")
+
+    files: tuple[Path, ...]
+    """Data sets, each as train takes it; the word --files may be left out."""
+    by: Literal["reward", "diversity", "difference"]
+    """What is scored."""
+    out: Path
+    """File to write, .jsonl or .parquet."""
+    keep: str | None = None
+    """How many records to keep, as 500, or which share, as 0.1; default: all, with their scores."""
+    lowest: bool = False
+    """Keep the lowest scores, not the highest: the smallest difference, the smallest margin."""
+    reward: Path | None = None
+    """Of --by reward: the run folder of a reward model, or an exported one."""
+    score: str | None = None
+    """Of --by reward, in place of a model: a number that the records have, as 'score' or 'chosen_rating -
+    rejected_rating'; an expression as --where of data mix."""
+    similarity: str = "lexical"
+    """Of --by diversity: a sentence-transformers folder, the name of one on the Hub, or lexical: pairs of
+    words, without a model."""
+    seed: int = 0
+    """Of --by diversity: which record is taken first."""
+    batch_size: int = 8
+    """Of --reward: records at once, over all devices."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> None:
+        if self.reward is not None:
+            begin()
+        from mllm_align.curation.select import Measured, select, told
+
+        reward = None if self.reward is None else str(self.reward)
+        options = {"reward": reward, "score": self.score, "similarity": self.similarity}
+        measured = Measured(self.by, **options, seed=self.seed, batch_size=self.batch_size)
+        rest = {"keep": self.keep, "lowest": self.lowest}
+        found = select(self.files, self.out, measured, **rest, data=self.data)
+        asked = {"files": self.files, "by": self.by, **options, "seed": self.seed, **rest}
+        log_beside(self.out, event="select", **asked, **found)
+        print(told(measured, found))
+        _written(self.out)

@@ -17,7 +17,7 @@ from mllm_align.data.tables import ArrowTable, ParquetTable
 from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.files import parse_json
 
-_SHARD = re.compile(r"(\.array_record)-\d+-of-\d+$")
+_SHARD = re.compile(r"(\.array_record)-\d+(-of-\d+)?$")
 
 
 @dataclass(frozen=True)

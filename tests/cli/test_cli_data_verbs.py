@@ -87,9 +87,21 @@ def test_build(run, refused, tmp_path, monkeypatch):
     out = tmp_path / "built"
     assert run("data", "build", PAIRS, "--out", out) == (0, f"{len(rows())} records\n{out}\n", "")
     status, told, _ = run("inspect", "--model", MODEL, "--data", out, "--index", 3)
-    assert status == 0 and "pairs-train.array_record-00000-of-00001 record 3" in told
+    assert status == 0 and "pairs-train.array_record-00000 record 3" in told
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert "need the package tensorflow_datasets" in refused(
         "data", "build", PAIRS, "--out", tmp_path / "other"
     )
     assert "need the package tensorflow_datasets" in refused("data", "stats", out)
+
+
+def test_select(run, refused, tmp_path):
+    out = tmp_path / "chosen.parquet"
+    command = ["data", "select", PAIRS, "--by", "difference", "--out", out]
+    status, told, err = run(*command, "--keep", 3, "--lowest")
+    first, last = told.splitlines()
+    assert (status, err, last) == (0, "", str(out))
+    assert first.startswith(f"3 of {len(rows())} records, difference_score ")
+    (log,) = map(json.loads, (tmp_path / "chosen.parquet.log.jsonl").read_text().splitlines())
+    assert (log["by"], log["keep"], log["lowest"], log["kept"]) == ("difference", "3", True, 3)
+    assert "--keep: is 900, and there are" in refused(*command, "--keep", 900)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
@@ -15,7 +17,6 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 
-from mllm_align.curation.build import quiet
 from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.testbed.scenes.draw import picture
 from mllm_align.testbed.scenes.language import QA, training_rows
@@ -186,7 +187,7 @@ def _home(folder: str | os.PathLike) -> Path:
 def _write(folder: str | os.PathLike, settings: Settings) -> None:
     config = ScenesConfig(name=_CONFIG, settings=settings)
     try:
-        with quiet(), tempfile.TemporaryDirectory() as downloads:
+        with _quiet(), tempfile.TemporaryDirectory() as downloads:
             builder = Scenes(data_dir=os.fspath(folder), config=config, file_format="array_record")
             builder.download_and_prepare(download_dir=downloads)
     except OSError as error:
@@ -214,3 +215,17 @@ def _example(row: dict[str, Any]) -> Example:
     texts = zip(row["question"], row["answer"], row["kind"], strict=True)
     qas = tuple(QA(*(text.decode() for text in qa)) for qa in texts)
     return Example(row["id"].decode(), row["image"], Scene.from_json(row["scene"].decode()), qas)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Suppress the messages of TensorFlow Datasets on stdout and in the log."""
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.CRITICAL)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        log.setLevel(before)
