@@ -8,7 +8,7 @@ own rows alone.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -129,13 +129,11 @@ class ArrayRecords:
         info = opened(self.path.parent)
         self._check_length(info)
         features, also = info.features, (info.metadata or {}).get(FIELDS)
+        fields = {name: _taking(feature, name, self) for name, feature in features.items()}
         for first in range(0, len(self), TOGETHER):
             indices = list(range(first, min(first + TOGETHER, len(self))))
             for index, example in zip(indices, self.examples(indices), strict=True):
-                row = {
-                    name: _value(feature, name, example, Stored(self, index, name))
-                    for name, feature in features.items()
-                }
+                row = {name: take(example, index) for name, take in fields.items()}
                 if also is not None:
                     row |= parse_json(row.pop(also) or "{}")
                 yield row
@@ -155,35 +153,48 @@ class Stored(StoredBytes):
         return example[self.field].bytes_list.value[self.place]
 
 
-def _value(feature: Any, name: str, example: Any, at: Stored) -> Any:
-    """A field's value; of a sequence of objects, a list of these."""
+Take = Callable[[Any, int], Any]  # a field of an example, given with its number
+
+
+def _taking(feature: Any, name: str, file: ArrayRecords) -> Take:
+    """What gives a field's value; of a sequence of objects, a list of these."""
     from tensorflow_datasets import features as kinds
 
     if isinstance(feature, kinds.FeaturesDict):
-        return {key: _value(each, f"{name}/{key}", example, at) for key, each in feature.items()}
+        inside = {key: _taking(each, f"{name}/{key}", file) for key, each in feature.items()}
+        return lambda example, record: {key: take(example, record) for key, take in inside.items()}
     if not isinstance(feature, kinds.Sequence):
-        values = _values(feature, name, example, at)
-        return values[0] if values else None
-    inside = feature.feature
-    if not isinstance(inside, kinds.FeaturesDict):
-        return _values(inside, name, example, at)
-    columns = {key: _values(each, f"{name}/{key}", example, at) for key, each in inside.items()}
-    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        take = _listing(feature, name, file)
+        return lambda example, record: next(iter(take(example, record)), None)
+    if not isinstance(feature.feature, kinds.FeaturesDict):
+        return _listing(feature.feature, name, file)
+    columns = {key: _listing(each, f"{name}/{key}", file) for key, each in feature.feature.items()}
+
+    def objects(example: Any, record: int) -> list[dict[str, Any]]:
+        values = [take(example, record) for take in columns.values()]
+        return [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+
+    return objects
 
 
-def _values(feature: Any, name: str, example: Any, at: Stored) -> list[Any]:
-    """The values of a field that is no object."""
+def _listing(feature: Any, name: str, file: ArrayRecords) -> Take:
+    """What gives the values of a field that is no object."""
     from tensorflow_datasets import features as kinds
 
-    found = example[name]
-    kind = found.WhichOneof("kind")
-    values = getattr(found, kind).value if kind else []
     if isinstance(feature, kinds.Image):
-        return [Stored(at.file, at.record, name, place) for place in range(len(values))]
+        return lambda example, record: [
+            Stored(file, record, name, place) for place in range(len(example[name].bytes_list.value))
+        ]
     if isinstance(feature, kinds.Text):
-        return [value.decode() or None for value in values]
-    if isinstance(feature, kinds.Tensor) and not feature.shape:
+        return lambda example, record: [text.decode() or None for text in example[name].bytes_list.value]
+    if not isinstance(feature, kinds.Tensor) or feature.shape:
+        known = "texts, images, numbers, sequences and objects of these"
+        problem = f"is a {type(feature).__name__} feature"
+        raise refusal(f"{file.path.parent.name} field {name}", problem, f"build it with {known}")
+
+    def numbers(example: Any, record: int) -> list[Any]:
+        kind = example[name].WhichOneof("kind")
+        values = getattr(example[name], kind).value if kind else ()
         return [value.decode() if isinstance(value, bytes) else value for value in values]
-    known = "texts, images, numbers, sequences and objects of these"
-    problem = f"is a {type(feature).__name__} feature"
-    raise refusal(f"{at.file.path.parent.name} field {name}", problem, f"build it with {known}")
+
+    return numbers
