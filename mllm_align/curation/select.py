@@ -18,7 +18,6 @@ from mllm_align.curation.where import Where
 from mllm_align.curation.writing import check_name, write
 from mllm_align.data.mixture import set_names
 from mllm_align.errors import InputError, first_few, quoted, refusal
-from mllm_align.generation.similarity import Embedded, open_similarity
 from mllm_align.locks import alone
 from mllm_align.progress import progress_bar
 from mllm_align.report.page import differing
@@ -191,6 +190,8 @@ def _diversity(items: Sequence[Item], measured: Measured, count: int) -> dict[in
 
 def _distances(name: str, texts: Sequence[str]) -> Callable[[int], np.ndarray]:
     """From one of the texts to all of them [n]; similarities of equal texts may be off by rounding."""
+    from mllm_align.generation.similarity import Embedded, open_similarity
+
     similarity = open_similarity(name)
     if isinstance(similarity, Embedded):
         vectors = similarity.encoder.embed(texts)

@@ -25,7 +25,6 @@ _SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "te
 _SPLITS |= dict.fromkeys(("validation", "valid", "val", "dev", "eval", "evaluation", "held"), "validation")
 _NUMBERED = re.compile(r"(?P<set>.+?)[-_.](?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?!\d)")
 _SIDE_FILES = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
-_SIDE_FILES += ("features.json", "metadata.json")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _MAX_DEPTH = 3  # folder levels between the given folder and its shards: a data set, "data", a split
 _SAVE_AGAIN = "save the data set again"
@@ -119,6 +118,8 @@ def _names(folder: Path) -> Iterable[str]:
         inside = os.path.relpath(place, folder)
         depth = 0 if inside == "." else inside.count(os.sep) + 1
         folders[:] = [name for name in folders if name[0] not in "._"] if depth < _MAX_DEPTH else []
+        if array_records.is_built(Path(place)):
+            files = [name for name in files if suffix_of(name) == ".array_record"]
         names = (name for name in files if name[0] not in "._" and _is_data(name))
         yield from (os.path.normpath(os.path.join(inside, name)) for name in names)
 
@@ -255,8 +256,11 @@ def _check_one_format(shards: list[_Shard], name: str) -> None:
 
 
 def _check_all_there(shards: list[_Shard]) -> None:
-    """Refuse shards `-of-00005` if some of the five are missing or duplicated. A pattern may select
-    some."""
+    """Refuse shards `-of-00005` if some of the five are missing or duplicated, and a built data set without
+    all of its own. A pattern may select some."""
+    for folder in {shard.path.parent for shard in shards}:
+        if array_records.is_built(folder):
+            array_records.files_of(folder)
     sets: dict[tuple[Path, str], list[re.Match[str]]] = defaultdict(list)
     for shard in shards:
         numbered = _NUMBERED.match(shard.path.name)

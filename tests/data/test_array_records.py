@@ -74,7 +74,8 @@ def test_plain_fields(folder):
         "tags": ["ä"] * 3,
     }
     (file,) = folder.glob("*array_record*")
-    assert len(records_from(file)) == COUNT, "one file alone"
+    for place in (file, folder.parent):
+        assert len(records_from(place)) == COUNT, "one file alone, or the folder around it"
 
 
 def test_images_are_read_by_any_thread_and_after_pickling(folder):
@@ -95,9 +96,11 @@ def test_conversations_and_splits(tmp_path):
     (record,) = records_from(made, split="lessons", responses=1)
     assert record.messages[0].text == "What?" and record.responses == ("A cat.",)
     assert len(records_from(made, split="other", responses=1)) == 2
+    assert len(records_from(str(made / "*other*"), responses=1)) == 2, "a pattern"
     assert_refusal(lambda: records_from(made, responses=1), "holds several splits: lessons, other")
     (made / "mine-other.array_record-00000-of-00001").unlink()
-    assert_refusal(lambda: records_from(made, split="lessons"), "mine-other.array_record", "is missing")
+    for place in (made, made.parent, str(made / "*lessons*")):
+        assert_refusal(lambda: records_from(place), "mine-other.array_record", "is missing")  # noqa: B023
 
 
 def test_what_is_refused(folder, tmp_path, monkeypatch):
