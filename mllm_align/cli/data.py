@@ -112,7 +112,7 @@ class DataCorrupt:
     The writer is shown no image, and is asked to change objects, attributes, counts, positions or
     relations, each for a fifth of the records. What it writes is checked, and asked for again up to two
     times; records without a usable answer are left out and counted. Writes pairs as `data mix` does, with
-    `corruption`: the kind of change that was asked for, tries, writer. Answers are kept in OUT-answers: the
+    `corruption`: the kind of change that was asked for, tries, writer. Answers are kept beside OUT: the
     same command continues, and asks nothing twice. OUT.log.jsonl says what was asked and what came of it.
     """
 

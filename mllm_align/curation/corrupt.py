@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mllm_align.models.bundle import Bundle
 
 TRIES = 3  # answers of a record that are asked for
+REPLACED = ("rejected_", "bdhs", "difference_score", "reward_score")  # fields about the rejected response
 Tell = Callable[[int, str], None]
 Answers = list[str | None]
 
@@ -35,11 +36,11 @@ def corrupt(
 ) -> dict[str, Any]:
     """Write `out`: of every record the chosen response, and a rejected one that the writer made of it.
 
-    Answers are kept in the folder OUT-answers; the same call asks for those alone that are not there. An
-    answer that can't be used is asked for again, at most TRIES times in all; records without a usable one
-    are left out. Returns counts: records, pairs, left_out and tries (answers that could not be used), both
-    by the reason, kinds of the pairs, sent (requests) and from_disk. Raises InputError for data that can't
-    be read, where the writer can't be asked, and where nothing it wrote is usable.
+    Answers are kept in a folder beside it (pairs.answers); the same call asks for those alone that are not
+    there. An answer that can't be used is asked for again, at most TRIES times in all; records without a
+    usable one are left out. Returns counts: records, pairs, left_out and tries (answers that could not be
+    used), both by the reason, kinds of the pairs, sent (requests) and from_disk. Raises InputError for data
+    that can't be read, where the writer can't be asked, and where nothing it wrote is usable.
     """
     check_name(out)
     check_number("--seed", seed, 0, SEED)
@@ -50,7 +51,7 @@ def corrupt(
     config, names = data or DataConfig(), set_names(files)
     items = [item for name, file in names.items() for item in read_items(file, name, config)]
     kinds = kinds_of([f"{item.source} {item.record.id}" for item in items], seed)
-    folder = out.with_name(out.stem + "-answers")
+    folder = out.with_suffix(".answers")
     with alone(out):
         try:
             asks = _Model(writer, folder) if writer.model is not None else _Server(writer, folder)
@@ -129,7 +130,8 @@ class _Found:
                 "tries": self.attempts[place],
                 "writer": writer.model or writer.name,
             }
-            made.append(Item(record, item.source, item.fields | {"corruption": how}))
+            kept = {name: value for name, value in item.fields.items() if not name.startswith(REPLACED)}
+            made.append(Item(record, item.source, kept | {"corruption": how}))
         return made
 
     def summary(self) -> dict[str, Any]:

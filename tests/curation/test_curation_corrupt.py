@@ -38,7 +38,8 @@ def data(tmp_path):
 
 
 def row(number, **fields):
-    return trl(id=f"r{number}", chosen=f"Cat {number} sits here.", rejected=None, origin="coco", **fields)
+    fields = {"origin": "coco", "rejected_model": "other", "bdhs": {"iterations": 1}} | fields
+    return trl(id=f"r{number}", chosen=f"Cat {number} sits here.", rejected="A dog.", **fields)
 
 
 def text_of(request):
@@ -72,7 +73,8 @@ def test_pairs_as_training_reads_them(chat, data, tmp_path):
     items = read(tmp_path / "pairs.jsonl")
     assert [item.record.id for item in items] == [f"r{i}" for i in range(COUNT)]
     assert [(i.chosen, i.rejected) for i in items][3] == ("Cat 3 sits here.", "Dog 3 sits here.")
-    assert items[0].fields["origin"] == "coco" and items[0].record.images[0].read() == png()
+    assert items[0].fields.keys() == {"origin", "corruption"}, "of the one before nothing"
+    assert items[0].record.images[0].read() == png()
     kind = items[0].fields["corruption"].pop("kind")
     assert items[0].fields["corruption"] == {"tries": 1, "writer": "llm"} and found["kinds"][kind]
     assert len(records_from(tmp_path / "pairs.jsonl")) == COUNT
@@ -119,7 +121,7 @@ def test_an_interrupt_says_what_is_kept(chat, data, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mllm_align.annotate.endpoint.EndpointClient.__call__", stopped)
-    with pytest.raises(Interrupted, match=r"are kept in .*pairs-answers"):
+    with pytest.raises(Interrupted, match=r"are kept in .*pairs.answers"):
         corrupt([data], tmp_path / "pairs.jsonl", writer(chat))
 
 
