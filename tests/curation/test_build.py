@@ -1,6 +1,7 @@
 """Data sets built for tensorflow-datasets hold what they were built from."""
 
 import pytest
+from goldens import FIXTURES, goldens
 from published import png, rlhfv, trl
 from refusals import assert_refusal
 from test_items import read, written
@@ -10,7 +11,11 @@ pytest.importorskip("tensorflow_datasets")
 import tensorflow_datasets as tfds
 
 from mllm_align.curation.build import build
+from mllm_align.data.array_records import Stored
+from mllm_align.data.batches import Batches
+from mllm_align.data.encode import Encoder
 from mllm_align.data.readers import records_from
+from mllm_align.models.processor import load_processor
 
 TURNS = [{"role": "user", "content": "\n<image>\n\nWhat?"}, {"role": "assistant", "content": "A\ncow."}]
 TURNS += [{"role": "user", "content": "And <image>"}]
@@ -51,6 +56,19 @@ def test_tensorflow_datasets_reads_it(made):
     source = tfds.builder_from_directory(made[1]).as_data_source("train")
     assert len(source) == 4 and source[1]["id"] == b"b" and source[2]["rejected"] == b""
     assert [image.shape for image in source[1]["images"]] == [(2, 3, 3), (2, 4, 3)]
+
+
+def test_a_process_reads_the_images_of_its_own_rows_alone(tmp_path, monkeypatch):
+    build([FIXTURES / "pairs.jsonl"], tmp_path / "built")
+    golden = goldens("llava15")
+    encoder = Encoder(load_processor(golden.folder.path), golden.layout, golden.config.image_token)
+    records = [encoder.encode(record, 2, i) for i, record in enumerate(records_from(tmp_path / "built"))]
+    seen, plain = set(), Stored.read
+    monkeypatch.setattr(Stored, "read", lambda self: seen.add(self.record) or plain(self))
+    for rows in ([0, 1], [2, 3]):
+        seen.clear()
+        batch = Batches(records, encoder, size=4, shuffle=True, local_rows=rows)(0)
+        assert seen == {batch.records[row] for row in rows}
 
 
 def test_nothing_is_left_of_what_fails(made, tmp_path):
