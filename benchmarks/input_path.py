@@ -6,8 +6,9 @@ Makes that many pairs with a JPEG of 640 x 480 pixels each (once, in --folder): 
 as `data mix` writes Parquet, and as `data build` writes ArrayRecord. Each is read by a process of its own.
 It reads all records and encodes them, with nothing kept, and with what that left beside the data. Then it
 reads images of records drawn at random: their bytes alone, from the disk and from the system's cache, and
-their pixels as LLaVA-1.5 takes them. The JPEG decoder is timed by itself, too. Figures are of
-seconds on the clock; those with `cpu` of the process's own CPU seconds, which other programs don't change.
+their pixels as LLaVA-1.5 takes them. The JPEG decoder is timed by itself, too. At the end, image files and
+ArrayRecord are read from the disk in turn. Figures are of seconds on the clock; those with `cpu` of the
+process's own CPU seconds, which other programs don't change.
 """
 
 import argparse
@@ -37,9 +38,9 @@ from mllm_align.config import DataConfig
 from mllm_align.curation.build import build
 from mllm_align.curation.mix import mix
 from mllm_align.data import table
-from mllm_align.data.encode import Encoded
-from mllm_align.data.images import load_rgb
+from mllm_align.data.images import ImageSource, load_rgb
 from mllm_align.data.mixture import Weighted
+from mllm_align.data.records import Record
 from mllm_align.prepare import read_data
 from mllm_align.testbed.demo import make_model
 
@@ -67,7 +68,9 @@ def main() -> None:
         for form in FORMS:
             done = subprocess.run([*command, form], check=True, stdout=subprocess.PIPE, text=True)
             found[form] = {"bytes": sizes[form], **json.loads(done.stdout)}
-    print(json.dumps({"machine": machine(), "records": args.records, "forms": found}, indent=1))
+        turns = in_turns(folder, args.drawn)
+    found = {"machine": machine(), "records": args.records, "forms": found, "from_disk_in_turns": turns}
+    print(json.dumps(found, indent=1))
 
 
 # ---- the data ----------------------------------------------------------------------------------------
@@ -136,8 +139,9 @@ def measured(folder: Path, form: str, drawn: int) -> dict:
     encoded = timed("encode_again", lambda: list(table.encode_each(records, encoder, 2, beside)))
     shutil.rmtree(beside / ".mllm_align", ignore_errors=True)
     rng = np.random.default_rng(1)
-    some = [encoded[i] for i in rng.choice(len(encoded), min(drawn, len(encoded)), replace=False)]
-    few = some[: len(some) // 4]
+    few = [encoded[i] for i in rng.choice(len(encoded), min(drawn, len(encoded)), replace=False)]
+    some = [each.record for each in few]
+    few = few[: len(few) // 4]
     forget(data, some)
     found |= rates("from_disk", some, image_bytes)
     found |= rates("bytes", some, image_bytes)
@@ -161,19 +165,33 @@ def rates(name: str, items: list, work: Callable) -> dict[str, float]:
     return {f"{name}_per_s": len(items) / seconds, f"{name}_per_cpu_s": len(items) / cpu_s}
 
 
-def image_bytes(record: Encoded) -> bytes:
-    (source,) = record.record.images
+def in_turns(folder: Path, drawn: int, rounds: int = 5) -> dict[str, list[float]]:
+    """Images a second from the disk, of two forms in turn: other programs disturb both alike."""
+    kept = {}
+    for form in ("image files", "ArrayRecord"):
+        records = read_data(folder / FORMS[form], DataConfig(), 2)
+        places = np.random.default_rng(2).permutation(len(records))[: rounds * drawn]
+        kept[form] = [records[i] for i in places]
+    found: dict[str, list[float]] = {form: [] for form in kept}
+    for turn in range(rounds):
+        for form, records in kept.items():
+            some = records[turn::rounds]
+            forget(folder / FORMS[form], some)
+            found[form].append(round(rates("disk", some, image_bytes)["disk_per_s"]))
+    return found
+
+
+def image_bytes(record: Record) -> bytes:
+    (source,) = record.images
     return source.read() or b""
 
 
 def decoded(data: bytes) -> Image.Image:
     """What no form of the data takes away: the JPEG decoder."""
-    from mllm_align.data.images import ImageSource
-
     return load_rgb(ImageSource(data=data))
 
 
-def forget(data: Path, records: list[Encoded]) -> None:
+def forget(data: Path, records: list[Record]) -> None:
     """Take what will be read out of the system's cache."""
     os.sync()
     for file in files(data, records):
@@ -181,9 +199,9 @@ def forget(data: Path, records: list[Encoded]) -> None:
             os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def files(data: Path, records: list[Encoded]) -> Iterator[Path]:
+def files(data: Path, records: list[Record]) -> Iterator[Path]:
     if data.suffix == ".jsonl":
-        yield from (source.path for each in records for source in each.record.images if source.path)
+        yield from (source.path for each in records for source in each.images if source.path)
     else:
         yield from data.iterdir() if data.is_dir() else [data]
 
