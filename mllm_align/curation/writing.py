@@ -21,7 +21,7 @@ from mllm_align.data.images import ImageSource
 from mllm_align.errors import refusal
 from mllm_align.files import json_text, new_file
 
-GROUP = 100  # rows of a row group: reading one image reads all of its group
+GROUP = 20  # rows of a row group: reading one image reads all of its group
 
 
 def check_name(out: Path) -> None:
