@@ -191,7 +191,7 @@ def _change(change: Mapping[str, Any]) -> list[list[str]]:
     if not change:
         return []
     tries = "1 try" if change.get("tries") == 1 else f"{change.get('tries')} tries"
-    return [["changed", f"{change.get('kind')}; {tries}, by {change.get('writer')}"]]
+    return [["asked to change", f"{change.get('kind')}; {tries}, by {change.get('writer')}"]]
 
 
 def _facts(fields: Mapping[str, Any]) -> list[list[str]]:
