@@ -15,7 +15,7 @@ import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -29,13 +29,13 @@ import httpx2
 from PIL import ExifTags, Image
 
 from mllm_align.annotate.factory import Context
+from mllm_align.annotate.kept import Kept
 from mllm_align.annotate.pairwise import Pairwise
 from mllm_align.config.annotators import ANNOTATORS, AnnotatorConfig
 from mllm_align.config.servers import Server
 from mllm_align.data.images import ImageSource, image_size, load_rgb
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError, one_line, quoted, refusal
-from mllm_align.files import parse_json
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds; each pause is twice the one before
 LONGEST_WISH = 60.0  # of a Retry-After that is followed
@@ -111,7 +111,7 @@ class EndpointClient:
         self._pause, self._random = pause, random.Random()
         self._url, self._shown = _addresses(config.url or "", f"{self._branch}url")
         self._key = _key(config.key_variable)
-        self._kept = _Kept(folder, process)
+        self._kept = Kept(folder, process)
         self._kept.requests += spent
         self._one_call = threading.Lock()
 
@@ -350,79 +350,6 @@ class _Call:
     async def pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
             await asyncio.wait_for(self.over.wait(), seconds)
-
-
-class _Kept:
-    """Answers by the keys of their requests, and the number of requests sent, over restarts.
-
-    A process adds to files of its own and reads the answers of all: runs go on with any number of them.
-    """
-
-    def __init__(self, folder: Path | None, process: int):
-        self.answers: dict[str, str] = {}
-        self.requests = 0
-        self._answers = self._requests = None
-        if folder is None:
-            return
-        self._answers = folder / f"answers-{process:05d}.jsonl"
-        self._requests = folder / f"requests-{process:05d}.txt"
-        for file in sorted(folder.glob("answers-*.jsonl")):
-            self._read(file)
-        with _explained("read", self._requests):
-            self.requests = self._requests.stat().st_size if self._requests.exists() else 0
-
-    def count(self) -> None:
-        """Before a request is sent, so that a kill can't hide it; one byte each."""
-        self.requests += 1
-        if self._requests is not None:
-            if self.requests == 1:  # a run that can't begin must leave nothing
-                with _explained("write", self._requests.parent):
-                    self._requests.parent.mkdir(parents=True, exist_ok=True)
-            _append(self._requests, b".")
-
-    def add(self, key: str, answer: str) -> None:
-        self.answers[key] = answer
-        if self._answers is not None:
-            _append(self._answers, json.dumps({"key": key, "answer": answer}).encode() + b"\n")
-
-    def _read(self, file: Path) -> None:
-        with _explained("read", file):
-            *lines, half = file.read_bytes().split(b"\n")
-        if half and file == self._answers:  # a kill cut it; of other processes' files it may be growing
-            with _explained("write", file):
-                os.truncate(file, file.stat().st_size - len(half))
-        for number, line in enumerate(lines, 1):
-            try:
-                kept = parse_json(line)
-                key, answer = kept["key"], kept["answer"]
-            except (ValueError, LookupError, TypeError):
-                key = answer = None
-            if not isinstance(key, str) or not isinstance(answer, str):
-                remedy = "delete the line; its question is asked again"
-                raise refusal(f"{file} line {number}", "this is no kept answer", remedy)
-            self.answers[key] = answer
-
-
-def _append(file: Path, data: bytes) -> None:
-    """Whole or not at all, as far as that can be had without a new file for each."""
-    with _explained("write", file):
-        before = file.stat().st_size if file.exists() else 0
-        try:
-            with open(file, "ab") as out:
-                out.write(data)
-        except OSError:
-            with suppress(OSError):
-                os.truncate(file, before)
-            raise
-
-
-@contextmanager
-def _explained(doing: str, file: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        remedy = "make room or check its permissions" if doing == "write" else "check its permissions"
-        raise InputError(f"can't {doing} {file}: {error.strerror or error}; {remedy}") from error
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

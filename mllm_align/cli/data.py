@@ -1,13 +1,15 @@
-"""`mllm-align data stats`, `mllm-align data mix`, `mllm-align data show`."""
+"""`mllm-align data stats`, `data mix`, `data show`, `data corrupt`, `data build`,
+`data select`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from mllm_align.cli.shared import log_beside, note, open_encoder
+from mllm_align.cli.shared import begin, log_beside, note, open_encoder
 from mllm_align.config import DataConfig
+from mllm_align.config.servers import Writer
 from mllm_align.files import json_text, new_file
 
 READING = ("data.format", "data.split", "data.pairs", "data.max-records", "data.image-root")
@@ -83,7 +85,7 @@ class DataMix:
     data: DataConfig = field(default_factory=DataConfig)
 
     def __call__(self) -> None:
-        from mllm_align.curation.mix import leads_outside, mix, table
+        from mllm_align.curation.mix import mix, table
         from mllm_align.data.mixture import weighted
 
         sets = weighted(self.sets, "--sets")
@@ -91,9 +93,55 @@ class DataMix:
         found = mix(sets, self.out, **options, data=self.data)
         log_beside(self.out, event="mix", **options, sets=found)
         print(table(found))
-        print(self.out)
-        if leads_outside(self.out):
-            note("it names images outside its folder: read it with --data.allow-outside")
+        _written(self.out)
+
+
+def _written(out: Path) -> None:
+    """Tell of a file of records that was written."""
+    from mllm_align.curation.writing import leads_outside
+
+    print(out)
+    if leads_outside(out):
+        note("it names images outside its folder: read it with --data.allow-outside")
+
+
+@dataclass(frozen=True)
+class DataCorrupt:
+    """Rejected responses that an LLM writes from the chosen ones: mllm-align data corrupt FILE --out OUT.
+
+    The writer is shown no image, and is asked to change objects, attributes, counts, positions or
+    relations, each for a fifth of the records. What it writes is checked, and asked for again up to two
+    times; records without a usable answer are left out and counted. Writes pairs as `data mix` does, with
+    `corruption`: the kind of change that was asked for, tries, writer. Answers are kept beside OUT: the
+    same command continues, and asks nothing twice. OUT.log.jsonl says what was asked and what came of it.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("writer.url", "writer.name", "writer.model", "writer.max-tokens", "writer.concurrency"),
+        *("writer.budget", "writer.batch-size", *READING),
+    )
+    place = _first("--files")
+
+    files: tuple[Path, ...]
+    """Data sets with a response each, as train takes them; the word --files may be left out. A rejected
+    response that is there is replaced."""
+    out: Path
+    """File to write, .jsonl or .parquet."""
+    seed: int = 0
+    """Which kind of change is asked for of which record."""
+    writer: Writer = field(default_factory=Writer)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> None:
+        if self.writer.model is not None:
+            begin()
+        from mllm_align.curation.corrupt import corrupt, told
+
+        found = corrupt(self.files, self.out, self.writer, seed=self.seed, data=self.data)
+        writer = {"url": self.writer.url, "name": self.writer.name, "model": self.writer.model}
+        log_beside(self.out, event="corrupt", files=self.files, seed=self.seed, writer=writer, **found)
+        print(told(self.out, found))
+        _written(self.out)
 
 
 @dataclass(frozen=True)
@@ -121,3 +169,84 @@ class DataShow:
 
         print(write_page(self.files, self.out, limit=self.limit, config=self.data))
         print(self.out)
+
+
+@dataclass(frozen=True)
+class DataBuild:
+    """Data sets as one of tensorflow-datasets, in ArrayRecord files: mllm-align data build FILE --out DIR
+
+    Records keep their order; images are stored as their files are. `train --data DIR` reads it as it is,
+    and so does tensorflow-datasets: tfds.builder_from_directory(DIR).as_data_source("train"). TensorFlow is
+    not needed. The folder is there whole, or not at all.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = READING
+    place = _first("--files")
+
+    files: tuple[Path, ...]
+    """Data sets, each as train takes it; the word --files may be left out."""
+    out: Path
+    """Folder to write."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> None:
+        from mllm_align.data.array_records import tensorflow_datasets
+
+        tensorflow_datasets()  # refuses a machine without it
+        from mllm_align.curation.build import build
+
+        print(f"{build(self.files, self.out, self.data):,} records")
+        print(self.out)
+
+
+@dataclass(frozen=True)
+class DataSelect:
+    """The records of data sets that score best: mllm-align data select FILE --by MEASURE --keep N --out OUT
+
+    Every record that is kept has its score in a field: reward_score, the margin of chosen over rejected;
+    difference_score, the share of the words that differ between them; diversity_score, how far its prompt
+    and chosen response are from those that were taken before it. Writes what `data mix` does, in the order
+    of the data; OUT.log.jsonl says what was asked and what came of it.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = READING
+    place = _first("--files")
+
+    files: tuple[Path, ...]
+    """Data sets, each as train takes it; the word --files may be left out."""
+    by: Literal["reward", "diversity", "difference"]
+    """What is scored."""
+    out: Path
+    """File to write, .jsonl or .parquet."""
+    keep: str | None = None
+    """How many records to keep, as 500, or which share, as 0.1; default: all, with their scores."""
+    lowest: bool = False
+    """Keep the lowest scores, not the highest: the smallest difference, the smallest margin."""
+    reward: Path | None = None
+    """Of --by reward: the run folder of a reward model, or an exported one."""
+    score: str | None = None
+    """Of --by reward, in place of a model: a number that the records have, as 'score' or 'chosen_rating -
+    rejected_rating'; an expression as --where of data mix."""
+    similarity: str = "lexical"
+    """Of --by diversity: a sentence-transformers folder, the name of one on the Hub, or lexical: pairs of
+    words, without a model."""
+    seed: int = 0
+    """Of --by diversity: which record is taken first."""
+    batch_size: int = 8
+    """Of --reward: records at once, over all devices."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> None:
+        if self.reward is not None:
+            begin()
+        from mllm_align.curation.select import Measured, select, told
+
+        reward = None if self.reward is None else str(self.reward)
+        options = {"reward": reward, "score": self.score, "similarity": self.similarity}
+        measured = Measured(self.by, **options, seed=self.seed, batch_size=self.batch_size)
+        rest = {"keep": self.keep, "lowest": self.lowest}
+        found = select(self.files, self.out, measured, **rest, data=self.data)
+        asked = {"files": self.files, "by": self.by, **options, "seed": self.seed, **rest}
+        log_beside(self.out, event="select", **asked, **found)
+        print(told(measured, found))
+        _written(self.out)

@@ -24,7 +24,7 @@ def title(verb: type) -> str:
 def program(verbs: dict[str, type], shells: Iterable[str]) -> str:
     """The verbs, a line each."""
     lines = ["usage: mllm-align VERB ...", ""]
-    lines += [_entry(name, title(verb), 14) for name, verb in verbs.items()]
+    lines += [_entry(name, title(verb), 16) for name, verb in verbs.items()]
     lines += ["", _entry("VERB --help", "the options that are used most; --help-all: every one", COLUMN)]
     lines += [_entry("--version", "the version", COLUMN)]
     lines += [_entry("--print-completion SHELL", f"a completion script for {', '.join(shells)}", COLUMN)]

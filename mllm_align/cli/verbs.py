@@ -15,7 +15,7 @@ import tyro
 from mllm_align.cli import help
 from mllm_align.cli.bdhs import Bdhs
 from mllm_align.cli.configs import Configs
-from mllm_align.cli.data import DataMix, DataShow, DataStats
+from mllm_align.cli.data import DataBuild, DataCorrupt, DataMix, DataSelect, DataShow, DataStats
 from mllm_align.cli.evaluate import Evaluate
 from mllm_align.cli.export import Export
 from mllm_align.cli.generate import Generate
@@ -42,6 +42,9 @@ VERBS: dict[str, type] = {
     "data show": DataShow,
     "data stats": DataStats,
     "data mix": DataMix,
+    "data corrupt": DataCorrupt,
+    "data select": DataSelect,
+    "data build": DataBuild,
     "export": Export,
     "plan": Plan,
     "configs": Configs,

@@ -60,49 +60,73 @@ class Server:
 
 
 @dataclass(frozen=True)
-class BenchmarkJudge(Server):
-    """Who rates a model's answers, for benchmarks that a judge scores: an OpenAI-compatible chat endpoint
-    (url, name), or a model on these devices. Without either, nobody is asked."""
+class EndpointOrModel(Server):
+    """Who is asked: an OpenAI-compatible chat endpoint (url, name), or a model on these devices. Without
+    either, nobody. Subclasses say by `role` what it is asked for.
+    """
 
-    branch: ClassVar[str] = "judge."
+    role: ClassVar[str]
     name: str = "default"
     """The model's name at the endpoint."""
     model: str | None = None
-    """Hugging Face model folder of a judge on these devices, in place of an endpoint; its verdicts are
-    generated greedily."""
+    """Hugging Face model folder, asked on these devices in place of an endpoint; its answers are greedy."""
+    batch_size: int = 8
+    """Questions at once, of a model, over all devices."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        within(self, self.branch, 1, MANY, "batch_size")
+        url, model = f"{self.branch}url", f"{self.branch}model"
+        if self.url is not None and self.model is not None:
+            raise InputError(f"{url} and {model} name two {self.role}s; leave one out")
+        each = dataclasses.fields(self)
+        idle = [field.name for field in each if getattr(self, field.name) != field.default]
+        if idle and not self.given:
+            remedy = f"name it with {url} or {model}"
+            raise InputError(f"{self.branch}{idle[0]} is given, but no {self.role}; {remedy}")
+
+    @property
+    def given(self) -> bool:
+        """Whether there is one."""
+        return self.url is not None or self.model is not None
+
+    @property
+    def served(self) -> tuple[str, str]:
+        return f"{self.branch}name", self.name
+
+    @property
+    def shown(self) -> str:
+        """The setting that names it, for errors."""
+        if self.model is not None:
+            return f"{self.branch}model {self.model}"
+        return f"{self.branch}name {self.name}"
+
+
+@dataclass(frozen=True)
+class BenchmarkJudge(EndpointOrModel):
+    """Who rates a model's answers, for benchmarks that a judge scores. Without one, nobody is asked."""
+
+    branch: ClassVar[str] = "judge."
+    role: ClassVar[str] = "judge"
     runs: int = 1
     """How often an endpoint is asked about every answer; figures are means over the runs."""
     budget: int | None = None
     """Most requests of all runs; retries count, and every verdict on disk counts as one."""
     max_tokens: int = 1024
     """Most tokens of a verdict."""
-    batch_size: int = 8
-    """Answers at once, of a model, over all devices."""
 
     def __post_init__(self):
         super().__post_init__()
         within(self, self.branch, 1, 1000, "runs")
-        within(self, self.branch, 1, MANY, "batch_size")
-        if self.url is not None and self.model is not None:
-            raise InputError("judge.url and judge.model name two judges; leave one out")
         if self.model is not None and self.runs > 1:
             raise InputError("judge.runs asks an endpoint: greedy verdicts of a model are all the same")
-        each = dataclasses.fields(self)
-        idle = [field.name for field in each if getattr(self, field.name) != field.default]
-        if idle and not self.given:
-            remedy = "name it with judge.url or judge.model"
-            raise InputError(f"judge.{idle[0]} is given, but no judge; {remedy}")
 
-    @property
-    def given(self) -> bool:
-        """Whether there is a judge."""
-        return self.url is not None or self.model is not None
 
-    @property
-    def served(self) -> tuple[str, str]:
-        return "judge.name", self.name
+@dataclass(frozen=True)
+class Writer(EndpointOrModel):
+    """Who writes rejected responses from chosen ones; a text model is enough: it is shown no image."""
 
-    @property
-    def shown(self) -> str:
-        """The setting that names it, for errors."""
-        return f"judge.model {self.model}" if self.model is not None else f"judge.name {self.name}"
+    branch: ClassVar[str] = "writer."
+    role: ClassVar[str] = "writer"
+    max_tokens: int = 512
+    """Most tokens of a rejected response."""

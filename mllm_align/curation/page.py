@@ -108,8 +108,10 @@ class _Pictures:
 def _record(item: Item, pictures: _Pictures) -> dict[str, Any]:
     """What the page's script needs of a record."""
     fields = {name: _opened(value) for name, value in item.fields.items()}
-    method = fields.pop("bdhs", None)
-    method = method if isinstance(method, Mapping) else {}
+    method, change = (
+        each if isinstance(each, Mapping) else {}
+        for each in (fields.pop("bdhs", None), fields.pop("corruption", None))
+    )
     cuts, written = _cuts(method, item.rejected or "")
     one, other, likeness = page.differing(item.chosen, item.rejected or "")
     answers = [["chosen", _pieces(Marked(item.chosen, one, [(at, at) for at in cuts]), cuts)]]
@@ -127,7 +129,7 @@ def _record(item: Item, pictures: _Pictures) -> dict[str, Any]:
         "difference": None if item.rejected is None else words(item.chosen) - words(item.rejected),
         "likeness": None if item.rejected is None else round(likeness, 3),
         "pictures": [pictures(source) for source in item.record.images],
-        "facts": [*_method(method), *_facts(fields)],
+        "facts": [*_method(method), *_change(change), *_facts(fields)],
     }
 
 
@@ -182,6 +184,14 @@ def _method(method: Mapping[str, Any]) -> list[list[str]]:
     if (share := page.number(method.get("mask_share"), ".1%")) != page.NOTHING:
         told.append(f"{share} of the image hidden ({method.get('distortion', 'masked')})")
     return [["BDHS", "; ".join(told)]]
+
+
+def _change(change: Mapping[str, Any]) -> list[list[str]]:
+    """What a writer of the rejected response was asked for, in words."""
+    if not change:
+        return []
+    tries = "1 try" if change.get("tries") == 1 else f"{change.get('tries')} tries"
+    return [["asked to change", f"{change.get('kind')}; {tries}, by {change.get('writer')}"]]
 
 
 def _facts(fields: Mapping[str, Any]) -> list[list[str]]:

@@ -1,19 +1,23 @@
-"""Rows of one data file: JSON lines or a JSON list, optionally gzipped, Parquet, Arrow."""
+"""Rows of one data file: JSON lines or a JSON list, optionally gzipped, Parquet, Arrow, ArrayRecord."""
 
 import codecs
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from mllm_align.data.array_records import ArrayRecords
 from mllm_align.data.records import check_object
 from mllm_align.data.roots import Roots
 from mllm_align.data.tables import ArrowTable, ParquetTable
 from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.files import parse_json
+
+_SHARD = re.compile(r"(\.array_record)-\d+(-of-\d+)?$")
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ class Row:
 
 
 def suffix_of(name: str) -> str:
-    """Return the known suffix of a data file's name in lower case, such as `.jsonl.gz`; '' if none."""
-    name = name.lower()
+    """Return the known suffix of a data file's name in lower case, such as `.jsonl.gz`; '' if none. That of
+    ArrayRecord files stands before their number."""
+    name = _SHARD.sub(r"\1", name.lower())
     return next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
 
 
@@ -116,6 +121,10 @@ def _arrow(path: Path, name: str) -> Iterator[Any]:
     return ArrowTable(path).rows()
 
 
+def _array_record(path: Path, name: str) -> Iterator[Any]:
+    return ArrayRecords(path).rows()
+
+
 _READERS: dict[str, Callable[[Path, str], Iterable[Any]]] = {
     ".jsonl": _jsonl,
     ".json": _json_list,
@@ -123,5 +132,6 @@ _READERS: dict[str, Callable[[Path, str], Iterable[Any]]] = {
     ".json.gz": _json_list,
     ".parquet": _parquet,
     ".arrow": _arrow,
+    ".array_record": _array_record,
 }
 SUFFIXES = tuple(_READERS)

@@ -1,5 +1,5 @@
-"""The files that `--data` refers to: a file, a folder or pattern of shards, a folder saved by `datasets`,
-or a data set in the local Hub cache.
+"""The files that `--data` refers to: a file, a folder or pattern of shards, a folder saved by `datasets` or
+written by tensorflow-datasets, or a data set in the local Hub cache.
 
 The files read together belong to one split of one data set, have one format, and are complete.
 """
@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mllm_align.data import array_records
 from mllm_align.data.files import SUFFIXES, DataFile, suffix_of
 from mllm_align.data.roots import Roots
 from mllm_align.errors import one_line, quoted, refusal
@@ -89,6 +90,8 @@ def _folder(folder: Path) -> list[_Shard]:
         return _saved_splits(folder)
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return _saved(folder)
+    if array_records.is_built(folder):
+        return [_Shard(path, path.name, split) for split, path in array_records.files_of(folder)]
     try:
         names = sorted(_names(folder))
     except OSError as error:
@@ -115,6 +118,8 @@ def _names(folder: Path) -> Iterable[str]:
         inside = os.path.relpath(place, folder)
         depth = 0 if inside == "." else inside.count(os.sep) + 1
         folders[:] = [name for name in folders if name[0] not in "._"] if depth < _MAX_DEPTH else []
+        if array_records.is_built(Path(place)):
+            files = [name for name in files if suffix_of(name) == ".array_record"]
         names = (name for name in files if name[0] not in "._" and _is_data(name))
         yield from (os.path.normpath(os.path.join(inside, name)) for name in names)
 
@@ -191,8 +196,8 @@ def _is_name(value: object) -> bool:
 
 
 def _stem(name: str) -> str:
-    name = os.path.basename(name)
-    return name[: len(name) - len(suffix_of(name))]
+    name, suffix = os.path.basename(name), suffix_of(name)
+    return name[: name.lower().rindex(suffix)] if suffix else name
 
 
 def _word(name: str) -> str | None:
@@ -251,8 +256,11 @@ def _check_one_format(shards: list[_Shard], name: str) -> None:
 
 
 def _check_all_there(shards: list[_Shard]) -> None:
-    """Refuse shards `-of-00005` if some of the five are missing or duplicated. A pattern may select
-    some."""
+    """Refuse shards `-of-00005` if some of the five are missing or duplicated, and a built data set without
+    all of its own. A pattern may select some."""
+    for folder in {shard.path.parent for shard in shards}:
+        if array_records.is_built(folder):
+            array_records.files_of(folder)
     sets: dict[tuple[Path, str], list[re.Match[str]]] = defaultdict(list)
     for shard in shards:
         numbered = _NUMBERED.match(shard.path.name)

@@ -111,6 +111,7 @@ class _ColumnCache:
 
     def __init__(self, capacity: int):
         self.capacity = capacity
+        self._held = 0  # bytes; summing them at every read would take longer than the read
         self._columns: OrderedDict[tuple[Table, int, str], pa.ChunkedArray] = OrderedDict()
         self._reading: dict[tuple[Table, int, str], threading.Lock] = {}
         self._lock = threading.Lock()
@@ -121,15 +122,14 @@ class _ColumnCache:
         with reading:  # threads that need the same column wait, others read meanwhile
             with self._lock:
                 column = self._columns.pop(key, None)
+            new = column is None
             column = read() if column is None else column
             with self._lock:
                 self._columns[key] = column
-                while len(self._columns) > 1 and self._bytes() > self.capacity:
-                    self._columns.popitem(last=False)
+                self._held += column.nbytes if new else 0
+                while len(self._columns) > 1 and self._held > self.capacity:
+                    self._held -= self._columns.popitem(last=False)[1].nbytes
         return column
-
-    def _bytes(self) -> int:
-        return sum(column.nbytes for column in self._columns.values())
 
 
 _columns = _ColumnCache(CACHE_BYTES)

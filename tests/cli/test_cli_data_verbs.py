@@ -1,8 +1,18 @@
 """`mllm-align data ...`: two words, from the shell's side."""
 
 import json
+import sys
 
+import pytest
+from chat_server import chat_server, said
 from runs import MODEL, PAIRS, rows
+
+
+@pytest.fixture
+def chat(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with chat_server() as server:
+        yield server
 
 
 def test_the_verbs_of_data(run, refused):
@@ -42,3 +52,56 @@ def test_show(run, refused, tmp_path):
     assert sentence in (tmp_path / "page.html").read_text()
     assert "data show needs --files, --out" in refused("data", "show")
     assert "--files needs a value" in refused("data", "show", "--files", "--out", tmp_path / "other.html")
+
+
+def test_corrupt(run, refused, chat, tmp_path):
+    out = tmp_path / "corrupted.jsonl"
+    chosen = {row["chosen"]: row["chosen"] + " So it is." for row in rows()}
+
+    def reply(request, number):
+        text = request["messages"][0]["content"][0]["text"]
+        return said(chosen[text.rpartition("\nResponse: ")[2].partition("\nNew response:")[0]])
+
+    chat.reply = reply
+    command = ["data", "corrupt", PAIRS, "--writer.url", chat.url, "--out", out]
+    status, told, err = run(*command)
+    first, kinds, sent, last = told.splitlines()
+    assert status == 0 and (first, last) == (
+        f"corrupted.jsonl: {len(rows())} pairs of {len(rows())} records",
+        str(out),
+    )
+    assert kinds.startswith("changes asked for: ") and sent.endswith(
+        " requests sent, 0 answers were on disk"
+    )
+    assert err.endswith("read it with --data.allow-outside\n")
+    (log,) = map(json.loads, (tmp_path / "corrupted.jsonl.log.jsonl").read_text().splitlines())
+    assert log["pairs"] == len(rows()) and log["writer"]["url"] == chat.url
+    assert "writer.name is given, but no writer" in refused(
+        *command[:3], "--writer.name", "x", *command[5:]
+    )
+    assert "nobody is there to write" in refused(*command[:3], *command[5:])
+
+
+def test_build(run, refused, tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    out = tmp_path / "built"
+    assert run("data", "build", PAIRS, "--out", out) == (0, f"{len(rows())} records\n{out}\n", "")
+    status, told, _ = run("inspect", "--model", MODEL, "--data", out, "--index", 3)
+    assert status == 0 and "pairs-train.array_record-00000 record 3" in told
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert "need the package tensorflow_datasets" in refused(
+        "data", "build", PAIRS, "--out", tmp_path / "other"
+    )
+    assert "need the package tensorflow_datasets" in refused("data", "stats", out)
+
+
+def test_select(run, refused, tmp_path):
+    out = tmp_path / "chosen.parquet"
+    command = ["data", "select", PAIRS, "--by", "difference", "--out", out]
+    status, told, err = run(*command, "--keep", 3, "--lowest")
+    first, last = told.splitlines()
+    assert (status, err, last) == (0, "", str(out))
+    assert first.startswith(f"3 of {len(rows())} records, difference_score ")
+    (log,) = map(json.loads, (tmp_path / "chosen.parquet.log.jsonl").read_text().splitlines())
+    assert (log["by"], log["keep"], log["lowest"], log["kept"]) == ("difference", "3", True, 3)
+    assert "--keep: is 900, and there are" in refused(*command, "--keep", 900)

@@ -74,6 +74,13 @@ def test_what_bdhs_did(shown):
     assert shown(trl(bdhs={"sentences": [3, {}], "similarities": "x"}))["records"][0]["facts"]
 
 
+def test_what_a_writer_was_asked_to_change(shown):
+    how = {"kind": "counts", "tries": 2, "writer": "qwen"}
+    first, second = shown(trl(corruption=how), trl(corruption=json.dumps(how | {"tries": 1})))["records"]
+    assert first["facts"] == [["asked to change", "counts; 2 tries, by qwen"]]
+    assert second["facts"] == [["asked to change", "counts; 1 try, by qwen"]], "as Parquet holds it"
+
+
 def test_who_wrote_a_response_and_why_it_was_chosen(shown):
     both = completion("A cat.", 5, model="gpt4v"), completion("A dog.", 2, model="fuyu-8b")
     facts = dict(shown(vlfeedback(*both))["records"][0]["facts"])

@@ -2,14 +2,14 @@
 
 import json
 
-import pyarrow.parquet as pq
 import pytest
 from published import completion, png, povid, trl, vlfeedback
 from refusals import assert_refusal
 from test_items import read, written
 
 from mllm_align.config import DataConfig
-from mllm_align.curation.mix import GROUP, leads_outside, mix, table
+from mllm_align.curation.mix import mix, table
+from mllm_align.curation.writing import leads_outside
 from mllm_align.data.mixture import Weighted
 from mllm_align.data.readers import records_from
 
@@ -73,19 +73,6 @@ def test_what_is_filtered_is_counted_and_the_rest_is_kept_whole(sets, tmp_path):
     assert sorted(map(str, answers(out))) == sorted(map(str, answers(tmp_path / "p.parquet")))
     assert all(json.loads(again[id].fields["bdhs"]) == item.fields["bdhs"] for id, item in kept.items())
     assert {item.source for item in again.values()} == {"set.jsonl", "povid.json"}
-
-
-def test_images_that_were_no_files_stand_beside_the_lines(sets, tmp_path):
-    mix(sets, tmp_path / "p.parquet", limit=8)
-    mix([Weighted(tmp_path / "p.parquet", 1.0)], tmp_path / "lines/m.jsonl")
-    assert len(list((tmp_path / "lines/m-images").iterdir())) == 2, "one for each different picture"
-    assert len(read(tmp_path / "lines/m.jsonl")) == 8
-
-
-def test_row_groups_are_small(sets, tmp_path):
-    many = [trl(id=str(i)) for i in range(GROUP + 1)]
-    mix([Weighted(written(sets[0].file.parent, *many, name="many.jsonl"), 1.0)], tmp_path / "m.parquet")
-    assert pq.ParquetFile(tmp_path / "m.parquet").num_row_groups == 2
 
 
 def test_controlled_subsets_of_rated_responses(tmp_path):

@@ -65,7 +65,11 @@ WRITERS = {
 }
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_format_is_tried():
+    assert {*SUFFIXES} == {*WRITERS, ".array_record"}, "which test_array_records.py has"
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
 @pytest.mark.parametrize("upper", [False, True])
 def test_every_format_gives_the_same_rows(tmp_path, suffix, upper):
     path = tmp_path / f"rows{suffix.upper() if upper else suffix}"

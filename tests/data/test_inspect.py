@@ -1,6 +1,7 @@
 """A record in words: counts, loss, positions."""
 
 import json
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -20,17 +21,27 @@ TEXT_ONLY = {key: value for key, value in PAIRS[0].items() if key != "images"}
 ROWS = {**{str(i): row for i, row in enumerate(PAIRS)}, "two images": TWO, "text": TEXT_ONLY}
 
 
-def encoded(name, row, root=FIXTURES):
+@cache  # reading a processor takes longer than most tests here
+def encoder_of(name):
     golden = goldens(name)
-    encoder = Encoder(load_processor(golden.folder.path), golden.layout, golden.config.image_token)
+    return Encoder(load_processor(golden.folder.path), golden.layout, golden.config.image_token)
+
+
+def encoded(name, row, root=FIXTURES):
+    encoder = encoder_of(name)
     record = parse_record(row, index=2, where="pairs.jsonl record", root=root)
     return encoder, encoder.encode(record, 2)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+# LLaVA-1.5 makes one tile of a picture, whatever its size
+SOME = [
+    (name, row) for name in NAMES for row in ROWS if name != "llava15" or not row.isdigit() or row == "0"
+]
+
+
+@pytest.mark.parametrize("name, row", SOME)
 def test_counts_positions_and_loss(name, row):
-    encoder, one = encoded(name, row)
+    encoder, one = encoded(name, ROWS[row])
     group = encoder.group(one)
     told = describe(encoder, one)
     assert told["prefix_tokens"] == len(group.prefix.tokens) == one.shape.prefix

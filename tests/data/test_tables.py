@@ -153,6 +153,7 @@ def test_what_was_read_is_kept_within_bounds(tmp_path):
     for name in "aabacab":
         column(name)
     assert read == ["a", "b", "c", "b"]
+    assert recent._held == sum(each.nbytes for each in recent._columns.values())
 
 
 def test_bytes_that_cannot_be_read(tmp_path):
