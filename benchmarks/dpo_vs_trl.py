@@ -34,13 +34,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--modes", nargs="+", choices=["lora", "full"], default=["lora", "full"])
+    parser.add_argument("--family", choices=["llava_next", "llava_onevision"], default="llava_next")
     parser.add_argument("--work", type=Path, help="folder for model and pairs; default: a temporary one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         if not (work / "model").exists():
             subprocess.run(
-                [args.trl_python, str(HERE / "make_model.py"), "--out", str(work)],
+                [args.trl_python, str(HERE / "make_model.py"), "--out", str(work), "--family", args.family],
                 check=True,
                 stdout=subprocess.DEVNULL,
             )

@@ -1,6 +1,6 @@
-"""Makes the benchmark's tiny LLaVA-1.6-shaped random model and synthetic preference pairs.
+"""Makes the benchmark's tiny random model, shaped as LLaVA-1.6 or OneVision, and synthetic pairs.
 
-    python benchmarks/make_model.py --out DIR     # needs the extra `oracle`
+    python benchmarks/make_model.py --out DIR [--family llava_onevision]     # needs the extra `oracle`
 
 Writes DIR/model (a normal HF folder) and DIR/pairs (pairs.jsonl + PNGs). Nothing is downloaded, and
 the same versions write the same bytes: both sides of a comparison read these files.
@@ -16,7 +16,8 @@ import numpy as np
 from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "oracle"))
-from tiny_llava import pseudo_words, save_llava, smooth_picture
+from tiny_llava import five_grids, pseudo_words, save_llava, smooth_picture
+from tiny_onevision import save_onevision
 
 VISION = {
     "hidden_size": 64,
@@ -68,16 +69,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--family", choices=["llava_next", "llava_onevision"], default="llava_next")
     args = parser.parse_args()
     model = args.out / "model"
-    save_llava(
-        model,
-        kind="llava_next",
-        text=TEXT,
-        vision=VISION,
-        tokenizer_vocab=TEXT["vocab_size"],
-        template_space=True,
-    )
+    common = {"vision": VISION, "tokenizer_vocab": TEXT["vocab_size"]}
+    if args.family == "llava_next":
+        save_llava(model, kind="llava_next", text=TEXT, template_space=True, **common)
+    else:  # four tiles are scaled down to three
+        grids = five_grids(VISION["image_size"])
+        save_onevision(model, text=TEXT | {"model_type": "qwen2"}, grids=grids, most=3, **common)
     write_pairs(args.out / "pairs", AutoTokenizer.from_pretrained(model), args.pairs)
 
 

@@ -33,7 +33,6 @@ from machine import machine, other_cpu_seconds, take_turns
 
 from mllm_align.config import BDHSConfig, DataConfig, SamplingConfig
 from mllm_align.data.batches import Batches
-from mllm_align.data.encode import expand
 from mllm_align.generation.bdhs import BDHS
 from mllm_align.generation.decode import Generator
 from mllm_align.generation.respond import respond
@@ -112,7 +111,7 @@ class Free:
 
     def rows(self) -> list[dict]:
         """Of the job: one for each prompt."""
-        prompts = [expand(r, self.encoder.layout, self.encoder.image_token)[0] for r in self.records]
+        prompts = [self.encoder.prefix(r).tokens for r in self.records]
         return [job_row(i, ids, (), new) for i, (ids, new) in enumerate(zip(prompts, self(), strict=True))]
 
 

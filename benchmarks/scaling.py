@@ -27,6 +27,7 @@ from mllm_align.plan.report import Plan
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "scaling", HERE.parent / "docs" / "scaling.md"
 MODELS = ("llava-1.6-7b", "llava-1.6-13b", "llava-1.6-34b", "smolvlm-256m", "smolvlm-2.2b")
+LONG = ("llava-onevision-0.5b", "llava-onevision-7b")  # a program takes long to compile: LoRA alone
 SLICES = {
     "v5e": ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
     "v6e": ("v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),
@@ -55,6 +56,7 @@ def ppo(chips: int) -> Config:
 def rows() -> list[tuple[str, str, str, str]]:
     """(name of the file, model, kind, chip), the most wanted first."""
     found = [(f"{m}_{kind}_{chip}", m, kind, chip) for m in MODELS for kind in KINDS for chip in SLICES]
+    found += [(f"{m}_lora_v5e", m, "lora", "v5e") for m in LONG]
     return found + [(f"{m}_bdhs_v5e", m, "bdhs", "v5e") for m in MODELS]
 
 
@@ -119,8 +121,8 @@ at its published bandwidth and collectives at its published links, all else hidd
 step is slower.
 
 Rows are of a model's longest prompt: 3,072 + 256 tokens and five tiles for LLaVA-1.6, 1,280 + 256 (256M) or
-1,536 + 256 (2.2B) tokens and 17 tiles for SmolVLM. Parameters, optimizer and batch are cut over all chips
-(`mesh.data 1, mesh.fsdp -1`).
+1,536 + 256 (2.2B) tokens and 17 tiles for SmolVLM, 8,960 + 256 tokens and 37 tiles for LLaVA-OneVision.
+Parameters, optimizer and batch are cut over all chips (`mesh.data 1, mesh.fsdp -1`).
 
 ## DPO: the smallest slice that fits, and one four times larger
 

@@ -27,13 +27,17 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "oracle"))
+
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from images_only import Images
 from peft import LoraConfig
 from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
     TrainerCallback,
 )
 from transformers.utils import logging
@@ -46,6 +50,7 @@ LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_p
 CLASSES = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
 }
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pillow")
 
@@ -135,12 +140,14 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     load_before = os.getloadavg()
-    processor = AutoProcessor.from_pretrained(args.model)
+    model = load_model(args.model)
+    onevision = model.config.model_type == "llava_onevision"
+    processor = (Images if onevision else AutoProcessor).from_pretrained(args.model)
     lora = LoraConfig(r=args.lora_r, lora_alpha=2 * args.lora_r, target_modules=LORA_TARGETS)
     clock = Clock(args.warmup)
     with tempfile.TemporaryDirectory() as scratch:
         trainer = DPOTrainer(
-            model=load_model(args.model),
+            model=model,
             ref_model=load_model(args.model) if args.mode == "full" else None,
             args=DPOConfig(
                 output_dir=scratch,

@@ -6,7 +6,7 @@ compare images have a second prefix, the same prompt with another image, which s
 continue as well.
 
 Shapes: B groups, K responses, P prefix tokens, R response tokens, T image tiles of one prefix,
-I embeddings of one tile, A axes of rotary positions.
+I embeddings of one tile, A axes of rotary positions, W further rows that an embedding is mixed of.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Prefix:
     tokens: vocabulary ids; at image places the checkpoint's image token.
     image: -1 at text, else a row of the prefix's image table: 0 is the `image_newline` vector,
         1 + t * I + i is embedding i of tile t.
+    taps, mix: of families that resample images: W further rows that an embedding is mixed of, and their
+        shares; the row `image` has what is left of 1. None where every embedding is a row.
     order: attention; a query sees a key whose order is not later than its own. It rises along a row.
     rope: rotary positions, one for each axis.
     visible: False where a key is attended to by nothing (padding; masked image embeddings).
@@ -64,6 +66,8 @@ class Prefix:
     patches: Float[Array, "B T N C"] | None = None
     place: Int[Array, "B T N 2"] | None = None
     features: Float[Array, "B T I F"] | None = None
+    taps: Int[Array, "B W P"] | None = None
+    mix: Float[Array, "B W P"] | None = None
 
     @property
     def pixels(self) -> Pixels:
@@ -190,7 +194,8 @@ class Shape:
 class HostPrefix:
     """One prompt of p tokens before padding: numpy arrays as in `Prefix`, without its axis B.
 
-    patches [t, N, C] float32 and place [t, N, 2] int16, or features [t, I, F], or neither.
+    patches [t, N, C] float32 and place [t, N, 2] int16, or features [t, I, F], or neither; taps [W, p]
+    int32 and mix [W, p] float32, or None.
     """
 
     tokens: np.ndarray
@@ -201,12 +206,17 @@ class HostPrefix:
     patches: np.ndarray | None = None
     place: np.ndarray | None = None
     features: np.ndarray | None = None
+    taps: np.ndarray | None = None
+    mix: np.ndarray | None = None
 
     @classmethod
-    def causal(cls, tokens: np.ndarray, image: np.ndarray, pixels: Pixels | None = None) -> HostPrefix:
-        """Every token sees those before it; one axis of rotary positions that counts tokens."""
+    def causal(
+        cls, tokens: np.ndarray, image: np.ndarray, pixels: Pixels | None = None, **mixed: Any
+    ) -> HostPrefix:
+        """Every token sees those before it; one axis of rotary positions that counts tokens. mixed: taps
+        and mix."""
         at = np.arange(len(tokens), dtype=np.int32)
-        return cls(tokens, image, at, at[None], np.ones(len(tokens), bool), *(pixels or ()))  # type: ignore[arg-type]
+        return cls(tokens, image, at, at[None], np.ones(len(tokens), bool), *(pixels or ()), **mixed)  # type: ignore[arg-type]
 
     @property
     def pixels(self) -> Pixels:
@@ -221,8 +231,12 @@ class HostPrefix:
 
     def keep(self, places: np.ndarray) -> HostPrefix:
         """The prefix without its other tokens; those kept keep order and rotation. places [p] bool."""
-        names = ("tokens", "image", "order", "rope", "visible")
+        names = ("tokens", "image", "order", "rope", "visible", *(("taps", "mix") if self.mixed else ()))
         return dataclasses.replace(self, **{name: getattr(self, name)[..., places] for name in names})
+
+    @property
+    def mixed(self) -> bool:
+        return self.taps is not None
 
 
 @dataclass(frozen=True)
@@ -297,6 +311,7 @@ def pad_prefixes(rows: Sequence[HostPrefix], length: int, tiles: int | None = No
         patches=images("patches"),
         place=images("place", -1),
         features=images("features"),
+        **({"taps": stacked("taps"), "mix": stacked("mix")} if rows[0].mixed else {}),
     )
 
 
@@ -328,15 +343,16 @@ def blank(
     tile: tuple[int, int],
     views: tuple[tuple[int, ...], ...],
     axes: int,
+    taps: int = 0,
     reference: bool = False,
     fields: Sequence[str] = (),
     features: tuple[int, int, Any] | None = None,
 ) -> PromptGroup:
     """A group whose leaves are make(shape without the leading axes, dtype): for tracing and compiling.
 
-    tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. reference: with stored
-    log-probs. fields: further ones of the responses, a number for each token. features: (I, F, dtype) of a
-    tile, stored in place of its patches.
+    tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. taps: W, 0 for none.
+    reference: with stored log-probs. fields: further ones of the responses, a number for each token.
+    features: (I, F, dtype) of a tile, stored in place of its patches.
     """
 
     def images(tiles: int) -> dict[str, Any]:
@@ -348,7 +364,9 @@ def blank(
     count = 1 + max((k for view in views for k in view), default=-1)
     answer = (count, shape.response)
     stored = tuple(make((len(view), shape.response), jnp.float32) for view in views)
-    prefixes = tuple(blank_prefix(make, length, axes, **images(tiles)) for length, tiles in shape.prefixes)
+    prefixes = tuple(
+        blank_prefix(make, length, axes, taps, **images(tiles)) for length, tiles in shape.prefixes
+    )
     responses = Responses(
         tokens=make(answer, jnp.int32),
         mask=make(answer, jnp.bool_),
@@ -360,7 +378,7 @@ def blank(
 
 
 def blank_prefix(
-    make: Callable[[tuple[int, ...], Any], Any], length: int, axes: int, **images: Any
+    make: Callable[[tuple[int, ...], Any], Any], length: int, axes: int, taps: int = 0, **images: Any
 ) -> Prefix:
     """As `blank`: one prefix. images: its fields that hold them."""
     return Prefix(
@@ -371,4 +389,6 @@ def blank_prefix(
         visible=make((length,), jnp.bool_),
         length=make((), jnp.int32),
         **images,
+        taps=make((taps, length), jnp.int32) if taps else None,
+        mix=make((taps, length), jnp.float32) if taps else None,
     )

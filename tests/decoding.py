@@ -12,7 +12,7 @@ import numpy as np
 from goldens import Goldens
 from runs import one_device
 
-from mllm_align.batch import Group, HostPrefix
+from mllm_align.batch import Group, HostPrefix, padded
 from mllm_align.config import SamplingConfig
 from mllm_align.generation.decode import Fork, Generator, Row, _forks
 from mllm_align.generation.sampling import BLOCK, filtered, random_key, uniform
@@ -39,9 +39,13 @@ def fork(at: int, forced: Any, limit: int, record: str = "r", sample: int = 0, s
 def row(features: np.ndarray, group: Group, tokens: Any, *forks: Fork) -> Row:
     """The group's prompt, its text replaced by `tokens`, which may go on after it."""
     tokens = np.asarray(tokens, np.int32)
-    image = np.full(len(tokens), -1, np.int32)
-    image[: len(group.prefix.image)] = group.prefix.image[: len(tokens)]
-    return Row(features, HostPrefix.causal(tokens, image), forks)
+    own, count = group.prefix, len(tokens)
+    fitted = {
+        name: padded(array[..., :count], count, fill, axis=-1)
+        for name, fill in (("image", -1), ("taps", 0), ("mix", 0))
+        if (array := getattr(own, name)) is not None
+    }
+    return Row(features, HostPrefix.causal(tokens, **fitted), forks)
 
 
 def at_end(row: Row) -> list[Row]:

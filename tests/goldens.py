@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from oracle.noise import perturb
 from PIL import Image
@@ -18,14 +17,14 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlavaNextProcessor, LlavaProcessor
 
 from mllm_align.batch import Group, HostPrefix, PromptGroup, Shape, pad
-from mllm_align.data.layout import whole_tiles
+from mllm_align.data.layout import mixed, whole_tiles
 from mllm_align.models.huggingface import Folder, load_params, open_folder
 from mllm_align.models.processor import load_processor
 from mllm_align.models.vlm import VisionLanguageModel
 
 FIXTURES = Path(__file__).parent / "fixtures" / "goldens"
 NAMES = ("llava15", "llavanext")
-ALL = (*NAMES, "idefics3")
+ALL = (*NAMES, "onevision", "idefics3")
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,10 @@ class Goldens:
             width, height = self.pictures[pair].size
             image = np.full(len(prefix), -1, np.int32)
             image[prefix == self.config.image_token] = self.rows_of(height, width)
+            shares = mixed(image, self.layout.runs(height, width, 1, 0), self.layout.taps)
             stored = not at
             tiles = self._tiles(self.arrays["pixel_values"][i], pair) if stored else self.processed(pair)
-            prompt = HostPrefix.causal(prefix, image, whole_tiles(tiles, self.layout.patch))
+            prompt = HostPrefix.causal(prefix, image, whole_tiles(tiles, self.layout.patch), **shares)
             groups.append(Group((prompt,), (chosen, rejected)))
         return groups
 
@@ -160,13 +160,9 @@ def packed_images(model: VisionLanguageModel, params: dict, group: PromptGroup) 
     """The image embeddings of each group's prompt, in the prompt's order."""
 
     @jax.jit
-    def made(params, pixels):
-        variables = {"params": params}
-        features = model.apply(variables, pixels, method="features")
-        image = model.apply(variables, features, method=lambda m, x: m.projector(x))
-        newline = params.get("image_newline", jnp.zeros(image.shape[-1]))
-        newline = jnp.broadcast_to(newline, (image.shape[0], 1, image.shape[-1]))
-        return jnp.concatenate([newline, image], axis=1)
+    def made(params, prefix):
+        features = model.apply({"params": params}, prefix.pixels, method="features")
+        return model.apply({"params": params}, features, prefix, method="embed")
 
-    table = np.asarray(made(params, group.prefix.pixels))
-    return [t[rows[rows >= 0]] for t, rows in zip(table, group.prefix.image, strict=True)]
+    rows = np.asarray(made(params, group.prefix))
+    return [row[image >= 0] for row, image in zip(rows, np.asarray(group.prefix.image), strict=True)]

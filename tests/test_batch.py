@@ -129,6 +129,25 @@ def test_a_kept_token_keeps_its_order_and_rotation():
     assert found.visible.all() and found.patches is prefix.patches
 
 
+def mixed(prefix, taps=2):
+    """Every embedding is mixed with itself and the next, but for the last."""
+    shown = np.broadcast_to(prefix.image >= 0, (taps, len(prefix.image)))
+    rows = np.stack([prefix.image + i for i in range(taps)])
+    shares = np.where(shown, np.float32(0.25), np.float32(0))
+    return replace(prefix, taps=np.where(shown, rows, 0), mix=shares)
+
+
+def test_shares_go_with_their_embedding():
+    found = pad_prefixes([mixed(SHORT.prefix), mixed(LONG.prefix)], 6)
+    assert found.taps.tolist() == [[[1] + 5 * [0], [2] + 5 * [0]], [[1, 2] + 4 * [0], [2, 3] + 4 * [0]]]
+    assert found.mix.tolist()[1] == 2 * [[0.25, 0.25, 0, 0, 0, 0]]
+    kept = mixed(LONG.prefix).keep(np.array([False, True, True, False, False]))
+    assert kept.taps.tolist() == [[2, 0], [3, 0]] and kept.mix.tolist() == [[0.25, 0], [0.25, 0]]
+    like = jax.tree.map(lambda x: (x.shape[1:], x.dtype), found)
+    made = blank_prefix(lambda shape, dtype: (shape, dtype), 6, axes=1, taps=2)
+    assert (made.taps, made.mix) == (like.taps, like.mix)
+
+
 def test_a_continuation_counts_on_from_the_last_real_token():
     """Of each row, in the order of attention and in every axis of rotation."""
     prefix = pad_prefixes([SHORT.prefix, LONG.prefix], 7)

@@ -107,6 +107,7 @@ class Strips:
     config: StripConfig
     mark: str = "<pad>"
     token: str = "<image>"
+    taps = 0
 
     @property
     def tokens(self) -> int:
@@ -116,7 +117,7 @@ class Strips:
     def largest(self) -> tuple[tuple[int, int], ...]:
         return ((300, 100),)
 
-    def grid(self, height: int, width: int) -> tuple[int, int] | None:
+    def grid(self, height: int, width: int, images: int = 1) -> tuple[int, int] | None:
         return min(max(2 * height // width, 1), 3), 1
 
     def tiles(self, height: int, width: int, images: int) -> tuple[int, int]:

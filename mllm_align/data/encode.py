@@ -21,7 +21,7 @@ import numpy as np
 from mllm_align.batch import Group, HostPrefix, Pixels, Shape
 from mllm_align.data.control import ControlTokens, Spans
 from mllm_align.data.images import ImageSource, image_size, load_rgb
-from mllm_align.data.layout import Layout, counts
+from mllm_align.data.layout import Layout, counts, mixed
 from mllm_align.data.records import Record
 from mllm_align.data.template import ChatTemplate
 from mllm_align.errors import InputError, one_line, quoted, refusal
@@ -142,17 +142,13 @@ class Encoder:
         self, record: Record, sizes: Sizes, responses: int, opening: bool = False
     ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """(prefix, responses) of `encode`; no image is looked at."""
-        chat = self._chat(record)
-        prompt = self._render(chat, record, sizes, ask=True)
+        given = record.responses[:responses]  # an empty text: none
+        said = [self._guarded(answer, record) for answer in given if answer]
+        prompt, texts = self._conversations(self._chat(record), said, record, sizes)
         if not responses:
             prefix = np.array(self._tokenize(prompt, record)[0], np.int32)
             self._check(record, sizes, prefix, [], len(prefix))
             return prefix, ()
-        given = record.responses[:responses]  # an empty text: none
-        texts = [
-            self._conversation(chat, self._guarded(answer, record), record, sizes)
-            for answer in filter(None, given)
-        ]
         # A template may write the answer's turn otherwise than its own opening of that turn.
         boundary = common_length([prompt, *texts])
         rows, inside = [], []
@@ -179,8 +175,8 @@ class Encoder:
         Raises InputError where the template changes the response.
         """
         chat, response = self._chat(record), self._guarded(response, record)
-        text = self._conversation(chat, response, record, sizes)
-        place = self._conversation(chat, MARK, record, sizes).rfind(MARK)
+        _, (text, marked) = self._conversations(chat, [response, MARK], record, sizes)
+        place = marked.rfind(MARK)
         start = text.find(response.strip(), place)  # templates may trim it
         if min(place, start) < 0 or text[place:start].strip():
             remedy = "use one that writes it as it is (--data.chat-template)"
@@ -195,6 +191,23 @@ class Encoder:
         for part in (part for turn in chat for part in turn["content"] if "text" in part):
             part["text"] = self._guarded(part["text"], record)
         return chat
+
+    def _conversations(
+        self, chat: list[dict[str, Any]], answers: Sequence[str], record: Record, sizes: Sizes
+    ) -> tuple[str, list[str]]:
+        """The prompt as it asks for an answer, and with each of the answers.
+
+        These go on where the model does: of a template that opens an answer's turn otherwise than where it
+        asks for one, but for white space alone, the latter's opening is taken.
+        """
+        prompt = self._render(chat, record, sizes, ask=True)
+        texts = [self._conversation(chat, answer, record, sizes) for answer in answers]
+        if not all(text.startswith(prompt) for text in texts):
+            opening = self._conversation(chat, MARK, record, sizes).rpartition(MARK)[0]
+            alike, known = common_length([prompt, opening]), all(text.startswith(opening) for text in texts)
+            if opening and known and not (prompt[alike:] + opening[alike:]).strip():
+                texts = [prompt + text[len(opening) :] for text in texts]
+        return prompt, texts
 
     def _conversation(self, chat: list[dict[str, Any]], answer: str, record: Record, sizes: Sizes) -> str:
         turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
@@ -271,7 +284,21 @@ class Encoder:
 
     def prefix(self, encoded: Encoded) -> HostPrefix:
         """The prompt with every image token repeated for its embeddings; no image is read."""
-        return HostPrefix.causal(*expand(encoded, self.layout, self.image_token))
+        tokens: list[np.ndarray] = []
+        image: list[np.ndarray] = []
+        runs, tile, start = [], 0, 0
+        for width, height in encoded.sizes:
+            runs += self.layout.runs(height, width, len(encoded.sizes), tile)
+            tile += counts(self.layout, height, width, len(encoded.sizes))[0]
+        for place, run in zip(np.flatnonzero(encoded.prefix == self.image_token), runs, strict=True):
+            text = encoded.prefix[start:place]
+            tokens += [text, np.full(len(run.rows), self.image_token, np.int32)]
+            image += [np.full(len(text), -1, np.int32), run.rows]
+            start = place + 1
+        text = encoded.prefix[start:]
+        rows = np.concatenate([*image, np.full(len(text), -1, np.int32)])
+        shares = mixed(rows, runs, self.layout.taps)
+        return HostPrefix.causal(np.concatenate([*tokens, text]), rows, **shares)
 
     def pixels(self, encoded: Encoded) -> Pixels:
         """Of all of a record's images: patches [t, N, C] float32, place [t, N, 2] int16."""
@@ -323,25 +350,6 @@ def _check_differ(record: Record, answers: Sequence[np.ndarray]) -> None:
 
 def _name(response: int) -> str:
     return ("chosen", "rejected")[response] if response < 2 else f"responses[{response - 2}]"
-
-
-def expand(encoded: Encoded, layout: Layout, image_token: int) -> tuple[np.ndarray, np.ndarray]:
-    """(prefix_tokens, prefix_image) with every image token repeated for the embeddings of its run."""
-    tokens: list[np.ndarray] = []
-    image: list[np.ndarray] = []
-    runs, tile, start = [], 0, 0
-    for width, height in encoded.sizes:
-        runs += layout.runs(height, width, len(encoded.sizes), tile)
-        tile += counts(layout, height, width, len(encoded.sizes))[0]
-    for place, run in zip(np.flatnonzero(encoded.prefix == image_token), runs, strict=True):
-        text = encoded.prefix[start:place]
-        tokens += [text, np.full(len(run.rows), image_token, np.int32)]
-        image += [np.full(len(text), -1, np.int32), run.rows]
-        start = place + 1
-    text = encoded.prefix[start:]
-    tokens.append(text)
-    image.append(np.full(len(text), -1, np.int32))
-    return np.concatenate(tokens), np.concatenate(image)
 
 
 def common_length(rows: Sequence[Any]) -> int:

@@ -21,7 +21,7 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
     assert pixels is not None
     images = []
     for source, (width, height) in zip(encoded.record.images, encoded.sizes, strict=True):
-        grid = encoder.layout.grid(height, width)
+        grid = encoder.layout.grid(height, width, len(encoded.sizes))
         runs = encoder.layout.runs(height, width, len(encoded.sizes), 0)
         rows = np.concatenate([run.rows for run in runs])
         images.append(

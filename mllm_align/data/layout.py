@@ -5,7 +5,7 @@ All of it follows from an image's size, so it is done once on the host; the mode
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -20,19 +20,24 @@ from mllm_align.batch import Pixels
 class Run:
     """Embeddings that follow each other in the prompt, without text between them.
 
-    rows [r] int32: of the group's image table (see `PromptGroup`): 0, or 1 + t * I + i for embedding i of
+    rows [r] int32: of the group's image table (see `Prefix`): 0, or 1 + t * I + i for embedding i of
     tile t.
+    taps [W, r] int32, mix [W, r] float32: further rows that each embedding is mixed of, and their shares,
+    as in `Prefix`; None where each is its row.
     """
 
     rows: np.ndarray
+    taps: np.ndarray | None = None
+    mix: np.ndarray | None = None
 
 
 class Layout(Protocol):
     """The numbers of a checkpoint that decide how images become tokens.
 
     mark: what the chat template writes for an image. token: how the tokenizer spells the model's image
-    token. tokens: I, rows of the image table that a tile has. largest: sizes (height, width) of which one
-    becomes the most embeddings, and one the most tiles.
+    token. tokens: I, rows of the image table that a tile has. taps: W, further rows that an embedding may
+    be mixed of. largest: sizes (height, width) of which one becomes the most embeddings, and one the most
+    tiles.
 
     Sizes are those of the image after EXIF orientation. images: how many the record has, for families that
     treat several otherwise than one. An implementation is hashable and picklable: other processes encode
@@ -46,6 +51,8 @@ class Layout(Protocol):
     @property
     def tokens(self) -> int: ...
     @property
+    def taps(self) -> int: ...
+    @property
     def largest(self) -> tuple[tuple[int, int], ...]: ...
 
     def text(self, height: int, width: int, images: int) -> str:
@@ -57,7 +64,7 @@ class Layout(Protocol):
         """The embeddings of an image whose tiles begin at number `tile` of the record's."""
         ...
 
-    def grid(self, height: int, width: int) -> tuple[int, int] | None:
+    def grid(self, height: int, width: int, images: int) -> tuple[int, int] | None:
         """(rows, columns) of the tiles that an image is cut into; None where it is not cut."""
         ...
 
@@ -86,6 +93,19 @@ def counts(layout: Layout, height: int, width: int, images: int) -> tuple[int, i
     """(tiles, image tokens in the text, embeddings) of an image of this size."""
     runs = layout.runs(height, width, images, 0)
     return layout.tiles(height, width, images)[0], len(runs), sum(len(run.rows) for run in runs)
+
+
+def mixed(image: np.ndarray, runs: Sequence[Run], taps: int) -> dict[str, Any]:
+    """taps and mix [W, p] of a prompt whose embeddings, where `image` is not -1, are those of the runs;
+    empty for a layout without."""
+    if not taps:
+        return {}
+    out = {name: np.zeros((taps, len(image)), dtype) for name, dtype in (("taps", "i4"), ("mix", "f4"))}
+    places = np.split(np.flatnonzero(image >= 0), np.cumsum([len(run.rows) for run in runs]))
+    for run, place in zip(runs, places, strict=False):
+        if run.taps is not None:
+            out["taps"][:, place], out["mix"][:, place] = run.taps, run.mix
+    return out
 
 
 def cut(tiles: Any, patch: int) -> Any:

@@ -24,9 +24,12 @@ def gathered(row: Row) -> Row:
     """
     visible = row.prefix.visible
     prefix = row.prefix.keep(visible)
-    used = np.unique(prefix.image[prefix.image > 0])
-    index = np.where(prefix.image > 0, 1 + np.searchsorted(used, prefix.image), prefix.image)
-    prefix = replace(prefix, image=index.astype(np.int32))
+    rows = [prefix.image] if prefix.taps is None else [prefix.image, *prefix.taps]
+    used = np.unique(np.concatenate([each[each > 0] for each in rows]))
+    image, *taps = (
+        np.where(each > 0, 1 + np.searchsorted(used, each), each).astype(np.int32) for each in rows
+    )
+    prefix = replace(prefix, image=image, taps=np.stack(taps) if taps else None)
     before = np.cumsum(visible) - visible  # number of visible tokens before each token
     forks = tuple(replace(fork, at=int(before[fork.at])) for fork in row.forks)
     return Row(row.features[used - 1], prefix, forks)

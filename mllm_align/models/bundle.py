@@ -88,7 +88,8 @@ def abstract_params(config: ModelConfig) -> Any:
             return jnp.ones((1, *dims), dtype)
 
         axes = config.decoder.num_rope_axes
-        tiny = blank(make, Shape(prefix=1, response=2, tiles=1), (v.patches, v.patch_width), ((0,),), axes)
+        tile, shape = (v.patches, v.patch_width), Shape(prefix=1, response=2, tiles=1)
+        tiny = blank(make, shape, tile, ((0,),), axes, config.taps)
         return VisionLanguageModel(config).init(jax.random.key(0), tiny)
 
     return jax.eval_shape(init)["params"]

@@ -38,7 +38,7 @@ class Llama3Rope:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A Llama-family decoder: Vicuna, Mistral and Yi differ only in these numbers."""
+    """A Llama-family decoder: Vicuna, Mistral, Yi and Qwen2 differ only in these numbers."""
 
     vocab: int
     hidden: int
@@ -50,7 +50,8 @@ class DecoderConfig:
     rope_theta: float = 10000.0
     rope_scaling: Llama3Rope | None = None
     norm_eps: float = 1e-6
-    attention_bias: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
     mlp_bias: bool = False
     tied: bool = False
     max_length: int = 4096
@@ -80,6 +81,11 @@ class ModelConfig:
     def newline(self) -> bool:
         """Whether row 0 of the image table is a learned vector, the parameter `image_newline`."""
         return False
+
+    @property
+    def taps(self) -> int:
+        """Further rows of the image table that an embedding may be mixed of (see `batch.Prefix`)."""
+        return 0
 
     @property
     def parts(self) -> tuple[str, ...]:

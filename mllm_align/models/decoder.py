@@ -33,13 +33,13 @@ class Block(nn.Module):
     def heads(self, name: str, count: int, h: Float[Array, "B S D"]) -> Float[Array, "B S H E"]:
         c = self.config
         axis = "heads" if name == "q" else "kv_heads"
-        linear = Linear(count * c.head_dim, ("embed", axis), bias=c.attention_bias, name=name)
+        linear = Linear(count * c.head_dim, ("embed", axis), bias=c.qkv_bias, name=name)
         return linear(h).reshape(*h.shape[:2], count, c.head_dim)
 
     def finish(self, x: Float[Array, "B S D"], attended: Float[Array, "B S H E"]) -> Float[Array, "B S D"]:
         c = self.config
         h = attended.reshape(*attended.shape[:2], -1)
-        x = x + Linear(c.hidden, ("heads", "embed"), bias=c.attention_bias, name="o")(h)
+        x = x + Linear(c.hidden, ("heads", "embed"), bias=c.o_bias, name="o")(h)
         h = RMSNorm(c.norm_eps, name="norm_2")(x)
         gate = Linear(c.mlp, ("embed", "mlp"), bias=c.mlp_bias, name="gate")(h)
         up = Linear(c.mlp, ("embed", "mlp"), bias=c.mlp_bias, name="up")(h)

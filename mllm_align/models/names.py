@@ -71,10 +71,10 @@ def decoder_linears(config: DecoderConfig) -> dict[str, tuple[str, tuple[int, in
     c = config
     width, small = c.heads * c.head_dim, c.kv_heads * c.head_dim
     return {
-        "q": ("self_attn.q_proj", (width, c.hidden), c.attention_bias),
-        "k": ("self_attn.k_proj", (small, c.hidden), c.attention_bias),
-        "v": ("self_attn.v_proj", (small, c.hidden), c.attention_bias),
-        "o": ("self_attn.o_proj", (c.hidden, width), c.attention_bias),
+        "q": ("self_attn.q_proj", (width, c.hidden), c.qkv_bias),
+        "k": ("self_attn.k_proj", (small, c.hidden), c.qkv_bias),
+        "v": ("self_attn.v_proj", (small, c.hidden), c.qkv_bias),
+        "o": ("self_attn.o_proj", (c.hidden, width), c.o_bias),
         "gate": ("mlp.gate_proj", (c.mlp, c.hidden), c.mlp_bias),
         "up": ("mlp.up_proj", (c.mlp, c.hidden), c.mlp_bias),
         "down": ("mlp.down_proj", (c.hidden, c.mlp), c.mlp_bias),

@@ -51,7 +51,8 @@ class VisionLanguageModel(nn.Module):
         return out.reshape(size, -1, out.shape[-1])
 
     def embed(self, features: Float[Array, "B n F"], prefix: Prefix) -> Float[Array, "B P D"]:
-        """Embeddings of the prefix: text, and the rows of the image table that `prefix.image` names."""
+        """Embeddings of the prefix: text, and the rows of the image table that `prefix.image` names, mixed
+        with others where there are `prefix.taps`."""
         image = self.projector(features)
         newline = jnp.zeros((self.config.decoder.hidden,), image.dtype)
         if self.config.newline:
@@ -62,6 +63,8 @@ class VisionLanguageModel(nn.Module):
         text = self.decoder.embed(prefix.tokens)
         place = prefix.image[:, :, None]
         seen = jnp.take_along_axis(table, jnp.maximum(place, 0), axis=1)
+        if prefix.taps is not None and prefix.mix is not None:
+            seen = _mixed(table, seen, prefix.taps, prefix.mix)
         return constrain(jnp.where(place >= 0, seen, text), "rows", None, None)
 
     def prefill(self, features: Float[Array, "B n F"], prefix: Prefix, holes: bool = False) -> Cache:
@@ -156,6 +159,21 @@ class VisionLanguageModel(nn.Module):
         before = jnp.concatenate([last, states[:, :, :-1]], axis=2)
         values = before.astype(jnp.float32) @ kernel.astype(jnp.float32)
         return jnp.where(responses.mask, values, 0.0)
+
+
+def _mixed(
+    table: Float[Array, "B n D"],
+    first: Float[Array, "B P D"],
+    taps: Int[Array, "B W P"],
+    mix: Float[Array, "B W P"],
+) -> Float[Array, "B P D"]:
+    """Sums over rows by their shares, in float32; `first` has what is left of 1."""
+    share = mix[..., None]
+    out = (1 - share.sum(1)) * first.astype(jnp.float32)
+    for each in range(taps.shape[1]):
+        row = jnp.take_along_axis(table, taps[:, each, :, None], axis=1)
+        out = out + share[:, each] * row.astype(jnp.float32)
+    return out.astype(first.dtype)
 
 
 def variables(params: Params, lora: Params | None = None) -> dict[str, Params]:

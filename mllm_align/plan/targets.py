@@ -169,7 +169,7 @@ def _text(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int) -> Prefix:
     """Prefixes without pixels, as prefill takes them."""
     where, length = batch_sharding(mesh, micro=False), bucket(planned.shape.prefix, 32)
     axes = model.decoder.num_rope_axes
-    return blank_prefix(lambda dims, dtype: struct((count, *dims), dtype, where), length, axes)
+    return blank_prefix(lambda dims, dtype: struct((count, *dims), dtype, where), length, axes, model.taps)
 
 
 def _features(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any) -> Any:

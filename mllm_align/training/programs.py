@@ -139,4 +139,4 @@ def batch_structs(
     features = (
         (v.tokens, v.features, compute_dtype(config.dtype, mesh)) if config.features == "stored" else None
     )
-    return blank(make, shape, tile, views, axes, stored, config.objective.fields, features)
+    return blank(make, shape, tile, views, axes, model.taps, stored, config.objective.fields, features)

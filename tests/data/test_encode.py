@@ -133,6 +133,19 @@ def test_a_template_whose_answer_turn_differs_from_its_own_opening():
     assert decoded(coder, encoded.responses[0]) == ":tuku der.</s>"
 
 
+def test_an_answer_follows_the_opening_that_asks_for_it():
+    """Where that of an answer's turn has other white space."""
+    ask = "{% if add_generation_prompt %}assistant"
+    coder = encoder(template=template(opening="assistant \n").replace(f"{ask} \n", f"{ask}\n"))
+    pair = record(chosen=" tuku der.", rejected="poge\nku.")
+    encoded = coder.encode(pair, 2, opening=True)
+    assert decoded(coder, encoded.prefix).endswith("\nassistant\n")
+    assert [decoded(coder, ids) for ids in encoded.responses] == [" tuku der.</s>", "poge\nku.</s>"]
+    ids, spans = coder.response_spans(pair, (), " tuku der.")
+    assert ids.tolist()[: len(encoded.prefix)] == encoded.prefix.tolist()
+    assert spans[len(encoded.prefix)][0] == 0
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_any_number_of_responses(count):
     coder = encoder("llavanext")

@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerFast
 
 from mllm_align.data.control import ControlTokens
-from mllm_align.data.encode import Encoder, expand
+from mllm_align.data.encode import Encoder
 from mllm_align.data.records import parse_record
 from mllm_align.models.families.llava.layout import LlavaLayout
 from mllm_align.models.processor import Processor
@@ -113,7 +113,8 @@ def encode(tokenizer, template, prompt, *answers):
     row["images"] = [np.zeros((3, 3, 3), np.uint8)]
     record = parse_record(row, index=0, where="record", root=None, responses=len(answers))
     encoded = encoder.encode(record, len(answers))
-    tokens, image = expand(encoded, encoder.layout, IMAGE)
+    prefix = encoder.prefix(encoded)
+    tokens, image = prefix.tokens, prefix.image
     assert (tokens == IMAGE).sum() == 4 and image[tokens == IMAGE].tolist() == [1, 2, 3, 4]
     return encoded.prefix.tolist(), [ids.tolist() for ids in encoded.responses]
 

@@ -65,7 +65,13 @@ def same(ours, theirs):
 
 
 @pytest.mark.parametrize(
-    "name, tag", [("llava15", "base"), ("llavanext", "policy"), ("idefics3", "policy")]
+    "name, tag",
+    [
+        ("llava15", "base"),
+        ("llavanext", "policy"),
+        ("onevision", "policy"),
+        pytest.param("idefics3", "policy", marks=pytest.mark.slow),
+    ],
 )
 def test_greedy_tokens_are_those_of_transformers(name, tag):
     model = decoding(name, tag, GREEDY)
@@ -98,7 +104,10 @@ def token_logps(logits, tokens):
     return np.take_along_axis(logps, np.asarray(tokens)[:, None], axis=1)[:, 0]
 
 
-@pytest.mark.parametrize("name", ["llavanext", pytest.param("idefics3", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    ["llavanext", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onevision", "idefics3"))],
+)
 def test_given_tokens_have_the_log_probs_of_the_forward_pass(name):
     """Both responses of every prompt as forks at its end."""
     sampled = decoding(name)

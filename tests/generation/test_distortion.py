@@ -109,8 +109,10 @@ def shown(row, visible):
     return replace(row, prefix=replace(row.prefix, visible=visible))
 
 
-def test_gathered_rows_hold_what_is_visible(model):
-    for whole in hidden(model.rows, 0.6):
+@pytest.mark.parametrize("name", ["llavanext", "onevision"])
+def test_gathered_rows_hold_what_is_visible(name):
+    """Mixed embeddings keep all rows that they are mixed of."""
+    for whole in hidden(forked(name).rows, 0.6):
         row = gathered(whole)
         short, visible = row.prefix, whole.prefix.visible
         image = whole.prefix.image[visible]
@@ -121,9 +123,14 @@ def test_gathered_rows_hold_what_is_visible(model):
         assert short.visible.all()
         for ours, theirs in zip(row.forks, whole.forks, strict=True):
             assert short.order[ours.at] == theirs.at and replace(ours, at=theirs.at) == theirs
-        used = short.image > 0
-        np.testing.assert_array_equal(row.features[short.image[used] - 1], whole.features[image[used] - 1])
-        assert len(row.features) == used.sum() and (image == 0).any()
+        taps = [[], []] if short.taps is None else [short.taps, whole.prefix.taps[:, visible]]
+        ours, theirs = (
+            np.array([one, *more]) for one, more in zip((short.image, image), taps, strict=True)
+        )
+        np.testing.assert_array_equal(ours > 0, theirs > 0)
+        used = theirs > 0
+        np.testing.assert_array_equal(row.features[ours[used] - 1], whole.features[theirs[used] - 1])
+        assert len(row.features) == len(np.unique(theirs[used])) and (image == 0).any()
 
 
 def test_two_places_of_one_embedding_share_it(model):
@@ -140,7 +147,12 @@ def of_all(model, rows, tokens):
 
 @pytest.mark.parametrize(
     "name, rate",
-    [("llavanext", 0.9), ("llavanext", 1.0), pytest.param("idefics3", 0.9, marks=pytest.mark.slow)],
+    [
+        ("onevision", 0.9),
+        ("llavanext", 1.0),
+        pytest.param("llavanext", 0.9, marks=pytest.mark.slow),
+        pytest.param("idefics3", 0.9, marks=pytest.mark.slow),
+    ],
 )
 def test_gathered_rows_compute_what_masked_rows_do(name, rate):
     model = forked(name)

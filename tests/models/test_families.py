@@ -12,7 +12,6 @@ import mllm_align
 from mllm_align import Config, LoraConfig, SamplingConfig
 from mllm_align.batch import pad
 from mllm_align.config import DataConfig, MeshConfig
-from mllm_align.data.encode import expand
 from mllm_align.data.inspect import describe
 from mllm_align.errors import InputError
 from mllm_align.generation.respond import generate
@@ -62,7 +61,8 @@ def test_every_strip_is_a_run_between_texts(prepared):
         strips, patches = encoder.layout.tiles(height, width, 1)
         assert (record.prefix == encoder.image_token).sum() == strips
         assert group.prefix.patches.shape == (strips, patches, 192) and group.shape == record.shape
-        tokens, image = expand(record, encoder.layout, encoder.image_token)
+        prefix = encoder.prefix(record)
+        tokens, image = prefix.tokens, prefix.image
         assert image[image >= 0].tolist() == list(range(1, 1 + 4 * strips))
         ends = np.flatnonzero(np.diff((image >= 0).astype(int)))
         assert len(ends) == 2 * strips, "text stands before, between and after the runs"
@@ -172,7 +172,8 @@ def test_what_its_configuration_refuses(work, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "toy", "image_token_id": -1}')
     with pytest.raises(InputError, match="image_token_id is -1"):
         read_config(tmp_path)
-    with pytest.raises(InputError, match="'llava' or 'llava_next' or 'idefics3' or 'smolvlm' or 'toy'"):
+    known = "'llava' or 'llava_next' or 'llava_onevision' or 'idefics3' or 'smolvlm' or 'toy'"
+    with pytest.raises(InputError, match=known):
         (tmp_path / "config.json").write_text('{"model_type": "else"}')
         read_config(tmp_path)
     assert open_folder(work / "model").family is FAMILIES["toy"]

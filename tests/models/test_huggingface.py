@@ -229,7 +229,7 @@ def test_class_token_is_kept_where_the_strategy_says_so(tmp_path):
 @pytest.mark.parametrize(
     "config, words",
     [
-        (published(VICUNA | {"model_type": "qwen2"}), ["text_config.model_type", "qwen2"]),
+        (published(VICUNA | {"model_type": "gemma"}), ["text_config.model_type", "gemma"]),
         (published(VICUNA | {"hidden_act": "gelu"}), ["text_config.hidden_act", "gelu"]),
         (published(VICUNA, projector_hidden_act="relu"), ["projector_hidden_act", "relu"]),
         (published(VICUNA, vision_feature_layer=[-2, -5]), ["vision_feature_layer", "[-2, -5]"]),

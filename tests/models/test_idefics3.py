@@ -1,34 +1,22 @@
-"""Idefics3 and SmolVLM folders: what is read, what is refused, and the way from a folder to an export.
+"""Idefics3 and SmolVLM folders: what is read, what is refused.
 
-That they compute what transformers does is in test_parity.py; their images are in test_idefics3_layout.py.
+That they compute what transformers does is in test_parity.py, runs with them in test_family_runs.py, their
+images in test_idefics3_layout.py.
 """
 
 import copy
-import json
 import math
-from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
-from goldens import FIXTURES, goldens
+from goldens import FIXTURES
 from refusals import refusal
-from runs import PAIRS, TINY, EachStep, compiling, events, one_device, same
-from safetensors.numpy import load_file, save_file
+from roundtrip import round_trip
 
 import mllm_align
-from mllm_align import RLOO, BDHSConfig, OnlineBDHS, OnlineRewards, SamplingConfig
-from mllm_align.annotate.scorer import Scorer
-from mllm_align.config import MeshConfig
-from mllm_align.models.export import export_merged
 from mllm_align.models.families.idefics3.vision import exact_places
 from mllm_align.models.families.registry import parse_config, presets
-from mllm_align.models.huggingface import INDEX, load_params, open_folder
 from mllm_align.plan.targets import sizes
-from mllm_align.sharding import make_mesh
 
-assert compiling  # a fixture
 FOLDER = FIXTURES / "idefics3"
 WHOLE = {
     "model_type": "idefics3",
@@ -167,91 +155,10 @@ def test_sides_whose_place_names_hang_on_rounding():
 @pytest.mark.parametrize("prefix", ["model.", ""])
 @pytest.mark.parametrize("tied", [False, True])
 def test_folders_come_back_bit_for_bit(prefix, tied, tmp_path):
-    """In bfloat16 and two files, whole or tied, named as published or as the inner class saves them."""
-    (tmp_path / "in").mkdir()
-    raw = json.loads((FOLDER / "config.json").read_text()) | {"tie_word_embeddings": tied}
-    (tmp_path / "in" / "config.json").write_text(json.dumps(raw))
-    tensors = {
-        prefix + name.removeprefix("model.") if name.startswith("model.") else name: x.astype(jnp.bfloat16)
-        for name, x in load_file(FOLDER / "model.safetensors").items()
-        if not (tied and name == "lm_head.weight")
-    }
-    names, files = list(tensors), {}
-    for i, file in enumerate(("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")):
-        files |= dict.fromkeys(names[i::2], file)
-        save_file({name: tensors[name] for name in names[i::2]}, tmp_path / "in" / file, {"format": "pt"})
-    (tmp_path / "in" / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
-    folder = open_folder(tmp_path / "in")
-    assert folder.config.decoder.tied == tied
-    trained = {"params": load_params(folder, np.float32)}
-    told = export_merged(folder, tmp_path / "out", trained, 1.0)
-    assert (told["replaced"], told["copied"]) == (len(tensors), 0)
-    for file in set(files.values()):
-        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "in" / file).read_bytes()
+    """Named as published or as the inner class saves them; see `round_trip`."""
 
+    def rename(name):
+        return prefix + name.removeprefix("model.") if name.startswith("model.") else name
 
-# ---- the whole way ---------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def bundle():
-    return mllm_align.load(FOLDER, "float32", one_device())
-
-
-CONFIG = replace(TINY, steps=2, save_every=1)
-
-
-@pytest.fixture(scope="module")
-def run(bundle, tmp_path_factory):
-    """(folder, what was trained) of two steps."""
-    out = tmp_path_factory.mktemp("idefics3") / "run"
-    return out, mllm_align.train(CONFIG, bundle, PAIRS, out)
-
-
-@pytest.mark.slow
-def test_a_stopped_lora_run_and_what_is_exported_of_it(bundle, run, tmp_path):
-    def stop(values):
-        if values["step"] == 1:
-            raise RuntimeError
-
-    out, whole = run
-    with pytest.raises(RuntimeError):
-        mllm_align.train(CONFIG, bundle, PAIRS, tmp_path / "again", callbacks=[EachStep(stop)])
-    assert same(mllm_align.train(CONFIG, bundle, PAIRS, tmp_path / "again").trained, whole.trained)
-    mllm_align.export(out, tmp_path / "merged")
-    mllm_align.export(out, tmp_path / "adapter", adapter=True)
-    before, after = mllm_align.score(bundle, PAIRS), mllm_align.score(whole, PAIRS)
-    assert before != after
-    for folder in (tmp_path / "merged", tmp_path / "adapter"):
-        again = mllm_align.score(mllm_align.load(folder, "float32", bundle.mesh), PAIRS)
-        for one, other in zip(after, again, strict=True):
-            assert one["chosen_logp"] == pytest.approx(other["chosen_logp"], abs=1e-3)
-
-
-@pytest.mark.slow
-def test_on_a_mesh_as_on_one_device(run, tmp_path):
-    mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
-    mllm_align.train(CONFIG, mllm_align.load(FOLDER, "float32", mesh), PAIRS, tmp_path / "four")
-    for one, four in zip(events(run[0], "train"), events(tmp_path / "four", "train"), strict=True):
-        assert four["loss"] == pytest.approx(one["loss"], rel=1e-4)
-        assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
-
-
-@pytest.mark.slow
-def test_its_own_answers_are_rejected_ranked_and_rewarded(bundle, tmp_path):
-    short = SamplingConfig(max_tokens=6)
-    job = BDHSConfig(similarity="lexical", iterations=1, sentence_tokens=6, batch_size=4, sampling=short)
-    mllm_align.bdhs(job, bundle, PAIRS, tmp_path / "pairs.jsonl")
-    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
-    assert len(pairs) == 8 and all(row["rejected"] != row["chosen"] for row in pairs)
-    online = {
-        "bdhs": (OnlineBDHS(similarity="lexical", sentence_tokens=6, sampling=short), TINY.objective),
-        "rewards": (OnlineRewards(Scorer("votes:short"), sampling=short), RLOO(responses=2)),
-    }
-    for name, (maker, objective) in online.items():
-        config = replace(TINY, online=maker, objective=objective, steps=1)
-        mllm_align.train(config, bundle, PAIRS, tmp_path / name)
-        (line,) = events(tmp_path / name, "train")
-        assert math.isfinite(line["loss"]) and line["grad_norm"] > 0
-    assert line["rollout/logp_gap"] < 1e-4, "sampling and training see the same model"
-    assert goldens("idefics3").config == bundle.config
+    _, copied = round_trip(FOLDER, tmp_path, rename, tied)
+    assert copied == 0

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from coders import encoder
-from conversations import CHATS, picture
+from conversations import CHATS, picture, same_ids
 from goldens import FIXTURES, goldens
 from refusals import assert_refusal
 from transformers import Idefics3ImageProcessorPil, Idefics3Processor
 from transformers.models.idefics3.image_processing_pil_idefics3 import get_resize_output_image_size
 
-from mllm_align.data.encode import Encoder, expand
+from mllm_align.data.encode import Encoder
 from mllm_align.data.layout import counts
 from mllm_align.data.records import parse_record
 from mllm_align.models.families.idefics3.layout import Idefics3Layout
@@ -111,19 +111,15 @@ def without_tags(raw):
 def test_ids_and_pixels_are_those_of_the_processor(both, messages, sizes):
     coder, theirs = both
     images = [picture(i, *size) for i, size in enumerate(sizes)]
-    answers = {"chosen": "tuku der.", "rejected": "poge\nku."}
-    row = {"images": images, "prompt": messages, **answers}
-    record = parse_record(row, index=0, where="row", root=None)
-    one = coder.encode(record, 2, opening=True)
-    prefix, image = expand(one, coder.layout, coder.image_token)
-    for text, response in zip(answers.values(), one.responses, strict=True):
-        turn = {"role": "assistant", "content": [{"type": "text", "text": text}]}
-        whole = theirs.apply_chat_template([*messages, turn], tokenize=False)
-        made = theirs(text=whole, images=images or None, add_special_tokens=False)
-        (ids,) = made["input_ids"]
-        assert [*prefix, *response] == ids[: len(prefix) + len(response)]
-        assert response[-1] == theirs.tokenizer.eos_token_id
-    assert image[image >= 0].tolist() == list(range(1, 1 + (prefix == coder.image_token).sum()))
+
+    def whole(answer):
+        turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+        return theirs.apply_chat_template([*messages, turn], tokenize=False)
+
+    one, made = same_ids(coder, theirs, messages, images, whole, images or None)
+    prefix = coder.prefix(one)
+    image = prefix.image
+    assert image[image >= 0].tolist() == list(range(1, 1 + (prefix.tokens == coder.image_token).sum()))
     patches, place = coder.pixels(one)
     if images:
         tiles = np.asarray(made["pixel_values"][0])

@@ -246,3 +246,39 @@ def test_a_second_prefix_is_a_group_of_its_own(two_prefixes):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     assert np.abs(found[0][:, :1] - found[1]).max() > 0.01  # the image matters
     assert_close(gradient, jax.tree.map(jnp.add, apart[0][0], apart[1][0]), 2e-5)
+
+
+# ---- embeddings that are mixed of several rows -----------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_mixed_embeddings_of_a_group_are_those_of_separate_groups():
+    """Log-probs and gradients; what padding names as a row does not matter."""
+    golden = goldens("onevision")
+    groups = [take(group, 7, 9) for group in golden.groups()[1:]]
+    assert {bool(group.prefix.mix.any()) for group in groups} == {True, False}
+    weights = WEIGHTS[:, :2, :9]
+
+    @jax.jit
+    def run(params, batch, weights):
+        def weighted(params):
+            (logps,) = golden.model.apply({"params": params}, batch)
+            return (logps * weights).sum(), logps
+
+        gradient, logps = jax.grad(weighted, has_aux=True)(params)
+        return logps, gradient
+
+    batch = roomy(groups)
+    padding = np.arange(batch.shape.prefix) >= batch.prefix.length[:, None]
+    noise = np.random.default_rng(0).integers(0, 20, batch.prefix.taps.shape).astype(np.int32)
+    taps = np.where(padding[:, None], noise, batch.prefix.taps)
+    mix = np.where(padding[:, None], np.float32(9), batch.prefix.mix)
+    noisy = replace(batch.prefix, taps=taps, mix=mix)
+    batch = replace(batch, prefixes=(noisy,))
+    logps, gradient = run(golden.policy, batch, placed(weights, batch.responses.mask.shape))
+    ones = [one for group in groups for one in single(group)]
+    apart, wanted = run(golden.policy, pad(ones, union(ones), len(ones)), weights.reshape(-1, 1, 9))
+    for k, (i, j) in enumerate(np.ndindex(len(groups), 2)):
+        length = len(ones[k].responses[0])
+        np.testing.assert_allclose(logps[i, j, :length], apart[k, 0, :length], atol=1e-5)
+    assert_close(gradient, wanted, 2e-5)

@@ -14,7 +14,8 @@ import torch
 from check_export import load_model
 from peft import LoraConfig, get_peft_model
 
-PROJECTORS = dict.fromkeys(("llava", "llava_next"), "multi_modal_projector") | {"idefics3": "connector"}
+LLAVA = dict.fromkeys(("llava", "llava_next", "llava_onevision"), "multi_modal_projector")
+PROJECTORS = LLAVA | {"idefics3": "connector"}
 
 
 def main() -> None:

@@ -3,7 +3,8 @@
     python tests/oracle/make_goldens.py [--out FOLDER]      # needs the extra `oracle`
 
     pairs.jsonl, images/   8 preference pairs; the first four pictures are L, P, RGBA and RGB
-    llava15/, llavanext/, idefics3/   normal HF folders: the base (reference) model, tokenizer, processor
+    llava15/, llavanext/, onevision/, idefics3/
+                           normal HF folders: the base (reference) model, tokenizer, processor
     <model>.npz            arrays, <model>.json: numbers and versions
 
 The policy is the base moved by noise.py's rule. Everything runs in float32 on one thread, so a
@@ -25,16 +26,19 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from images_only import Images
 from noise import perturb
 from PIL import Image as PILImage
 from safetensors.numpy import load_file, save_file
 from tiny_idefics3 import save_idefics3
-from tiny_llava import pseudo_words, save_llava, smooth_picture
+from tiny_llava import five_grids, pseudo_words, save_llava, smooth_picture
+from tiny_onevision import save_onevision
 from transformers import (
     AutoProcessor,
     Idefics3ForConditionalGeneration,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
+    LlavaOnevisionForConditionalGeneration,
 )
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer
@@ -89,6 +93,13 @@ MODELS = {
         "tokenizer_vocab": 320,  # the embedding is padded past it
         "template_space": True,
     },
+    "onevision": {
+        "kind": "llava_onevision",
+        "text": TEXT | {"num_key_value_heads": 2, "rope_parameters": {"rope_theta": 1e6}},
+        "grids": five_grids(56),
+        "most": 2,  # three tiles and more are scaled down
+        "tokenizer_vocab": 384,
+    },
     "idefics3": {
         "kind": "idefics3",
         "text": TEXT | {"num_key_value_heads": 2, "head_dim": 16, "rope_parameters": LLAMA3},
@@ -101,7 +112,12 @@ MODELS = {
 CLASSES = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "idefics3": Idefics3ForConditionalGeneration,
+}
+SAVE = {
+    "llava_onevision": lambda folder, kind, **spec: save_onevision(folder, **spec),
+    "idefics3": save_idefics3,
 }
 
 # (width, height) and mode: LLaVA-1.6 cuts them into 3, 4 or 5 tiles, with rows or columns to unpad.
@@ -246,13 +262,15 @@ def alone_logps(model, collate, rows: list[dict], shape: tuple[int, int]) -> np.
     return out
 
 
-def greedy(model, processor, rows: list[dict]) -> tuple[np.ndarray, list[float]]:
-    """Each prompt decoded alone; the gap tells how near another token ever came to winning."""
-    tokens, gaps = [], []
+def greedy(model, processor, rows: list[dict]) -> tuple[np.ndarray, list[float], list[np.ndarray]]:
+    """Each prompt decoded alone; the gap tells how near another token ever came to winning. Last, the
+    prompts' ids."""
+    tokens, gaps, prompts = [], [], []
     for row in rows:
         messages = prepare_multimodal_messages(row["prompt"], images=row["images"])
         text = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         prompt = processor(images=row["images"], text=text, return_tensors="pt", add_special_tokens=False)
+        prompts.append(prompt["input_ids"][0].numpy().astype(np.int32))
         out = model.generate(
             **prompt,
             do_sample=False,
@@ -267,7 +285,7 @@ def greedy(model, processor, rows: list[dict]) -> tuple[np.ndarray, list[float]]
         gaps.append(float((top[..., 0] - top[..., 1]).min()))
         # Plain argmax and not the score with </s> ruled out, so a plain greedy decoder agrees.
         assert (torch.stack(out.logits, 1).argmax(-1)[0].numpy() == tokens[-1]).all()
-    return np.stack(tokens), gaps
+    return np.stack(tokens), gaps, prompts
 
 
 def trajectory(kind: str, base: Path, rows: Dataset, processor) -> tuple[dict, dict]:
@@ -312,7 +330,8 @@ def trajectory(kind: str, base: Path, rows: Dataset, processor) -> tuple[dict, d
 
 def goldens(name: str, kind: str, out: Path) -> None:
     base_folder = out / name
-    processor = AutoProcessor.from_pretrained(base_folder)
+    processor_class = Images if kind == "llava_onevision" else AutoProcessor
+    processor = processor_class.from_pretrained(base_folder)
     dataset = load_pairs(out / "pairs.jsonl")
     rows = [dataset[i] for i in range(BATCH)]
     policy, base = load_policy(kind, base_folder), load_model(kind, base_folder)
@@ -345,7 +364,13 @@ def goldens(name: str, kind: str, out: Path) -> None:
         alone = alone_logps(model, trainer.data_collator, rows, tuple(together.shape))
         arrays[f"{tag}/per_token_logps"] = together.numpy()
         arrays[f"{tag}/alone_per_token_logps"] = alone
-        arrays[f"{tag}/greedy_tokens"], gaps = greedy(model, processor, rows)
+        arrays[f"{tag}/greedy_tokens"], gaps, prompts = greedy(model, processor, rows)
+        for i, ids in enumerate(
+            prompts
+        ):  # where the template asks otherwise than it opens an answer's turn
+            asked = batch["input_ids"][i][(batch["attention_mask"] > batch["completion_mask"])[i]]
+            if not np.array_equal(ids, asked):
+                arrays[f"prompt_ids_{i}"] = ids
         # Idefics3 takes a tile of zeros for padding
         black = batch | {"pixel_values": 1e-20 * batch["pixel_values"]}
         numbers[tag] = {
@@ -395,9 +420,10 @@ def main() -> None:
     torch.set_num_threads(1)
     write_pairs(out)
     for name, spec in MODELS.items():
-        save = save_idefics3 if spec["kind"] == "idefics3" else save_llava
+        kind = spec["kind"]
+        save = SAVE.get(kind, save_llava)
         save(out / name, **({"vision": VISION} | spec))
-        goldens(name, spec["kind"], out)
+        goldens(name, kind, out)
     size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     print(f"{out}: {size / 1e6:.2f} MB")
 

@@ -19,7 +19,6 @@ from mllm_align import export, load, score, train
 from mllm_align.align.contract import Signals
 from mllm_align.align.reward import Reward
 from mllm_align.batch import Responses
-from mllm_align.data.encode import expand
 from mllm_align.prepare import prepare
 
 assert compiling and oracle  # fixtures
@@ -65,7 +64,7 @@ def test_an_exported_reward_model_means_the_same_to_torch(tmp_path, name):
     ours = np.array([[line["chosen_reward"], line["rejected_reward"]] for line in lines]).ravel()
     encoder, records, _ = prepare(model, PAIRS, REWARD.data, responses=2)
     rows = [
-        np.concatenate([expand(record, encoder.layout, encoder.image_token)[0], answer])
+        np.concatenate([encoder.prefix(record).tokens, answer])
         for record in records
         for answer in record.responses
     ]

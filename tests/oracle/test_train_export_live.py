@@ -18,7 +18,6 @@ from test_export_live import PYTHON, furthest, oracle
 
 from mllm_align import DataConfig, load, load_run
 from mllm_align.cli import main
-from mllm_align.data.encode import expand
 from mllm_align.prepare import prepare
 from mllm_align.scoring import response_logps
 
@@ -45,7 +44,7 @@ def ours(bundle, ids: Path) -> list[np.ndarray]:
     """Per-token log-probs as `score` sums them, record by record; writes `ids` for `peer`."""
     encoder, records, _ = prepare(bundle, PAIRS, ONE_SHAPE, responses=2)
     rows = [(record, answer) for record in records for answer in record.responses]
-    prefixes = [expand(record, encoder.layout, encoder.image_token)[0] for record, _ in rows]
+    prefixes = [encoder.prefix(record).tokens for record, _ in rows]
     width = max(len(p) + len(r) for p, (_, r) in zip(prefixes, rows, strict=True))
     arrays = {n: np.zeros((len(rows), width), np.int64) for n in ("input_ids", *MASKS)}
     for i, (prefix, (_, answer)) in enumerate(zip(prefixes, rows, strict=True)):

@@ -15,6 +15,7 @@ from mllm_align.models.ranges import (
     HEADS,
     WIDTH,
     Between,
+    Listed,
     Maybe,
     Object,
     OneOf,
@@ -25,7 +26,7 @@ from mllm_align.models.ranges import (
 )
 
 LLAMA = {
-    "model_type": ("llama", OneOf(("llama", "mistral"))),
+    "model_type": ("llama", OneOf(("llama", "mistral", "qwen2"))),
     "hidden_act": ("silu", OneOf(("silu",))),
     "vocab_size": (32000, WIDTH),
     "hidden_size": (4096, WIDTH),
@@ -50,6 +51,20 @@ MISTRAL = {
     "max_position_embeddings": (131072, Whole(1, 1 << 31)),
     "sliding_window": (4096, Maybe(Whole(1, 1 << 31))),
 }
+QWEN2 = {
+    "vocab_size": (151936, WIDTH),
+    "intermediate_size": (22016, WIDTH),
+    "num_key_value_heads": (32, Maybe(HEADS)),
+    "max_position_embeddings": (32768, Whole(1, 1 << 31)),
+    "use_sliding_window": (False, FLAG),
+    "sliding_window": (4096, Maybe(Whole(1, 1 << 31))),
+    "max_window_layers": (28, Whole(0, 1 << 31)),
+    "layer_types": (
+        None,
+        Maybe(Listed(Whole(1, DEPTH.high), OneOf(("full_attention", "sliding_attention")))),
+    ),
+}
+KINDS = {"mistral": MISTRAL, "qwen2": QWEN2}
 ROPE = {
     "type": ("default", OneOf(("default", "llama3"))),
     "rope_type": ("default", OneOf(("default", "llama3"))),
@@ -72,8 +87,9 @@ def decoder_config(
     Raises InputError for a value out of range, and for what is not computed.
     """
     under = "text_config."
-    table = LLAMA | (MISTRAL if given.get("model_type") == "mistral" else {})
-    t = fields(at, given, table, remedy, under)
+    kind = given.get("model_type")
+    t = fields(at, given, LLAMA | KINDS.get(str(kind), {}), remedy, under)
+    qwen2 = kind == "qwen2"
     heads = t["num_attention_heads"]
     kv_heads = t["num_key_value_heads"] or heads
     if heads % kv_heads:
@@ -95,12 +111,22 @@ def decoder_config(
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=float(t["rms_norm_eps"]),
-        attention_bias=t["attention_bias"],
-        mlp_bias=t["mlp_bias"],
+        qkv_bias=t["attention_bias"] or qwen2,
+        o_bias=t["attention_bias"] and not qwen2,
+        mlp_bias=t["mlp_bias"] and not qwen2,
         tied=bool(t["tie_word_embeddings"]),
         # within the window a sliding mask is the full one; longer records are refused
-        max_length=min(t["sliding_window"] or t["max_position_embeddings"], t["max_position_embeddings"]),
+        max_length=min(_window(t) or t["max_position_embeddings"], t["max_position_embeddings"]),
     )
+
+
+def _window(text: dict[str, Any]) -> int | None:
+    """Tokens that some layer looks back; None where all layers see everything."""
+    if "use_sliding_window" not in text:
+        return text["sliding_window"]
+    types, later = text["layer_types"], text["num_hidden_layers"] > text["max_window_layers"]
+    slides = later if types is None else "sliding_attention" in types
+    return text["sliding_window"] if text["use_sliding_window"] and slides else None
 
 
 def _rope(at: str, text: dict[str, Any], remedy: str, under: str) -> tuple[float, Llama3Rope | None]:

@@ -11,6 +11,7 @@ from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.base import ModelFamily
 from mllm_align.models.families.idefics3.family import Idefics3
 from mllm_align.models.families.llava.family import Llava, LlavaNext
+from mllm_align.models.families.onevision.family import OneVision
 from mllm_align.registry import Registry
 
 SUCH = "such as llava-hf/llava-1.5-7b-hf, with all its files"
@@ -18,6 +19,7 @@ SUCH = "such as llava-hf/llava-1.5-7b-hf, with all its files"
 FAMILIES = Registry("model family")
 FAMILIES.register("llava")(Llava())
 FAMILIES.register("llava_next")(LlavaNext())
+FAMILIES.register("llava_onevision")(OneVision())
 FAMILIES.register("idefics3")(Idefics3())
 FAMILIES.register("smolvlm")(Idefics3())
 

@@ -13,7 +13,7 @@ from mllm_align.models import names
 from mllm_align.models.attention import full_attention
 from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear
 from mllm_align.models.names import Entry
-from mllm_align.models.ranges import fields, wrong
+from mllm_align.models.ranges import Whole, fields, wrong
 from mllm_align.sharding import constrain
 
 
@@ -71,6 +71,16 @@ def settings(at: str, given: dict[str, Any], ranges: dict[str, Any], remedy: str
         "activation": v["hidden_act"],
         "norm_eps": float(v["layer_norm_eps"]),
     }
+
+
+def feature_layer(at: str, layer: Any, blocks: int, remedy: str) -> int:
+    """Blocks that run up to the hidden state that config.json's vision_feature_layer names: 0 is the input
+    of the first one, -1 the output of the last. Raises InputError for one that is no block's output."""
+    run = blocks + 1 + layer if type(layer) is int and layer < 0 else layer
+    if run not in Whole(1, blocks):
+        wanted = f"one of the outputs of the {blocks} vision layers"
+        raise wrong(at, "vision_feature_layer", layer, wanted, remedy)
+    return run
 
 
 class Block(nn.Module):

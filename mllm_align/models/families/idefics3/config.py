@@ -11,8 +11,9 @@ from typing import Any
 
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families import vit
-from mllm_align.models.families.idefics3.vision import SiglipConfig, exact_places
+from mllm_align.models.families.idefics3.vision import exact_places
 from mllm_align.models.families.llama import decoder_config
+from mllm_align.models.families.siglip import SiglipConfig
 from mllm_align.models.ranges import (
     DEPTH,
     EPS,

@@ -8,12 +8,13 @@ from typing import Any
 
 from mllm_align.errors import refusal
 from mllm_align.models import names
-from mllm_align.models.families import vit
+from mllm_align.models.families import siglip, vit
 from mllm_align.models.families.base import IMAGE_SETTINGS, ModelFamily
 from mllm_align.models.families.idefics3.config import Idefics3Config, parse_config
 from mllm_align.models.families.idefics3.layout import Idefics3Layout
 from mllm_align.models.families.idefics3.presets import PRESETS
-from mllm_align.models.families.idefics3.vision import Projector, SiglipTower
+from mllm_align.models.families.idefics3.vision import Projector
+from mllm_align.models.families.siglip import SiglipTower
 from mllm_align.models.names import Entry
 from mllm_align.models.ranges import FLAG, PIXELS, OneOf
 
@@ -35,9 +36,7 @@ class Idefics3(ModelFamily[Idefics3Config]):
         return name.removeprefix("model.")
 
     def entries(self, config: Idefics3Config) -> Iterator[Entry]:
-        v, tower = config.vision, self.modules["vision_tower"]
-        yield from vit.tensors(v, tower, bias=True)
-        yield from names.norm(("vision_tower", "post_norm"), f"{tower}.post_layernorm", v.hidden, True)
+        yield from siglip.tensors(config.vision, self.modules["vision_tower"])
         linear, shape = f"{self.modules['projector']}.modality_projection.proj", self._shape(config)
         yield from names.linear(("projector", "linear"), linear, shape, False)
         yield from names.decoder(config.decoder, self.modules["decoder"])

@@ -29,6 +29,7 @@ class Idefics3Layout:
     token: str = "<image>"
     fence: str = "<fake_token_around_image>"
     whole: str = "<global-img>"
+    taps = 0
 
     @property
     def mark(self) -> str:
@@ -46,7 +47,7 @@ class Idefics3Layout:
         lines = [[f"{self.fence}<row_{r}_col_{c}>{self.token}" for c in columns] for r in rows]
         return "".join("".join(line) + "\n" for line in lines) + "\n" + whole
 
-    def grid(self, height: int, width: int) -> tuple[int, int] | None:
+    def grid(self, height: int, width: int, images: int = 1) -> tuple[int, int] | None:
         if not self.split:
             return None
         height, width = canvas(height, width, self.longest, self.size)

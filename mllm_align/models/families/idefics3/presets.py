@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mllm_align.models.config import DecoderConfig, Llama3Rope
 from mllm_align.models.families.idefics3.config import Idefics3Config
-from mllm_align.models.families.idefics3.vision import SiglipConfig
+from mllm_align.models.families.siglip import SiglipConfig
 
 BASE = SiglipConfig(hidden=768, mlp=3072, layers=12, heads=12, image_size=512, patch_size=16, shuffle=4)
 SO400M = SiglipConfig(hidden=1152, mlp=4304, layers=27, heads=16, image_size=384, patch_size=14, shuffle=3)

@@ -34,6 +34,8 @@ COPY = "take a LLaVA 1.5 or 1.6 folder, or copy the file again from where it cam
 GELU = OneOf(("gelu", "quick_gelu"))
 TILES = 64  # most of them along one side of an AnyRes canvas
 
+CANVASES = Maybe(Listed(Whole(1, 1024), Listed(Whole(2, 2), Whole(1, TILES * PIXELS.high))))
+
 WHOLE = {
     "image_token_index": (32000, Whole(0, 1 << 31)),
     "projector_hidden_act": ("gelu", GELU),
@@ -42,10 +44,7 @@ WHOLE = {
     "tie_word_embeddings": (False, Maybe(FLAG)),
     "text_config": (None, Maybe(Object())),
     "vision_config": (None, Maybe(Object())),
-    "image_grid_pinpoints": (
-        None,
-        Maybe(Listed(Whole(1, 1024), Listed(Whole(2, 2), Whole(1, TILES * PIXELS.high)))),
-    ),
+    "image_grid_pinpoints": (None, CANVASES),
 }
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 VISION = {
@@ -72,10 +71,9 @@ CLIP_L = {
 
 
 @dataclass(frozen=True)
-class LlavaConfig(ModelConfig):
-    """LLaVA 1.5 (`pinpoints` empty: one square tile an image) or 1.6 (AnyRes tiles and `image_newline`)."""
+class LlavaLikeConfig(ModelConfig):
+    """What all LLaVAs have, whatever their tower is."""
 
-    vision: ClipConfig
     projector_activation: str = "gelu"
     projector_bias: bool = True
     pinpoints: tuple[tuple[int, int], ...] = ()
@@ -84,6 +82,13 @@ class LlavaConfig(ModelConfig):
     @property
     def newline(self) -> bool:
         return bool(self.pinpoints)
+
+
+@dataclass(frozen=True)
+class LlavaConfig(LlavaLikeConfig):
+    """LLaVA 1.5 (`pinpoints` empty: one square tile an image) or 1.6 (AnyRes tiles and `image_newline`)."""
+
+    vision: ClipConfig
 
 
 def parse_config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
@@ -109,29 +114,25 @@ def parse_config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
         image_token=whole["image_token_index"],
         projector_activation=whole["projector_hidden_act"],
         projector_bias=whole["multimodal_projector_bias"],
-        pinpoints=_pinpoints(at, whole["image_grid_pinpoints"], vision.image_size) if anyres else (),
+        pinpoints=canvases(at, whole["image_grid_pinpoints"] or PINPOINTS, vision.image_size, COPY)
+        if anyres
+        else (),
     )
 
 
 def _vision(at: str, raw: dict[str, Any], whole: dict[str, Any]) -> ClipConfig:
     given = CLIP_L if whole["vision_config"] is None else whole["vision_config"]
     tower = vit.settings(at, given, VISION, COPY)
-    blocks = tower["layers"]
     layer = raw.get("vision_feature_layer", -2)
-    # hidden_states[0] is the input of the first block
-    run = blocks + 1 + layer if type(layer) is int and layer < 0 else layer
-    if run not in Whole(1, blocks):
-        wanted = f"one of the outputs of the {blocks} vision layers"
-        raise wrong(at, "vision_feature_layer", layer, wanted, COPY)
-    tower["layers"] = run
+    tower["layers"] = vit.feature_layer(at, layer, tower["layers"], COPY)
     return ClipConfig(**tower, keep_class_token=whole["vision_feature_select_strategy"] == "full")
 
 
-def _pinpoints(at: str, given: Any, tile: int) -> tuple[tuple[int, int], ...]:
-    """Canvases are cut into tiles, so that their sides are multiples of a tile's."""
-    pinpoints = tuple((height, width) for height, width in given or PINPOINTS)
+def canvases(at: str, given: Any, tile: int, remedy: str) -> tuple[tuple[int, int], ...]:
+    """AnyRes canvases are cut into tiles, so that their sides are multiples of a tile's."""
+    pinpoints = tuple((height, width) for height, width in given)
     bad = [p for p in pinpoints if any(side % tile or side > TILES * tile for side in p)]
     if bad:
         wanted = f"multiples of the tile's {tile} pixels, {TILES} tiles a side at most"
-        raise wrong(at, "image_grid_pinpoints", list(bad[0]), wanted, COPY)
+        raise wrong(at, "image_grid_pinpoints", list(bad[0]), wanted, remedy)
     return pinpoints

@@ -24,6 +24,7 @@ class LlavaLayout:
     class_token: bool = False
     pinpoints: tuple[tuple[int, int], ...] = ()
     token: str = "<image>"
+    taps = 0
 
     @property
     def side(self) -> int:
@@ -45,14 +46,14 @@ class LlavaLayout:
     def text(self, height: int, width: int, images: int) -> str:
         return self.token
 
-    def grid(self, height: int, width: int) -> tuple[int, int] | None:
+    def grid(self, height: int, width: int, images: int = 1) -> tuple[int, int] | None:
         if not self.pinpoints:
             return None
         best = best_canvas(height, width, self.pinpoints)
         return best[0] // self.size, best[1] // self.size
 
     def tiles(self, height: int, width: int, images: int = 1) -> tuple[int, int]:
-        grid = self.grid(height, width)
+        grid = self.grid(height, width, images)
         return 1 if grid is None else 1 + grid[0] * grid[1], self.side**2
 
     def runs(self, height: int, width: int, images: int, tile: int) -> list[Run]:
@@ -69,10 +70,7 @@ class LlavaLayout:
         grid = self.grid(height, width)
         if grid is None:
             return base
-        down, across, side = *grid, self.side
-        tiles = start + self.tokens + np.arange(down * across * side * side, dtype=np.int32)
-        picture = tiles.reshape(down, across, side, side).swapaxes(1, 2)
-        picture = unpad(picture.reshape(down * side, across * side), height, width)
+        picture = unpad(joined(start + self.tokens, grid, self.side), height, width)
         lines = np.concatenate([picture, np.zeros((len(picture), 1), np.int32)], axis=1)
         return np.concatenate([base, lines.reshape(-1)])
 
@@ -80,9 +78,14 @@ class LlavaLayout:
         return self.patched(np.zeros((0, self.size, self.size, 3), np.float32))
 
     def pixels(self, process: Any, image: Image.Image, images: int = 1) -> Pixels:
-        made = np.asarray(process([image], return_tensors="np")["pixel_values"][0], np.float32)
+        made = process([image], return_tensors="np")["pixel_values"][0]
+        return self.checked(made, self.tiles(image.height, image.width, images)[0])
+
+    def checked(self, made: Any, tiles: int) -> Pixels:
+        """The pixels that an image processor made of an image, [T, 3, size, size] or one tile's. Raises
+        ValueError as `pixels`."""
+        made, tile = np.asarray(made, np.float32), (3, self.size, self.size)
         made = made[None] if made.ndim == 3 else made
-        tiles, tile = self.tiles(image.height, image.width)[0], (3, self.size, self.size)
         if made.shape != (tiles, *tile):
             found = f"{len(made)} x {list(made.shape[1:])}"
             raise ValueError(f"it gives pixels {found}, config.json asks for {tiles} x {list(tile)}")
@@ -109,6 +112,15 @@ def best_canvas(height: int, width: int, pinpoints: tuple[tuple[int, int], ...])
         return kept, kept - canvas[0] * canvas[1]
 
     return max(pinpoints, key=rank)  # the first of equals
+
+
+def joined(start: int, grid: tuple[int, int], side: int) -> np.ndarray:
+    """Rows of the image table as the tiles show them side by side, [down * side, across * side]; those of
+    the first tile begin at `start`."""
+    down, across = grid
+    tiles = start + np.arange(down * across * side * side, dtype=np.int32)
+    picture = tiles.reshape(down, across, side, side).swapaxes(1, 2)
+    return picture.reshape(down * side, across * side)
 
 
 def unpad(picture: np.ndarray, height: int, width: int) -> np.ndarray:

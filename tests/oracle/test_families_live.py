@@ -1,4 +1,4 @@
-"""transformers on Idefics3 and SmolVLM folders of other settings than the golden's, run now.
+"""transformers on folders of families beside LLaVA, of other settings than the goldens', run now.
 
 As test_goldens_live.py: the interpreter with torch is named in MLLM_ALIGN_ORACLE_PYTHON.
 """
@@ -9,42 +9,40 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conversations import CHATS, picture
+from conversations import ANSWERS, CHATS, picture
 from runs import compiling, one_device
 from test_export_live import PYTHON, oracle
 
 from mllm_align import DataConfig, load
-from mllm_align.data.encode import expand
 from mllm_align.prepare import prepare
 from mllm_align.scoring import response_logps
 
 assert compiling and oracle  # fixtures
 pytestmark = pytest.mark.oracle
-ANSWERS = ("tuku der.", "poge\nku.")
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):
     """(folder of folders, the conversations)."""
-    out, rows = tmp_path_factory.mktemp("idefics3"), []
+    out, rows = tmp_path_factory.mktemp("families"), []
     for name, (messages, sizes) in CHATS.items():
         files = [str(out / f"{name}-{i}.png") for i in range(len(sizes))]
         for i, (file, size) in enumerate(zip(files, sizes, strict=True)):
             picture(i, *size).save(file)
         rows += [{"messages": messages, "images": files, "answer": answer} for answer in ANSWERS]
     (out / "rows.json").write_text(json.dumps(rows))
-    script = Path(__file__).with_name("check_idefics3.py")
+    script = Path(__file__).with_name("check_families.py")
     command = [PYTHON, script, "--rows", out / "rows.json", "--out", out]
     done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return out, rows
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "text", "whole"])
+@pytest.mark.parametrize("name", ["smolvlm", "text", "whole", "onevision", "onevision scaled"])
 def test_ids_and_log_probs_of_conversations(live, name):
     out, rows = live
     bundle = load(out / name, "float32", one_device())
-    assert bundle.config.decoder.tied == (name == "smolvlm")
+    assert bundle.config.decoder.tied == (name in ("smolvlm", "onevision"))
     pairs = [
         {"prompt": row["messages"], "images": row["images"], "chosen": ANSWERS[0], "rejected": ANSWERS[1]}
         for row in rows[::2]
@@ -55,7 +53,7 @@ def test_ids_and_log_probs_of_conversations(live, name):
     furthest = 0.0
     with np.load(out / f"{name}.npz") as theirs:
         for record, ours in zip(records, found, strict=True):
-            prefix, _ = expand(record, encoder.layout, encoder.image_token)
+            prefix = encoder.prefix(record).tokens
             for k, (answer, logps) in enumerate(zip(record.responses, ours, strict=True)):
                 ids, wanted = (theirs[f"{what}_{2 * record.index + k}"] for what in ("ids", "logps"))
                 end = len(prefix) + len(answer)

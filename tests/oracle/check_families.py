@@ -1,6 +1,6 @@
-"""Writes tiny Idefics3 and SmolVLM folders, and what transformers makes of conversations with them.
+"""Writes tiny folders of families beside LLaVA, and what transformers makes of conversations with them.
 
-    python check_idefics3.py --rows ROWS.json --out FOLDER
+    python check_families.py --rows ROWS.json --out FOLDER
 
 ROWS.json      a list of {"messages": chat, "images": [files], "answer": text}
 FOLDER/<name>  a folder of each of VARIANTS
@@ -17,9 +17,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import torch
+from images_only import Images
 from PIL import Image
 from tiny_idefics3 import CLASSES, save_idefics3
-from transformers import Idefics3Processor
+from tiny_onevision import canvases, save_onevision
+from transformers import Idefics3Processor, LlavaOnevisionForConditionalGeneration
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -28,7 +30,7 @@ logging.disable_progress_bar()
 TEXT = {"vocab_size": 384, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
 TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 1, "rms_norm_eps": 1e-5}
 VISION = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
-VARIANTS = {
+IDEFICS3 = {
     # published SmolVLM2; its own processor needs torchvision, and writes the same texts
     "smolvlm": {"kind": "smolvlm", "tied": True, "shuffle": 4, "longest": 128, "image_size": 32},
     # of 50 pixels a side, 2 fill no patch
@@ -41,6 +43,20 @@ VARIANTS = {
         "image_size": 32,
     },
 }
+ONEVISION = {
+    # as published: six by six tiles, nine of them at most
+    "onevision": {"tied": True, "grids": canvases(32, 6), "most": 9, "image_size": 32},
+    "onevision scaled": {"grids": canvases(50, 3), "most": 1, "image_size": 50, "layer": -2},
+}
+
+
+def ask(processor, messages: list, answer: str) -> str:
+    """The conversation; OneVision's answers follow the opening that the template asks with."""
+    if isinstance(processor, Images):
+        asked = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return f"{asked}{answer}<|im_end|>"
+    turn = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
+    return processor.apply_chat_template([*messages, turn], tokenize=False)
 
 
 @torch.no_grad()
@@ -49,17 +65,21 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    for name, variant in VARIANTS.items():
-        side = variant.pop("image_size")
-        patch = 8 if variant["shuffle"] < 4 else 4
+    for name, variant in (IDEFICS3 | ONEVISION).items():
+        of_onevision, side = name in ONEVISION, variant.pop("image_size")
+        patch = 4 if variant.get("shuffle") == 4 else 8
         vision = VISION | {"image_size": side, "patch_size": patch}
-        save_idefics3(args.out / name, text=TEXT, vision=vision, tokenizer_vocab=384, **variant)
-        model = CLASSES[variant["kind"]][1].from_pretrained(args.out / name, dtype=torch.float32).eval()
-        processor, arrays = Idefics3Processor.from_pretrained(args.out / name), {}
+        save = save_onevision if of_onevision else save_idefics3
+        save(args.out / name, text=TEXT, vision=vision, tokenizer_vocab=384, **variant)
+        kind = LlavaOnevisionForConditionalGeneration if of_onevision else CLASSES[variant["kind"]][1]
+        model = kind.from_pretrained(args.out / name, dtype=torch.float32).eval()
+        processor = (Images if of_onevision else Idefics3Processor).from_pretrained(args.out / name)
+        arrays = {}
         for i, row in enumerate(json.loads(args.rows.read_text())):
-            turn = {"role": "assistant", "content": [{"type": "text", "text": row["answer"]}]}
-            text = processor.apply_chat_template([*row["messages"], turn], tokenize=False)
             images = [Image.open(file) for file in row["images"]] or None
+            if of_onevision and images:
+                images = [images]  # of one conversation
+            text = ask(processor, row["messages"], row["answer"])
             inputs = processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)
             ids = inputs["input_ids"]
             logps = model(**inputs).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])

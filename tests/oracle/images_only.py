@@ -1,0 +1,28 @@
+"""transformers' processor of LLaVA-OneVision where there is no torchvision; needs no torch either."""
+
+from transformers import LlavaOnevisionProcessor, ProcessorMixin
+
+
+class Images(LlavaOnevisionProcessor):
+    """The processor without its part for videos."""
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        num_image_tokens=None,
+        vision_feature_select_strategy=None,
+        chat_template=None,
+        image_token="<image>",
+        video_token="<video>",
+        vision_aspect_ratio="anyres_max_9",
+        **kwargs,
+    ):
+        self.num_image_tokens = num_image_tokens
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.image_token, self.video_token = image_token, video_token
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids(
+            [image_token, video_token]
+        )
+        self.vision_aspect_ratio = vision_aspect_ratio
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
