@@ -40,6 +40,12 @@ def rows_of_part(count: int, rows: int, shards: int) -> int:
     return min(round_up(count, max(rows // 4 // shards, 1) * shards), rows)
 
 
+def tiles(count: int, embeddings: int) -> int:
+    """`count` tiles that run at once in generation; where a tile is a single embedding, and their number
+    hence any, one of few."""
+    return bucket(count, 64) if embeddings == 1 else count
+
+
 # ---- shapes of batches -------------------------------------------------------------------------------
 
 

@@ -45,7 +45,10 @@ def row(features: np.ndarray, group: Group, tokens: Any, *forks: Fork) -> Row:
         for name, fill in (("image", -1), ("taps", 0), ("mix", 0))
         if (array := getattr(own, name)) is not None
     }
-    return Row(features, HostPrefix.causal(tokens, **fitted), forks)
+    prefix = HostPrefix.causal(tokens, **fitted)
+    after = own.rope[:, -1:] + np.arange(1, 1 + max(count - len(own.tokens), 0), dtype=np.int32)
+    rope = np.concatenate([own.rope[:, :count], after], axis=1)
+    return Row(features, replace(prefix, rope=rope), forks)
 
 
 def at_end(row: Row) -> list[Row]:

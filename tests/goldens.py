@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,15 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from transformers import LlavaNextProcessor, LlavaProcessor
 
-from mllm_align.batch import Group, HostPrefix, PromptGroup, Shape, pad
-from mllm_align.data.layout import mixed, whole_tiles
+from mllm_align.batch import Group, HostPrefix, Pixels, PromptGroup, Shape, pad
+from mllm_align.data.layout import mixed, rotary, whole_tiles
 from mllm_align.models.huggingface import Folder, load_params, open_folder
 from mllm_align.models.processor import load_processor
 from mllm_align.models.vlm import VisionLanguageModel
 
 FIXTURES = Path(__file__).parent / "fixtures" / "goldens"
 NAMES = ("llava15", "llavanext")
-ALL = (*NAMES, "onevision", "idefics3")
+ALL = (*NAMES, "onevision", "idefics3", "qwen3_vl")
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,25 @@ class Goldens:
     def _processor(self):
         return load_processor(self.folder.path)
 
-    def processed(self, pair: int) -> np.ndarray:
-        """Tiles of a picture as the folder's own processor makes them, [t, h, w, 3]."""
-        pixels = self._processor.image_processor(self.pictures[pair], return_tensors="np")["pixel_values"]
-        return np.ascontiguousarray(self._tiles(pixels[0], pair))
+    def processed(self, pair: int) -> Pixels:
+        """A picture as the folder's own processor makes it."""
+        made = self._processor.image_processor(self.pictures[pair], return_tensors="np")
+        pixels = made["pixel_values"]
+        return self._patched(pixels if "image_grid_thw" in made else pixels[0], pair)
 
-    def _tiles(self, pixels: np.ndarray, pair: int) -> np.ndarray:
+    def stored(self, row: int, pair: int) -> Pixels:
+        """A picture as it stands in a row of the stored batch."""
+        pixels = self.arrays["pixel_values"]
+        if "image_grid_thw" in self.arrays:  # of all rows behind each other
+            return self._patched(np.split(pixels, self.arrays["image_grid_thw"].prod(1).cumsum()[:-1])[row], pair)
+        return self._patched(pixels[row], pair)
+
+    def _patched(self, pixels: np.ndarray, pair: int) -> Pixels:
         width, height = self.pictures[pair].size
+        if pixels.ndim == 2:
+            return self.layout.patched(pixels, *self.layout.cells(height, width))
         pixels = pixels.reshape(-1, *pixels.shape[-3:])[: self.layout.tiles(height, width)[0]]
-        return pixels.transpose(0, 2, 3, 1)
+        return whole_tiles(np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), self.layout.patch)
 
     def groups(self, at: str = "") -> list[Group]:
         """The pairs of a stored batch. Tiles are the stored ones, or come from the PNGs."""
@@ -95,10 +105,10 @@ class Goldens:
             width, height = self.pictures[pair].size
             image = np.full(len(prefix), -1, np.int32)
             image[prefix == self.config.image_token] = self.rows_of(height, width)
-            shares = mixed(image, self.layout.runs(height, width, 1, 0), self.layout.taps)
-            stored = not at
-            tiles = self._tiles(self.arrays["pixel_values"][i], pair) if stored else self.processed(pair)
-            prompt = HostPrefix.causal(prefix, image, whole_tiles(tiles, self.layout.patch), **shares)
+            runs = self.layout.runs(height, width, 1, 0)
+            shares, rope = mixed(image, runs, self.layout.taps), rotary(image, runs, self.layout.axes)
+            pixels = self.processed(pair) if at else self.stored(i, pair)
+            prompt = replace(HostPrefix.causal(prefix, image, pixels, **shares), rope=rope)
             groups.append(Group((prompt,), (chosen, rejected)))
         return groups
 
@@ -162,7 +172,7 @@ def packed_images(model: VisionLanguageModel, params: dict, group: PromptGroup) 
     @jax.jit
     def made(params, prefix):
         features = model.apply({"params": params}, prefix.pixels, method="features")
-        return model.apply({"params": params}, features, prefix, method="embed")
+        return model.apply({"params": params}, features, prefix, method="embed")[0]
 
     rows = np.asarray(made(params, group.prefix))
     return [row[image >= 0] for row, image in zip(rows, np.asarray(group.prefix.image), strict=True)]

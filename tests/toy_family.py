@@ -108,6 +108,7 @@ class Strips:
     mark: str = "<pad>"
     token: str = "<image>"
     taps = 0
+    axes = 1
 
     @property
     def tokens(self) -> int:

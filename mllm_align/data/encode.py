@@ -21,7 +21,7 @@ import numpy as np
 from mllm_align.batch import Group, HostPrefix, Pixels, Shape
 from mllm_align.data.control import ControlTokens, Spans
 from mllm_align.data.images import ImageSource, image_size, load_rgb
-from mllm_align.data.layout import Layout, counts, mixed
+from mllm_align.data.layout import Layout, counts, mixed, rotary
 from mllm_align.data.records import Record
 from mllm_align.data.template import ChatTemplate
 from mllm_align.errors import InputError, one_line, quoted, refusal
@@ -239,7 +239,8 @@ class Encoder:
         self, record: Record, sizes: Sizes, prefix: np.ndarray, rows: list[list[int]], shared: int
     ) -> None:
         places = int((prefix == self.image_token).sum())
-        wanted = sum(counts(self.layout, height, width, len(sizes))[1] for width, height in sizes)
+        with _told(record, "an image can't be cut into patches", "take it out"):
+            wanted = sum(counts(self.layout, height, width, len(sizes))[1] for width, height in sizes)
         late = any(self.image_token in row[shared:] for row in rows)
         if late or places != wanted:
             what = f"{wanted} images" if wanted == len(sizes) else f"the {wanted} of {len(sizes)} images"
@@ -298,7 +299,8 @@ class Encoder:
         text = encoded.prefix[start:]
         rows = np.concatenate([*image, np.full(len(text), -1, np.int32)])
         shares = mixed(rows, runs, self.layout.taps)
-        return HostPrefix.causal(np.concatenate([*tokens, text]), rows, **shares)
+        prefix = HostPrefix.causal(np.concatenate([*tokens, text]), rows, **shares)
+        return replace(prefix, rope=rotary(rows, runs, self.layout.axes))
 
     def pixels(self, encoded: Encoded) -> Pixels:
         """Of all of a record's images: patches [t, N, C] float32, place [t, N, 2] int16."""

@@ -24,11 +24,13 @@ class Run:
     tile t.
     taps [W, r] int32, mix [W, r] float32: further rows that each embedding is mixed of, and their shares,
     as in `Prefix`; None where each is its row.
+    grid: (lines, columns) that they fill line by line, of a layout with three axes of rotary positions.
     """
 
     rows: np.ndarray
     taps: np.ndarray | None = None
     mix: np.ndarray | None = None
+    grid: tuple[int, int] | None = None
 
 
 class Layout(Protocol):
@@ -36,8 +38,8 @@ class Layout(Protocol):
 
     mark: what the chat template writes for an image. token: how the tokenizer spells the model's image
     token. tokens: I, rows of the image table that a tile has. taps: W, further rows that an embedding may
-    be mixed of. largest: sizes (height, width) of which one becomes the most embeddings, and one the most
-    tiles.
+    be mixed of. axes: A, of rotary positions. largest: sizes (height, width) of which one becomes the most
+    embeddings, and one the most tiles.
 
     Sizes are those of the image after EXIF orientation. images: how many the record has, for families that
     treat several otherwise than one. An implementation is hashable and picklable: other processes encode
@@ -52,6 +54,8 @@ class Layout(Protocol):
     def tokens(self) -> int: ...
     @property
     def taps(self) -> int: ...
+    @property
+    def axes(self) -> int: ...
     @property
     def largest(self) -> tuple[tuple[int, int], ...]: ...
 
@@ -105,6 +109,25 @@ def mixed(image: np.ndarray, runs: Sequence[Run], taps: int) -> dict[str, Any]:
     for run, place in zip(runs, places, strict=False):
         if run.taps is not None:
             out["taps"][:, place], out["mix"][:, place] = run.taps, run.mix
+    return out
+
+
+def rotary(image: np.ndarray, runs: Sequence[Run], axes: int) -> np.ndarray:
+    """[A, p] int32: rotary positions of a prompt whose embeddings, where `image` is not -1, are those of
+    the runs.
+
+    Text counts on, on all axes alike. Embeddings of a grid stay at the number they begin with on the first
+    axis, and count lines on the second, columns on the third from there; what follows goes on after the
+    longer of the two (Qwen2-VL, arXiv 2409.12191, section 2.1).
+    """
+    out = np.tile(np.arange(len(image), dtype=np.int32), (axes, 1))
+    places = np.split(np.flatnonzero(image >= 0), np.cumsum([len(run.rows) for run in runs]))
+    for run, place in zip(runs, places, strict=False):
+        if run.grid is not None:
+            first, stop = place[0], place[-1] + 1
+            lines, columns = np.divmod(np.arange(len(place), dtype=np.int32), run.grid[1])
+            out[:, stop:] += max(run.grid) - len(place)
+            out[:, place] = out[0, first] + np.stack([np.zeros_like(lines), lines, columns])
     return out
 
 

@@ -35,7 +35,7 @@ from mllm_align.sharding import (
     sharding_of,
     traced_within,
 )
-from mllm_align.sizes import bucket, round_up
+from mllm_align.sizes import bucket, round_up, tiles
 
 
 @jax.tree_util.register_dataclass
@@ -172,8 +172,9 @@ class Generator:
             part = pictures[start : start + self.size]
             counts = [len(pixels.patches) for pixels in part]
             filled = [*part, *[Pixels(*(x[:0] for x in part[0]))] * (self.size - len(part))]
-            patches = np.stack([padded(pixels.patches, max(counts)) for pixels in filled])
-            place = np.stack([padded(pixels.place, max(counts), -1) for pixels in filled])
+            most = tiles(max(counts), self._per_tile)
+            patches = np.stack([padded(pixels.patches, most) for pixels in filled])
+            place = np.stack([padded(pixels.place, most, -1) for pixels in filled])
             seen = np.asarray(self._features(Pixels(patches, place)))
             out += [row[: count * self._per_tile] for row, count in zip(seen, counts, strict=False)]
         return out

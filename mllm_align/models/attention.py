@@ -2,7 +2,8 @@
 
 TPU, heads of 64 to 128              splash (Pallas); those between both filled with zeros
 NVIDIA, 16 bits, heads of 8 to 128   cuDNN flash attention; not where a prefix has keys that nobody
-                                     sees between others, which it can't say, nor under XLA's flags for
+                                     sees between others nor where images stand side by side in one row,
+                                     which it can't say, nor under XLA's flags for
                                      deterministic operations, with which it fails at the first step
                                      (JAX 0.11.2, cuDNN 9.19)
 elsewhere                            XLA, the definition
@@ -47,11 +48,17 @@ def deterministic() -> bool:
 
 
 def full_attention(
-    q: Float[Array, "N S H E"], k: Float[Array, "N S H E"], v: Float[Array, "N S H E"]
+    q: Float[Array, "N S H E"],
+    k: Float[Array, "N S H E"],
+    v: Float[Array, "N S H E"],
+    segments: Int[Array, "N S"] | None = None,
 ) -> Float[Array, "N S H E"]:
-    """Every token sees every token (vision tower)."""
+    """Every token sees every token, or those of its own segment (vision tower)."""
     heads = ("rows", None, "vision_heads", None)
-    return per_shard(backend(q).full_attention, (heads, heads, heads))(q, k, v)
+    if segments is None:
+        return per_shard(backend(q).full_attention, (heads, heads, heads))(q, k, v)
+    module = backend(q, holes=True)  # cuDNN knows no segments
+    return per_shard(module.full_attention, (heads, heads, heads, ROW))(q, k, v, segments)
 
 
 def prompt_group_attention(

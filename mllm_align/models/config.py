@@ -53,6 +53,11 @@ class DecoderConfig:
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
+    qk_norm: bool = False
+    """Queries and keys are normed, each head by itself, before they turn."""
+    rope_sections: tuple[int, ...] = ()
+    """Frequencies of each axis of rotary positions that take turns, the first axis among them; empty for
+    one axis. The first axis has what the others leave."""
     tied: bool = False
     max_length: int = 4096
     """Tokens of prompt and response together that the checkpoint was made for."""
@@ -60,11 +65,16 @@ class DecoderConfig:
     @property
     def rope_axes(self) -> tuple[int, ...]:
         """For each rotary frequency the axis of `Prefix.rope` that it turns by."""
-        return (0,) * (self.head_dim // 2)
+        out = [0] * (self.head_dim // 2)
+        for axis, count in enumerate(self.rope_sections[1:], start=1):
+            every = len(self.rope_sections)
+            for place in range(axis, min(every * count, len(out)), every):
+                out[place] = axis
+        return tuple(out)
 
     @property
     def num_rope_axes(self) -> int:
-        return 1 + max(self.rope_axes)
+        return max(len(self.rope_sections), 1)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,11 @@ class ModelConfig:
     @property
     def newline(self) -> bool:
         """Whether row 0 of the image table is a learned vector, the parameter `image_newline`."""
+        return False
+
+    @property
+    def joined(self) -> bool:
+        """Whether the tower takes all tiles of a prompt as one sequence, and not each by itself."""
         return False
 
     @property

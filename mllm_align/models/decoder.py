@@ -34,7 +34,8 @@ class Block(nn.Module):
         c = self.config
         axis = "heads" if name == "q" else "kv_heads"
         linear = Linear(count * c.head_dim, ("embed", axis), bias=c.qkv_bias, name=name)
-        return linear(h).reshape(*h.shape[:2], count, c.head_dim)
+        out = linear(h).reshape(*h.shape[:2], count, c.head_dim)
+        return RMSNorm(c.norm_eps, name=f"norm_{name}")(out) if c.qk_norm and name != "v" else out
 
     def finish(self, x: Float[Array, "B S D"], attended: Float[Array, "B S H E"]) -> Float[Array, "B S D"]:
         c = self.config
@@ -61,13 +62,15 @@ class DecoderBlock(Block):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        cache: None,
+        layer: Int[Array, ""] | None,
         rotations: Float[Array, "B S E"],
         order: Int[Array, "B S"],
         visible: Bool[Array, "B S"],
+        deep: Float[Array, "n B P D"] | None = None,
         read: Int[Array, " B"] | None = None,
     ):
-        """With `read`, only that row of each prefix and the responses' rows come out: what nobody reads
+        """layer: number of this block, None for the last. deep: added to the prefix after each of the first
+        n. With `read`, only that row of each prefix and the responses' rows come out: what nobody reads
         after the last block is not computed there, but for its keys and values."""
         c = self.config
         h = RMSNorm(c.norm_eps, name="norm_1")(x)
@@ -81,7 +84,15 @@ class DecoderBlock(Block):
         h = prompt_group_attention(
             q, k, v, query_order, order, visible, self.prefix, self.responses, self.holes
         )
-        return self.finish(x, h), (k.swapaxes(1, 2), v.swapaxes(1, 2)) if self.keep else None
+        x = self.finish(x, h)
+        if deep is not None and layer is not None:
+            x = self._deepened(x, layer, deep)
+        return x, (k.swapaxes(1, 2), v.swapaxes(1, 2)) if self.keep else None
+
+    def _deepened(self, x, layer, deep):
+        own = jax.lax.dynamic_index_in_dim(deep, jnp.minimum(layer, len(deep) - 1), keepdims=False)
+        own = jnp.where(layer < len(deep), own, 0)
+        return jnp.concatenate([x[:, : self.prefix] + own, x[:, self.prefix :]], axis=1)
 
     def _rows(self, x, read):
         """Row `read` of the prefix, then the responses."""
@@ -169,14 +180,17 @@ class Decoder(nn.Module):
         prefix: int,
         responses: int,
         read: Int[Array, " B"],
+        deep: Float[Array, "n B P D"] | None = None,
     ) -> Float[Array, "B 1+K*R D"]:
         """Final hidden states, after the last norm, of rows [prefix | response 1 | ... | response K].
 
-        Of the prefix only row `read` comes out. order, rope, visible: as in `batch.Prefix`.
+        Of the prefix only row `read` comes out. order, rope, visible: as in `batch.Prefix`. deep: what is
+        added to the prefix after each of the first n layers, fewer than all ("deepstack",
+        arXiv 2406.04334).
         """
         rows = {"prefix": prefix, "responses": responses}
-        shared = self.rotations(rope), order, visible
-        x, _ = self._blocks(DecoderBlock, rows, x, (None, None), shared, (read,))
+        shared = self.rotations(rope), order, visible, deep
+        x, _ = self._blocks(DecoderBlock, rows, x, self._numbers(), shared, (read,))
         return self.norm(x)
 
     def prefill(
@@ -186,12 +200,17 @@ class Decoder(nn.Module):
         rope: Int[Array, "B A P"],
         visible: Bool[Array, "B P"],
         holes: bool = False,
+        deep: Float[Array, "n B P D"] | None = None,
     ) -> Cache:
-        """Keys and values of a prefix. holes: some key between visible ones is not visible."""
+        """Keys and values of a prefix. holes: some key between visible ones is not visible. deep: as in
+        `__call__`."""
         rows = {"prefix": x.shape[1], "responses": 0, "keep": True, "holes": holes}
-        shared = self.rotations(rope), order, visible
-        _, kept = self._blocks(DecoderBlock, rows, x, (None, None), shared)
+        shared = self.rotations(rope), order, visible, deep
+        _, kept = self._blocks(DecoderBlock, rows, x, self._numbers(), shared)
         return Cache(*kept, order, visible)
+
+    def _numbers(self) -> tuple[Int[Array, " L-1"], None]:
+        return jnp.arange(self.config.layers - 1), None
 
     def decode(
         self,

@@ -20,26 +20,31 @@ Path = tuple[str, ...]
 class Entry:
     """A checkpoint tensor, and the leaf (and layer of it) that holds the same numbers.
 
-    kind: "same"; "transpose" (torch keeps [out, in], we keep [in, out]); "patch" (a convolution
-    [D, 3, p, p] that we run as a matrix [p * p * 3, D]).
+    kind: "same"; "transpose" (torch keeps [out, in], we keep [in, out]; the inputs of a convolution are
+    one axis here); "patch" (a convolution [D, 3, p, p] that we run as a matrix [p * p * 3, D]); "qkv"
+    (three maps of one size, [3 * out, in] or [3 * out], here [in, 3, out] or [3, out]).
     """
 
     name: str
     path: Path
     layer: int | None
     shape: tuple[int, ...]
-    kind: Literal["same", "transpose", "patch"]
+    kind: Literal["same", "transpose", "patch", "qkv"]
 
     def to_ours(self, tensor: np.ndarray) -> np.ndarray:
         if self.kind == "transpose":
-            return tensor.T
+            return tensor.reshape(len(tensor), -1).T
+        if self.kind == "qkv":
+            return tensor.T.reshape(*tensor.shape[1:], 3, -1)
         if self.kind == "patch":
             return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
         return tensor
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
         if self.kind == "transpose":
-            return array.T
+            return array.T.reshape(self.shape)
+        if self.kind == "qkv":
+            return array.reshape(-1, self.shape[0]).T.reshape(self.shape)
         if self.kind == "patch":
             out, channels, height, width = self.shape
             return array.reshape(height, width, channels, out).transpose(3, 2, 0, 1)
@@ -94,6 +99,9 @@ def decoder(config: DecoderConfig, module: str) -> Iterator[Entry]:
             yield from linear((*block, ours), f"{here}.{theirs}", shape_, bias, layer)
         yield from norm((*block, "norm_1"), f"{here}.input_layernorm", c.hidden, False, layer)
         yield from norm((*block, "norm_2"), f"{here}.post_attention_layernorm", c.hidden, False, layer)
+        for name in "qk" if c.qk_norm else "":
+            path, theirs = (*block, f"norm_{name}"), f"{here}.self_attn.{name}_norm"
+            yield from norm(path, theirs, c.head_dim, False, layer)
     yield from norm((*root, "norm"), f"{module}.norm", c.hidden, False)
     if not c.tied:
         yield Entry(HEAD, (*root, "head"), None, shape, "transpose")

@@ -44,17 +44,24 @@ class VisionLanguageModel(nn.Module):
 
     def features(self, pixels: Pixels) -> Float[Array, "B T*I F"]:
         """The vision tower's output for each tile; the same for policy and reference while it is frozen."""
-        size, tiles = pixels.patches.shape[:2]
+        size, tiles, patches = pixels.patches.shape[:3]
         if not tiles:  # text alone; there is no attention over nothing
             return jnp.zeros((size, 0, self.config.vision.features), pixels.patches.dtype)
-        out = self.vision_tower(*(x.reshape(-1, *x.shape[2:]) for x in pixels))
+        lead = (size, tiles * patches) if self.config.joined else (size * tiles, patches)
+        out = self.vision_tower(*(x.reshape(*lead, x.shape[-1]) for x in pixels))
         return out.reshape(size, -1, out.shape[-1])
 
-    def embed(self, features: Float[Array, "B n F"], prefix: Prefix) -> Float[Array, "B P D"]:
+    def embed(
+        self, features: Float[Array, "B n F"], prefix: Prefix
+    ) -> tuple[Float[Array, "B P D"], Float[Array, "n B P D"] | None]:
         """Embeddings of the prefix: text, and the rows of the image table that `prefix.image` names, mixed
-        with others where there are `prefix.taps`."""
-        image = self.projector(features)
-        newline = jnp.zeros((self.config.decoder.hidden,), image.dtype)
+        with others where there are `prefix.taps`.
+
+        Where the projector gives rows of (1 + n) D, the rest of them is what the first n layers add (see
+        `Decoder`), 0 at text; else None.
+        """
+        image, width = self.projector(features), self.config.decoder.hidden
+        newline = jnp.zeros((image.shape[-1],), image.dtype)
         if self.config.newline:
             newline = self.image_newline
         row = jnp.broadcast_to(newline[None, None], (image.shape[0], 1, image.shape[-1]))
@@ -65,15 +72,19 @@ class VisionLanguageModel(nn.Module):
         seen = jnp.take_along_axis(table, jnp.maximum(place, 0), axis=1)
         if prefix.taps is not None and prefix.mix is not None:
             seen = _mixed(table, seen, prefix.taps, prefix.mix)
-        return constrain(jnp.where(place >= 0, seen, text), "rows", None, None)
+        states = constrain(jnp.where(place >= 0, seen[..., :width], text), "rows", None, None)
+        if seen.shape[-1] == width:
+            return states, None
+        deep = jnp.where(place >= 0, seen[..., width:], 0).reshape(*text.shape[:2], -1, width)
+        return states, constrain(deep.transpose(2, 0, 1, 3), None, "rows", None, None)
 
     def prefill(self, features: Float[Array, "B n F"], prefix: Prefix, holes: bool = False) -> Cache:
         """Keys and values of each prefix; `features` may hold just those rows that the prefix names.
 
         holes: some prefix has a masked key between visible ones.
         """
-        states = self.embed(features, prefix)
-        return self.decoder.prefill(states, prefix.order, prefix.rope, prefix.visible, holes)
+        states, deep = self.embed(features, prefix)
+        return self.decoder.prefill(states, prefix.order, prefix.rope, prefix.visible, holes, deep)
 
     def decode(
         self,
@@ -95,7 +106,7 @@ class VisionLanguageModel(nn.Module):
         """Final hidden states of each prompt's last token and of the tokens of the responses that continue
         it."""
         size, count, length = responses.tokens.shape
-        states = self.embed(features, prefix)
+        states, deep = self.embed(features, prefix)
         own = self.decoder.embed(responses.tokens.reshape(size, -1))
         order, rope = prefix.after(length)
         states = self.decoder(
@@ -106,6 +117,7 @@ class VisionLanguageModel(nn.Module):
             states.shape[1],
             count,
             prefix.length - 1,
+            deep,
         )
         return states[:, 0], states[:, 1:].reshape(size, count, length, -1)
 

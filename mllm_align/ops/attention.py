@@ -18,13 +18,18 @@ _einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
 
 
 def full_attention(
-    q: Float[Array, "N S H E"], k: Float[Array, "N S H E"], v: Float[Array, "N S H E"], block: int = 256
+    q: Float[Array, "N S H E"],
+    k: Float[Array, "N S H E"],
+    v: Float[Array, "N S H E"],
+    segments: Int[Array, "N S"] | None = None,
+    block: int = 256,
 ) -> Float[Array, "N S H E"]:
-    """Bidirectional attention: every token attends to every token (vision tower). Softmax in float32."""
-    order = jnp.zeros(q.shape[:2], jnp.int32)
+    """Bidirectional attention: every token attends to every token, or to those of its own segment (vision
+    tower). Softmax in float32."""
+    order = jnp.zeros(q.shape[:2], jnp.int32) if segments is None else segments
     q = (q * q.shape[-1] ** -0.5)[:, :, :, None]
-    visible = jnp.ones(order.shape, bool)
-    return _blocked(q, k.swapaxes(1, 2), v.swapaxes(1, 2), order, order, visible, block)
+    visible, equal = jnp.ones(order.shape, bool), segments is not None
+    return _blocked(q, k.swapaxes(1, 2), v.swapaxes(1, 2), order, order, visible, block, equal)
 
 
 def prompt_group_attention(
@@ -114,8 +119,9 @@ def fork_attention(
     return (out / total).reshape(batch, forks, heads, dim).astype(q.dtype)
 
 
-def _blocked(q, k, v, query_order, order, visible, block):
-    """Attention of queries [B, S, G, m, E], `block` at a time, to keys and values [B, G, k, E]."""
+def _blocked(q, k, v, query_order, order, visible, block, equal=False):
+    """Attention of queries [B, S, G, m, E], `block` at a time, to keys and values [B, G, k, E]. equal: to
+    those of the same order, not to those before."""
     batch, length, groups, shared, dim = q.shape
     count = -(-length // block)
     size = -(-length // count)  # equal blocks need the least padding
@@ -125,21 +131,23 @@ def _blocked(q, k, v, query_order, order, visible, block):
     # [blocks, B, G, shared heads * size, E]: batch axes first, so that matrix products need no transposes
     q = q.reshape(batch, count, size, groups, shared, dim).transpose(1, 0, 3, 4, 2, 5)
     query_order = query_order.reshape(batch, count, size).swapaxes(0, 1)
-    out = _attend(q.reshape(count, batch, groups, -1, dim), k, v, query_order, order, visible)
+    out = _attend(q.reshape(count, batch, groups, -1, dim), k, v, query_order, order, visible, equal)
     out = out.reshape(count, batch, groups, shared, size, dim).transpose(1, 0, 4, 2, 3, 5)
     return out.reshape(batch, count * size, groups * shared, dim)[:, :length]
 
 
-def _scores(q, k, query_order, order, visible):
-    """Scores [B, G, m * s, k], float32; MASKED where a key's order > the query's, or it is not visible."""
+def _scores(q, k, query_order, order, visible, equal):
+    """Scores [B, G, m * s, k], float32; MASKED where a key's order > the query's (equal: differs from it),
+    or it is not visible."""
     scores = _einsum("bgqe,bgke->bgqk", q, k)
-    mask = (order[:, None, :] <= query_order[:, :, None]) & visible[:, None, :]
+    mask = (jnp.equal if equal else jnp.less_equal)(order[:, None, :], query_order[:, :, None])
+    mask = mask & visible[:, None, :]
     shape = scores.shape
     scores = scores.reshape(*shape[:2], -1, query_order.shape[1], shape[3])
     return jnp.where(mask[:, None, None], scores, MASKED).reshape(shape)
 
 
-@jax.custom_vjp
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _attend(
     q: Float[Array, "n B G Q E"],
     k: Float[Array, "B G k E"],
@@ -147,15 +155,16 @@ def _attend(
     query_order: Int[Array, "n B s"],
     order: Int[Array, "B k"],
     visible: Bool[Array, "B k"],
+    equal: bool,
 ) -> Float[Array, "n B G Q E"]:
     """Softmax attention of n query blocks to the same keys; Q = shared heads * s."""
-    return _attend_forward(q, k, v, query_order, order, visible)[0]
+    return _attend_forward(q, k, v, query_order, order, visible, equal)[0]
 
 
-def _attend_forward(q, k, v, query_order, order, visible):
+def _attend_forward(q, k, v, query_order, order, visible, equal):
     def of_block(_, block):
         queries, block_order = block
-        scores = _scores(queries, k, block_order, order, visible)
+        scores = _scores(queries, k, block_order, order, visible, equal)
         largest = scores.max(-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = weights.sum(-1, keepdims=True)
@@ -166,7 +175,7 @@ def _attend_forward(q, k, v, query_order, order, visible):
     return out, (q, k, v, query_order, order, visible, out, lse)
 
 
-def _attend_backward(saved, d_out):
+def _attend_backward(equal, saved, d_out):
     q, k, v, query_order, order, visible, out, lse = saved
     # sum_k p_k dp_k of the softmax's backward pass, computed from the output instead of the weights
     inner = (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(-1, keepdims=True)
@@ -174,7 +183,7 @@ def _attend_backward(saved, d_out):
     def of_block(sums, block):
         d_k, d_v = sums  # transposed, [B, G, E, k]: the matrix products then read the scores row by row
         queries, block_order, d_rows, lse_rows, inner_rows = block
-        weights = jnp.exp(_scores(queries, k, block_order, order, visible) - lse_rows)
+        weights = jnp.exp(_scores(queries, k, block_order, order, visible, equal) - lse_rows)
         d_scores = weights * (_einsum("bgqe,bgke->bgqk", d_rows, v) - inner_rows)
         d_scores, weights = d_scores.astype(q.dtype), weights.astype(q.dtype)
         d_q = _einsum("bgqk,bgke->bgqe", d_scores, k).astype(q.dtype)

@@ -55,11 +55,16 @@ def full_attention(
     q: Float[Array, "N S H E"],
     k: Float[Array, "N S H E"],
     v: Float[Array, "N S H E"],
+    segments: Int[Array, "N S"] | None = None,
     interpret: bool = False,
 ) -> Float[Array, "N S H E"]:
-    """Bidirectional attention: every token attends to every token (vision tower)."""
+    """Bidirectional attention: every token attends to every token, or to those of its own segment, 0 or
+    more (vision tower)."""
     padded = _blocks(q.shape[1])[1]
-    return _attend(q, k, v, jnp.ones(q.shape[:2], bool), masks.FullMask((padded, padded)), interpret)
+    mask = masks.FullMask((padded, padded))
+    if segments is None:
+        return _attend(q, k, v, jnp.ones(q.shape[:2], bool), mask, interpret)
+    return _attend(q, k, v, segments + 1, mask, interpret, segments + 1)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,9 @@ def scores(prefix: int, responses: int, length: int) -> int:
     return size**2 * sum(bool(mask[queries, keys].any()) for queries in cut for keys in cut)
 
 
-def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool):
+def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool, of_queries=None):
+    """visible: of keys. of_queries: a query attends to keys whose `visible` is the same number; default, to
+    all whose it is 1."""
     rows, keys = q.shape[1], k.shape[1]
     (of_q, total_q), (of_k, total_k) = _blocks(rows), _blocks(keys)
     sizes = kernels.BlockSizes(
@@ -186,7 +193,10 @@ def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool):
         return jnp.pad(x.swapaxes(1, 2), padding)
 
     seen = jnp.pad(visible.astype(jnp.int32), ((0, 0), (0, total_k - keys)))
-    segments = kernels.SegmentIds(jnp.ones((len(q), total_q), jnp.int32), seen)
+    asking = jnp.ones((len(q), total_q), jnp.int32)
+    if of_queries is not None:  # those that fill the last block attend to the keys that do
+        asking = jnp.pad(of_queries, ((0, 0), (0, total_q - rows)))
+    segments = kernels.SegmentIds(asking, seen)
     q = laid_out(q * size**-0.5, total_q)
     out = jax.vmap(kernel)(q, laid_out(k, total_k), laid_out(v, total_k), segments)
     return out[:, :, :rows, :size].swapaxes(1, 2)

@@ -1,10 +1,10 @@
-"""transformers' processor of LLaVA-OneVision where there is no torchvision; needs no torch either."""
+"""transformers' processors without their part for videos, which needs torchvision; these need no torch."""
 
-from transformers import LlavaOnevisionProcessor, ProcessorMixin
+from transformers import LlavaOnevisionProcessor, ProcessorMixin, Qwen3VLProcessor
 
 
 class Images(LlavaOnevisionProcessor):
-    """The processor without its part for videos."""
+    """Of LLaVA-OneVision."""
 
     def __init__(
         self,
@@ -25,4 +25,16 @@ class Images(LlavaOnevisionProcessor):
             [image_token, video_token]
         )
         self.vision_aspect_ratio = vision_aspect_ratio
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+class QwenImages(Qwen3VLProcessor):
+    """Of Qwen3-VL."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
+        names = ("image", "video", "vision_start", "vision_end")
+        tokens = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+        for name, token in zip(names, tokens, strict=True):
+            setattr(self, f"{name}_token", token)
+            setattr(self, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)

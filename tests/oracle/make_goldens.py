@@ -3,7 +3,7 @@
     python tests/oracle/make_goldens.py [--out FOLDER]      # needs the extra `oracle`
 
     pairs.jsonl, images/   8 preference pairs; the first four pictures are L, P, RGBA and RGB
-    llava15/, llavanext/, onevision/, idefics3/
+    llava15/, llavanext/, onevision/, idefics3/, qwen3_vl/
                            normal HF folders: the base (reference) model, tokenizer, processor
     <model>.npz            arrays, <model>.json: numbers and versions
 
@@ -26,19 +26,21 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from images_only import Images
+from images_only import Images, QwenImages
 from noise import perturb
 from PIL import Image as PILImage
 from safetensors.numpy import load_file, save_file
 from tiny_idefics3 import save_idefics3
 from tiny_llava import five_grids, pseudo_words, save_llava, smooth_picture
 from tiny_onevision import save_onevision
+from tiny_qwen3_vl import save_qwen3_vl
 from transformers import (
     AutoProcessor,
     Idefics3ForConditionalGeneration,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
 )
 from transformers.utils import logging
 from trl import DPOConfig, DPOTrainer
@@ -80,6 +82,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+MROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]}
 MODELS = {
     "llava15": {
         "kind": "llava",
@@ -108,17 +111,37 @@ MODELS = {
         "longest": 90,  # no multiple of a tile
         "tokenizer_vocab": 384,
     },
+    "qwen3_vl": {
+        "kind": "qwen3_vl",
+        "text": TEXT
+        | {"num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16, "rope_parameters": MROPE},
+        "vision": {
+            "depth": 4,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 8,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 2],
+        },
+        "area": (32 * 32, 64 * 80),
+        "tokenizer_vocab": 384,
+    },
 }
 CLASSES = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "idefics3": Idefics3ForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
 }
 SAVE = {
     "llava_onevision": lambda folder, kind, **spec: save_onevision(folder, **spec),
     "idefics3": save_idefics3,
+    "qwen3_vl": lambda folder, kind, **spec: save_qwen3_vl(folder, **spec),
 }
+PROCESSORS = {"llava_onevision": Images, "qwen3_vl": QwenImages}
 
 # (width, height) and mode: LLaVA-1.6 cuts them into 3, 4 or 5 tiles, with rows or columns to unpad.
 PICTURES = [
@@ -147,12 +170,20 @@ GRADIENTS = {
         "model.vision_tower.embeddings.patch_embedding.weight"
     ),
 }
-IDEFICS3_GRADIENTS = (
-    "lm_head.weight",
-    "model.connector.modality_projection.proj.weight",
-    "model.text_model.layers.0.self_attn.q_proj.weight",
-    "model.vision_model.embeddings.position_embedding.weight",
-)
+OTHER_GRADIENTS = {
+    "idefics3": (
+        "lm_head.weight",
+        "model.connector.modality_projection.proj.weight",
+        "model.text_model.layers.0.self_attn.q_proj.weight",
+        "model.vision_model.embeddings.position_embedding.weight",
+    ),
+    "qwen3_vl": (
+        "model.language_model.layers.0.self_attn.k_norm.weight",
+        "model.visual.blocks.1.attn.qkv.weight",
+        "model.visual.deepstack_merger_list.1.linear_fc1.weight",
+        "model.visual.pos_embed.weight",
+    ),
+}
 
 
 def write_pairs(out: Path) -> None:
@@ -248,16 +279,26 @@ def per_token_logps(model, batch: dict) -> torch.Tensor:
     return model(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs
 
 
+def part(batch: dict, rows: list[int]) -> dict:
+    """Some rows of a batch."""
+    out = {k: v[rows] for k, v in batch.items()}
+    if "image_grid_thw" in batch:  # the patches of all rows' pictures behind each other
+        each = batch["pixel_values"].split(batch["image_grid_thw"].prod(-1).tolist())
+        out["pixel_values"] = torch.cat([each[row] for row in rows])
+    return out
+
+
 def alone_logps(model, collate, rows: list[dict], shape: tuple[int, int]) -> np.ndarray:
     """The same log-probs with each row collated and run by itself: no padding of any kind."""
     out = np.zeros(shape, np.float32)
     for i, row in enumerate(rows):
         pair = dict(collate([dict(row)]))
         for j, at in ((0, i), (1, len(rows) + i)):
-            one = {k: v[j : j + 1] for k, v in pair.items()}
+            one = {k: v.chunk(2)[j] for k, v in pair.items()}
             length = int(one["attention_mask"].sum())
-            for k in ("input_ids", "attention_mask", "completion_mask"):
-                one[k] = one[k][:, :length]
+            for k in ("input_ids", "attention_mask", "completion_mask", "mm_token_type_ids"):
+                if k in one:
+                    one[k] = one[k][:, :length]
             out[at, : length - 1] = per_token_logps(model, one)[0].numpy()
     return out
 
@@ -330,8 +371,7 @@ def trajectory(kind: str, base: Path, rows: Dataset, processor) -> tuple[dict, d
 
 def goldens(name: str, kind: str, out: Path) -> None:
     base_folder = out / name
-    processor_class = Images if kind == "llava_onevision" else AutoProcessor
-    processor = processor_class.from_pretrained(base_folder)
+    processor = PROCESSORS.get(kind, AutoProcessor).from_pretrained(base_folder)
     dataset = load_pairs(out / "pairs.jsonl")
     rows = [dataset[i] for i in range(BATCH)]
     policy, base = load_policy(kind, base_folder), load_model(kind, base_folder)
@@ -343,7 +383,8 @@ def goldens(name: str, kind: str, out: Path) -> None:
     arrays = {k: batch[k].numpy().astype(np.int32) for k in batch if k not in of_pixels}
     # TRL repeats every picture for the rejected half.
     assert torch.equal(*batch["pixel_values"].chunk(2))
-    arrays["pixel_values"] = batch["pixel_values"][:BATCH].numpy()
+    own = part(batch, list(range(BATCH)))
+    arrays["pixel_values"] = own["pixel_values"].numpy()
     arrays["row_index"] = np.tile(np.arange(BATCH, dtype=np.int32), 2)
     numbers: dict = {
         "versions": {"python": platform.python_version()}
@@ -381,13 +422,13 @@ def goldens(name: str, kind: str, out: Path) -> None:
         }
 
     with torch.no_grad():
-        inputs = {k: batch[k][:BATCH] for k in ("pixel_values", "image_sizes") if k in batch}
+        inputs = {k: own[k] for k in ("pixel_values", "image_sizes", "image_grid_thw") if k in own}
         features = policy.model.get_image_features(**inputs, return_dict=True).pooler_output
     features = [x.reshape(-1, x.shape[-1]) for x in features]
     arrays["policy/image_features"] = torch.cat(features).numpy()
     assert [len(x) for x in features] == numbers["image_tokens"][:BATCH]
 
-    pairs = [{k: v[[i, BATCH + i]] for k, v in batch.items()} for i in range(BATCH)]
+    pairs = [part(batch, [i, BATCH + i]) for i in range(BATCH)]
     numbers["loss"], numbers["loss_per_pair"], numbers["grad_norm"] = {}, {}, {}
     for loss in LOSSES:
         trainer.loss_types = [loss]
@@ -399,7 +440,7 @@ def goldens(name: str, kind: str, out: Path) -> None:
         numbers["loss"][loss] = float(value)
         numbers["grad_norm"][loss] = float(norm)
         if loss == "sigmoid":
-            wanted = GRADIENTS if kind != "idefics3" else {n: n for n in IDEFICS3_GRADIENTS}
+            wanted = {n: n for n in OTHER_GRADIENTS[kind]} if kind in OTHER_GRADIENTS else GRADIENTS
             for stored, torch_name in wanted.items():
                 arrays[f"policy/grad/{stored}"] = grads[torch_name].numpy().copy()
         if loss != "sft":  # TRL's sft is one mean over the tokens of the batch

@@ -30,6 +30,7 @@ class Idefics3Layout:
     fence: str = "<fake_token_around_image>"
     whole: str = "<global-img>"
     taps = 0
+    axes = 1
 
     @property
     def mark(self) -> str:

@@ -25,6 +25,7 @@ class LlavaLayout:
     pinpoints: tuple[tuple[int, int], ...] = ()
     token: str = "<image>"
     taps = 0
+    axes = 1
 
     @property
     def side(self) -> int:
