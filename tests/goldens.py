@@ -85,7 +85,9 @@ class Goldens:
         """A picture as it stands in a row of the stored batch."""
         pixels = self.arrays["pixel_values"]
         if "image_grid_thw" in self.arrays:  # of all rows behind each other
-            return self._patched(np.split(pixels, self.arrays["image_grid_thw"].prod(1).cumsum()[:-1])[row], pair)
+            return self._patched(
+                np.split(pixels, self.arrays["image_grid_thw"].prod(1).cumsum()[:-1])[row], pair
+            )
         return self._patched(pixels[row], pair)
 
     def _patched(self, pixels: np.ndarray, pair: int) -> Pixels:

@@ -70,6 +70,7 @@ def same(ours, theirs):
         ("llava15", "base"),
         ("llavanext", "policy"),
         ("onevision", "policy"),
+        ("qwen3_vl", "policy"),
         pytest.param("idefics3", "policy", marks=pytest.mark.slow),
     ],
 )
@@ -106,7 +107,10 @@ def token_logps(logits, tokens):
 
 @pytest.mark.parametrize(
     "name",
-    ["llavanext", *(pytest.param(name, marks=pytest.mark.slow) for name in ("onevision", "idefics3"))],
+    [
+        "llavanext",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("onevision", "idefics3", "qwen3_vl")),
+    ],
 )
 def test_given_tokens_have_the_log_probs_of_the_forward_pass(name):
     """Both responses of every prompt as forks at its end."""

@@ -114,7 +114,8 @@ def test_embeddings_by_hand(prepared, bundle):
     model = make_model(bundle.config)
     variables = {"params": bundle.params}
     features = model.apply(variables, batch.prefix.pixels, method="features")
-    found = np.asarray(model.apply(variables, features, batch.prefix, method="embed"))[0]
+    states, _ = model.apply(variables, features, batch.prefix, method="embed")
+    found = np.asarray(states)[0]
     stored = load_file(bundle.folder.path / "model.safetensors")
     seen = group.prefix.patches @ stored["model.eye.patch.weight"].T + stored["model.eye.patch.bias"]
     seen = seen * (group.prefix.place[..., :1] + 1)
@@ -172,7 +173,7 @@ def test_what_its_configuration_refuses(work, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "toy", "image_token_id": -1}')
     with pytest.raises(InputError, match="image_token_id is -1"):
         read_config(tmp_path)
-    known = "'llava' or 'llava_next' or 'llava_onevision' or 'idefics3' or 'smolvlm' or 'toy'"
+    known = "'llava' or 'llava_next' or 'llava_onevision' or 'idefics3' or 'smolvlm' or 'qwen3_vl' or 'toy'"
     with pytest.raises(InputError, match=known):
         (tmp_path / "config.json").write_text('{"model_type": "else"}')
         read_config(tmp_path)

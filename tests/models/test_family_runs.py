@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 CONFIG = replace(TINY, steps=2, save_every=1)
 
 
-@pytest.fixture(scope="module", params=["onevision", "idefics3"])
+@pytest.fixture(scope="module", params=["onevision", "idefics3", "qwen3_vl"])
 def bundle(request, compiling):
     return mllm_align.load(FIXTURES / request.param, "float32", one_device())
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from definition import pulled
 
 from mllm_align.ops.attention import fork_attention, full_attention, prompt_group_attention
 
@@ -143,6 +144,18 @@ def test_full_attention_sees_everything():
     for b in range(BATCH):
         plain, *_ = plain_attention(q[b], k[b], v[b], True, q[b])
         np.testing.assert_allclose(found[b], plain, atol=2e-6)
+
+
+def test_full_attention_keeps_to_segments():
+    """Gradients too."""
+    q, k, v = inputs(1, 4, 4)[0]
+    segments = np.repeat(np.arange(3, dtype=np.int32), (5, 1, q.shape[1] - 6))
+    every = jnp.asarray(np.stack([segments] * BATCH))
+    found = pulled(lambda *qkv: full_attention(*qkv, every), q, k, v, q)
+    for b in range(BATCH):
+        plain = plain_attention(q[b], k[b], v[b], segments[:, None] == segments[None], q[b])
+        for ours, wanted in zip(found, plain, strict=True):
+            np.testing.assert_allclose(ours[b], wanted, atol=2e-5)
 
 
 def test_some_rows_of_the_prefix_get_what_all_rows_get():

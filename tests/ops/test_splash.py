@@ -81,12 +81,18 @@ def test_some_rows_of_the_prefix_get_what_all_rows_get():
     )
 
 
-@pytest.mark.parametrize("size", [DIM, 72], ids=str)
-def test_full_attention(size):
-    """72, the size of SigLIP's larger heads, is filled up."""
+@pytest.mark.parametrize("size, cut", [(DIM, True), (72, False)])
+def test_full_attention(size, cut):
+    """72, the size of SigLIP's larger heads, is filled up. cut: into segments, as images are."""
     (q, k, v, cotangent), _, _ = inputs(0, 1, 1, size)
-    found = pulled(lambda *qkv: splash.full_attention(*qkv, interpret=True), q, k, v, cotangent)
-    expected = pulled(attention.full_attention, q, k, v, cotangent)
+    ends = np.array([[20, 140], [PREFIX, PREFIX], [0, 3]])
+    segments = (np.arange(PREFIX)[None, :, None] >= ends[:, None]).sum(-1, dtype=np.int32) if cut else None
+
+    def ours(*qkv):
+        return splash.full_attention(*qkv, segments, interpret=True)
+
+    found = pulled(ours, q, k, v, cotangent)
+    expected = pulled(lambda *qkv: attention.full_attention(*qkv, segments), q, k, v, cotangent)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
