@@ -13,7 +13,7 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
     """A record's tiles, tokens, positions and loss mask as plain values.
 
     `prefix` and each of `responses` list runs: a text token each, or the embeddings of one image tile
-    or line together. Every entry has `positions` (first, last), `id`, `text` and `loss` (1 where the
+    or line, or of an image without tiles, together. Every entry has `positions` (first, last), `id`, `text` and `loss` (1 where the
     token's log-prob counts). Pixels are read, so a damaged image shows here.
     """
     (prefix,) = encoder.group(encoded).prefixes
@@ -68,7 +68,8 @@ def _prefix(encoder: Encoder, tokens: np.ndarray, image: np.ndarray) -> list[dic
         if row < 0:
             entries.append(_token(encoder, position, int(token), 0))
             continue
-        what = "image_newline" if row == 0 else f"tile {(int(row) - 1) // size}"
+        tile = "image" if size == 1 else f"tile {(int(row) - 1) // size}"  # a tile may be one embedding
+        what = "image_newline" if row == 0 else tile
         last = entries[-1] if entries else None
         if last is not None and last["text"] == what:
             last["positions"][1] = position

@@ -31,6 +31,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
 from transformers.utils import logging
@@ -44,6 +45,7 @@ CLASSES = {
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "idefics3": Idefics3ForConditionalGeneration,
     "smolvlm": SmolVLMForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
 }
 
 
@@ -107,6 +109,8 @@ def main() -> None:
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     for k in ("input_ids", "attention_mask"):
         inputs[k] = torch.from_numpy(ids[k]).long()
+    if "image_grid_thw" in inputs:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).long()
 
     logps = score(model, inputs, torch.from_numpy(ids["completion_mask"]).long())
     np.savez(
