@@ -28,6 +28,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "scaling", HERE.parent / "docs" / "scaling.md"
 MODELS = ("llava-1.6-7b", "llava-1.6-13b", "llava-1.6-34b", "smolvlm-256m", "smolvlm-2.2b")
 LONG = ("llava-onevision-0.5b", "llava-onevision-7b")  # a program takes long to compile: LoRA alone
+LONG += ("qwen3-vl-2b", "qwen3-vl-8b")
 SLICES = {
     "v5e": ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
     "v6e": ("v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),

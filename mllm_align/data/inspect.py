@@ -13,8 +13,9 @@ def describe(encoder: Encoder, encoded: Encoded) -> dict[str, Any]:
     """A record's tiles, tokens, positions and loss mask as plain values.
 
     `prefix` and each of `responses` list runs: a text token each, or the embeddings of one image tile
-    or line, or of an image without tiles, together. Every entry has `positions` (first, last), `id`, `text` and `loss` (1 where the
-    token's log-prob counts). Pixels are read, so a damaged image shows here.
+    or line, or of an image without tiles, together. Every entry has `positions` (first, last), `id`,
+    `text` and `loss` (1 where the token's log-prob counts). Pixels are read, so a damaged image shows
+    here.
     """
     (prefix,) = encoder.group(encoded).prefixes
     tokens, pixels = prefix.tokens, prefix.patches

@@ -24,6 +24,10 @@ BILLIONS = {
     "llava-onevision-0.5b": 0.894,
     "llava-onevision-7b": 8.03,
     "llava-onevision-72b": 73.2,
+    "qwen3-vl-2b": 2.127532032,
+    "qwen3-vl-4b": 4.437815808,
+    "qwen3-vl-8b": 8.767123696,
+    "qwen3-vl-32b": 33.357390064,
     "smolvlm-256m": 0.256,
     "smolvlm-500m": 0.507,
     "smolvlm-2.2b": 2.25,
@@ -38,9 +42,10 @@ def test_as_many_parameters_as_published(name):
 
 
 def test_heads_make_up_the_width_of_attention():
+    """But for Qwen3, whose heads have a size of their own."""
     for config in PRESETS.values():
         d = config.decoder
-        assert d.heads % d.kv_heads == 0 and d.heads * d.head_dim == d.hidden
+        assert d.heads % d.kv_heads == 0 and (d.qk_norm or d.heads * d.head_dim == d.hidden)
 
 
 def test_unknown_name(tmp_path):

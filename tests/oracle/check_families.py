@@ -17,11 +17,16 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import torch
-from images_only import Images
+from images_only import Images, QwenImages
 from PIL import Image
 from tiny_idefics3 import CLASSES, save_idefics3
 from tiny_onevision import canvases, save_onevision
-from transformers import Idefics3Processor, LlavaOnevisionForConditionalGeneration
+from tiny_qwen3_vl import save_qwen3_vl
+from transformers import (
+    Idefics3Processor,
+    LlavaOnevisionForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
+)
 from transformers.utils import logging
 
 logging.set_verbosity_error()
@@ -48,6 +53,38 @@ ONEVISION = {
     "onevision": {"tied": True, "grids": canvases(32, 6), "most": 9, "image_size": 32},
     "onevision scaled": {"grids": canvases(50, 3), "most": 1, "image_size": 50, "layer": -2},
 }
+MROPE = {"head_dim": 24, "rope_parameters": {"rope_type": "default", "mrope_section": [6, 3, 3]}}
+QWEN = {"hidden_size": 24, "intermediate_size": 40, "num_heads": 3, "out_hidden_size": 32}
+QWEN3 = {
+    "qwen3": {
+        "tied": True,
+        "text": MROPE | {"num_hidden_layers": 4, "attention_bias": True},
+        "vision": {"depth": 5, "patch_size": 4, "deepstack_visual_indexes": [1, 2, 4]}
+        | {"num_position_embeddings": 25},
+        "area": (16 * 16, 64 * 64),
+    },
+    "qwen3 cells of nine": {
+        "text": MROPE,
+        "vision": {"depth": 2, "patch_size": 6, "deepstack_visual_indexes": [], "spatial_merge_size": 3}
+        | {"temporal_patch_size": 1, "hidden_act": "gelu", "num_position_embeddings": 9},
+        "area": (18 * 18, 90 * 90),
+    },
+}
+
+
+def save(folder: Path, name: str, variant: dict) -> tuple[type, type]:
+    """Writes a folder; its classes of model and processor."""
+    common = {"text": TEXT | variant.pop("text", {}), "tokenizer_vocab": 384}
+    if name in QWEN3:
+        save_qwen3_vl(folder, vision=QWEN | variant.pop("vision"), **common, **variant)
+        return Qwen3VLForConditionalGeneration, QwenImages
+    patch = 4 if variant.get("shuffle") == 4 else 8
+    vision = VISION | {"image_size": variant.pop("image_size"), "patch_size": patch}
+    if name in ONEVISION:
+        save_onevision(folder, vision=vision, **common, **variant)
+        return LlavaOnevisionForConditionalGeneration, Images
+    save_idefics3(folder, vision=vision, **common, **variant)
+    return CLASSES[variant["kind"]][1], Idefics3Processor
 
 
 def ask(processor, messages: list, answer: str) -> str:
@@ -65,19 +102,13 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    for name, variant in (IDEFICS3 | ONEVISION).items():
-        of_onevision, side = name in ONEVISION, variant.pop("image_size")
-        patch = 4 if variant.get("shuffle") == 4 else 8
-        vision = VISION | {"image_size": side, "patch_size": patch}
-        save = save_onevision if of_onevision else save_idefics3
-        save(args.out / name, text=TEXT, vision=vision, tokenizer_vocab=384, **variant)
-        kind = LlavaOnevisionForConditionalGeneration if of_onevision else CLASSES[variant["kind"]][1]
-        model = kind.from_pretrained(args.out / name, dtype=torch.float32).eval()
-        processor = (Images if of_onevision else Idefics3Processor).from_pretrained(args.out / name)
-        arrays = {}
+    for name, variant in (IDEFICS3 | ONEVISION | QWEN3).items():
+        model_class, processor_class = save(args.out / name, name, variant)
+        model = model_class.from_pretrained(args.out / name, dtype=torch.float32).eval()
+        processor, arrays = processor_class.from_pretrained(args.out / name), {}
         for i, row in enumerate(json.loads(args.rows.read_text())):
             images = [Image.open(file) for file in row["images"]] or None
-            if of_onevision and images:
+            if name in ONEVISION and images:
                 images = [images]  # of one conversation
             text = ask(processor, row["messages"], row["answer"])
             inputs = processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)

@@ -19,6 +19,7 @@ from mllm_align.scoring import response_logps
 
 assert compiling and oracle  # fixtures
 pytestmark = pytest.mark.oracle
+VARIANTS = ["smolvlm", "text", "whole", "onevision", "onevision scaled", "qwen3", "qwen3 cells of nine"]
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +39,11 @@ def live(tmp_path_factory):
     return out, rows
 
 
-@pytest.mark.parametrize("name", ["smolvlm", "text", "whole", "onevision", "onevision scaled"])
+@pytest.mark.parametrize("name", VARIANTS)
 def test_ids_and_log_probs_of_conversations(live, name):
     out, rows = live
     bundle = load(out / name, "float32", one_device())
-    assert bundle.config.decoder.tied == (name in ("smolvlm", "onevision"))
+    assert bundle.config.decoder.tied == (name in ("smolvlm", "onevision", "qwen3"))
     pairs = [
         {"prompt": row["messages"], "images": row["images"], "chosen": ANSWERS[0], "rejected": ANSWERS[1]}
         for row in rows[::2]
