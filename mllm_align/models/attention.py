@@ -2,8 +2,7 @@
 
 TPU, heads of 64 to 128              splash (Pallas); those between both filled with zeros
 NVIDIA, 16 bits, heads of 8 to 128   cuDNN flash attention; not where a prefix has keys that nobody
-                                     sees between others nor where images stand side by side in one row,
-                                     which it can't say, nor under XLA's flags for
+                                     sees between others, which it can't say, nor under XLA's flags for
                                      deterministic operations, with which it fails at the first step
                                      (JAX 0.11.2, cuDNN 9.19)
 elsewhere                            XLA, the definition
@@ -53,12 +52,11 @@ def full_attention(
     v: Float[Array, "N S H E"],
     segments: Int[Array, "N S"] | None = None,
 ) -> Float[Array, "N S H E"]:
-    """Every token sees every token, or those of its own segment (vision tower)."""
-    heads = ("rows", None, "vision_heads", None)
+    """Every token sees every token, or those of its own segment (vision tower); see `ops.cudnn`."""
+    heads, attend = ("rows", None, "vision_heads", None), backend(q).full_attention
     if segments is None:
-        return per_shard(backend(q).full_attention, (heads, heads, heads))(q, k, v)
-    module = backend(q, holes=True)  # cuDNN knows no segments
-    return per_shard(module.full_attention, (heads, heads, heads, ROW))(q, k, v, segments)
+        return per_shard(attend, (heads, heads, heads))(q, k, v)
+    return per_shard(attend, (heads, heads, heads, ROW))(q, k, v, segments)
 
 
 def prompt_group_attention(

@@ -32,6 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from mllm_align.ops import attention as xla
+
 TILE = 128  # of queries and keys in the kernels
 
 Implementation = Literal["cudnn", "xla"]
@@ -75,11 +77,28 @@ def full_attention(
     q: Float[Array, "N S H E"],
     k: Float[Array, "N S H E"],
     v: Float[Array, "N S H E"],
+    segments: Int[Array, "N S"] | None = None,
     implementation: Implementation = "cudnn",
 ) -> Float[Array, "N S H E"]:
-    """Bidirectional attention: every token attends to every token (vision tower)."""
+    """Bidirectional attention: every token attends to every token, or to those of its own segment (vision
+    tower).
+
+    segments: 1 and more; 0 at the end of a row for what only fills it, whose output means nothing. The
+    kernels know lengths, not segments: where some row has two, XLA computes all rows.
+    """
+    if segments is None:
+        return _bidirectional(q, k, v, jnp.full(len(q), q.shape[1], jnp.int32), implementation)
+    lengths = jnp.maximum((segments == 1).sum(1, dtype=jnp.int32), 1)
+    return jax.lax.cond(
+        (segments <= 1).all(),
+        lambda *qkv: _bidirectional(*qkv, lengths, implementation),
+        lambda *qkv: xla.full_attention(*qkv, segments),
+        *(q, k, v),
+    )
+
+
+def _bidirectional(q, k, v, lengths: Int[Array, " N"], implementation) -> Float[Array, "N S H E"]:
     tokens = q.shape[1]
-    lengths = jnp.full(len(q), tokens, jnp.int32)
     q, k, v = (_pad(x, 2) for x in (q, k, v))
     attend = partial(jax.nn.dot_product_attention, implementation=implementation)
     return attend(q, k, v, key_value_seq_lengths=lengths)[:, :tokens]

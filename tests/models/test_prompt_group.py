@@ -248,15 +248,19 @@ def test_a_second_prefix_is_a_group_of_its_own(two_prefixes):
     assert_close(gradient, jax.tree.map(jnp.add, apart[0][0], apart[1][0]), 2e-5)
 
 
-# ---- embeddings that are mixed of several rows -----------------------------------------------------------
+# ---- embeddings that are mixed of several rows; images of any size ---------------------------------------
 
 
 @pytest.mark.slow
-def test_mixed_embeddings_of_a_group_are_those_of_separate_groups():
+@pytest.mark.parametrize("name", ["onevision", "qwen3_vl"])
+def test_a_group_of_other_families_is_separate_groups(name):
     """Log-probs and gradients; what padding names as a row does not matter."""
-    golden = goldens("onevision")
+    golden = goldens(name)
     groups = [take(group, 7, 9) for group in golden.groups()[1:]]
-    assert {bool(group.prefix.mix.any()) for group in groups} == {True, False}
+    if name == "onevision":
+        assert {bool(group.prefix.mix.any()) for group in groups} == {True, False}
+    else:
+        assert len({len(group.prefix.patches) for group in groups}) == 2 and golden.config.joined
     weights = WEIGHTS[:, :2, :9]
 
     @jax.jit
@@ -269,12 +273,12 @@ def test_mixed_embeddings_of_a_group_are_those_of_separate_groups():
         return logps, gradient
 
     batch = roomy(groups)
-    padding = np.arange(batch.shape.prefix) >= batch.prefix.length[:, None]
-    noise = np.random.default_rng(0).integers(0, 20, batch.prefix.taps.shape).astype(np.int32)
-    taps = np.where(padding[:, None], noise, batch.prefix.taps)
-    mix = np.where(padding[:, None], np.float32(9), batch.prefix.mix)
-    noisy = replace(batch.prefix, taps=taps, mix=mix)
-    batch = replace(batch, prefixes=(noisy,))
+    if batch.prefix.taps is not None:
+        padding = np.arange(batch.shape.prefix) >= batch.prefix.length[:, None]
+        noise = np.random.default_rng(0).integers(0, 20, batch.prefix.taps.shape).astype(np.int32)
+        taps = np.where(padding[:, None], noise, batch.prefix.taps)
+        mix = np.where(padding[:, None], np.float32(9), batch.prefix.mix)
+        batch = replace(batch, prefixes=(replace(batch.prefix, taps=taps, mix=mix),))
     logps, gradient = run(golden.policy, batch, placed(weights, batch.responses.mask.shape))
     ones = [one for group in groups for one in single(group)]
     apart, wanted = run(golden.policy, pad(ones, union(ones), len(ones)), weights.reshape(-1, 1, 9))

@@ -55,10 +55,21 @@ def test_some_rows_of_the_prefix_get_what_all_rows_get():
     np.testing.assert_allclose(attend(q[:, some], k, v), attend(q, k, v)[:, some], atol=2e-6)
 
 
-def test_full_attention():
+@pytest.mark.parametrize("images", [None, 1, 2])
+def test_full_attention(images):
+    """Also of rows with so many images, which do not see each other, and padding after them."""
     (q, k, v, cotangent), _, _ = inputs(0, 2, 2)  # an odd number of tokens, as 577
-    found = pulled(lambda *qkv: cudnn.full_attention(*qkv, implementation="xla"), q, k, v, cotangent)
-    expected = pulled(attention.full_attention, q, k, v, cotangent)
+    segments, own = None, 1
+    if images:
+        place, ends = np.arange(PREFIX), np.array([[PREFIX], [PREFIX - 7], [0]])
+        segments = np.where(place < ends, np.minimum(1 + place // 9, images), 0).astype(np.int32)
+        own = (segments > 0)[:, :, None, None].astype(np.float32)
+
+    def ours(*qkv):
+        return cudnn.full_attention(*qkv, segments, implementation="xla") * own
+
+    found = pulled(ours, q, k, v, cotangent)
+    expected = pulled(lambda *qkv: attention.full_attention(*qkv, segments) * own, q, k, v, cotangent)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
@@ -96,5 +107,7 @@ def test_jax_takes_the_calls_of_a_prompt_group(monkeypatch, heads, groups, prefi
 
 def test_jax_takes_the_calls_of_the_vision_tower(monkeypatch):
     monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91200)
-    text = lowered(cudnn.full_attention, *[(5, 577, 16, 64)] * 3)
-    assert text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+    segments = jnp.ones((5, 577), jnp.int32)
+    for attend in (cudnn.full_attention, lambda *qkv: cudnn.full_attention(*qkv, segments)):
+        text = lowered(attend, *[(5, 577, 16, 64)] * 3)
+        assert text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
