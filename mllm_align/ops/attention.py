@@ -7,6 +7,7 @@ blocks, and the backward pass recomputes each block's scores from the saved log-
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -131,7 +132,7 @@ def _blocked(q, k, v, query_order, order, visible, block, equal=False):
     # [blocks, B, G, shared heads * size, E]: batch axes first, so that matrix products need no transposes
     q = q.reshape(batch, count, size, groups, shared, dim).transpose(1, 0, 3, 4, 2, 5)
     query_order = query_order.reshape(batch, count, size).swapaxes(0, 1)
-    out = _attend(q.reshape(count, batch, groups, -1, dim), k, v, query_order, order, visible, equal)
+    out: Any = _attend(q.reshape(count, batch, groups, -1, dim), k, v, query_order, order, visible, equal)
     out = out.reshape(count, batch, groups, shared, size, dim).transpose(1, 0, 4, 2, 3, 5)
     return out.reshape(batch, count * size, groups * shared, dim)[:, :length]
 

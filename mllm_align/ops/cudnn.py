@@ -91,8 +91,8 @@ def full_attention(
     lengths = jnp.maximum((segments == 1).sum(1, dtype=jnp.int32), 1)
     return jax.lax.cond(
         (segments <= 1).all(),
-        lambda *qkv: _bidirectional(*qkv, lengths, implementation),
-        lambda *qkv: xla.full_attention(*qkv, segments),
+        lambda q, k, v: _bidirectional(q, k, v, lengths, implementation),
+        lambda q, k, v: xla.full_attention(q, k, v, segments),
         *(q, k, v),
     )
 

@@ -63,10 +63,10 @@ class Qwen3VL(ModelFamily[Qwen3VLConfig]):
         qkv, ours = f"{here}.attn.qkv", (*path, "qkv")
         yield Entry(f"{qkv}.weight", (*ours, "kernel"), layer, (3 * v.hidden, v.hidden), "qkv")
         yield Entry(f"{qkv}.bias", (*ours, "bias"), layer, (3 * v.hidden,), "qkv")
-        square, wide = (v.hidden, v.hidden), (v.mlp, v.hidden)
+        square, wide, narrow = (v.hidden, v.hidden), (v.mlp, v.hidden), (v.hidden, v.mlp)
         yield from names.linear((*path, "o"), f"{here}.attn.proj", square, True, layer)
         yield from names.linear((*path, "fc_1"), f"{here}.mlp.linear_fc1", wide, True, layer)
-        yield from names.linear((*path, "fc_2"), f"{here}.mlp.linear_fc2", wide[::-1], True, layer)
+        yield from names.linear((*path, "fc_2"), f"{here}.mlp.linear_fc2", narrow, True, layer)
         yield from names.norm((*path, "norm_1"), f"{here}.norm1", v.hidden, True, layer)
         yield from names.norm((*path, "norm_2"), f"{here}.norm2", v.hidden, True, layer)
 
