@@ -15,7 +15,7 @@ import numpy as np
 
 from mllm_align.plan.hlo import Computation, Instruction, Module, number, replica_groups
 from mllm_align.plan.loops import trips
-from mllm_align.plan.traffic import is_kernel, traffic
+from mllm_align.plan.traffic import is_kernel, is_piece, traffic
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -120,9 +120,8 @@ class _Counter:
         return 0.0
 
     def collective(self, home: str, inside: Computation, each: Instruction, times: float) -> None:
-        piece = re.search(r'"flag_start":"(-?\d+)"', each.rest)
-        if piece and piece[1] != "-1":
-            return  # part of a collective that was counted at its start
+        if is_piece(each):
+            return
         kind = each.opcode.removesuffix("-start")
         operand = sum(a.bytes for name in each.operands for a in inside[name].arrays)
         output = sum(a.bytes for a in each.arrays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from mllm_align.plan.hlo import Array, Computation, Instruction, Module
@@ -25,6 +26,12 @@ SLICES = {"dynamic-slice", "slice", "gather"}
 def is_kernel(each: Instruction) -> bool:
     """Whether a custom call is a Pallas (Mosaic or Triton) kernel."""
     return "tpu_custom_call" in each.rest or "triton" in each.rest
+
+
+def is_piece(each: Instruction) -> bool:
+    """Whether an instruction goes on with a collective that was counted at its start."""
+    piece = re.search(r'"flag_start":"(-?\d+)"', each.rest)
+    return piece is not None and piece[1] != "-1"
 
 
 def traffic(module: Module, inside: Computation, each: Instruction) -> float:
@@ -58,7 +65,8 @@ def _fusion_traffic(module: Module, fused: Computation, root: str, each, operand
     last = fused[root]
     results = [fused[n] for n in last.operands] if last.opcode == "tuple" else [last]
     for result, array in zip(results, each.arrays, strict=False):
-        if not array.space:
+        # parameters among the results stay where they are
+        if not array.space and result.opcode != "parameter" and not is_piece(result):
             total += min(_written(module, fused, result, array.bytes), array.bytes)
     return total
 
@@ -67,7 +75,7 @@ def _read(module: Module, fused: Computation, name: str, size: float) -> float:
     """Bytes read from a fusion's parameter of `size` bytes; only the slices, if it is sliced."""
     total = 0.0
     for user in fused.values():
-        if name not in user.operands or user.opcode in ("parameter", "constant"):
+        if name not in user.operands or user.opcode in ("parameter", "constant", "tuple") or is_piece(user):
             continue
         first = user.operands[0] == name
         if user.opcode == "bitcast":

@@ -71,6 +71,19 @@ def test_every_result_of_a_fusion_is_written():
     assert bytes_of(A, B, line, before=fused) == 3 * KIB, "one of the two lies on chip"
 
 
+def test_what_a_fusion_hands_on_and_what_it_goes_on_with_are_free():
+    """As where products and the next piece of a collective share a fusion."""
+    piece = '%u = f32[256] all-gather(%q), backend_config={"flag_start":"1"}\n'
+    fused = FUSED.replace(
+        "ROOT %t = f32[256] negate(%s)",
+        f"{piece}  ROOT %t = (f32[256], f32[256], f32[256]) tuple(%r, %p, %u)",
+    )
+    fused = fused.replace("multiply(%p, %q)", "negate(%p)")
+    line = "ROOT %c = (f32[256], f32[256], f32[256]) fusion(%a, %b), kind=kOutput, calls=%fused"
+    assert bytes_of(A, B, line, before=fused) == 2 * KIB
+    assert bytes_of(A, B, line, before=fused.replace('"1"', '"-1"')) == 4 * KIB
+
+
 def test_a_parameter_that_is_sliced_and_used_whole_is_read_whole():
     fused = """%fused (p: f32[100,256], i: s32[]) -> f32[100,256] {
   %p = f32[100,256] parameter(0)
