@@ -43,7 +43,7 @@ def rows_of_part(count: int, rows: int, shards: int) -> int:
 def tiles(count: int, embeddings: int) -> int:
     """`count` tiles that run at once in generation; where a tile is a single embedding, and their number
     hence any, one of few."""
-    return bucket(count, 64) if embeddings == 1 else count
+    return bucket(count, 64) if count and embeddings == 1 else count
 
 
 # ---- shapes of batches -------------------------------------------------------------------------------

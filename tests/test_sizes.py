@@ -14,6 +14,7 @@ from mllm_align.sizes import (
     round_up,
     rounded,
     rows_of_part,
+    tiles,
 )
 
 
@@ -54,6 +55,11 @@ def test_half_steps_are_the_first_of_an_arithmetic_series(usual):
 )
 def test_rows_of_part(rows, shards, parts):
     assert {n: rows_of_part(n, rows, shards) for n in parts} == parts
+
+
+def test_tiles_of_one_embedding_are_rounded():
+    assert [tiles(n, 576) for n in (1, 3, 5)] == [1, 3, 5]
+    assert [tiles(n, 1) for n in (0, 1, 65, 1280)] == [0, 64, 96, 1536]
 
 
 # ---- shapes of batches -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from refusals import assert_refusal
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from mllm_align.data.encode import Encoder
+from mllm_align.data.inspect import describe
 from mllm_align.data.layout import Run, counts, rotary
 from mllm_align.data.records import parse_record
 from mllm_align.models.families.qwen3_vl.layout import QwenLayout
@@ -92,6 +93,14 @@ def test_ids_and_pixels_are_those_of_the_processor(both, messages, sizes):
             ]
         assert prefix.image[prefix.image >= 0].tolist() == list(range(1, 1 + grids.prod(1).sum()))
         assert prefix.rope.shape == (3, len(prefix.tokens))
+
+
+def test_an_image_is_one_entry_of_an_inspected_record(both):
+    row = {"images": [picture(0, 90, 60)], "prompt": "gi?", "chosen": "a", "rejected": "b"}
+    told = describe(both[0], both[0].encode(parse_record(row, index=0, where="row", root=None), 2))
+    (image,) = (entry for entry in told["prefix"] if entry["text"] == "image")
+    first, last = image["positions"]
+    assert last - first + 1 == told["images"][0]["embeddings"] == 15
 
 
 def test_an_image_that_is_too_long_is_refused_by_its_record(both):
