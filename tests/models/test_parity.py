@@ -21,7 +21,10 @@ from mllm_align.training.step import TrainState, make_step
 LOSSES = ("sigmoid", "ipo", "hinge", "robust", "sft")
 
 
-@pytest.fixture(scope="module", params=ALL)
+SLOW = {"idefics3": pytest.mark.slow}  # its tower is onevision's, its decoder llava15's
+
+
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in ALL])
 def golden(request):
     return goldens(request.param)
 
