@@ -126,8 +126,24 @@ LEARNED = (
         (Claim("dpo_corrupted", "rloo_reward", not_worse=True),),
     ),
     Finding(
-        "With an exact reward of what is wrong and missing, RLOO and PPO lower CHAIR_i and keep recall",
-        "The oracle's F1.",
+        "With an exact reward of what is wrong and missing, RLOO lowers CHAIR_i and keeps recall",
+        "The oracle's F1, on prompts about pictures without the language bias.",
+        (
+            Claim("rloo_f1_unbiased", "sft"),
+            Claim("rloo_f1_unbiased", "sft", "recall", higher=True, not_worse=True),
+        ),
+    ),
+    Finding(
+        "An exact reward can't remove a bias that the pictures of the prompts share",
+        "On biased pictures the usual partner is mostly there, and naming it is rewarded.",
+        (
+            Claim("rloo_f1_unbiased", "rloo_f1"),
+            Claim("rloo_f1_unbiased", "rloo_f1", "expected_share"),
+        ),
+    ),
+    Finding(
+        "On the same biased pictures RLOO and PPO with an exact reward lower CHAIR_i and keep recall",
+        "The oracle's F1; a sample a prompt for PPO, four for RLOO.",
         (
             Claim("rloo_f1", "sft"),
             Claim("rloo_f1", "sft", "recall", higher=True, not_worse=True),

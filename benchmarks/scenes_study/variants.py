@@ -59,7 +59,8 @@ Annotators = Callable[[Path, Path], AnnotatorConfig]
 
 @dataclass(frozen=True)
 class Variant:
-    """pairs: data of the training, `captions`, `corrupted` or those that BDHS writes as `bdhs` says.
+    """pairs: data of the training, `captions`, `corrupted`, those that BDHS writes as `bdhs` says, or
+    `unbiased`, captions of as many other pictures, in which things are no usual partners.
 
     online: the responses that are made while training, given the folders of the pictures and of the seed's
     runs. objective: None for DPO with the recipe's beta.
@@ -98,13 +99,15 @@ def _ranked(annotator: Annotators, share: float) -> Callable[[Path, Path], Onlin
     return lambda *places: OnlinePairs(annotator(*places), offline_share=share, sampling=SAMPLING)
 
 
-def _policy_gradient(name: str, objective: Objective, annotator: Annotators, **rounds: int) -> Variant:
+def _policy_gradient(
+    name: str, objective: Objective, annotator: Annotators, pairs: str = "captions", **rounds: int
+) -> Variant:
     """As configs/rloo_scenes.py and ppo_scenes.py have it."""
 
     def online(*places: Path) -> Online:
         return OnlineRewards(annotator(*places), sampling=SAMPLING, reward_samples=512, **rounds)
 
-    return Variant(name, "captions", online=online, objective=objective, rate=6e-4)
+    return Variant(name, pairs, online=online, objective=objective, rate=6e-4)
 
 
 def _distorted(*_: Path) -> Online:
@@ -127,6 +130,7 @@ VARIANTS = {
         Variant("mixed_dpo_oracle", "corrupted", online=_ranked(_oracle, 0.5)),
         Variant("online_dpo_f1", "captions", online=_ranked(_oracle_f1, 0.0)),
         _policy_gradient("rloo_f1", RLOO(responses=4, beta=0.02), _oracle_f1),
+        _policy_gradient("rloo_f1_unbiased", RLOO(responses=4, beta=0.02), _oracle_f1, "unbiased"),
         _policy_gradient("rloo_reward", RLOO(responses=4, beta=0.02), _reward_model),
         _policy_gradient("ppo_f1", PPO(beta=0.02), _oracle_f1, minibatches=2, epochs=2),
         _offline("bdhs_noise", distortion="noise"),
@@ -177,7 +181,8 @@ class Study(Seed):
         elif variant.pairs:
             data, facts = self._data(variant)
             made = time.perf_counter()
-            config = self.config(variant, self.read.folder, self.out / "runs")
+            scenes = self.unbiased if variant.pairs == "unbiased" else self.read
+            config = self.config(variant, scenes.folder, self.out / "runs")
             if name in REWARDED:
                 rewards.model(self, REWARDED[name])
             bundle = train(config, self.sft, data, self.out / "runs" / name)
@@ -230,6 +235,9 @@ class Study(Seed):
     def _data(self, variant: Variant) -> tuple[Path, dict[str, Any]]:
         if variant.pairs == "captions":
             return self.captions(), {}
+        if variant.pairs == "unbiased":
+            examples = (replace(e, qas=e.qas[:1]) for e in self.unbiased("unbiased"))
+            return builder.write_files(examples, self.data / "unbiased", "sft"), {}
         if variant.pairs == "corrupted":
             path, facts = self.corrupted(), {}
         else:
@@ -245,6 +253,14 @@ class Study(Seed):
     @cached_property
     def chosen(self) -> list[builder.Example]:
         return self.read("train")[: self.recipe.pairs]
+
+    @cached_property
+    def unbiased(self) -> Pictures:
+        """Pictures that nothing else is trained or measured on."""
+        few = dict.fromkeys(("train", "held_out", "broken", "lessons"), 1)
+        scenes = self.recipe.scenes
+        settings = replace(scenes, seed=scenes.seed + 1, unbiased=self.recipe.pairs, **few)
+        return Pictures(self.read.folder.with_name("scenes-unbiased"), settings)
 
     def captions(self) -> Path:
         path = self.data / "sft.jsonl"

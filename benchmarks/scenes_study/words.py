@@ -10,6 +10,7 @@ TITLES = {
     "mixed_dpo_oracle": "Mixed-DPO, oracle",
     "mixed_dpo_self": "Mixed-DPO, self judge",
     "rloo_f1": "RLOO, oracle's F1",
+    "rloo_f1_unbiased": "RLOO, oracle's F1, pictures without the bias",
     "rloo_reward": "RLOO, reward model of corrupted captions",
     "ppo_f1": "PPO, oracle's F1",
     "bdhs_attn_0.99": "BDHS offline, attention, rho_th 0.99",
@@ -64,6 +65,7 @@ PAPERS = (
             "mixed_dpo_oracle",
             "online_dpo_f1",
             "rloo_f1",
+            "rloo_f1_unbiased",
             "ppo_f1",
             "rloo_reward",
         ),
@@ -110,7 +112,8 @@ again, and the command says beforehand how long the others will take.
   control takes 120 further steps of SFT at 5e-4. Beta, rate and an SFT term on the chosen response
   (`sft_weight` 1) are the quickstart's, which were found for offline BDHS. RLOO (4 samples a prompt) and
   PPO (one, in rounds of 2 batches and 2 epochs) take beta 0.02 and rate 6e-4, as `configs/rloo_scenes.py`
-  and `ppo_scenes.py` do. **No other variant was tuned by itself**. The seed decides SFT, order,
+  and `ppo_scenes.py` do. **No other variant was tuned by itself**. `rloo_f1_unbiased` has
+  prompts about 1,000 other pictures, in which things are no usual partners. The seed decides SFT, order,
   samples, masks and what is corrupted.
 - **Corrupted captions** (`testbed/scenes/corrupt.py`): one to three facts of a true caption (kind, colour
   or size, place, relation) made false, all other words kept. They stand for rejected responses that GPT-4V

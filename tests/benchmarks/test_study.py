@@ -205,7 +205,7 @@ def test_whole_page(tmp_path):
     assert "Not complete" not in text and "left out" in text
     line = next(line for line in text.splitlines() if "(`sft`)" in line)
     assert line.startswith("| SFT (`sft`) | 3 | 5.5 ± 1.2 |")
-    assert len(re.findall(r"^### \d\. .+\n\n\*\*(?:Reproduced|Not|Cannot)", text, re.M)) == 10
+    assert len(re.findall(r"^### \d\. .+\n\n\*\*(?:Reproduced|Not|Cannot)", text, re.M)) == 12
     assert "| corrupted | 3 | 89.0 ± 2.5 | 89.0 ± 2.5 | 89.0 ± 2.5 | 0.10 |" in text
     for name in re.findall(r"\((figures/.*?\.svg)\)", text):
         assert ElementTree.parse(tmp_path / "docs" / name).getroot().tag.endswith("svg")
@@ -217,13 +217,13 @@ def test_whole_page(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path):
     text = written(tmp_path, everything(seeds=(0,)), [judge(0, 0.9)])
-    # 21 variants and 3 reward models, 3 seeds; all but the self judge's 2 are there for seed 0
-    assert "50 of 72 rows" in text and "0 of 24\n> variants have 3 seeds" in text
+    # 22 variants and 3 reward models, 3 seeds; all but the self judge's 2 are there for seed 0
+    assert "52 of 75 rows" in text and "0 of 25\n> variants have 3 seeds" in text
     assert "| 5.0 |" in text and "±" not in text.split("## All variants")[1].split("## The paper")[0]
 
 
 def test_page_without_rows(tmp_path):
-    assert "72 of 72 rows" in written(tmp_path, {})
+    assert "75 of 75 rows" in written(tmp_path, {})
 
 
 def test_reading_rows(tmp_path):
