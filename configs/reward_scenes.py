@@ -7,4 +7,5 @@ from mllm_align import Config, Reward, load_config
 
 def get_config() -> Config:
     base = load_config(__file__.replace("reward", "online_bdhs"))
-    return dataclasses.replace(base, objective=Reward(), online=None)
+    optim = dataclasses.replace(base.optim, learning_rate=7e-4)
+    return dataclasses.replace(base, objective=Reward(), online=None, optim=optim, steps=500)

@@ -116,7 +116,7 @@ def test_splits_and_patterns(inspect, tmp_path):
 def test_held_out_data_have_a_split_of_their_own(run, tmp_path, monkeypatch):
     read = []
 
-    def prepare(bundle, data, config, *_):
+    def prepare(bundle, data, config, *_, **__):
         read.append((str(data), config.split))
         if len(read) == 2:
             raise KeyboardInterrupt
