@@ -185,6 +185,7 @@ def test_a_fork_sees_nothing_at_or_after_its_start(sampled):
 # ---- random numbers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tokens_hang_on_seed_record_and_sample_alone(sampled):
     """Not on the other rows, their order, the size of the batch, or the devices it is cut over."""
     rows = whole(sampled, 0, 1)

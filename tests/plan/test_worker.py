@@ -61,7 +61,8 @@ def test_a_process_without_the_users_file_finds_its_objective(tmp_path):
     found = "import pickle, sys; print(pickle.load(open(sys.argv[1], 'rb')).config.objective)"
     command = [sys.executable, "-c", found, str(tmp_path / "job.pickle")]
     out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "Mine(beta=0.1, label_smoothing=0.0, sft_weight=0.0, length_normalised=False, gamma=2.0)"
+    settings = "beta=0.1, label_smoothing=0.0, sft_weight=0.0, length_normalised=False, gamma=2.0"
+    assert out.strip() == f"Mine({settings})"
 
 
 def test_a_refusal_of_the_compiler_is_a_result(job, monkeypatch):

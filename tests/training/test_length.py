@@ -28,6 +28,7 @@ def copy(short, tmp_path):
     return Path(shutil.copytree(short, tmp_path / "run"))
 
 
+@pytest.mark.slow
 def test_longer_is_as_if_started_so(copy, tmp_path):
     config = replace(TINY, steps=4)
     whole = train(config, bundle(), PAIRS, tmp_path / "whole")

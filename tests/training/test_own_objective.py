@@ -178,6 +178,7 @@ def begun(config, tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_with_its_state(config, whole, begun):
     again = train(config, bundle(), PAIRS, begun)
     model, out = whole

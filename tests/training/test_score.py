@@ -45,6 +45,7 @@ def test_scores_are_the_models_log_probs(scores):
         assert record.responses[0][-1] == encoder.end, "the end of sequence is scored"
 
 
+@pytest.mark.slow
 def test_batch_size_shapes_and_order_do_not_matter(scores):
     several = DataConfig(shapes=3, multiple=4)
     turned = score(bundle(), write_rows(rows()[::-1]), config=several, batch_size=3)

@@ -114,6 +114,7 @@ def test_uneven_micro_batches_are_the_whole_batch():
     assert evaluated == pytest.approx(expected_metrics, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_computes():
     """One group a device; every group twice has the mean of every group once."""
     trained = {"params": GOLDEN.policy}
@@ -146,13 +147,8 @@ def plain():
     return loss
 
 
-@pytest.mark.parametrize(
-    "tower",
-    [
-        pytest.param(True, marks=pytest.mark.slow, id="tower trained"),
-        pytest.param(False, id="tower frozen"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tower", [True, False], ids=["tower trained", "tower frozen"])
 def test_loss_and_gradient_without_shared_features(plain, tower):
     trained = GOLDEN.policy if tower else without_tower(GOLDEN.policy)
     value, gradient = plain(overlay(GOLDEN.base, trained))

@@ -136,6 +136,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(whole, tmp_path):
     assert [by_step[step] for step in (1, 2, 3, 4)] == losses(out)
 
 
+@pytest.mark.slow
 def test_no_preference_moves_nothing(tmp_path):
     tied = replace(ONLINE, online=replace(HASHED, annotator=Scorer("votes:alike")), steps=2)
     model = train(tied, bundle(), PAIRS, tmp_path / "run")

@@ -132,6 +132,7 @@ def test_a_run_that_is_stopped_at_every_update_ends_as_if_it_had_not_been(tmp_pa
     ]
 
 
+@pytest.mark.slow
 def test_the_scale_of_rewards_is_measured_once(tmp_path, monkeypatch):
     config = replace(RUN, online=replace(ONLINE, reward_samples=20), steps=2)
     train(replace(config, steps=1), bundle(), PAIRS, tmp_path / "run")
