@@ -32,6 +32,7 @@ from mllm_align import (
 )
 from mllm_align.align.contract import Objective
 from mllm_align.align.pairwise import DPO, Averaged
+from mllm_align.align.sft import SFT
 from mllm_align.config import AnnotatorConfig, Online
 from mllm_align.config import to_json as config_json
 from mllm_align.evaluation.accuracy import accuracy
@@ -123,6 +124,7 @@ VARIANTS = {
     for v in (
         Variant("sft"),
         Variant("sft_control"),
+        Variant("sft_unbiased", "unbiased", objective=SFT(), rate=5e-4),
         Variant("dpo_corrupted", "corrupted"),
         _offline("bdhs_attn_0.99"),
         Variant("bdhs_online", "captions", online=_bdhs),

@@ -3,6 +3,7 @@
 TITLES = {
     "sft": "SFT",
     "sft_control": "SFT, 120 steps longer",
+    "sft_unbiased": "SFT, 120 steps longer, pictures without the bias",
     "dpo_corrupted": "DPO, corrupted captions",
     "online_dpo_oracle": "Online-DPO, oracle",
     "online_dpo_self": "Online-DPO, self judge",
@@ -60,6 +61,7 @@ PAPERS = (
         "",
         (
             "sft",
+            "sft_unbiased",
             "dpo_corrupted",
             "online_dpo_oracle",
             "mixed_dpo_oracle",
@@ -112,8 +114,9 @@ again, and the command says beforehand how long the others will take.
   control takes 120 further steps of SFT at 5e-4. Beta, rate and an SFT term on the chosen response
   (`sft_weight` 1) are the quickstart's, which were found for offline BDHS. RLOO (4 samples a prompt) and
   PPO (one, in rounds of 2 batches and 2 epochs) take beta 0.02 and rate 6e-4, as `configs/rloo_scenes.py`
-  and `ppo_scenes.py` do. **No other variant was tuned by itself**. `rloo_f1_unbiased` has
-  prompts about 1,000 other pictures, in which things are no usual partners. The seed decides SFT, order,
+  and `ppo_scenes.py` do. **No other variant was tuned by itself**. `rloo_f1_unbiased` and
+  `sft_unbiased` take 1,000 other pictures, in which things are no usual partners: the first their prompts,
+  the second their captions, too. The seed decides SFT, order,
   samples, masks and what is corrupted.
 - **Corrupted captions** (`testbed/scenes/corrupt.py`): one to three facts of a true caption (kind, colour
   or size, place, relation) made false, all other words kept. They stand for rejected responses that GPT-4V

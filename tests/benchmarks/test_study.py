@@ -217,13 +217,13 @@ def test_whole_page(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path):
     text = written(tmp_path, everything(seeds=(0,)), [judge(0, 0.9)])
-    # 22 variants and 3 reward models, 3 seeds; all but the self judge's 2 are there for seed 0
-    assert "52 of 75 rows" in text and "0 of 25\n> variants have 3 seeds" in text
+    # 23 variants and 3 reward models, 3 seeds; all but the self judge's 2 are there for seed 0
+    assert "54 of 78 rows" in text and "0 of 26\n> variants have 3 seeds" in text
     assert "| 5.0 |" in text and "±" not in text.split("## All variants")[1].split("## The paper")[0]
 
 
 def test_page_without_rows(tmp_path):
-    assert "75 of 75 rows" in written(tmp_path, {})
+    assert "78 of 78 rows" in written(tmp_path, {})
 
 
 def test_reading_rows(tmp_path):
