@@ -205,7 +205,7 @@ def test_whole_page(tmp_path):
     assert "Not complete" not in text and "left out" in text
     line = next(line for line in text.splitlines() if "(`sft`)" in line)
     assert line.startswith("| SFT (`sft`) | 3 | 5.5 ± 1.2 |")
-    assert len(re.findall(r"^### \d\. .+\n\n\*\*(?:Reproduced|Not|Cannot)", text, re.M)) == 12
+    assert len(re.findall(r"^### \d\. .+\n\n\*\*(?:Reproduced|Not|Cannot)", text, re.M)) == 13
     assert "| corrupted | 3 | 89.0 ± 2.5 | 89.0 ± 2.5 | 89.0 ± 2.5 | 0.10 |" in text
     for name in re.findall(r"\((figures/.*?\.svg)\)", text):
         assert ElementTree.parse(tmp_path / "docs" / name).getroot().tag.endswith("svg")
