@@ -102,6 +102,7 @@ def lines():
     return made
 
 
+@pytest.mark.slow
 def test_it_goes_on_after_a_failure(lines):
     def fails():
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory\nwith details")

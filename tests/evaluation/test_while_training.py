@@ -37,6 +37,7 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_an_evaluation_of_the_checkpoint(folder, tmp_path):
     out = tmp_path / "run"
     train(

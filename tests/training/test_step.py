@@ -172,6 +172,7 @@ def test_stored_reference_log_probs_stand_in_for_the_reference():
     assert found == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_low_rank_terms_start_at_the_reference_and_are_trained_with_the_projector():
     lora = init_lora(GOLDEN.config.decoder, 4, ("q", "v", "down"), jax.random.key(0))
     trained = {"lora": lora, "params": {"projector": GOLDEN.base["projector"]}}
