@@ -73,8 +73,7 @@ def _pairs(study: Study, kind: str, split: str) -> Path:
         return path
     rows = [json.loads(line) for line in captions.read_text().splitlines()]
     if kind == "corrupted":
-        rngs = (np.random.default_rng([study.seed, number]) for number in range(len(rows)))
-        made = [corrupt(e.scene, r["chosen"], rng) for e, r, rng in zip(examples, rows, rngs, strict=True)]
+        made = corrupted(rows, examples, study.seed)
     else:
         made = _distorted(study, captions)
     with new_file(path) as file:
@@ -82,6 +81,12 @@ def _pairs(study: Study, kind: str, split: str) -> Path:
             if rejected is not None:
                 file.write(json.dumps(each | {"rejected": rejected}) + "\n")
     return path
+
+
+def corrupted(rows: list[dict[str, Any]], examples: list[builder.Example], seed: int) -> list[str]:
+    """The chosen caption of each row with facts of its picture made false."""
+    rngs = (np.random.default_rng([seed, number]) for number in range(len(rows)))
+    return [corrupt(e.scene, r["chosen"], rng) for e, r, rng in zip(examples, rows, rngs, strict=True)]
 
 
 def _distorted(study: Study, captions: Path) -> list[str | None]:

@@ -42,7 +42,6 @@ from mllm_align.models.bundle import Bundle, load
 from mllm_align.testbed.hallucination import Counts, count, intervals
 from mllm_align.testbed.quickstart.phases import Base, Clock, Pictures, Recipe, Seed
 from mllm_align.testbed.scenes import builder
-from mllm_align.testbed.scenes.corrupt import corrupt
 from mllm_align.training.loop import train
 from scenes_study import rewards
 from scenes_study.rows import JUDGE, REWARDS
@@ -274,11 +273,10 @@ class Study(Seed):
         path = self.data / "corrupted.jsonl"
         if not path.exists():
             rows = [json.loads(line) for line in self.captions().read_text().splitlines()]
-            for number, (row, example) in enumerate(zip(rows, self.chosen, strict=True)):
-                rng = np.random.default_rng([self.seed, number])
-                row["rejected"] = corrupt(example.scene, row["chosen"], rng)
+            made = rewards.corrupted(rows, self.chosen, self.seed)
             with new_file(path) as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+                for row, rejected in zip(rows, made, strict=True):
+                    file.write(json.dumps(row | {"rejected": rejected}) + "\n")
         return path
 
     def _described(self, path: Path) -> dict[str, Any]:

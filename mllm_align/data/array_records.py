@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from mllm_align.data.images import StoredBytes
+from mllm_align.data.images import OpenedFile, StoredBytes
 from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import parse_json
 
@@ -70,26 +70,12 @@ def files_of(folder: Path) -> list[tuple[str, Path]]:
     return sorted(found, key=lambda each: each[1].name)
 
 
-class ArrayRecords:
-    """One file. Two are equal if they are the same file, unchanged since it was opened."""
+class ArrayRecords(OpenedFile):
+    """One file of records."""
 
     def __init__(self, path: Path):
-        self.path = path
-        found = path.stat()
-        self._state = str(path), found.st_ino, found.st_size, found.st_mtime_ns
+        super().__init__(path)
         self._lock = threading.Lock()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ArrayRecords) and self._state == other._state
-
-    def __hash__(self) -> int:
-        return hash(self._state)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}{self._state}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)  # unpickling opens the file again
 
     @cached_property
     def _reader(self) -> Any:

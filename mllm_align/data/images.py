@@ -42,6 +42,28 @@ class StoredBytes:
         raise NotImplementedError
 
 
+class OpenedFile:
+    """A file that rows are read from. Two are equal if they are the same file, unchanged since it was
+    opened."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        found = path.stat()
+        self._state = str(path), found.st_ino, found.st_size, found.st_mtime_ns
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OpenedFile) and self._state == other._state
+
+    def __hash__(self) -> int:
+        return hash(self._state)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}{self._state}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.path,)  # unpickling opens the file again
+
+
 @dataclass(frozen=True)
 class ImageSource:
     """The source of one image: exactly one of `path`, `data` (an encoded file), `stored` and `image`.

@@ -7,37 +7,18 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mllm_align.data.images import StoredBytes
+from mllm_align.data.images import OpenedFile, StoredBytes
 
 CACHE_BYTES = 1 << 27  # of the most recently read columns, over all files
 
 
-class Table:
-    """A file of row groups. Two tables are equal if they have the same file, unchanged since it was
-    opened."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        found = path.stat()
-        self._state = str(path), found.st_ino, found.st_size, found.st_mtime_ns
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Table) and self._state == other._state
-
-    def __hash__(self) -> int:
-        return hash(self._state)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}{self._state}"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.path,)  # unpickling opens the file again
+class Table(OpenedFile):
+    """A file of row groups."""
 
     @property
     def schema(self) -> pa.Schema:

@@ -79,9 +79,7 @@ LLAMA3 = {
 }
 
 
-def decoder_config(
-    at: str, given: dict[str, Any], remedy: str, under: str = "text_config."
-) -> DecoderConfig:
+def decoder_config(at: str, given: dict[str, Any], remedy: str) -> DecoderConfig:
     """given: the value of text_config. at, remedy: the file and what to do, for messages.
 
     Raises InputError for a value out of range, and for what is not computed.
