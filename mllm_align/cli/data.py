@@ -1,5 +1,5 @@
 """`mllm-align data stats`, `data mix`, `data show`, `data corrupt`, `data build`,
-`data select`."""
+`data select`, `data flip`."""
 
 from __future__ import annotations
 
@@ -249,4 +249,33 @@ class DataSelect:
         asked = {"files": self.files, "by": self.by, **options, "seed": self.seed, **rest}
         log_beside(self.out, event="select", **asked, **found)
         print(told(measured, found))
+        _written(self.out)
+
+
+@dataclass(frozen=True)
+class DataFlip:
+    """Pairs whose preference flips: mllm-align data flip FILE --out OUT
+
+    Of records that have one prompt, the same images and different `preferences`, each gets the answer to
+    another preference as its rejected response. Trained on such pairs, a model goes by the preference that
+    is stated. Writes what `data mix` does, with `rejected_preferences`; OUT.log.jsonl says what came of it.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = READING
+    place = _first("--files")
+
+    files: tuple[Path, ...]
+    """Data sets with `preferences`, each as train takes it; the word --files may be left out."""
+    out: Path
+    """File to write, .jsonl or .parquet."""
+    seed: int = 0
+    """Which of several other answers is taken."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> None:
+        from mllm_align.curation.flip import flip, told
+
+        found = flip(self.files, self.out, seed=self.seed, data=self.data)
+        log_beside(self.out, event="flip", files=self.files, seed=self.seed, **found)
+        print(told(found))
         _written(self.out)

@@ -15,7 +15,15 @@ import tyro
 from mllm_align.cli import help
 from mllm_align.cli.bdhs import Bdhs
 from mllm_align.cli.configs import Configs
-from mllm_align.cli.data import DataBuild, DataCorrupt, DataMix, DataSelect, DataShow, DataStats
+from mllm_align.cli.data import (
+    DataBuild,
+    DataCorrupt,
+    DataFlip,
+    DataMix,
+    DataSelect,
+    DataShow,
+    DataStats,
+)
 from mllm_align.cli.evaluate import Evaluate
 from mllm_align.cli.export import Export
 from mllm_align.cli.generate import Generate
@@ -44,6 +52,7 @@ VERBS: dict[str, type] = {
     "data mix": DataMix,
     "data corrupt": DataCorrupt,
     "data select": DataSelect,
+    "data flip": DataFlip,
     "data build": DataBuild,
     "export": Export,
     "plan": Plan,

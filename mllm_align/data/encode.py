@@ -22,6 +22,7 @@ from mllm_align.batch import Group, HostPrefix, Pixels, Shape
 from mllm_align.data.control import ControlTokens, Spans
 from mllm_align.data.images import ImageSource, image_size, load_rgb
 from mllm_align.data.layout import Layout, counts, mixed, rotary
+from mllm_align.data.preferences import conversation
 from mllm_align.data.records import Record
 from mllm_align.data.template import ChatTemplate
 from mllm_align.errors import InputError, one_line, quoted, refusal
@@ -187,7 +188,7 @@ class Encoder:
 
     def _chat(self, record: Record) -> list[dict[str, Any]]:
         """The prompt as templates take it, with guards in its texts."""
-        chat = [message.chat() for message in record.messages]
+        chat = [message.chat() for message in conversation(record)]
         for part in (part for turn in chat for part in turn["content"] if "text" in part):
             part["text"] = self._guarded(part["text"], record)
         return chat

@@ -68,7 +68,8 @@ class Record:
     `messages` end with a user turn; `responses` are chosen, rejected, then any further ones; of an unpaired
     record the one that is not there is an empty text;
     `images` are in the order of their placeholders in `messages`; `where` is for error messages.
-    `source`: the data set's name, where several are mixed.
+    `source`: the data set's name, where several are mixed. `preferences`: what the prompt asks of every
+    answer (see data/preferences.py); `messages` are without them.
     """
 
     id: str
@@ -77,6 +78,7 @@ class Record:
     images: tuple[ImageSource, ...]
     where: str
     source: str = ""
+    preferences: tuple[tuple[str, str], ...] = ()
 
 
 def parse_record(

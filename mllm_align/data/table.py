@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mllm_align.data.encode import Encoded, Encoder, Identical
+from mllm_align.data.preferences import conversation
 from mllm_align.data.records import Record
 from mllm_align.errors import InputError, refusal
 from mllm_align.files import new_file
@@ -247,7 +248,7 @@ def digest(records: Sequence[Record], encoder: Encoder, responses: int, opening:
     """Digest of everything that a table depends on."""
     state = hashlib.sha256(f"{encoder.fingerprint} {responses} {opening}".encode())
     for record in records:
-        texts = [(m.role, [part.text for part in m.content]) for m in record.messages]
+        texts = [(m.role, [part.text for part in m.content]) for m in conversation(record)]
         state.update(repr((texts, record.responses[:responses], *map(_image, record.images))).encode())
     return state.hexdigest()[:24]
 

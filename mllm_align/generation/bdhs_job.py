@@ -29,6 +29,7 @@ from mllm_align import processes
 from mllm_align.config import BDHSConfig, to_json
 from mllm_align.data.encode import fingerprint
 from mllm_align.data.images import ImageSource, load_rgb
+from mllm_align.data.preferences import FIELD
 from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut
 from mllm_align.errors import WEIGHTS, InputError, not_finite, one_line, refusal
@@ -272,6 +273,7 @@ def _row(
         "id": record.id,
         "images": [_image(source, out, roots) for source in record.images],
         "prompt": [message.chat() for message in record.messages],
+        **({FIELD: dict(record.preferences)} if record.preferences else {}),
         "chosen": record.responses[0],
         "rejected": result.rejected,
         "bdhs": metadata,

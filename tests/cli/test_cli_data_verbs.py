@@ -105,3 +105,17 @@ def test_select(run, refused, tmp_path):
     (log,) = map(json.loads, (tmp_path / "chosen.parquet.log.jsonl").read_text().splitlines())
     assert (log["by"], log["keep"], log["lowest"], log["kept"]) == ("difference", "3", True, 3)
     assert "--keep: is 900, and there are" in refused(*command, "--keep", 900)
+
+
+def test_flip(run, refused, tmp_path):
+    texts = {"Be brief.": "A cup.", "Say all.": "A cup and a dog."}
+    lines = [
+        {"prompt": "What?", "preferences": {"user": p}, "completion": text} for p, text in texts.items()
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "pairs.jsonl"
+    status, told, err = run("data", "flip", tmp_path / "p.jsonl", "--out", out)
+    assert (status, err) == (0, "") and told.splitlines() == ["2 pairs of 2 records in 1 groups", str(out)]
+    (log,) = map(json.loads, (tmp_path / "pairs.jsonl.log.jsonl").read_text().splitlines())
+    assert (log["event"], log["pairs"], log["seed"]) == ("flip", 2, 0)
+    assert "preferences" in refused("data", "flip", PAIRS, "--out", tmp_path / "none.jsonl")
