@@ -145,9 +145,8 @@ class PromptGroup:
 
     @property
     def prefix(self) -> Prefix:
-        """The only prefix of a group."""
-        (prefix,) = self.prefixes
-        return prefix
+        """That of the record's own images."""
+        return self.prefixes[0]
 
     @property
     def shape(self) -> Shape:
@@ -185,6 +184,11 @@ class Shape:
     def prefixes(self) -> tuple[tuple[int, int], ...]:
         """(prefix tokens, image tiles) of every prefix."""
         return (self.prefix, self.tiles), *self.others
+
+    def tokens(self, views: Sequence[Sequence[int]]) -> int:
+        """Of a padded row: every prefix with the responses that continue it."""
+        pairs = zip(self.prefixes, views, strict=True)
+        return sum(prefix + len(view) * self.response for (prefix, _), view in pairs)
 
 
 # ---- on the host, one group at a time ----------------------------------------------------------------
@@ -242,7 +246,7 @@ class HostPrefix:
 @dataclass(frozen=True)
 class Group:
     """One record as the model gets it, before padding. responses: K arrays of ids. views: as in
-    `PromptGroup`; default: every prefix is continued by all responses."""
+    `PromptGroup`; default: all responses continue the first prefix, the first one the others, too."""
 
     prefixes: tuple[HostPrefix, ...]
     responses: tuple[np.ndarray, ...]
@@ -250,14 +254,13 @@ class Group:
 
     def __post_init__(self):
         if not self.views:
-            everything = tuple(range(len(self.responses)))
-            object.__setattr__(self, "views", (everything,) * len(self.prefixes))
+            others = ((0,),) * (len(self.prefixes) - 1)
+            object.__setattr__(self, "views", (tuple(range(len(self.responses))), *others))
 
     @property
     def prefix(self) -> HostPrefix:
-        """The only prefix of a group."""
-        (prefix,) = self.prefixes
-        return prefix
+        """That of the record's own images."""
+        return self.prefixes[0]
 
     @property
     def shape(self) -> Shape:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mllm_align.align.contract import Objective, Signals, Terms
+from mllm_align.align.contract import REJECTED_IMAGES, Objective, Signals, Terms
 from mllm_align.batch import Responses
 from mllm_align.errors import InputError, one_line, quoted
 
@@ -40,10 +40,16 @@ def check_objective(objective: Objective) -> None:
     if "score" in needs and len(needs) > 1:
         others = ", ".join(sorted(needs - {"score"}))
         raise InputError(f"objective {name} needs score and {others}; what scores predicts no tokens")
-    if len(objective.views) != 1:
-        raise InputError(
-            f"objective {name} has {len(objective.views)} views; batches of the data have one prefix"
-        )
+    image = objective.rejected_image
+    if image not in (None, *REJECTED_IMAGES):
+        known = ", ".join(REJECTED_IMAGES)
+        raise InputError(f"objective.rejected_image is {quoted(image)}; it must be one of {known}")
+    if image is not None and needs - {"reference"}:
+        others = ", ".join(sorted(needs - {"reference"}))
+        raise InputError(f"objective {name} has a rejected image and needs {others}; keep one of them")
+    standard = Objective.views.fget(objective)  # type: ignore[misc]
+    if objective.views != standard:
+        raise InputError(f"objective {name} has the views {objective.views}; batches have {standard}")
 
 
 def check_terms(objective: Objective) -> None:

@@ -179,6 +179,12 @@ class Config:
         return "reference" in self.objective.needs and self.reference == "stored"
 
     @property
+    def redraws_images(self) -> bool:
+        """Whether every pass over the data draws crops and noise anew: not where what follows from them is
+        stored."""
+        return "stored" not in (self.reference, self.features)
+
+    @property
     def data_responses(self) -> int:
         """How many responses a training record must have."""
         compared = self.objective.of_record

@@ -113,7 +113,7 @@ def test_a_batch_has_the_shapes_of_the_loops(model, mesh, config, micro_batches)
     batch = stack([pad(groups, larger, rows) for _ in range(micro_batches)])
     if config.reference == "stored":
         batch = with_responses(batch, reference=(np.zeros(batch.responses.tokens.shape, np.float32),))
-    found = batch_structs(config, model, mesh, larger, 2)
+    found = batch_structs(config, model, mesh, larger, ((0, 1),))
     assert jax.tree.structure(found) == jax.tree.structure(batch)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(batch), strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
@@ -124,7 +124,7 @@ def test_a_step_gives_back_the_state_that_it_takes(model, mesh):
     """Shapes, dtypes and places: so that it can be run again."""
     with jax.numpy_dtype_promotion("standard"):  # as for users; optax mixes dtypes
         made = train_program(LORA, model, mesh, steps=10)
-        batch = batch_structs(LORA, model, mesh, Shape(32, 16, 1), 2)
+        batch = batch_structs(LORA, model, mesh, Shape(32, 16, 1), ((0, 1),))
         lowered = made.step.lower(made.state, made.base, batch)
     state, metrics, health = lowered.out_info
     for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(made.state), strict=True):

@@ -113,11 +113,11 @@ class RunContext:
             sampler=split(logps) if sampler else None,
         )
         records = tuple(
-            None if each is None else replace(self.records[i], responses=tuple(r.ids for r in each))
+            None if each is None else self.records[i].answered(tuple(r.ids for r in each))
             for i, each in zip(batch.records, made, strict=True)
         )
         return TrainBatch(
-            group=replace(group, responses=filled, views=(tuple(range(count)),)),
+            group=replace(group, responses=filled, views=self.config.objective.views),
             step=batch.step,
             indices=batch.records,
             shape=replace(batch.shape, response=length),
