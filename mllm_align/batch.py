@@ -102,6 +102,7 @@ class Responses:
     weight: 0 for a group that only fills the batch.
     reference: nats per token under the reference, where computed beforehand: of each view's responses.
     sampler: nats per token under the policy that sampled the response; 0 elsewhere.
+    changed: True at tokens in which chosen and rejected response differ (`data/segments.py`).
 
     Of policy gradients (`align/policy_gradient.py`), per token and 0 at padding:
     old: nats under the policy that sampled the response, by the forward pass of training.
@@ -114,6 +115,7 @@ class Responses:
     weight: Float[Array, " B"]
     reference: tuple[Float[Array, "B k R"], ...] | None = None
     sampler: Float[Array, "B K R"] | None = None
+    changed: Bool[Array, "B K R"] | None = None
     old: Float[Array, "B K R"] | None = None
     advantages: Float[Array, "B K R"] | None = None
     returns: Float[Array, "B K R"] | None = None
@@ -348,13 +350,15 @@ def blank(
     axes: int,
     taps: int = 0,
     reference: bool = False,
+    changed: bool = False,
     fields: Sequence[str] = (),
     features: tuple[int, int, Any] | None = None,
 ) -> PromptGroup:
     """A group whose leaves are make(shape without the leading axes, dtype): for tracing and compiling.
 
     tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. taps: W, 0 for none.
-    reference: with stored log-probs. fields: further ones of the responses, a number for each token.
+    reference: with stored log-probs. changed: with that field of the responses. fields: further ones, a
+    number for each token.
     features: (I, F, dtype) of a tile, stored in place of its patches.
     """
 
@@ -375,6 +379,7 @@ def blank(
         mask=make(answer, jnp.bool_),
         weight=make((), jnp.float32),
         reference=stored if reference else None,
+        changed=make(answer, jnp.bool_) if changed else None,
         **{name: make(answer, jnp.float32) for name in fields},
     )
     return PromptGroup(prefixes, responses, views)

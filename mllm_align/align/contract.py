@@ -45,7 +45,8 @@ class Signals:
     is None for an objective that does not need it. responses: tokens, mask [B, K, R], group weights [B].
     views: as in `batch.PromptGroup`. scores: of an objective that needs them, one for each response from a
     linear head on its last token; policy is then empty, as no token is predicted. values: of an objective
-    that needs them, what a value model makes of the state that predicts each token.
+    that needs them, what a value model makes of the state that predicts each token. kl: likewise,
+    KL(reference || policy) of the distribution that predicts each token of the first view, nats.
     """
 
     policy: tuple[Float[Array, "B k R"], ...]
@@ -54,6 +55,7 @@ class Signals:
     views: Views = dataclasses.field(metadata={"static": True})
     scores: Float[Array, "B K"] | None = None
     values: Float[Array, "B K R"] | None = None
+    kl: Float[Array, "B K R"] | None = None
 
     @property
     def weight(self) -> Float[Array, " B"]:

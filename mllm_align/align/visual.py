@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mllm_align.align.checks import check_setting
-from mllm_align.align.contract import OBJECTIVES, Objective, Scalar, Signals, Terms
-from mllm_align.align.pairwise import DPO
+from mllm_align.align.contract import OBJECTIVES, Metrics, Objective, Scalar, Signals, Terms
+from mllm_align.align.pairwise import DPO, figures, means
 from mllm_align.batch import Responses
 
 RejectedImage = Literal["crop", "noise", "record"]
@@ -45,18 +45,7 @@ class Visual(Objective):
     def __call__(self, signals: Signals, state: Any = ()) -> Terms:
         chosen, rejected = self.beta * chosen_ratios(signals)
         loss = -jax.nn.log_sigmoid(chosen - rejected)
-        each = {
-            "rewards/chosen": chosen,
-            "rewards/rejected_image": rejected,
-            "rewards/visual_margin": chosen - rejected,
-            "rewards/visual_accuracy": (chosen > rejected).astype(jnp.float32),
-            "logps/chosen": signals.policy[0][:, 0].sum(-1),
-            "logps/rejected_image": signals.policy[1][:, 0].sum(-1),
-        }
-        weight = signals.weight
-        stopped = jax.lax.stop_gradient(each)
-        metrics = {name: ((value * weight).sum(), weight.sum()) for name, value in stopped.items()}
-        return Terms({"image": (loss * weight).sum()}, metrics)
+        return Terms({"image": (loss * signals.weight).sum()}, image_figures(chosen, rejected, signals))
 
 
 @OBJECTIVES.register("rdpo")
@@ -108,9 +97,70 @@ class MDPO(RDPO):
         return terms._replace(sums=terms.sums | {"anchor": (loss * signals.weight).sum()})
 
 
+@OBJECTIVES.register("chip")
+@dataclass(frozen=True)
+class CHiP(Objective):
+    """-log sigmoid(beta [s(y+ | m) - s(y- | m) + s(y+ | m) - s(y+ | m~) - alpha (D(y-) - D(y+))]).
+
+    Cross-modal hierarchical DPO (Fu et al. 2025, arXiv 2501.16629) as its released code has it: response,
+    segment, token and visual preferences in one sigmoid. s is the log-ratio with tokens counted
+    segment_weight times where y+ and y- differ (`data/segments.py`); D sums KL(reference || policy) over a
+    response's tokens, that of y+ without a gradient, as in TDPO (Zeng et al. 2024, arXiv 2404.11999). The
+    released code weights the reference's sum under m~ by the response's length; here tokens are weighted
+    alike everywhere.
+    """
+
+    responses = 2
+    needs = frozenset({"reference", "kl", "changes"})
+    beta: float = 0.1
+    alpha: float = 0.1
+    segment_weight: float = 4.0
+    rejected_image: RejectedImage = "noise"  # type: ignore[misc]
+
+    def __post_init__(self):
+        check_setting("beta", self.beta, 0)
+        check_setting("alpha", self.alpha, 0)
+        check_setting("segment_weight", self.segment_weight, 0)
+
+    def weights(self, responses: Responses) -> dict[str, Scalar]:
+        return {"pairs": responses.weight.sum()}
+
+    def __call__(self, signals: Signals, state: Any = ()) -> Terms:
+        assert signals.reference is not None and signals.kl is not None
+        changed = signals.responses.changed
+        assert changed is not None
+        each = jnp.where(changed, jnp.float32(self.segment_weight), jnp.float32(1))
+        own, other = (
+            ((policy - reference) * each[:, : policy.shape[1]]).sum(-1)
+            for policy, reference in zip(signals.policy, signals.reference, strict=True)
+        )
+        kl = signals.kl.sum(-1)
+        divergence = kl[:, 1] - jax.lax.stop_gradient(kl[:, 0])
+        margin = own[:, 0] - own[:, 1] + own[:, 0] - other[:, 0] - self.alpha * divergence
+        loss = -jax.nn.log_sigmoid(self.beta * margin)
+        weight = signals.weight
+        found = figures(self.beta * own, signals.policy[0].sum(-1), weight)
+        found |= image_figures(self.beta * own[:, 0], self.beta * other[:, 0], signals)
+        found |= means({"kl/chosen": kl[:, 0], "kl/rejected": kl[:, 1]}, weight)
+        return Terms({"pairs": (loss * weight).sum()}, found)
+
+
 def chosen_ratios(signals: Signals) -> Float[Array, "2 B"]:
     """Log-ratios of the chosen responses under the image and under the rejected image, nats."""
     if signals.reference is None:
         raise ValueError("images are compared relative to a reference; none was given")
     pairs = zip(signals.policy, signals.reference, strict=True)
     return jnp.stack([(policy[:, 0] - reference[:, 0]).sum(-1) for policy, reference in pairs])
+
+
+def image_figures(chosen: Float[Array, " B"], rejected: Float[Array, " B"], signals: Signals) -> Metrics:
+    """What is logged of two images. chosen, rejected: rewards of the chosen response under them."""
+    each = {
+        "rewards/chosen": chosen,
+        "rewards/rejected_image": rejected,
+        "rewards/visual_margin": chosen - rejected,
+        "rewards/visual_accuracy": (chosen > rejected).astype(jnp.float32),
+        "logps/chosen": signals.policy[0][:, 0].sum(-1),
+        "logps/rejected_image": signals.policy[1][:, 0].sum(-1),
+    }
+    return means(each, signals.weight)

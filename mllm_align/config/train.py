@@ -136,6 +136,9 @@ class Config:
         good = not self.objective.borrowed or self.reference == "live"
         wanted = f"live: {kind} sees responses of other records, which differ from batch to batch"
         require(good, "reference", self.reference, wanted)
+        good = "kl" not in self.objective.needs or self.reference == "live"
+        wanted = f"live: {kind} compares with all of the reference's distributions"
+        require(good, "reference", self.reference, wanted)
         if online is None:
             good = not self.objective.made
             require(good, "objective", kind, "another, or `online` must make the third response")

@@ -16,6 +16,7 @@ import numpy as np
 from mllm_align.batch import Group, PromptGroup, Shape, pad, padded, stack, with_responses
 from mllm_align.data.encode import Draw, Encoded, Encoder
 from mllm_align.data.mixture import Draws
+from mllm_align.data.segments import changed_tokens
 from mllm_align.sizes import ladder
 
 
@@ -44,7 +45,7 @@ class Batches:
     record -> the tower's [t, I, F] for each prefix; without it images are read. borrowed: how many
     responses of the batch's next record follow a record's own (after the last comes the first). reference:
     log-probs of each view, of each record those of its responses. redraw: crops and noise differ from epoch
-    to epoch.
+    to epoch. changed: with the tokens in which the two responses of a pair differ.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class Batches:
         features: Callable[[int], Sequence[np.ndarray]] | None = None,
         borrowed: int = 0,
         redraw: bool = True,
+        changed: bool = False,
     ):
         self.records = records
         self.encoder = encoder
         self.size, self.micro, self.seed, self.shuffle = size, micro, seed, shuffle
         self.reference, self.features, self.borrowed = reference, features, borrowed
-        self.redraw = redraw
+        self.redraw, self.changed = redraw, changed
         self.local_rows = range(size // micro) if local_rows is None else local_rows
         self.per_epoch = -(-len(records) // size)
         self._parts = [tuple(range(i, min(i + size, len(records)))) for i in range(0, len(records), size)]
@@ -131,6 +133,10 @@ class Batches:
             part = pad(groups, shape, len(self.local_rows))
             if not here:
                 part = with_responses(part, weight=np.zeros_like(part.responses.weight))
+            if self.changed:
+                part = with_responses(
+                    part, changed=changed_tokens(part.responses.tokens, part.responses.mask)
+                )
             if self.reference is not None:
                 stored = [self._stored(view, here, part) for view in range(len(part.views))]
                 part = with_responses(part, reference=tuple(stored))

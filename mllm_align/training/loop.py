@@ -364,6 +364,7 @@ class _Run:
             features=features,
             borrowed=c.objective.borrowed,
             redraw=c.redraws_images,
+            changed="changes" in c.objective.needs,
         )
 
     def put(self, batch: HostBatch) -> PromptGroup:

@@ -139,4 +139,7 @@ def batch_structs(
     features = (
         (v.tokens, v.features, compute_dtype(config.dtype, mesh)) if config.features == "stored" else None
     )
-    return blank(make, shape, tile, views, axes, model.taps, stored, config.objective.fields, features)
+    changed = "changes" in config.objective.needs
+    return blank(
+        make, shape, tile, views, axes, model.taps, stored, changed, config.objective.fields, features
+    )

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from refusals import refusal
 
-from mllm_align import DPO, KTO, MDPO, RDPO, SFT, Averaged, Config, Part, Sum, Visual
+from mllm_align import DPO, KTO, MDPO, RDPO, SFT, Averaged, CHiP, Config, Part, Sum, Visual
 from mllm_align.align.checks import check_terms
 from mllm_align.align.contract import Objective, Signals
 from mllm_align.batch import Responses
@@ -127,6 +127,77 @@ def test_padding_micro_batches_and_groups_of_weight_zero_change_nothing(objectiv
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+# ---- CHiP --------------------------------------------------------------------------------------------
+
+CHANGED = MASK & (RNG.random(MASK.shape) < 0.5)
+KL = np.where(MASK, RNG.random(MASK.shape), 0)
+
+
+def chips(policy=POLICY, kl=KL):
+    """What CHiP sees."""
+    signals = given(policy)
+    responses = replace(signals.responses, changed=jnp.asarray(CHANGED))
+    return replace(signals, responses=responses, kl=jnp.asarray(kl, jnp.float32))
+
+
+def chip_by_hand(policy, kl, kl_chosen=KL):
+    """With segments counted twice. kl_chosen: where it is a constant."""
+    weights = np.where(CHANGED, 2, 1)
+    own, other = (
+        ((mine - his) * each).sum(-1)
+        for mine, his, each in zip(policy, REFERENCE, (weights, weights[:, :1]), strict=True)
+    )
+    divergence = kl[:, 1].sum(-1) - kl_chosen[:, 0].sum(-1)
+    margin = own[:, 0] - own[:, 1] + own[:, 0] - other[:, 0] - 0.5 * divergence
+    return (np.log1p(np.exp(-0.3 * margin)) * WEIGHT).sum() / 3
+
+
+CHIP = CHiP(beta=0.3, alpha=0.5, segment_weight=2.0)
+
+
+def test_chip_by_hand_and_its_gradient_by_finite_differences():
+    def loss(policy, kl):
+        return CHIP(chips(policy, kl)).sums["pairs"] / 3
+
+    wide = [jnp.asarray(x, jnp.float32) for x in POLICY], jnp.asarray(KL, jnp.float32)
+    value, found = jax.value_and_grad(loss, argnums=(0, 1))(*wide)
+    assert float(value) == pytest.approx(chip_by_hand(POLICY, KL), rel=1e-5)
+    assert CHANGED.any() and float(value) != pytest.approx(chip_by_hand(REFERENCE, KL), rel=1e-3)
+    arrays = [*POLICY, KL]
+    for number, (array, slopes) in enumerate(zip(arrays, [*found[0], found[1]], strict=True)):
+        for place in np.argwhere(np.ones(array.shape, bool)):
+            bumped = []
+            for step in (1e-6, -1e-6):
+                each = [x.copy() for x in arrays]
+                each[number][tuple(place)] += step
+                bumped.append(chip_by_hand(each[:2], each[2]))
+            slope = (bumped[0] - bumped[1]) / 2e-6
+            assert float(slopes[tuple(place)]) == pytest.approx(slope, rel=1e-4, abs=1e-6)
+    assert not np.asarray(found[1])[:, 0].any(), "the chosen response's divergence is a constant"
+
+
+def test_chip_begins_at_ln_2_and_logs_its_figures():
+    start = CHIP(chips(REFERENCE, 0 * KL))
+    assert float(start.sums["pairs"]) == pytest.approx(3 * log(2), rel=1e-6)
+    metrics = CHIP(chips()).metrics
+    assert float(metrics["kl/rejected"][0]) == pytest.approx((KL[:, 1].sum(-1) * WEIGHT).sum(), rel=1e-5)
+    assert {
+        "rewards/margin",
+        "rewards/visual_accuracy",
+        "kl/chosen",
+        "logps/rejected_image",
+    } <= metrics.keys()
+    check_terms(CHIP)
+
+
+def test_what_chip_refuses():
+    assert "objective.segment_weight is -1" in refusal(lambda: CHiP(segment_weight=-1))
+    assert "chip can't be part of a sum" in refusal(lambda: Sum((Part(CHiP()), Part(SFT()))))
+    stored = refusal(lambda: Config(objective=CHiP(), reference="stored"))
+    assert "live: CHiP compares with all of the reference's distributions" in stored
+
+
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_computes():
     objective = Sum(tuple(Part(each) for each in (MDPO(0.3), RDPO(0.2, "crop"), Visual(0.1))))
     twice = given(which=np.array([*range(4)] * 2))

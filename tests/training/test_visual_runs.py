@@ -13,6 +13,7 @@ from mllm_align import (
     MDPO,
     RDPO,
     SFT,
+    CHiP,
     InputError,
     OnlineBDHS,
     OnlinePairs,
@@ -136,6 +137,20 @@ def test_the_policy_may_make_the_responses(online, tmp_path):
     first, second = events(tmp_path / "run", "train")
     assert first["loss"] == pytest.approx(3 * log(2), rel=1e-5) and second["loss"] != first["loss"]
     assert second["rewards/visual_margin"] != 0
+
+
+@pytest.mark.slow
+def test_chip_begins_at_ln_2_where_nothing_diverges(tmp_path):
+    """In micro-batches as in one; the divergence grows with training."""
+    config = replace(MDPO_TINY, objective=CHiP(), steps=2)
+    for micro in (1, 2):
+        train(replace(config, micro_batches=micro), bundle(), PAIRS, tmp_path / str(micro))
+    one, two = (events(tmp_path / str(micro), "train") for micro in (1, 2))
+    assert one[0]["loss"] == pytest.approx(log(2), rel=1e-5)
+    assert one[0]["kl/chosen"] == pytest.approx(0, abs=1e-5) and one[1]["kl/chosen"] > 1e-4
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-4)
 
 
 @pytest.mark.slow
