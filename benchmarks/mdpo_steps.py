@@ -4,8 +4,8 @@
 
 Both train in turn, as `mllm-align train` does, a small random LLaVA 1.6 on the demo's pictures. A pair of
 mDPO has a second prompt, with a crop of its image, continued by the chosen response: of P prompt and R
-response tokens it runs 2 P + 3 R in place of P + 2 R, and twice the tiles. CPU seconds, of all threads, are less
-disturbed by others on the machine than seconds.
+response tokens it runs 2 P + 3 R in place of P + 2 R, and twice the tiles. CPU seconds, of all threads, are
+less disturbed by others on the machine than seconds.
 """
 
 import argparse
