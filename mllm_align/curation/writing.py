@@ -47,6 +47,8 @@ def rows_of(items: Iterable[Item], image: Callable[[ImageSource], Any]) -> Itera
             seen[record.id] += 1
         seen[id] += 1
         row = {"id": id, "images": [image(source) for source in record.images]}
+        if record.rejected_images:
+            row["rejected_images"] = [image(source) for source in record.rejected_images]
         row["prompt"] = [message.chat() for message in record.messages]
         row["chosen"] = record.responses[0]
         if item.rejected is not None:
@@ -74,7 +76,9 @@ def leads_outside(out: Path) -> bool:
     if out.suffix.lower() != ".jsonl":
         return False
     with open(out, encoding="utf-8") as file:
-        return any(Path(name).is_absolute() for line in file for name in json.loads(line)["images"])
+        rows = map(json.loads, file)
+        names = (name for row in rows for name in row["images"] + row.get("rejected_images", []))
+        return any(Path(name).is_absolute() for name in names)
 
 
 def _named(source: ImageSource, out: Path) -> str:
@@ -121,15 +125,18 @@ def _label(source: ImageSource) -> str | None:
 def _schema(items: Sequence[Item]) -> pa.Schema:
     """Of all rows: other fields are columns of one plain type, or of JSON text."""
     part = pa.struct([("type", pa.string()), ("text", pa.string())])
+    images = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
     columns: dict[str, pa.DataType] = {
         "id": pa.string(),
-        "images": pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        "images": images,
         "prompt": pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(part))])),
         "chosen": pa.string(),
         "rejected": pa.string(),
         "responses": pa.list_(pa.string()),
         "source": pa.string(),
     }
+    if any(item.record.rejected_images for item in items):
+        columns["rejected_images"] = images
     kinds: dict[str, set[type]] = {}
     for item in items:
         for name, value in _further(item.fields, columns).items():

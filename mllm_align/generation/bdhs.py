@@ -19,10 +19,11 @@ import numpy as np
 
 from mllm_align.batch import Pixels
 from mllm_align.config import BDHSMethod
+from mllm_align.data.distortion import noisy
 from mllm_align.data.encode import Encoded, Encoder, common_length
 from mllm_align.errors import refusal
 from mllm_align.generation.decode import Fork, Generator, Row
-from mllm_align.generation.distortion import gathered, noisy, visible_embeddings
+from mllm_align.generation.distortion import gathered, visible_embeddings
 from mllm_align.generation.respond import prompt_row
 from mllm_align.generation.sampling import random_key
 from mllm_align.generation.sentences import split, yes_no
