@@ -18,6 +18,7 @@ from mllm_align.data.roots import Roots
 from mllm_align.errors import InputError, one_line, quoted, refusal
 
 _ROLES = ("system", "user", "assistant")
+OTHERS = ("rejected_images", "neighbour_images")
 # An image placeholder in LLaVA's texts. Templates add their own newline, so one newline of the text is
 # dropped.
 _MARK = re.compile(r"<image>\r?\n|\r?\n<image>(?!\r?\n)|<image>")
@@ -68,7 +69,9 @@ class Record:
     `messages` end with a user turn; `responses` are chosen, rejected, then any further ones; of an unpaired
     record the one that is not there is an empty text;
     `images` are in the order of their placeholders in `messages`; `where` is for error messages.
-    `source`: the data set's name, where several are mixed.
+    `source`: the data set's name, where several are mixed. `rejected_images`: other images, one for each of
+    `images`, under which the chosen response is less likely; `neighbour_images`: candidates for them, the
+    nearest first, each as many images as there are `images`.
     """
 
     id: str
@@ -77,6 +80,8 @@ class Record:
     images: tuple[ImageSource, ...]
     where: str
     source: str = ""
+    rejected_images: tuple[ImageSource, ...] = ()
+    neighbour_images: tuple[ImageSource, ...] = ()
 
 
 def parse_record(
@@ -92,7 +97,8 @@ def parse_record(
     """Return the checked record of one row in TRL's vision preference format.
 
     `row`: `images` or `image`; `prompt` or `messages` (or neither, if `chosen` and `rejected` contain the
-    whole conversation); `chosen`, `rejected`, `responses`, `id`. Other keys are ignored. `where` and
+    whole conversation); `chosen`, `rejected`, `responses`, `rejected_images`, `neighbour_images`, `id`.
+    Other keys are ignored. `where` and
     `index` name the row in errors, such as `pairs.jsonl record` and 3. Image paths are relative to `root`
     and may leave it only with `allow_outside`; with `root` None they are relative to the current folder and
     unrestricted; a `Roots` gives both for many records. `responses`: the minimum number of responses; with
@@ -115,12 +121,15 @@ def parse_record(
         answers = [*answers, ("", "")] if label else [("", ""), *answers]
     roots = root if isinstance(root, Roots) else Roots(() if root is None else (root,), allow_outside)
     images = _with_inline(messages, _images(row, at, roots), at, roots)
+    rejected, neighbours = (_others(row, name, len(images), at, roots) for name in OTHERS)
     return Record(
         id=record_id(row.get("id"), index, f"{at}, id"),
         messages=_with_places(messages, len(images), at, prompt_at),
         responses=tuple(text for _, text in answers),
         images=images,
         where=at,
+        rejected_images=rejected,
+        neighbour_images=neighbours,
     )
 
 
@@ -415,6 +424,20 @@ def _images(row: Mapping, at: str, roots: Roots) -> tuple[ImageSource, ...]:
     if not isinstance(many, list | tuple):
         raise _wrong_type(f"{at}, images", many, "a list of images")
     return tuple(_image(value, f"{at}, {name}[{i}]", roots) for i, value in enumerate(many))
+
+
+def _others(row: Mapping, name: str, images: int, at: str, roots: Roots) -> tuple[ImageSource, ...]:
+    """Return the images of a field that stand in the place of a record's `images`."""
+    values = row.get(name)
+    if values is None:
+        return ()
+    if not isinstance(values, list | tuple):
+        raise _wrong_type(f"{at}, {name}", values, "a list of images")
+    whole = bool(images) and not len(values) % images
+    if values and (not whole or (name == "rejected_images" and len(values) != images)):
+        problem = f"has {len(values)} images, and the record has {images}"
+        raise refusal(f"{at}, {name}", problem, "give one for each of the record's images")
+    return tuple(_image(value, f"{at}, {name}[{i}]", roots) for i, value in enumerate(values))
 
 
 def _with_inline(
