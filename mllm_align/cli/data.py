@@ -164,7 +164,8 @@ class DataSelect:
 
     Every record that is kept has its score in a field: reward_score, the margin of chosen over rejected;
     difference_score, the share of the words that differ between them; diversity_score, how far its prompt
-    and chosen response are from those that were taken before it. Writes what `data mix` does, in the order
+    and chosen response are from those that were taken before it; domains_score, how unsure a probe is which
+    of a model's pseudo-domains it is of. Writes what `data mix` does, in the order
     of the data; OUT.log.jsonl says what was asked and what came of it.
     """
 
@@ -173,7 +174,7 @@ class DataSelect:
 
     files: tuple[Path, ...]
     """Data sets, each as train takes it; the word --files may be left out."""
-    by: Literal["reward", "diversity", "difference"]
+    by: Literal["reward", "diversity", "difference", "domains"]
     """What is scored."""
     out: Path
     """File to write, .jsonl or .parquet."""
@@ -189,23 +190,33 @@ class DataSelect:
     similarity: str = "lexical"
     """Of --by diversity: a sentence-transformers folder, the name of one on the Hub, or lexical: pairs of
     words, without a model."""
+    model: Path | None = None
+    """Of --by domains: whose states; a model folder, an adapter, a name in the Hub cache, or a run."""
+    domains: int = 8
+    """Of --by domains: pseudo-domains, by k-means."""
+    per: str | None = None
+    """Keep so many of each value of this expression, as prompt (--keep 1: the best picture of each)."""
+    score_name: str | None = None
+    """The score's field in the records; default: BY_score. A second score needs another one."""
     seed: int = 0
-    """Of --by diversity: which record is taken first."""
+    """Of --by diversity and domains: the first record; the first centres."""
     batch_size: int = 8
-    """Of --reward: records at once, over all devices."""
+    """Of --reward and --model: records at once, over all devices."""
     data: DataConfig = field(default_factory=DataConfig)
 
     def __call__(self) -> None:
-        if self.reward is not None:
+        if self.reward is not None or self.model is not None:
             begin()
         from mllm_align.curation.select import Measured, select, told
 
         reward = None if self.reward is None else str(self.reward)
         options = {"reward": reward, "score": self.score, "similarity": self.similarity}
-        measured = Measured(self.by, **options, seed=self.seed, batch_size=self.batch_size)
-        rest = {"keep": self.keep, "lowest": self.lowest}
+        options |= {"model": None if self.model is None else str(self.model), "score_name": self.score_name}
+        settings = {"domains": self.domains, "seed": self.seed}
+        measured = Measured(self.by, **options, **settings, batch_size=self.batch_size)
+        rest = {"keep": self.keep, "lowest": self.lowest, "per": self.per}
         found = select(self.files, self.out, measured, **rest, data=self.data)
-        asked = {"files": self.files, "by": self.by, **options, "seed": self.seed, **rest}
+        asked = {"files": self.files, "by": self.by, **options, **settings, **rest}
         log_beside(self.out, event="select", **asked, **found)
         print(told(measured, found))
         written(self.out)

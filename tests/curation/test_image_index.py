@@ -69,7 +69,7 @@ def test_what_is_refused(towers, tmp_path, monkeypatch):
     index(folder)(sources(), 8)
     stamp = json.loads((folder / "stamp.json").read_text())
     (folder / "stamp.json").write_text(json.dumps(stamp | {"model": "other"}))
-    assert_refusal(lambda: index(folder)(sources(), 8), "is an index by another model", "--index")
+    assert_refusal(lambda: index(folder)(sources(), 8), "belongs to another model", "--index")
     (folder / "stamp.json").write_text("{")
     assert_refusal(lambda: index(folder)(sources(), 8), "stamp.json", "is not JSON")
     monkeypatch.setattr(
