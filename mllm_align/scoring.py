@@ -36,6 +36,12 @@ def rewards_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: A
     return _forward(config, mesh, lora_scale, dtype, "scores", lambda trained: (trained[SCORE]["kernel"],))
 
 
+@lru_cache(maxsize=8)
+def states_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
+    """states(params, trained, group) -> [B, K, D] on every device, jitted."""
+    return _forward(config, mesh, lora_scale, dtype, "states")
+
+
 def _forward(
     config: ModelConfig,
     mesh: Mesh,
@@ -84,6 +90,24 @@ def response_logps(
         if done is not None:
             done(index, out[index])
     return out
+
+
+def response_states(
+    bundle: Bundle,
+    encoder: Encoder,
+    records: Sequence[Encoded],
+    config: DataConfig,
+    batch_size: int,
+    *,
+    done: Callable[[int, np.ndarray], None],
+) -> None:
+    """The model's mean final hidden state of each of a record's K responses. done: called with the place
+    and the states [K, D] float32 of each record, as soon as they are there."""
+    program = states_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
+    for index, row in _rows(
+        bundle, encoder, records, config, batch_size, program, bundle.trained, "states"
+    ):
+        done(index, row[: len(records[index].responses)].copy())
 
 
 def response_rewards(

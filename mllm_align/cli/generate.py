@@ -16,7 +16,7 @@ class Generate:
     """A model's responses: to one prompt, printed, or to a file of prompts.
 
     Greedy, unless --sampling.temperature is given; stderr says what was used.
-    With --data, OUT gets one JSON line per record, in order: index, responses (null for one left out as
+    With --data, OUT gets one JSON line per record, in order: index, id, responses (null for one left out as
     over-long).
     """
 

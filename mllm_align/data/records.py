@@ -19,6 +19,9 @@ from mllm_align.errors import InputError, one_line, quoted, refusal
 
 REJECTED = ("rejected_images", "rejected_image", "retrieved_image")
 """Names of a row's rejected images: a list, or one image. The last is that of Re-Align's published file."""
+NEIGHBOURS = "neighbour_images"
+OTHERS = (REJECTED[0], NEIGHBOURS)
+"""Fields of a row with images beside its own, as they are written."""
 _ROLES = ("system", "user", "assistant")
 # An image placeholder in LLaVA's texts. Templates add their own newline, so one newline of the text is
 # dropped.
@@ -72,7 +75,8 @@ class Record:
     `images` are in the order of their placeholders in `messages`; `where` is for error messages.
     `source`: the data set's name, where several are mixed. `preferences`: what the prompt asks of every
     answer (see data/preferences.py); `messages` are without them. `rejected_images`: what objectives on
-    images compare `images` with, if the row has them.
+    images compare `images` with, one for each; `neighbour_images`: candidates for them, the nearest first,
+    each as many images as there are `images`.
     """
 
     id: str
@@ -83,6 +87,7 @@ class Record:
     source: str = ""
     preferences: tuple[tuple[str, str], ...] = ()
     rejected_images: tuple[ImageSource, ...] = ()
+    neighbour_images: tuple[ImageSource, ...] = ()
 
 
 def parse_record(
@@ -98,13 +103,14 @@ def parse_record(
     """Return the checked record of one row in TRL's vision preference format.
 
     `row`: `images` or `image`; `prompt` or `messages` (or neither, if `chosen` and `rejected` contain the
-    whole conversation); `chosen`, `rejected`, `responses`, `id`; one of REJECTED. Other keys are ignored.
-    `where` and `index` name the row in errors, such as `pairs.jsonl record` and 3. Image paths are relative
-    to `root` and may leave it only with `allow_outside`; with `root` None they are relative to the current
-    folder and unrestricted; a `Roots` gives both for many records. `responses`: the minimum number of
-    responses; with 1, `completion` or a final assistant turn of `messages` may replace `chosen`.
-    `unpaired`: a `completion` with a `label`, true or false, may stand for a chosen or a rejected response
-    without the other one. Raises `InputError` for anything missing, of a wrong type or contradictory.
+    whole conversation); `chosen`, `rejected`, `responses`, `id`; one of REJECTED; `neighbour_images`. Other
+    keys are ignored. `where` and `index` name the row in errors, such as `pairs.jsonl record` and 3. Image
+    paths are relative to `root` and may leave it only with `allow_outside`; with `root` None they are
+    relative to the current folder and unrestricted; a `Roots` gives both for many records. `responses`: the
+    minimum number of responses; with 1, `completion` or a final assistant turn of `messages` may replace
+    `chosen`. `unpaired`: a `completion` with a `label`, true or false, may stand for a chosen or a rejected
+    response without the other one. Raises `InputError` for anything missing, of a wrong type or
+    contradictory.
     """
     at = f"{_short(where)} {index}"
     check_object(row, at)
@@ -129,7 +135,8 @@ def parse_record(
         responses=tuple(text for _, text in answers),
         images=images,
         where=at,
-        rejected_images=_images(rejected, at, roots, REJECTED),
+        rejected_images=_others(rejected, len(images), at, roots, REJECTED),
+        neighbour_images=_others(row, len(images), at, roots, (NEIGHBOURS,)),
     )
 
 
@@ -424,6 +431,20 @@ def _images(row: Mapping, at: str, roots: Roots, names: tuple[str, ...]) -> tupl
     if name == names[0]:
         raise _wrong_type(f"{at}, {name}", value, "a list of images")
     return (_image(value, f"{at}, {name}", roots),)
+
+
+def _others(
+    row: Mapping, images: int, at: str, roots: Roots, names: tuple[str, ...]
+) -> tuple[ImageSource, ...]:
+    """Images that stand in the place of a record's `images`: as many, or of neighbours a multiple."""
+    found = _images(row, at, roots, names)
+    fits = images and not len(found) % images and (names == (NEIGHBOURS,) or len(found) == images)
+    if found and not fits:
+        problem = f"has {len(found)} images, and the record has {images}"
+        raise refusal(
+            f"{at}, {_one_of(row, names, at)}", problem, "give one for each of the record's images"
+        )
+    return found
 
 
 def _with_inline(

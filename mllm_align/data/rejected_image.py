@@ -17,22 +17,18 @@ from mllm_align.errors import refusal
 
 
 def rejected_record(record: Record, kind: str) -> Record:
-    """The record as its second prefix shows it. Raises InputError for one without an image, or without as
-    many rejected images as it has of its own."""
-    wanted, found = len(record.images), len(record.rejected_images)
-    if not wanted:
+    """The record as its second prefix shows it. Raises InputError for one without an image, or without the
+    rejected images that `kind` wants."""
+    if not record.images:
         problem = "has no image, and the objective compares images"
         raise refusal(
             record.where, problem, "give one, or take an objective on responses alone, such as dpo"
         )
     if kind != "record":
         return replace(record, rejected_images=())
-    at = f"{record.where}, rejected_images"
-    if not found:
-        raise refusal(at, "is missing", "give one for each image, or take --objective.rejected-image crop")
-    if found != wanted:
-        problem = f"there are {found}, and the record's images are {wanted}"
-        raise refusal(at, problem, "give one for each image")
+    if not record.rejected_images:
+        remedy = "give one for each image, or take --objective.rejected-image crop"
+        raise refusal(f"{record.where}, rejected_images", "is missing", remedy)
     return replace(record, images=record.rejected_images, rejected_images=())
 
 

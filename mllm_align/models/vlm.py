@@ -185,6 +185,12 @@ class VisionLanguageModel(nn.Module):
         ends = jnp.take_along_axis(states, last, axis=2)[:, :, 0]
         return ends.astype(jnp.float32) @ kernel.astype(jnp.float32)
 
+    def states(self, features, prefix: Prefix, responses: Responses) -> Float[Array, "B K D"]:
+        """The mean of the final hidden states over each response's tokens, in float32."""
+        _, states = self.hidden(features, prefix, responses)
+        mask = responses.mask[..., None].astype(jnp.float32)
+        return (states.astype(jnp.float32) * mask).sum(2) / jnp.maximum(mask.sum(2), 1.0)
+
     def values(
         self, features, prefix: Prefix, responses: Responses, kernel: Float[Array, " D"]
     ) -> Float[Array, "B K R"]:

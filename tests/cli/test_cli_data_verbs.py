@@ -4,15 +4,7 @@ import json
 import sys
 
 import pytest
-from chat_server import chat_server, said
 from runs import MODEL, PAIRS, rows
-
-
-@pytest.fixture
-def chat(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with chat_server() as server:
-        yield server
 
 
 def test_the_verbs_of_data(run, refused):
@@ -52,34 +44,6 @@ def test_show(run, refused, tmp_path):
     assert sentence in (tmp_path / "page.html").read_text()
     assert "data show needs --files, --out" in refused("data", "show")
     assert "--files needs a value" in refused("data", "show", "--files", "--out", tmp_path / "other.html")
-
-
-def test_corrupt(run, refused, chat, tmp_path):
-    out = tmp_path / "corrupted.jsonl"
-    chosen = {row["chosen"]: row["chosen"] + " So it is." for row in rows()}
-
-    def reply(request, number):
-        text = request["messages"][0]["content"][0]["text"]
-        return said(chosen[text.rpartition("\nResponse: ")[2].partition("\nNew response:")[0]])
-
-    chat.reply = reply
-    command = ["data", "corrupt", PAIRS, "--writer.url", chat.url, "--out", out]
-    status, told, err = run(*command)
-    first, kinds, sent, last = told.splitlines()
-    assert status == 0 and (first, last) == (
-        f"corrupted.jsonl: {len(rows())} pairs of {len(rows())} records",
-        str(out),
-    )
-    assert kinds.startswith("changes asked for: ") and sent.endswith(
-        " requests sent, 0 answers were on disk"
-    )
-    assert err.endswith("read it with --data.allow-outside\n")
-    (log,) = map(json.loads, (tmp_path / "corrupted.jsonl.log.jsonl").read_text().splitlines())
-    assert log["pairs"] == len(rows()) and log["writer"]["url"] == chat.url
-    assert "writer.name is given, but no writer" in refused(
-        *command[:3], "--writer.name", "x", *command[5:]
-    )
-    assert "nobody is there to write" in refused(*command[:3], *command[5:])
 
 
 def test_build(run, refused, tmp_path, monkeypatch):

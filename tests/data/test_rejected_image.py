@@ -179,7 +179,7 @@ def test_what_is_refused():
         ("crop", text, "record 0: has no image, and the objective compares images"),
         ("record", text, "record 0: has no image"),
         ("record", ROWS[0], "record 0, rejected_images: is missing"),
-        ("record", two, "rejected_images: there are 2, and the record's images are 1"),
+        ("record", two, "rejected_images: has 2 images, and the record has 1"),
         ("record", both, "has both rejected_images and retrieved_image"),
         (
             "record",

@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Literal
 
 from mllm_align.config.parts import READERS
 from mllm_align.data.files import Row
-from mllm_align.data.records import REJECTED, record_id
+from mllm_align.data.records import NEIGHBOURS, REJECTED, record_id
 from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.registry import load_part
 
 Pairs = Literal["best-worst", "all"]
 RECORD = frozenset(("id", "image", "images", "prompt", "messages", "chosen", "rejected", "completion"))
-RECORD |= {"responses", "id_is_ours", *REJECTED}
+RECORD |= {"responses", "id_is_ours", *REJECTED, NEIGHBOURS}
 
 
 @dataclass

@@ -31,6 +31,7 @@ class QwenLayout:
     token: str = "<|image_pad|>"
     taps = 0
     axes = 3
+    overview = slice(None)
     tokens = 1
 
     @property
