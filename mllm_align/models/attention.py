@@ -51,11 +51,14 @@ def full_attention(
     k: Float[Array, "N S H E"],
     v: Float[Array, "N S H E"],
     segments: Int[Array, "N S"] | None = None,
+    longest: int | None = None,
 ) -> Float[Array, "N S H E"]:
-    """Every token sees every token, or those of its own segment (vision tower); see `ops.cudnn`."""
+    """Every token sees every token, or those of its own segment (vision tower); see `ops.attention` and
+    `ops.cudnn`. longest: tokens of the longest segment, where segments are short."""
     heads, attend = ("rows", None, "vision_heads", None), backend(q).full_attention
     if segments is None:
         return per_shard(attend, (heads, heads, heads))(q, k, v)
+    attend = partial(attend, longest=longest)
     return per_shard(attend, (heads, heads, heads, ROW))(q, k, v, segments)
 
 
