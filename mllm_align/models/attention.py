@@ -2,9 +2,9 @@
 
 TPU, heads of 64 to 128              splash (Pallas); those between both filled with zeros
 NVIDIA, 16 bits, heads of 8 to 128   cuDNN flash attention; not where a prefix has keys that nobody
-                                     sees between others, which it can't say, nor under XLA's flags for
-                                     deterministic operations, with which it fails at the first step
-                                     (JAX 0.11.2, cuDNN 9.19)
+                                     sees between others or a row has several segments, which it can't
+                                     say, nor under XLA's flags for deterministic operations, with which
+                                     it fails at the first step (JAX 0.11.2, cuDNN 9.19)
 elsewhere                            XLA, the definition
 """
 

@@ -75,6 +75,7 @@ def save_qwen_vl(
     processor = processor_class(images, tokenizer, chat_template=template)
     model = model_class(config)
     draw_weights(model)
+    model.generation_config.bos_token_id = None  # a default is beyond the small vocabulary
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
