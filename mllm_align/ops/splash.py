@@ -56,15 +56,18 @@ def full_attention(
     k: Float[Array, "N S H E"],
     v: Float[Array, "N S H E"],
     segments: Int[Array, "N S"] | None = None,
+    longest: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "N S H E"]:
     """Bidirectional attention: every token attends to every token, or to those of its own segment, 0 or
-    more (vision tower)."""
-    padded = _blocks(q.shape[1])[1]
-    mask = masks.FullMask((padded, padded))
+    more (vision tower). longest: as in `ops.attention`; blocks of keys further away are skipped."""
+    padded = _blocks(q.shape[1], longest)[1]
+    mask: masks.Mask = masks.FullMask((padded, padded))
     if segments is None:
         return _attend(q, k, v, jnp.ones(q.shape[:2], bool), mask, interpret)
-    return _attend(q, k, v, segments + 1, mask, interpret, segments + 1)
+    if longest is not None:
+        mask = masks.LocalMask((padded, padded), (longest - 1, longest - 1), 0)
+    return _attend(q, k, v, segments + 1, mask, interpret, segments + 1, longest)
 
 
 @dataclass(frozen=True)
@@ -140,13 +143,19 @@ def _has_visible_key(visible: Bool[Array, "B S"], prefix: int, responses: int) -
     return jnp.concatenate([early, own.reshape(len(visible), -1)], axis=1)
 
 
-def _blocks(length: int) -> tuple[int, int]:
-    """(block size, padded length) with the cheapest lower triangle of blocks.
+def _blocks(length: int, reach: int | None = None) -> tuple[int, int]:
+    """(block size, padded length) with the cheapest lower triangle of blocks; with the cheapest band of
+    blocks, where queries see no further than `reach`.
 
     The cost of a block is its area plus STEP.
     """
     counts = {size: -(-length // size) for size in range(LANES, MAX_BLOCK + 1, LANES)}
-    size = min(counts, key=lambda size: counts[size] * (counts[size] + 1) * (size**2 + STEP))
+
+    def cost(size: int) -> int:
+        beside = counts[size] + 1 if reach is None else 2 * min(1 + 2 * -(-reach // size), counts[size])
+        return counts[size] * beside * (size**2 + STEP)
+
+    size = min(counts, key=cost)
     return size, counts[size] * size
 
 
@@ -164,11 +173,11 @@ def scores(prefix: int, responses: int, length: int) -> int:
     return size**2 * sum(bool(mask[queries, keys].any()) for queries in cut for keys in cut)
 
 
-def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool, of_queries=None):
+def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool, of_queries=None, reach: int | None = None):
     """visible: of keys. of_queries: a query attends to keys whose `visible` is the same number; default, to
-    all whose it is 1."""
+    all whose it is 1. reach: as in `_blocks`."""
     rows, keys = q.shape[1], k.shape[1]
-    (of_q, total_q), (of_k, total_k) = _blocks(rows), _blocks(keys)
+    (of_q, total_q), (of_k, total_k) = _blocks(rows, reach), _blocks(keys, reach)
     sizes = kernels.BlockSizes(
         block_q=of_q,
         block_kv=of_k,

@@ -21,7 +21,8 @@ from mllm_align.training.step import TrainState, make_step
 LOSSES = ("sigmoid", "ipo", "hinge", "robust", "sft")
 
 
-SLOW = {"idefics3": pytest.mark.slow}  # its tower is onevision's, its decoder llava15's
+# the tower of idefics3 is onevision's, its decoder llava15's; qwen2_5_vl shares much with qwen3_vl
+SLOW = dict.fromkeys(("idefics3", "qwen2_5_vl"), pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in ALL])
