@@ -125,8 +125,8 @@ step is slower.
 
 Rows are of a model's longest prompt: 3,072 + 256 tokens and five tiles for LLaVA-1.6, 1,280 + 256 (256M) or
 1,536 + 256 (2.2B) tokens and 17 tiles for SmolVLM, 8,960 + 256 tokens and 37 tiles for LLaVA-OneVision.
-For Qwen2.5-VL and Qwen3-VL they are of an image of 1,280 embeddings, 1,408 + 256 tokens. Parameters, optimizer
-and batch are cut over all chips (`mesh.data 1, mesh.fsdp -1`).
+For Qwen2.5-VL and Qwen3-VL they are of an image of 1,280 embeddings, 1,408 + 256 tokens. Parameters,
+optimizer and batch are cut over all chips (`mesh.data 1, mesh.fsdp -1`).
 
 ## DPO: the smallest slice that fits, and one four times larger
 
