@@ -55,7 +55,7 @@ def programs(bundle):
         "evaluate": lambda: made.evaluate.lower(made.state.trained, made.base, batch, made.state.objective),
         "score": lambda: lower("reference", config, model, mesh, PLANNED),
         "rollout": lambda: sampled.lower(*base, batch, sample_keys, stops),
-        "tower": lambda: rollout.features_program(*settings).lower(*base, batch.prefix.pixels, number),
+        "tower": lambda: rollout.features_program(*settings).lower(*base, batch.prefix, number),
         "distorted": lambda: rollout.distorted_program(*settings, 10).lower(*base, batch, keys),
         "features": lambda: lower("features", generation, model, mesh, PLANNED),
         "prefill": lambda: lower("prefill", generation, model, mesh, PLANNED),

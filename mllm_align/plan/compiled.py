@@ -149,12 +149,16 @@ def _visited(planned: Sizes, program: str, queries: int, keys: int) -> float:
     from mllm_align.sizes import bucket
 
     shape = planned.shape
-    if program == "prefill":
-        prefix, responses, length = bucket(shape.prefix, 32), 0, 0
-    else:
-        prefix, responses, length = shape.prefix, planned.responses, shape.response
-    if _blocks(prefix + responses * length)[1] != keys:
+    rows, length = [(bucket(shape.prefix, 32), 0)], 0
+    if program != "prefill":
+        rows = [
+            (prefix, len(view)) for (prefix, _), view in zip(shape.prefixes, planned.views, strict=True)
+        ]
+        length = shape.response
+    found = [each for each in rows if _blocks(each[0] + each[1] * length)[1] == keys]
+    if not found:
         return 1.0  # the vision tower's
+    prefix, responses = found[0]
     num_prefix_queries = prefix if queries == keys else 1
     mask = PromptGroupMask(prefix, responses, length, num_prefix_queries, queries, keys)
     of_q, of_k = _blocks(queries)[0], _blocks(keys)[0]

@@ -14,8 +14,9 @@ from runs import compiling
 
 from mllm_align.batch import HostPrefix
 from mllm_align.config import SamplingConfig
+from mllm_align.data.distortion import noisy
 from mllm_align.generation.decode import Generator
-from mllm_align.generation.distortion import gathered, noisy, visible_embeddings
+from mllm_align.generation.distortion import gathered, visible_embeddings
 
 assert compiling  # a fixture
 SAMPLED = SamplingConfig(temperature=0.8)

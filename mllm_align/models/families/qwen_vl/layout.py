@@ -32,6 +32,7 @@ class QwenLayout:
     window: int = 0
     taps = 0
     axes = 3
+    overview = slice(None)
     tokens = 1
 
     @property
