@@ -2,7 +2,8 @@
 
 The kernels evaluate the mask as a function, block by block, and skip empty blocks: those above the diagonal
 and those between two responses. Which keys are visible is data, and is passed as segment ids. Neither the
-host nor the device ever allocates an [S, S] array.
+host nor the device ever allocates an [S, S] array. Where images see themselves, or queries a window, the
+last and the first key of a query are data, too: they go in with the queries' numbers.
 
 The functions work on local arrays: call them inside `shard_map` over rows and heads, with
 `check_vma=False`. For 16-bit inputs the kernels compile only at JAX's default matmul precision.
@@ -22,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 LANES = 128  # the kernels' block sizes must be multiples of this
 MAX_BLOCK = 768  # side of the largest block of scores; in bfloat16 it takes 8 of a kernel's 16 MiB of VMEM
+WIDE_BLOCK = 384  # the same for heads of more than LANES
 STEP = 256**2  # cost of starting a block, in scores: an assumption, not measured
 
 
@@ -33,20 +35,34 @@ def prompt_group_attention(
     prefix: int,
     responses: int,
     interpret: bool = False,
+    *,
+    ahead: int = 1,
+    window: int | None = None,
+    orders: tuple[Int[Array, "B Q"], Int[Array, "B S"]] | None = None,
+    places: tuple[Int[Array, "B Q"], Int[Array, "B S"]] | None = None,
 ) -> Float[Array, "B Q H E"]:
-    """Causal attention over rows laid out as [prefix | response 1 | ... | response K].
+    """Attention over rows laid out as [prefix | response 1 | ... | response K].
 
     Like `mllm_align.ops.attention.prompt_group_attention`, except that causality follows the index in the
     row, and that a query without a visible key gives zeros and no gradient. The queries are those of all S
     rows, or of the prefix's last rows followed by the responses. Keys and values are not repeated for the
     H / G heads that share them. `interpret` runs the kernels on any platform, slowly.
+
+    orders: with `ahead` or a window, those of queries and keys. A query of the prefix then attends to keys
+    up to the last of its order; of queries that are not all of the prefix's, the first may be any of them.
     """
     rows, keys = q.shape[1], k.shape[1]
     length = (keys - prefix) // responses if responses else 0
     prefix_queries = rows - responses * length
-    mask = PromptGroupMask(prefix, responses, length, prefix_queries, _blocks(rows)[1], _blocks(keys)[1])
-    has_key = _has_visible_key(visible, prefix, responses)[:, prefix - prefix_queries :]
-    out = _attend(q, k, v, visible, mask, interpret)
+    padded = (_blocks(each, q.shape[-1])[1] for each in (rows, keys))
+    mask = PromptGroupMask(prefix, responses, length, prefix_queries, *padded, ahead, window)
+    if orders is None:
+        has_key = _has_visible_key(visible, prefix, responses)[:, prefix - prefix_queries :]
+        out = _attend(q, k, v, visible, mask, interpret)
+    else:
+        last, first = _reach(mask, orders, places)
+        has_key = _reaches_visible_key(mask, visible, last, first)
+        out = _attend(q, k, v, visible, mask, interpret, sequence=mask.numbers(last, first))
     # A query without a visible key would pass its gradient unweighted to all keys of its blocks.
     return jnp.where(has_key[:, :, None, None], out, 0)
 
@@ -60,7 +76,7 @@ def full_attention(
 ) -> Float[Array, "N S H E"]:
     """Bidirectional attention: every token attends to every token, or to those of its own segment, 0 or
     more (vision tower)."""
-    padded = _blocks(q.shape[1])[1]
+    padded = _blocks(q.shape[1], q.shape[-1])[1]
     mask = masks.FullMask((padded, padded))
     if segments is None:
         return _attend(q, k, v, jnp.ones(q.shape[:2], bool), mask, interpret)
@@ -85,11 +101,33 @@ class _Rule:
 
 
 @dataclass(frozen=True)
+class _WindowRule:
+    """As `_Rule`, with a window. A query is given by `last key + (first key << 15)`, the first of the
+    prefix that it sees."""
+
+    prefix: int
+    responses: int
+    length: int
+    window: int
+
+    def __call__(self, query, key):
+        last, first = query & 0x7FFF, query >> 15
+        own = key > last - self.window  # of a response
+        for response in range(1, self.responses):
+            start = self.prefix + response * self.length
+            own = own & ((key >= start) | (last < start))
+        return (key <= last) & (key >= first) & ((key < self.prefix) | own)
+
+
+@dataclass(frozen=True)
 class PromptGroupMask(masks.Mask):
     """The attention mask of a row, `queries` x `keys` after padding.
 
     The kernels themselves compute a mask that has `q_sequence` and `mask_function`. Padded queries get the
     index of the last one, so that no row of the mask is empty: an empty row would divide by zero.
+
+    Where queries see `ahead` or a window, this is all that some row may need: blocks outside of it are
+    skipped, and the queries' numbers are replaced by each row's own.
     """
 
     prefix: int
@@ -98,6 +136,8 @@ class PromptGroupMask(masks.Mask):
     prefix_queries: int
     queries: int
     keys: int
+    ahead: int = 1
+    window: int | None = None
 
     def __post_init__(self):
         if self.keys > 2**15:
@@ -108,18 +148,35 @@ class PromptGroupMask(masks.Mask):
         return self.queries, self.keys
 
     @property
-    def mask_function(self) -> _Rule:
+    def mask_function(self) -> _Rule | _WindowRule:
+        if self.window is not None:
+            return _WindowRule(self.prefix, self.responses, self.length, self.window)
         return _Rule(self.prefix, self.responses > 1)
 
     @property
-    def q_sequence(self) -> Int[np.ndarray, " Q"]:
+    def index(self) -> Int[np.ndarray, " q"]:
+        """Of the queries in the row, before padding."""
         end = self.prefix + self.responses * self.length
-        index = np.arange(self.prefix - self.prefix_queries, end, dtype=np.int32)
-        index = np.pad(index, (0, self.queries - len(index)), mode="edge")
+        return np.arange(self.prefix - self.prefix_queries, end, dtype=np.int32)
+
+    def numbers(self, last: Any, first: Any = 0) -> Any:
+        """What the rule gets for queries whose keys end at `last` and, of the prefix, begin at `first`."""
+        if self.window is not None:
+            return last + (first << 15)
         if self.responses < 2:
-            return index
+            return last
+        index = self.index
         start = np.where(index < self.prefix, 0, index - (index - self.prefix) % self.length)
-        return index + (start << 16).astype(np.int32)
+        return last + (start << 16).astype(np.int32).reshape((1,) * (last.ndim - 1) + (-1,))
+
+    @property
+    def q_sequence(self) -> Int[np.ndarray, " Q"]:
+        index, first = self.index, 0
+        last = np.where(index < self.prefix, np.minimum(index + self.ahead, self.prefix) - 1, index)
+        if self.window is not None and self.prefix_queries == self.prefix:
+            first = np.where(index < self.prefix, np.maximum(index - self.window + 1, 0), 0)
+        numbers = self.numbers(last, first).astype(np.int32)
+        return np.pad(numbers, (0, self.queries - len(index)), mode="edge")
 
     def __getitem__(self, index) -> Bool[np.ndarray, "q k"]:
         queries, keys = self.q_sequence[index[0]], np.arange(self.keys)[index[1]]
@@ -140,12 +197,48 @@ def _has_visible_key(visible: Bool[Array, "B S"], prefix: int, responses: int) -
     return jnp.concatenate([early, own.reshape(len(visible), -1)], axis=1)
 
 
-def _blocks(length: int) -> tuple[int, int]:
-    """(block size, padded length) with the cheapest lower triangle of blocks.
+def _reach(mask: PromptGroupMask, orders: Any, places: Any) -> tuple[Any, Any]:
+    """(last key, first key of the prefix) [B, Q] that each query attends to, visible or not. Padding counts
+    as what is before it."""
+    of_queries, order = orders
+    prefix, asking = mask.prefix, mask.prefix_queries
+    order = jax.lax.cummax(order[:, None, :prefix], axis=2)
+    last = (order <= of_queries[:, :asking, None]).sum(-1, dtype=jnp.int32) - 1
+    own = jnp.broadcast_to(jnp.asarray(mask.index[asking:]), (len(order), mask.index.size - asking))
+    last = jnp.concatenate([jnp.maximum(last, 0), own], axis=1)
+    if mask.window is None:
+        return last, jnp.zeros_like(last)
+    of_queries, place = places
+    place = jax.lax.cummax(place[:, None, :prefix], axis=2)
+    return last, (place <= of_queries[:, :, None] - mask.window).sum(-1, dtype=jnp.int32)
+
+
+def _reaches_visible_key(mask: PromptGroupMask, visible, last, first) -> Bool[Array, "B Q"]:
+    """Whether each query attends to at least one visible key; last, first: of `_reach`."""
+
+    def upto(x):  # how many are visible before each index
+        return jnp.pad(jnp.cumsum(x, axis=-1, dtype=jnp.int32), (*[(0, 0)] * (x.ndim - 1), (1, 0)))
+
+    early = upto(visible[:, : mask.prefix])
+    stop = jnp.minimum(last + 1, mask.prefix)
+    found = jnp.take_along_axis(early, stop, 1) > jnp.take_along_axis(early, jnp.minimum(first, stop), 1)
+    if not mask.responses:
+        return found
+    own = upto(visible[:, mask.prefix :].reshape(len(visible), mask.responses, -1))
+    at = np.arange(mask.length)
+    begin = np.maximum(at + 1 - (mask.window or mask.length), 0)
+    own = (own[:, :, at + 1] > own[:, :, begin]).reshape(len(visible), -1)
+    asking = mask.prefix_queries
+    return jnp.concatenate([found[:, :asking], found[:, asking:] | own], axis=1)
+
+
+def _blocks(length: int, width: int = LANES) -> tuple[int, int]:
+    """(block size, padded length) with the cheapest lower triangle of blocks. width: E.
 
     The cost of a block is its area plus STEP.
     """
-    counts = {size: -(-length // size) for size in range(LANES, MAX_BLOCK + 1, LANES)}
+    most = MAX_BLOCK if width <= LANES else min(MAX_BLOCK, WIDE_BLOCK)
+    counts = {size: -(-length // size) for size in range(LANES, most + 1, LANES)}
     size = min(counts, key=lambda size: counts[size] * (counts[size] + 1) * (size**2 + STEP))
     return size, counts[size] * size
 
@@ -164,11 +257,11 @@ def scores(prefix: int, responses: int, length: int) -> int:
     return size**2 * sum(bool(mask[queries, keys].any()) for queries in cut for keys in cut)
 
 
-def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool, of_queries=None):
+def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool, of_queries=None, sequence=None):
     """visible: of keys. of_queries: a query attends to keys whose `visible` is the same number; default, to
-    all whose it is 1."""
+    all whose it is 1. sequence [B, Q]: numbers for the mask's rule, in place of the mask's own."""
     rows, keys = q.shape[1], k.shape[1]
-    (of_q, total_q), (of_k, total_k) = _blocks(rows), _blocks(keys)
+    (of_q, total_q), (of_k, total_k) = (_blocks(each, q.shape[-1]) for each in (rows, keys))
     sizes = kernels.BlockSizes(
         block_q=of_q,
         block_kv=of_k,
@@ -198,5 +291,16 @@ def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool, of_queries=None
         asking = jnp.pad(of_queries, ((0, 0), (0, total_q - rows)))
     segments = kernels.SegmentIds(asking, seen)
     q = laid_out(q * size**-0.5, total_q)
-    out = jax.vmap(kernel)(q, laid_out(k, total_k), laid_out(v, total_k), segments)
+    arrays = q, laid_out(k, total_k), laid_out(v, total_k), segments
+    if sequence is None:
+        out = jax.vmap(kernel)(*arrays)
+    else:
+        sequence = jnp.pad(sequence, ((0, 0), (0, total_q - rows)), mode="edge")
+        infos = kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info
+
+        def of_row(numbers, *arrays):
+            own = (info._replace(q_sequence=numbers) for info in infos)
+            return kernels.SplashAttentionKernel(*own, **kernel.kwargs)(*arrays)
+
+        out = jax.vmap(of_row)(sequence, *arrays)
     return out[:, :, :rows, :size].swapaxes(1, 2)

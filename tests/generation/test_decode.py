@@ -72,6 +72,7 @@ def same(ours, theirs):
         ("onevision", "policy"),
         ("qwen3_vl", "policy"),
         pytest.param("idefics3", "policy", marks=pytest.mark.slow),
+        ("gemma3", "policy"),
     ],
 )
 def test_greedy_tokens_are_those_of_transformers(name, tag):
@@ -109,7 +110,10 @@ def token_logps(logits, tokens):
     "name",
     [
         "llavanext",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("onevision", "idefics3", "qwen3_vl")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("onevision", "idefics3", "qwen3_vl", "gemma3")
+        ),
     ],
 )
 def test_given_tokens_have_the_log_probs_of_the_forward_pass(name):

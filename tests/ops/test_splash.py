@@ -72,6 +72,52 @@ def test_bfloat16_is_near():
         assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(b)
 
 
+def reaching(asking, window):
+    """Orders, places, visible keys, and which queries see one, of rows with two blocks in the prefix."""
+    rng, total = np.random.default_rng(1), PREFIX + 2 * LENGTH
+    order, place, visible = (np.zeros((BATCH, total), np.int32) for _ in range(3))
+    for b, real in enumerate((PREFIX, PREFIX - 27, PREFIX - 1)):
+        at = np.sort(rng.choice(PREFIX + 40, real, replace=False))  # of more tokens, some taken out
+        block = np.where((at >= 20) & (at < 61), 20, np.where((at >= 70) & (at < 110), 70, at))
+        after = at[-1] + 1 + np.arange(LENGTH)
+        order[b], place[b] = (
+            np.concatenate([x, np.zeros(PREFIX - real), after, after]) for x in (block, at)
+        )
+        visible[b, :real], visible[b, PREFIX:] = rng.random(real) < 0.8, rng.random(2 * LENGTH) < 0.9
+    visible[2, PREFIX:] = False
+    rows = np.arange(total) if asking == PREFIX else np.r_[100, PREFIX:total]
+    whose = np.where(np.arange(total) < PREFIX, 0, 1 + (np.arange(total) - PREFIX) // LENGTH)
+    mask = (order[:, None] <= order[:, rows, None]) & (visible[:, None] > 0)
+    mask &= (whose[None] == whose[rows, None]) | (whose[None] == 0)
+    if window:
+        mask &= place[:, None] > place[:, rows, None] - window
+    return order, place, visible > 0, rows, mask.any(-1)[:, :, None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asking, window", [(PREFIX, None), (PREFIX, 60), (1, 60)])
+def test_blocks_and_windows(asking, window, monkeypatch):
+    monkeypatch.setattr(splash, "MAX_BLOCK", 128)
+    (q, k, v, cotangent), _, _ = inputs(2, 2, 1)
+    order, place, visible, rows, sees = reaching(asking, window)
+    data = jnp.asarray(order[:, rows]), jnp.asarray(order)
+    ranges: dict = {"ahead": 41, "window": window}
+    ranges["places"] = None if window is None else (jnp.asarray(place[:, rows]), jnp.asarray(place))
+
+    def ours(q, k, v):
+        arrays = q, k, v, visible, PREFIX, 2, True
+        return splash.prompt_group_attention(*arrays, **ranges, orders=data)
+
+    def definition(q, k, v):
+        return attention.prompt_group_attention(q, k, v, *data, visible, PREFIX, 2, **ranges)
+
+    q, cotangent = q[:, rows], cotangent[:, rows] * sees
+    expected, found = pulled(definition, q, k, v, cotangent), pulled(ours, q, k, v, cotangent)
+    assert asking == 1 or not sees.all()
+    for a, b in zip(found, [expected[0] * sees, *expected[1:]], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 def test_some_rows_of_the_prefix_get_what_all_rows_get():
     (q, k, v, _), visible, _ = inputs(2, 2, 1)
     q, k, v = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
@@ -105,6 +151,18 @@ def test_the_rule(responses, asking):
     total = PREFIX + responses * LENGTH
     np.testing.assert_array_equal(mask[:rows, :total], allowed(responses)[PREFIX - asking :])
     assert mask[:, :].any(1).all()  # padded queries see something
+
+
+@pytest.mark.parametrize("responses", [0, 1, 3])
+def test_the_rule_with_a_window_leaves_out_what_no_row_needs(responses):
+    """Of the prefix, queries of responses may need all: it may be shorter than its padding."""
+    total = PREFIX + responses * LENGTH
+    mask = splash.PromptGroupMask(PREFIX, responses, LENGTH, PREFIX, total, total, 9, 40)
+    place, late = np.arange(total), np.arange(total) >= PREFIX
+    near = place[None] > place[:, None] - 40
+    ahead = ~late[:, None] & ~late[None] & (place[None] < place[:, None] + 9)
+    wanted = (allowed(responses) | ahead) & (near | (late[:, None] & ~late[None]))
+    np.testing.assert_array_equal(mask[:, :], wanted)
 
 
 def test_blocks_above_the_diagonal_and_between_siblings_are_skipped():
