@@ -71,8 +71,7 @@ def same(ours, theirs):
         ("llavanext", "policy"),
         ("onevision", "policy"),
         ("qwen3_vl", "policy"),
-        pytest.param("idefics3", "policy", marks=pytest.mark.slow),
-        ("gemma3", "policy"),
+        *(pytest.param(name, "policy", marks=pytest.mark.slow) for name in ("idefics3", "gemma3")),
     ],
 )
 def test_greedy_tokens_are_those_of_transformers(name, tag):

@@ -162,7 +162,7 @@ def test_gathered_rows_compute_what_masked_rows_do(name, rate):
     short = [gathered(each) for each in masked]
     for one, other in zip(short, masked, strict=True):
         hides = (~other.prefix.visible).sum()
-        assert hides > 5 and len(one.prefix.tokens) == len(other.prefix.tokens) - hides
+        assert hides > 3 and len(one.prefix.tokens) == len(other.prefix.tokens) - hides
     tokens = model.decoder(masked, model.stop_mask)
     assert [[x.tolist() for x in each] for each in model.decoder(short, model.stop_mask)] == [
         [x.tolist() for x in each] for each in tokens

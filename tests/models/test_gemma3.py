@@ -8,6 +8,7 @@ import copy
 import math
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from refusals import refusal
 from roundtrip import round_trip
 
 import mllm_align
+from mllm_align.batch import pad
 from mllm_align.models.config import LinearRope
+from mllm_align.models.decoder import DecoderBlock
 from mllm_align.models.families.registry import parse_config, presets
 from mllm_align.models.layers import RMSNorm, frequencies
 from mllm_align.models.vlm import VisionLanguageModel
@@ -221,3 +224,26 @@ def test_embeddings_of_text_are_scaled_in_their_dtype():
     params = {"decoder": {"embedding": table}}
     found = model.apply({"params": params}, jnp.array([3]), method=lambda m, ids: m.decoder.embed(ids))
     assert found.dtype == jnp.bfloat16 and (np.asarray(found, np.float32) == 55.5).all()
+
+
+@pytest.mark.slow
+def test_a_window_that_holds_the_whole_row_is_no_condition(monkeypatch):
+    """The branches are not even traced, and the numbers are those of a window that cuts nothing off."""
+    golden = goldens("gemma3")
+    (group, *_) = golden.groups()
+    group = replace(group, responses=group.responses[:1], views=())
+    batch = pad([group], group.shape, 1)
+    longest, decoder = group.shape.prefix + group.shape.response, golden.config.decoder
+
+    def traced(window):
+        local = replace(decoder.local, window=window)
+        model = VisionLanguageModel(replace(golden.config, decoder=replace(decoder, local=local)))
+        made = jax.jit(lambda params: model.apply({"params": params}, batch)[0]).trace(golden.base)
+        return " cond[" in str(made.jaxpr), made.lower().compile
+
+    assert traced(longest - 1)[0]
+    condition, whole = traced(longest)
+    monkeypatch.setattr(DecoderBlock, "_within", lambda *_: False)
+    again, same = traced(longest)
+    assert (condition, again) == (False, True)
+    np.testing.assert_allclose(whole()(golden.base), same()(golden.base), atol=1e-5)

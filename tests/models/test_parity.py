@@ -21,7 +21,8 @@ from mllm_align.training.step import TrainState, make_step
 LOSSES = ("sigmoid", "ipo", "hinge", "robust", "sft")
 
 
-SLOW = {"idefics3": pytest.mark.slow}  # its tower is onevision's, its decoder llava15's
+# idefics3's tower is onevision's, its decoder llava15's; gemma3's two kinds of layers take long to compile
+SLOW = dict.fromkeys(("idefics3", "gemma3"), pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in ALL])

@@ -239,8 +239,13 @@ def test_forks_with_a_window_see_their_last_tokens(window, heads, groups, step):
 BLOCKS = ((2, 6), (8, 11))  # of the prefix, before keys are taken out
 
 
-@pytest.mark.parametrize("window", [None, 3, 6])
-@pytest.mark.parametrize("asking", ["all rows", "one row"])
+@pytest.mark.parametrize(
+    "asking, window",
+    [
+        ("all rows", 3),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("all rows", None), ("one row", 6))),
+    ],
+)
 def test_blocks_and_windows(asking, window):
     """Against the masks written out: a key counts if it is before the query or in its block, and near.
     Places have gaps, as where masked embeddings were taken out."""
