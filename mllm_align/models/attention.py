@@ -81,21 +81,21 @@ def prompt_group_attention(
     other, 0 for none. Without blocks order rises along the prefix and along each response, so the kernels
     take causality from the index.
     """
-    local = bool(block or window)
-    module = backend(q, holes or local)
+    by_order = bool(block or window)  # and not by index
+    module = backend(q, holes or by_order)
     k, v = shared_heads(q, k), shared_heads(q, v)
     sizes, ranges = (prefix, responses), {"ahead": max(block, 1), "window": window}
 
-    def by_data(q, k, v, query_order, order, visible, *places):
+    def ordered(q, k, v, query_order, order, visible, *places):
         if module is xla:
             arrays = q, k, v, query_order, order, visible
             return xla.prompt_group_attention(*arrays, *sizes, **ranges, places=places or None)
         data = {"orders": (query_order, order), "places": places or None}
         return module.prompt_group_attention(q, k, v, visible, *sizes, **ranges, **data)
 
-    if module is xla or local:
+    if module is xla or by_order:
         arrays = (q, k, v, query_order, order, visible, *(places if window and places else ()))
-        return per_shard(by_data, (HEADS,) * 3 + (ROW,) * (len(arrays) - 3))(*arrays)
+        return per_shard(ordered, (HEADS,) * 3 + (ROW,) * (len(arrays) - 3))(*arrays)
     attend = partial(module.prompt_group_attention, prefix=prefix, responses=responses)
     return per_shard(attend, (HEADS, HEADS, HEADS, ROW))(q, k, v, visible)
 

@@ -121,10 +121,10 @@ class DecoderBlock(Block):
 
         if c.local is None or self._within(arrays[1].shape[1], c.local.window):
             return everywhere(arrays, places)
-        window = c.local.window
+        near = partial(attend, window=c.local.window)
 
         def nearby(arrays, places):
-            return attend(*arrays, *sizes, window=window, places=places)
+            return near(*arrays, *sizes, places=places)
 
         which = self.local(layer)
         if isinstance(which, bool):
@@ -184,10 +184,8 @@ class ForkBlock(Block):
 
 
 class Decoder(nn.Module):
-    """Where some layers are local, two things come in pairs, of global and of local layers: rotations, and
-    which tokens of the prefix a fork sees. `place`, the rotary position of each token, says then how far
-    apart two of them are; else it is None.
-    """
+    """Where some layers are local, rotations and what a fork sees come in pairs, of global and local ones,
+    and `place` is the rotary position of each token; else it is None."""
 
     config: DecoderConfig
     remat: str = "none"
@@ -295,8 +293,7 @@ class Decoder(nn.Module):
         cache = (jnp.arange(last), prefix.layers), (last, prefix.last)
         seen: Any = prefix.visible[:, None] & (prefix.order[:, None] < order[:, :, None])
         if self.config.local is not None and prefix.place is not None:
-            ahead = prefix.place[:, None] + self.config.local.window  # the first that no longer sees it
-            seen = seen, seen & ((rope + step)[:, :, None] < ahead)
+            seen = seen, seen & (rope[:, :, None] + step < prefix.place[:, None] + self.config.local.window)
         text = jnp.broadcast_to((rope + step)[:, None], (len(rope), axes, rope.shape[1]))  # axes agree
         shared = self.rotations(text), seen, step
         (x, own), _ = self._blocks(ForkBlock, {}, (x, own), cache, shared)

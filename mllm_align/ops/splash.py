@@ -2,8 +2,8 @@
 
 The kernels evaluate the mask as a function, block by block, and skip empty blocks: those above the diagonal
 and those between two responses. Which keys are visible is data, and is passed as segment ids. Neither the
-host nor the device ever allocates an [S, S] array. Where images see themselves, or queries a window, the
-last and the first key of a query are data, too: they go in with the queries' numbers.
+host nor the device ever allocates an [S, S] array. Where images see themselves, or queries a window, each
+query's last and first key are data, too.
 
 The functions work on local arrays: call them inside `shard_map` over rows and heads, with
 `check_vma=False`. For 16-bit inputs the kernels compile only at JAX's default matmul precision.
@@ -48,8 +48,8 @@ def prompt_group_attention(
     rows, or of the prefix's last rows followed by the responses. Keys and values are not repeated for the
     H / G heads that share them. `interpret` runs the kernels on any platform, slowly.
 
-    orders: with `ahead` or a window, those of queries and keys. A query of the prefix then attends to keys
-    up to the last of its order; of queries that are not all of the prefix's, the first may be any of them.
+    ahead, window, orders, places: as there, orders of queries and of keys. With them, a single query of the
+    prefix may be any of its rows.
     """
     rows, keys = q.shape[1], k.shape[1]
     length = (keys - prefix) // responses if responses else 0
@@ -102,8 +102,7 @@ class _Rule:
 
 @dataclass(frozen=True)
 class _WindowRule:
-    """As `_Rule`, with a window. A query is given by `last key + (first key << 15)`, the first of the
-    prefix that it sees."""
+    """As `_Rule`. A query is given by `last key + (first key << 15)`, the first one of the prefix."""
 
     prefix: int
     responses: int
@@ -126,8 +125,7 @@ class PromptGroupMask(masks.Mask):
     The kernels themselves compute a mask that has `q_sequence` and `mask_function`. Padded queries get the
     index of the last one, so that no row of the mask is empty: an empty row would divide by zero.
 
-    Where queries see `ahead` or a window, this is all that some row may need: blocks outside of it are
-    skipped, and the queries' numbers are replaced by each row's own.
+    With `ahead` or a window it is what any row may need, and each row's own numbers replace `q_sequence`.
     """
 
     prefix: int
@@ -198,8 +196,7 @@ def _has_visible_key(visible: Bool[Array, "B S"], prefix: int, responses: int) -
 
 
 def _reach(mask: PromptGroupMask, orders: Any, places: Any) -> tuple[Any, Any]:
-    """(last key, first key of the prefix) [B, Q] that each query attends to, visible or not. Padding counts
-    as what is before it."""
+    """(last key, first key of the prefix) [B, Q] of each query. Padding has the order of what is before."""
     of_queries, order = orders
     prefix, asking = mask.prefix, mask.prefix_queries
     order = jax.lax.cummax(order[:, None, :prefix], axis=2)
@@ -216,7 +213,7 @@ def _reach(mask: PromptGroupMask, orders: Any, places: Any) -> tuple[Any, Any]:
 def _reaches_visible_key(mask: PromptGroupMask, visible, last, first) -> Bool[Array, "B Q"]:
     """Whether each query attends to at least one visible key; last, first: of `_reach`."""
 
-    def upto(x):  # how many are visible before each index
+    def upto(x):  # visible ones before each index
         return jnp.pad(jnp.cumsum(x, axis=-1, dtype=jnp.int32), (*[(0, 0)] * (x.ndim - 1), (1, 0)))
 
     early = upto(visible[:, : mask.prefix])
@@ -296,9 +293,9 @@ def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool, of_queries=None
         out = jax.vmap(kernel)(*arrays)
     else:
         sequence = jnp.pad(sequence, ((0, 0), (0, total_q - rows)), mode="edge")
-        infos = kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info
 
         def of_row(numbers, *arrays):
+            infos = kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info
             own = (info._replace(q_sequence=numbers) for info in infos)
             return kernels.SplashAttentionKernel(*own, **kernel.kwargs)(*arrays)
 

@@ -38,26 +38,25 @@ def vision_flops(config: ModelConfig, tiles: int) -> float:
 
 
 def pairs(decoder: DecoderConfig, queries: int, before: int = 0) -> float:
-    """Pairs of a query and a key that it sees, summed over all layers, of tokens that follow `before`
-    others; causal attention counts its visible half. That embeddings of an image may see each other is left
-    out."""
+    """Pairs of a query and a key that it sees, of tokens that follow `before` others: the mean of all
+    layers. Causal attention counts its visible half, also of images that see themselves."""
     whole = queries * before + queries**2 / 2
     if decoder.local is None:
-        return decoder.layers * whole
+        return whole
     window, near = decoder.local.window, sum(decoder.local.layers)
     free = min(max(window - before, 0), queries)  # tokens that see everything before them there, too
     cut = free * before + free**2 / 2 + (queries - free) * window
-    return (decoder.layers - near) * whole + near * cut
+    return whole + (cut - whole) * near / decoder.layers
 
 
 def decoder_flops(config: ModelConfig, tiles: int, tokens: int, seen: float, predicted: int) -> float:
-    """Of projector, decoder and vocabulary, forward. tokens: that are run. seen: `pairs`. predicted:
-    positions whose next token is asked for."""
+    """Of projector, decoder and vocabulary, forward. tokens: that are run. seen: `pairs` of all of them,
+    summed. predicted: positions whose next token is asked for."""
     d, projector = config.decoder, family_of(config).projector_flops(config, tiles)
     width = d.heads * d.head_dim
     linear = d.hidden * (2 * width + 2 * d.kv_heads * d.head_dim + 3 * d.mlp)
     head = 2 * predicted * d.hidden * d.vocab
-    return projector + d.layers * 2 * tokens * linear + 4 * seen * width + head
+    return projector + d.layers * (2 * tokens * linear + 4 * seen * width) + head
 
 
 def group_flops(

@@ -1,5 +1,6 @@
 """Model FLOPs against the matrix products of a plain implementation, and against XLA's own count."""
 
+from dataclasses import replace
 from math import prod
 from types import SimpleNamespace
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from mllm_align.batch import Shape
-from mllm_align.models.config import DecoderConfig
+from mllm_align.models.config import DecoderConfig, LocalLayers
 from mllm_align.models.families.llava.config import LlavaConfig
 from mllm_align.models.families.llava.vision import ClipConfig
 from mllm_align.models.families.registry import family_of
@@ -18,6 +19,7 @@ from mllm_align.training.flops import (
     decoder_flops,
     forward_flops,
     group_flops,
+    pairs,
     peak_flops,
     step_flops,
     train_flops,
@@ -126,6 +128,16 @@ def test_a_group_counts_what_its_tokens_see():
     assert rest < wanted
     linear = decoder_flops(CONFIG, 2, 410, 0, 109)
     assert rest - linear == pytest.approx(wanted - linear, rel=1e-2)
+
+
+@pytest.mark.parametrize("queries, before", [(30, 0), (30, 7), (5, 40), (200, 300)])
+def test_layers_with_a_window_count_what_they_see(queries, before):
+    local = LocalLayers((True, False, True), window=20, rope_theta=1e4)
+    at = before + np.arange(queries)
+    wanted = [np.minimum(at + 0.5, 20).sum(), (at + 0.5).sum(), np.minimum(at + 0.5, 20).sum()]
+    found = pairs(replace(CONFIG.decoder, layers=3, local=local), queries, before)
+    assert found == pytest.approx(np.mean(wanted), abs=1)
+    assert pairs(CONFIG.decoder, queries, before) == queries * before + queries**2 / 2
 
 
 def test_a_reward_model_has_no_vocabulary():
