@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +84,23 @@ def make(study: Study, name: str, results: Path) -> None:
     print(f"{name}, seed {study.seed}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
-def run(work: Path, seeds: list[int], only: list[str], results: Path, recipe: Recipe) -> None:
+def run(
+    work: Path,
+    seeds: list[int],
+    only: list[str],
+    results: Path,
+    recipe: Recipe,
+    kind: type[Study] | None = None,
+    all_names: Sequence[str] = tuple(NAMES),
+) -> None:
+    """Make the rows that are missing. kind: how a seed's rows are made; `Study` by default."""
     take(work, len(seeds), recipe)
     clock, read_pictures = Clock(work / "seconds.json"), Pictures(work / "scenes", recipe.scenes)
     base = Base(work / "base", 0, recipe, read_pictures, clock)
-    studies = [Study(work / f"seed-{seed}", seed, recipe, read_pictures, clock) for seed in seeds]
+    of_seed = kind or Study
+    studies = [of_seed(work / f"seed-{seed}", seed, recipe, read_pictures, clock) for seed in seeds]
     needed = {JUDGE} if JUDGED_BY_SELF & set(only) else set()
-    names = [name for name in NAMES if not only or name in {*only, *needed}]
+    names = [name for name in all_names if not only or name in {*only, *needed}]
     plan(studies, names, results, base)
     for study in studies:
         todo = [name for name in names if not done(study, results, name)]
@@ -99,16 +110,22 @@ def run(work: Path, seeds: list[int], only: list[str], results: Path, recipe: Re
             make(study, name, results)
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
+def parse(
+    argv: list[str] | None = None,
+    description: str | None = __doc__,
+    names: Sequence[str] = tuple(NAMES),
+    results: Path = RESULTS,
+    to: Path = page.PAGE,
+) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--work", type=Path, help="folder of pictures, models and pairs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", default=[], choices=NAMES, metavar="ROW")
-    parser.add_argument("--report", action="store_true", help="only write docs/study.md")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=page.PAGE)
+    parser.add_argument("--only", nargs="+", default=[], choices=names, metavar="ROW")
+    parser.add_argument("--report", action="store_true", help=f"only write {to.name}")
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--page", type=Path, default=to)
     options = parser.parse_args(argv)
     if options.work is None and not options.report:
         parser.error("give --work DIR, or --report")

@@ -24,6 +24,7 @@ with epy.lazy_api_imports(globals()):
     from mllm_align.align.reference_free import CPO, ORPO, SimPO
     from mllm_align.align.reward import Reward
     from mllm_align.align.sft import SFT
+    from mllm_align.align.visual import MDPO, RDPO, CHiP, Visual
     from mllm_align.align.weighted import Part, Sum
     from mllm_align.annotate.endpoint import Endpoint
     from mllm_align.annotate.judge import JudgeModel
@@ -70,14 +71,17 @@ __all__ = [
     "GRPO",
     "IPO",
     "KTO",
+    "MDPO",
     "ORPO",
     "PPO",
+    "RDPO",
     "RLOO",
     "SFT",
     "AnnotatorConfig",
     "Averaged",
     "BDHSConfig",
     "Bundle",
+    "CHiP",
     "Callback",
     "Config",
     "DataConfig",
@@ -112,6 +116,7 @@ __all__ = [
     "Sum",
     "Terms",
     "Verdict",
+    "Visual",
     "bdhs",
     "evaluate",
     "export",

@@ -103,6 +103,7 @@ class Responses:
     weight: 0 for a group that only fills the batch.
     reference: nats per token under the reference, where computed beforehand: of each view's responses.
     sampler: nats per token under the policy that sampled the response; 0 elsewhere.
+    changed: True at tokens in which chosen and rejected response differ (`data/segments.py`).
 
     Of policy gradients (`align/policy_gradient.py`), per token and 0 at padding:
     old: nats under the policy that sampled the response, by the forward pass of training.
@@ -115,6 +116,7 @@ class Responses:
     weight: Float[Array, " B"]
     reference: tuple[Float[Array, "B k R"], ...] | None = None
     sampler: Float[Array, "B K R"] | None = None
+    changed: Bool[Array, "B K R"] | None = None
     old: Float[Array, "B K R"] | None = None
     advantages: Float[Array, "B K R"] | None = None
     returns: Float[Array, "B K R"] | None = None
@@ -146,9 +148,8 @@ class PromptGroup:
 
     @property
     def prefix(self) -> Prefix:
-        """The only prefix of a group."""
-        (prefix,) = self.prefixes
-        return prefix
+        """That of the record's own images."""
+        return self.prefixes[0]
 
     @property
     def shape(self) -> Shape:
@@ -186,6 +187,11 @@ class Shape:
     def prefixes(self) -> tuple[tuple[int, int], ...]:
         """(prefix tokens, image tiles) of every prefix."""
         return (self.prefix, self.tiles), *self.others
+
+    def tokens(self, views: Sequence[Sequence[int]]) -> int:
+        """Of a padded row: every prefix with the responses that continue it."""
+        pairs = zip(self.prefixes, views, strict=True)
+        return sum(prefix + len(view) * self.response for (prefix, _), view in pairs)
 
 
 # ---- on the host, one group at a time ----------------------------------------------------------------
@@ -243,7 +249,7 @@ class HostPrefix:
 @dataclass(frozen=True)
 class Group:
     """One record as the model gets it, before padding. responses: K arrays of ids. views: as in
-    `PromptGroup`; default: every prefix is continued by all responses."""
+    `PromptGroup`; default: all responses continue the first prefix, the first one the others, too."""
 
     prefixes: tuple[HostPrefix, ...]
     responses: tuple[np.ndarray, ...]
@@ -251,14 +257,13 @@ class Group:
 
     def __post_init__(self):
         if not self.views:
-            everything = tuple(range(len(self.responses)))
-            object.__setattr__(self, "views", (everything,) * len(self.prefixes))
+            others = ((0,),) * (len(self.prefixes) - 1)
+            object.__setattr__(self, "views", (tuple(range(len(self.responses))), *others))
 
     @property
     def prefix(self) -> HostPrefix:
-        """The only prefix of a group."""
-        (prefix,) = self.prefixes
-        return prefix
+        """That of the record's own images."""
+        return self.prefixes[0]
 
     @property
     def shape(self) -> Shape:
@@ -346,13 +351,15 @@ def blank(
     axes: int,
     taps: int = 0,
     reference: bool = False,
+    changed: bool = False,
     fields: Sequence[str] = (),
     features: tuple[int, int, Any] | None = None,
 ) -> PromptGroup:
     """A group whose leaves are make(shape without the leading axes, dtype): for tracing and compiling.
 
     tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. taps: W, 0 for none.
-    reference: with stored log-probs. fields: further ones of the responses, a number for each token.
+    reference: with stored log-probs. changed: with that field of the responses. fields: further ones, a
+    number for each token.
     features: (I, F, dtype) of a tile, stored in place of its patches.
     """
 
@@ -373,6 +380,7 @@ def blank(
         mask=make(answer, jnp.bool_),
         weight=make((), jnp.float32),
         reference=stored if reference else None,
+        changed=make(answer, jnp.bool_) if changed else None,
         **{name: make(answer, jnp.float32) for name in fields},
     )
     return PromptGroup(prefixes, responses, views)

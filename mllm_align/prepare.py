@@ -18,7 +18,7 @@ from mllm_align import processes
 from mllm_align.batch import Pixels
 from mllm_align.config import DataConfig
 from mllm_align.config.checks import MANY, check_number
-from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.data.encode import Draw, Encoded, Encoder
 from mllm_align.data.mixture import Mixture
 from mllm_align.data.readers import records_from, told
 from mllm_align.data.records import Record
@@ -97,11 +97,13 @@ def prepare(
     opening: bool = False,
     dropped: Counter[str] | None = None,
     unpaired: bool = False,
+    rejected_image: str | None = None,
 ) -> tuple[Encoder, list[Encoded], list[LeftOut]]:
     """Read, check and encode a data set or rows: (encoder, encoded records, left out).
 
     max_new_tokens: tokens reserved for a response to be generated. opening: see `Encoder.encode`. dropped:
     counts the records left out by a published data set's own rules. unpaired: see `parse_record`.
+    rejected_image: see `encode_all`.
     """
     encoder = make_encoder(bundle, config)
     with _no_collection():
@@ -118,6 +120,7 @@ def prepare(
                 opening=opening,
                 beside=_beside(data),
                 tell=bar.update,
+                rejected_image=rejected_image,
             )
     return encoder, encoded, left_out
 
@@ -150,13 +153,14 @@ def _beside(data: Any) -> Path | None:
 
 
 def pixels_ahead(
-    encoder: Encoder, records: Sequence[Encoded], ahead: int, threads: int = 2
+    encoder: Encoder, records: Sequence[Encoded], ahead: int, threads: int = 2, draw: Draw = (0, 0)
 ) -> Iterator[Pixels]:
-    """Each record's pixels, in order, up to `ahead` of them read before they are asked for."""
+    """Each record's pixels, in order, up to `ahead` of them read before they are asked for. draw: see
+    `Encoder.pixels`."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = iter(records)
-        reading = deque(pool.submit(encoder.pixels, record) for record in islice(waiting, ahead))
+        reading = deque(pool.submit(encoder.pixels, record, draw) for record in islice(waiting, ahead))
         while reading:
             pixels = reading.popleft().result()
-            reading.extend(pool.submit(encoder.pixels, record) for record in islice(waiting, 1))
+            reading.extend(pool.submit(encoder.pixels, record, draw) for record in islice(waiting, 1))
             yield pixels

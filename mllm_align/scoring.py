@@ -36,6 +36,12 @@ def rewards_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: A
     return _forward(config, mesh, lora_scale, dtype, "scores", lambda trained: (trained[SCORE]["kernel"],))
 
 
+@lru_cache(maxsize=8)
+def states_program(config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any) -> Any:
+    """states(params, trained, group) -> [B, K, D] on every device, jitted."""
+    return _forward(config, mesh, lora_scale, dtype, "states")
+
+
 def _forward(
     config: ModelConfig,
     mesh: Mesh,
@@ -68,21 +74,40 @@ def response_logps(
     reference: bool = False,
     what: str = "scoring",
     done: Callable[[int, tuple[np.ndarray, ...]], None] | None = None,
+    seed: int = 0,
 ) -> list[tuple[np.ndarray, ...]]:
     """Per record its K responses' per-token log-probs, nats, float32.
 
     reference: of the checkpoint as it was loaded, without what a run has trained. done: called with the
-    place and the log-probs of each record, as soon as they are there.
+    place and the log-probs of each record, as soon as they are there. seed: of crops and noise.
     """
     trained = {} if reference else bundle.trained
     program = logps_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
     out: list[tuple[np.ndarray, ...]] = [()] * len(records)
-    for index, row in _rows(bundle, encoder, records, config, batch_size, program, trained, what):
+    for index, row in _rows(bundle, encoder, records, config, batch_size, program, trained, what, seed):
         answers = records[index].responses
         out[index] = tuple(row[k, : len(answer)].copy() for k, answer in enumerate(answers))
         if done is not None:
             done(index, out[index])
     return out
+
+
+def response_states(
+    bundle: Bundle,
+    encoder: Encoder,
+    records: Sequence[Encoded],
+    config: DataConfig,
+    batch_size: int,
+    *,
+    done: Callable[[int, np.ndarray], None],
+) -> None:
+    """The model's mean final hidden state of each of a record's K responses. done: called with the place
+    and the states [K, D] float32 of each record, as soon as they are there."""
+    program = states_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
+    for index, row in _rows(
+        bundle, encoder, records, config, batch_size, program, bundle.trained, "states"
+    ):
+        done(index, row[: len(records[index].responses)].copy())
 
 
 def response_rewards(
@@ -124,12 +149,14 @@ def _rows(
     program: Any,
     trained: Any,
     what: str | None,
+    seed: int = 0,
 ) -> Iterator[tuple[int, np.ndarray]]:
     """(place of a record, its row of what the program gives), in some order."""
     batches = Batches(
         records,
         encoder,
         size=round_up(batch_size, batch_shards(bundle.mesh)),
+        seed=seed,
         shuffle=True,  # groups records of like length; results go back to their places
         shapes=config.shapes,
         multiple=config.multiple,

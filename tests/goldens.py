@@ -24,7 +24,7 @@ from mllm_align.models.vlm import VisionLanguageModel
 
 FIXTURES = Path(__file__).parent / "fixtures" / "goldens"
 NAMES = ("llava15", "llavanext")
-ALL = (*NAMES, "onevision", "idefics3", "qwen3_vl", "gemma3")
+ALL = (*NAMES, "onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "gemma3")
 
 
 @dataclass(frozen=True)

@@ -157,13 +157,12 @@ def test_a_continuation_counts_on_from_the_last_real_token():
     assert rope.tolist() == [[[7, 8, 9], [11, 12, 13]], [[13, 14, 15], [21, 22, 23]]]
 
 
-def test_an_only_prefix_is_asked_for_by_that_name():
-    two = Group((SHORT.prefix, LONG.prefix), SHORT.responses, ((0, 1), (0,)))
+def test_the_prefix_is_that_of_the_records_own_images():
+    two = Group((SHORT.prefix, LONG.prefix), SHORT.responses)
     batch = pad([two], two.shape, 1)
-    assert SHORT.prefix is SHORT.prefixes[0]
-    for many in (two, batch):
-        with pytest.raises(ValueError):
-            many.prefix  # noqa: B018
+    assert SHORT.prefix is SHORT.prefixes[0] is two.prefix and batch.prefix is batch.prefixes[0]
+    length, response = SHORT.shape.prefix, SHORT.shape.response
+    assert two.shape.tokens(two.views) == length + 2 * response + LONG.shape.prefix + response
 
 
 # ---- responses and views -----------------------------------------------------------------------------
@@ -182,8 +181,8 @@ def test_some_of_the_responses():
 
 def test_every_prefix_is_continued_by_all_responses_unless_told():
     prefixes = (SHORT.prefix, LONG.prefix)
-    assert Group(prefixes, SHORT.responses).views == ((0, 1), (0, 1))
-    assert Group(prefixes, SHORT.responses, ((0, 1), (0,))).views == ((0, 1), (0,))
+    assert Group(prefixes, SHORT.responses).views == ((0, 1), (0,))
+    assert Group(prefixes, SHORT.responses, ((0, 1), (1,))).views == ((0, 1), (1,))
 
 
 def test_fields_of_the_responses_are_replaced():

@@ -14,7 +14,8 @@ class Reader:
     def __init__(self):
         self.asked, self.lock = [], threading.Lock()
 
-    def pixels(self, record):
+    def pixels(self, record, draw):
+        assert draw == (0, 0)
         with self.lock:
             self.asked.append(record)
         if record == 7:

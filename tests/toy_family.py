@@ -109,6 +109,7 @@ class Strips:
     token: str = "<image>"
     taps = 0
     axes = 1
+    overview = slice(None)
 
     @property
     def tokens(self) -> int:

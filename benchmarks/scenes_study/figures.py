@@ -1,9 +1,9 @@
-"""The study's two figures, as self-contained SVG."""
+"""The studies' figures, as self-contained SVG."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from mllm_align.evaluation.intervals import Interval
@@ -11,7 +11,7 @@ from mllm_align.report.charts import ticks
 
 STYLE = (
     "text{font:12px system-ui,sans-serif;fill:#333}.mark{fill:#2563a8}.reach{stroke:#2563a8;stroke-width:2;"
-    "stroke-opacity:.5}.grid{stroke:#ddd}"
+    "stroke-opacity:.5}.grid{stroke:#ddd}.curve{fill:none;stroke:#2563a8;stroke-width:1.5}"
 )
 
 
@@ -65,6 +65,43 @@ def scatter(points: Sequence[tuple[str, Interval, Interval]], across: str, up: s
         _add(svg, "text", name, x=place + 8, y=height + 4)
     _add(svg, "text", across, x=(left + right) / 2, y=bottom + 38, text_anchor="middle")
     _add(svg, "text", up, x=8, y=12)
+    return _text(svg)
+
+
+def curves(series: Mapping[str, Sequence[tuple[int, Interval]]], across: str, up: str) -> str:
+    """A line of means with intervals, in percent, for each name; numbers across on a logarithmic scale."""
+    left, right, top, bottom = 60.0, 560.0, 30.0, 330.0
+    svg = _svg(700, 380, f"{up} over {across}")
+    numbers = sorted({n for points in series.values() for n, _ in points})
+    high = _ceiling([interval for points in series.values() for _, interval in points])
+    first, last = math.log(numbers[0]), math.log(numbers[-1])
+
+    def x(number: float) -> float:
+        return left + (math.log(number) - first) / ((last - first) or 1.0) * (right - left)
+
+    def y(value: float) -> float:
+        return bottom - min(max(value, 0.0), high) / high * (bottom - top)
+
+    for number in numbers:
+        _add(svg, "line", class_="grid", x1=x(number), x2=x(number), y1=top, y2=bottom)
+        _add(svg, "text", f"{number:,}", x=x(number), y=bottom + 16, text_anchor="middle")
+    for tick in ticks(0.0, high):
+        _add(svg, "line", class_="grid", x1=left, x2=right, y1=y(tick), y2=y(tick))
+        _add(svg, "text", f"{tick:g}", x=left - 8, y=y(tick) + 4, text_anchor="end")
+    for shift, (name, points) in enumerate(series.items()):
+        path = " ".join(f"{x(n):.1f},{y(100 * each.mean):.1f}" for n, each in points)
+        dashes = {"stroke_dasharray": "6 4"} if shift else {}
+        _add(svg, "polyline", class_="curve", points=path, **dashes)
+        for n, each in points:
+            at = x(n) + 4 * shift  # intervals of two lines stand side by side
+            if not math.isnan(each.low):
+                ends = {"y1": y(100 * each.low), "y2": y(100 * each.high)}
+                _add(svg, "line", class_="reach", x1=at, x2=at, **ends)
+            _add(svg, "circle", class_="mark", cx=x(n), cy=y(100 * each.mean), r=4.5)
+        number, each = points[-1]
+        _add(svg, "text", name, x=x(number) + 10, y=y(100 * each.mean) + 4)
+    _add(svg, "text", across, x=(left + right) / 2, y=bottom + 38, text_anchor="middle")
+    _add(svg, "text", up, x=8, y=14)
     return _text(svg)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from scenes_study.words import (
 HERE = Path(__file__).resolve().parents[1]
 PAGE = HERE.parent / "docs" / "study.md"
 WANTED = 3  # seeds
+BY_BDHS = ("dpo_corrupted", *(name for name in TITLES if name.startswith("bdhs_")))
 
 
 def write(results: Path, page: Path = PAGE) -> None:
@@ -89,10 +90,13 @@ def standing(rows: Rows, judges: dict[int, dict[str, Any]]) -> str:
     ]
     if not missing:
         return ""
-    names = [*REWARDS, *TITLES]
+    return incomplete(rows, [*REWARDS, *TITLES], len(missing))
+
+
+def incomplete(rows: Rows, names: Sequence[str], missing: int) -> str:
     whole = [name for name in names if len(rows.get(name, {})) >= WANTED]
     return MISSING.format(
-        missing=len(missing),
+        missing=missing,
         all=WANTED * len(names),
         whole=len(whole),
         variants=len(names),
@@ -133,7 +137,9 @@ def cell(interval: Interval, unit: float = 100.0) -> str:
     return f"{mean} ± {(interval.high - interval.mean) * unit:.1f}"
 
 
-def table(rows: Rows, names: Sequence[str], columns: Sequence[str]) -> str:
+def table(
+    rows: Rows, names: Sequence[str], columns: Sequence[str], titles: Mapping[str, str] = TITLES
+) -> str:
     """One line for each variant that has a row."""
     lines = ["| variant | seeds | " + " | ".join(columns) + " |", "|---|--:|" + "--:|" * len(columns)]
     for name in names:
@@ -142,7 +148,7 @@ def table(rows: Rows, names: Sequence[str], columns: Sequence[str]) -> str:
             cells = [
                 cell(spread(each, *COLUMNS[c]), 1.0 if COLUMNS[c][0] == "words" else 100.0) for c in columns
             ]
-            lines.append(f"| {TITLES[name]} (`{name}`) | {len(each)} | " + " | ".join(cells) + " |")
+            lines.append(f"| {titles[name]} (`{name}`) | {len(each)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -190,14 +196,14 @@ def reward_table(rewards: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
-def written(rows: Rows) -> str:
+def written(rows: Rows, data: Sequence[str] = BY_BDHS) -> str:
     """How much the rejected responses of the data differ, and what is wrong with them."""
     lines = [
         WRITTEN,
         "| data | pairs | words changed | hallucinated | differ enough, first | all |",
         "|---|--:|--:|--:|--:|--:|",
     ]
-    for name in ("dpo_corrupted", *(n for n in TITLES if n.startswith("bdhs_"))):
+    for name in data:
         found = [row["pairs"] for row in rows.get(name, {}).values() if "pairs" in row]
         if found:
             cells = [f"{_mean(p['count'] for p in found):.0f}"]

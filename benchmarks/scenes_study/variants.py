@@ -153,6 +153,8 @@ JUDGED_BY_SELF = {name for name in VARIANTS if name.endswith("_self")}
 class Study(Seed):
     """One seed: the quickstart's folders, and runs and pairs of each variant in them."""
 
+    variants = VARIANTS
+
     def __init__(self, out: Path, seed: int, recipe: Recipe, read: Pictures, clock: Clock):
         super().__init__(out, seed, recipe, read, clock)
         self.data = out / "data"
@@ -175,7 +177,7 @@ class Study(Seed):
 
     def variant(self, name: str) -> dict[str, Any]:
         began, facts = time.perf_counter(), {}
-        bundle, variant = self.sft, VARIANTS[name]
+        bundle, variant = self.sft, self.variants[name]
         if name == "sft_control":
             self._control()
             bundle = load(self.out / "control")
@@ -203,7 +205,7 @@ class Study(Seed):
         elif name in REWARDS:
             settings |= {"train": config_json(rewards.settings(self)), "pairs": REWARDS[name]}
         else:
-            variant = VARIANTS[name]
+            variant = self.variants[name]
             places = Path("scenes"), Path("runs")
             settings["train"] = config_json(self.config(variant, *places)) if variant.pairs else None
             settings["bdhs"] = config_json(self.writer(variant)) if variant.bdhs is not None else None
@@ -282,12 +284,12 @@ class Study(Seed):
     def _described(self, path: Path) -> dict[str, Any]:
         """How much the rejected responses differ from the chosen, and what is wrong with them."""
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        scenes = {f"{e.id}-0": e.scene for e in self.chosen}
+        scenes = {e.id: e.scene for e in self.read("train")}
         changed = [
             1 - difflib.SequenceMatcher(None, r["chosen"].split(), r["rejected"].split(), False).ratio()
             for r in rows
         ]
-        counts = _sum([count(scenes[r["id"]], r["rejected"]) for r in rows])
+        counts = _sum([count(scenes[r["id"].rsplit("-", 1)[0]], r["rejected"]) for r in rows])
         return {"count": len(rows), "words_changed": round(float(np.mean(changed)), 4), "rejected": counts}
 
     # ---- measuring -----------------------------------------------------------------------------------

@@ -8,14 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mllm_align.align.contract import Objective, Signals, Terms
+from mllm_align.align.contract import REJECTED_IMAGES, Objective, Signals, Terms
 from mllm_align.batch import Responses
 from mllm_align.errors import InputError, one_line, quoted
 
-AVAILABLE = frozenset({"reference", "score", "rollout", "values"})
-"""What an objective can get: the reference's log-probabilities beside the policy's, or, in place of both, a
-score for each response; of a rollout the log-probabilities of before and advantages; the values of a value
-model, with returns."""
+AVAILABLE = frozenset({"reference", "kl", "changes", "score", "rollout", "values"})
+"""What an objective can get: the reference's log-probabilities beside the policy's, and the divergence of
+whole distributions from its own; which tokens of a pair differ; or, in place of all, a score for each
+response; of a rollout the log-probabilities of before and advantages; the values of a value model, with
+returns."""
+OF_PAIRS = frozenset({"reference", "kl", "changes"})
+"""Those that go with a rejected image."""
 RESERVED = frozenset({"loss", "grad_norm", "skipped", "rollout/logp_gap"})
 """Metrics of the train step; also all under loss/."""
 LARGE = 1e6  # no setting is meant to be larger
@@ -40,10 +43,16 @@ def check_objective(objective: Objective) -> None:
     if "score" in needs and len(needs) > 1:
         others = ", ".join(sorted(needs - {"score"}))
         raise InputError(f"objective {name} needs score and {others}; what scores predicts no tokens")
-    if len(objective.views) != 1:
-        raise InputError(
-            f"objective {name} has {len(objective.views)} views; batches of the data have one prefix"
-        )
+    image = objective.rejected_image
+    if image not in (None, *REJECTED_IMAGES):
+        known = ", ".join(REJECTED_IMAGES)
+        raise InputError(f"objective.rejected_image is {quoted(image)}; it must be one of {known}")
+    if image is not None and needs - OF_PAIRS:
+        others = ", ".join(sorted(needs - OF_PAIRS))
+        raise InputError(f"objective {name} has a rejected image and needs {others}; keep one of them")
+    standard = Objective.views.fget(objective)  # type: ignore[misc]
+    if objective.views != standard:
+        raise InputError(f"objective {name} has the views {objective.views}; batches have {standard}")
 
 
 def check_terms(objective: Objective) -> None:
@@ -55,6 +64,8 @@ def check_terms(objective: Objective) -> None:
     shape = 2, objective.responses, 3
     mask, tokens = (jax.ShapeDtypeStruct(shape, dtype) for dtype in (bool, jnp.int32))
     given: Any = {name: real(shape) for name in objective.fields}
+    if "changes" in objective.needs:
+        given["changed"] = jax.ShapeDtypeStruct(shape, bool)
     responses = Responses(tokens, mask, real(shape[:1]), **given)  # type: ignore[arg-type]
     logps: Any = tuple(real((2, len(view), 3)) for view in objective.views)
     reference = logps if "reference" in objective.needs else None
@@ -62,7 +73,8 @@ def check_terms(objective: Objective) -> None:
     if "score" in objective.needs:
         logps, scores = (), real((2, objective.responses))
     values: Any = real(shape) if "values" in objective.needs else None
-    signals = Signals(logps, reference, responses, objective.views, scores, values)
+    kl: Any = real(shape) if "kl" in objective.needs else None
+    signals = Signals(logps, reference, responses, objective.views, scores, values, kl)
     try:
         state = jax.eval_shape(objective.init_state)
         weights = jax.eval_shape(objective.weights, responses)

@@ -26,6 +26,10 @@ Metrics = dict[str, tuple[Scalar, Scalar]]
 """Name -> (sum, weight); divided once, when logged."""
 Views = tuple[tuple[int, ...], ...]
 
+REJECTED_IMAGES = ("crop", "noise", "record")
+"""What the second prefix of a group shows (`data/rejected_image.py`): the record's images cut to a small
+part, or under noise, or other images that the record names."""
+
 FIELDS = {"rollout": ("old", "advantages"), "values": ("values", "returns")}
 """Entry of `Objective.needs` -> fields of `batch.Responses` that come with it."""
 
@@ -41,7 +45,8 @@ class Signals:
     is None for an objective that does not need it. responses: tokens, mask [B, K, R], group weights [B].
     views: as in `batch.PromptGroup`. scores: of an objective that needs them, one for each response from a
     linear head on its last token; policy is then empty, as no token is predicted. values: of an objective
-    that needs them, what a value model makes of the state that predicts each token.
+    that needs them, what a value model makes of the state that predicts each token. kl: likewise,
+    KL(reference || policy) of the distribution that predicts each token of the first view, nats.
     """
 
     policy: tuple[Float[Array, "B k R"], ...]
@@ -50,6 +55,7 @@ class Signals:
     views: Views = dataclasses.field(metadata={"static": True})
     scores: Float[Array, "B K"] | None = None
     values: Float[Array, "B K R"] | None = None
+    kl: Float[Array, "B K R"] | None = None
 
     @property
     def weight(self) -> Float[Array, " B"]:
@@ -59,15 +65,18 @@ class Signals:
         """True at the tokens of a view's responses."""
         return self.responses.take(self.views[view]).mask
 
-    def first(self, count: int) -> Signals:
-        """Of groups of one view without their responses after the first `count`."""
-        which = tuple(range(count))
-        if self.views == (which,):
+    def of(self, objective: Objective) -> Signals:
+        """What an objective of fewer responses, or of fewer prefixes, sees of these groups."""
+        views = objective.views
+        if self.views == views:
             return self
-        policy, reference = (
-            None if each is None else (each[0][:, :count],) for each in (self.policy, self.reference)
-        )
-        return Signals(policy, reference, self.responses.take(which), (which,))  # type: ignore[arg-type]
+
+        def part(logps: Any) -> Any:
+            return tuple(each[:, : len(view)] for each, view in zip(logps, views, strict=False))
+
+        reference = None if self.reference is None else part(self.reference)
+        responses = self.responses.take(tuple(range(objective.responses)))
+        return Signals(part(self.policy), reference, responses, views)
 
 
 class Terms(NamedTuple):
@@ -87,6 +96,7 @@ class Objective:
     (`Config.online`). borrowed: how many, the last ones, are those of another record of the batch.
     unpaired: a group may lack the chosen or the rejected response, which is then empty. needs: what is
     computed for it beside the policy's log-probabilities, or given with its batches, of `checks.AVAILABLE`.
+    rejected_image: what a second prefix shows, of REJECTED_IMAGES; None for groups of one prefix.
     """
 
     responses: ClassVar[int]
@@ -96,9 +106,16 @@ class Objective:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     @property
+    def rejected_image(self) -> str | None:
+        """A class attribute or a field of those that have one."""
+        return None
+
+    @property
     def views(self) -> Views:
-        """Which responses continue which prefix; default: all of them the only one."""
-        return (tuple(range(self.responses)),)
+        """Which responses continue which prefix: all of them the record's own, and the chosen one that with
+        the rejected image."""
+        own = tuple(range(self.responses))
+        return (own,) if self.rejected_image is None else (own, (0,))
 
     @property
     def of_record(self) -> int:

@@ -61,7 +61,6 @@ def figures(
     rewards: Float[Array, "B 2"], policy: Float[Array, "B 2"], weight: Float[Array, " B"]
 ) -> Metrics:
     """What is logged of pairs. policy: log-probabilities, nats per sequence."""
-    rewards = jax.lax.stop_gradient(rewards)
     margin = rewards[:, 0] - rewards[:, 1]
     each = {
         "rewards/chosen": rewards[:, 0],
@@ -71,7 +70,13 @@ def figures(
         "logps/chosen": policy[:, 0],
         "logps/rejected": policy[:, 1],
     }
-    return {name: ((value * weight).sum(), weight.sum()) for name, value in each.items()}
+    return means(each, weight)
+
+
+def means(values: dict[str, Float[Array, " B"]], weight: Float[Array, " B"]) -> Metrics:
+    """Figures of each pair, as metrics, without a gradient."""
+    values = jax.lax.stop_gradient(values)
+    return {name: ((value * weight).sum(), weight.sum()) for name, value in values.items()}
 
 
 def per_token(values: Float[Array, "B K"], mask: Bool[Array, "B K R"]) -> Float[Array, "B K"]:

@@ -68,6 +68,11 @@ class Sum(Objective):
         if len(set(several.values()) - {1}) > 1:
             problem = f"parts of a sum compare different numbers of responses ({', '.join(told)})"
             raise InputError(f"{problem}; take those of one number")
+        images = {part.name: part.objective.rejected_image for part in self.parts}
+        told = [f"{name} {image}" for name, image in images.items() if image]
+        if len(set(images.values()) - {None}) > 1:
+            problem = f"parts of a sum have different rejected images ({', '.join(told)})"
+            raise InputError(f"{problem}; give all of them one rejected_image")
 
     @property
     def responses(self) -> int:  # type: ignore[override]
@@ -90,6 +95,10 @@ class Sum(Objective):
         return frozenset().union(*(part.objective.needs for part in self.parts))
 
     @property
+    def rejected_image(self) -> str | None:  # type: ignore[override]
+        return next((i for part in self.parts if (i := part.objective.rejected_image)), None)
+
+    @property
     def held_out(self) -> Objective:
         each = tuple(Part(part.objective.held_out, part.weight) for part in self.parts)
         return self if each == self.parts else Sum(each)
@@ -110,7 +119,7 @@ class Sum(Objective):
         stats: dict[str, Any] = {}
         for part in self.parts:
             own = state[part.name] if _has_state(part) else ()
-            made = part.objective(signals.first(part.objective.responses), own)
+            made = part.objective(signals.of(part.objective), own)
             sums |= _terms(part, {name: part.weight * value for name, value in made.sums.items()})
             prefix = "" if part is self.parts[0] else f"{part.name}/"
             metrics |= {f"{prefix}{name}": value for name, value in made.metrics.items()}

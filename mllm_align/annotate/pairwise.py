@@ -12,6 +12,7 @@ from itertools import combinations
 from typing import Literal
 
 from mllm_align.annotate.verdict import Question, Verdict, scored
+from mllm_align.data.preferences import conversation
 from mllm_align.data.records import Message, Part, Record
 
 PROMPT = """You compare two responses to a request about the image{plural}.
@@ -57,11 +58,15 @@ class Asked:
 
 
 def request(record: Record) -> str:
-    """The prompt without its images; the turns of a longer conversation are named."""
-    turns = [m for m in record.messages if m.role != "system"]
+    """The prompt without its images and system turn; the turns of a longer conversation are named.
+
+    A preference of the system is there: the answer has to follow it.
+    """
+    turns = [(m.role, m.text.strip()) for m in conversation(record) if m.role != "system"]
+    turns = [(tier, text) for tier, text in record.preferences if tier == "system"] + turns
     if len(turns) == 1:
-        return turns[0].text.strip()
-    return "\n".join(f"{m.role.capitalize()}: {m.text.strip()}" for m in turns)
+        return turns[0][1]
+    return "\n".join(f"{role.capitalize()}: {text}" for role, text in turns)
 
 
 def read(answer: str) -> Answer | None:

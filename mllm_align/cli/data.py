@@ -1,5 +1,4 @@
-"""`mllm-align data stats`, `data mix`, `data show`, `data corrupt`, `data build`,
-`data select`."""
+"""`mllm-align data ...`: data sets looked at, mixed, chosen from and built."""
 
 from __future__ import annotations
 
@@ -9,14 +8,13 @@ from typing import Any, ClassVar, Literal
 
 from mllm_align.cli.shared import begin, log_beside, note, open_encoder
 from mllm_align.config import DataConfig
-from mllm_align.config.servers import Writer
 from mllm_align.files import json_text, new_file
 
 READING = ("data.format", "data.split", "data.pairs", "data.max-records", "data.image-root")
 READING += ("data.allow-outside",)
 
 
-def _first(option: str) -> Any:
+def first(option: str) -> Any:
     """What puts an option's name before its values, where they stand first."""
 
     def place(argv: list[str]) -> list[str]:
@@ -34,7 +32,7 @@ class DataStats:
     """
 
     COMMON: ClassVar[tuple[str, ...]] = (*READING, "data.max-length", "data.chat-template")
-    place = _first("--files")
+    place = first("--files")
 
     files: tuple[Path, ...]
     """Data sets, each as train takes it; the word --files may be left out."""
@@ -68,7 +66,7 @@ class DataMix:
     """
 
     COMMON: ClassVar[tuple[str, ...]] = READING
-    place = _first("--sets")
+    place = first("--sets")
 
     sets: tuple[str, ...]
     """FILE:WEIGHT, data sets as train takes them and their shares of the result. The word --sets may be
@@ -93,55 +91,16 @@ class DataMix:
         found = mix(sets, self.out, **options, data=self.data)
         log_beside(self.out, event="mix", **options, sets=found)
         print(table(found))
-        _written(self.out)
+        written(self.out)
 
 
-def _written(out: Path) -> None:
+def written(out: Path) -> None:
     """Tell of a file of records that was written."""
     from mllm_align.curation.writing import leads_outside
 
     print(out)
     if leads_outside(out):
         note("it names images outside its folder: read it with --data.allow-outside")
-
-
-@dataclass(frozen=True)
-class DataCorrupt:
-    """Rejected responses that an LLM writes from the chosen ones: mllm-align data corrupt FILE --out OUT.
-
-    The writer is shown no image, and is asked to change objects, attributes, counts, positions or
-    relations, each for a fifth of the records. What it writes is checked, and asked for again up to two
-    times; records without a usable answer are left out and counted. Writes pairs as `data mix` does, with
-    `corruption`: the kind of change that was asked for, tries, writer. Answers are kept beside OUT: the
-    same command continues, and asks nothing twice. OUT.log.jsonl says what was asked and what came of it.
-    """
-
-    COMMON: ClassVar[tuple[str, ...]] = (
-        *("writer.url", "writer.name", "writer.model", "writer.max-tokens", "writer.concurrency"),
-        *("writer.budget", "writer.batch-size", *READING),
-    )
-    place = _first("--files")
-
-    files: tuple[Path, ...]
-    """Data sets with a response each, as train takes them; the word --files may be left out. A rejected
-    response that is there is replaced."""
-    out: Path
-    """File to write, .jsonl or .parquet."""
-    seed: int = 0
-    """Which kind of change is asked for of which record."""
-    writer: Writer = field(default_factory=Writer)
-    data: DataConfig = field(default_factory=DataConfig)
-
-    def __call__(self) -> None:
-        if self.writer.model is not None:
-            begin()
-        from mllm_align.curation.corrupt import corrupt, told
-
-        found = corrupt(self.files, self.out, self.writer, seed=self.seed, data=self.data)
-        writer = {"url": self.writer.url, "name": self.writer.name, "model": self.writer.model}
-        log_beside(self.out, event="corrupt", files=self.files, seed=self.seed, writer=writer, **found)
-        print(told(self.out, found))
-        _written(self.out)
 
 
 @dataclass(frozen=True)
@@ -154,7 +113,7 @@ class DataShow:
     """
 
     COMMON: ClassVar[tuple[str, ...]] = READING
-    place = _first("--files")
+    place = first("--files")
 
     files: tuple[Path, ...]
     """Data sets, each as train takes it; the word --files may be left out."""
@@ -181,7 +140,7 @@ class DataBuild:
     """
 
     COMMON: ClassVar[tuple[str, ...]] = READING
-    place = _first("--files")
+    place = first("--files")
 
     files: tuple[Path, ...]
     """Data sets, each as train takes it; the word --files may be left out."""
@@ -205,16 +164,17 @@ class DataSelect:
 
     Every record that is kept has its score in a field: reward_score, the margin of chosen over rejected;
     difference_score, the share of the words that differ between them; diversity_score, how far its prompt
-    and chosen response are from those that were taken before it. Writes what `data mix` does, in the order
+    and chosen response are from those that were taken before it; domains_score, how unsure a probe is which
+    of a model's pseudo-domains it is of. Writes what `data mix` does, in the order
     of the data; OUT.log.jsonl says what was asked and what came of it.
     """
 
     COMMON: ClassVar[tuple[str, ...]] = READING
-    place = _first("--files")
+    place = first("--files")
 
     files: tuple[Path, ...]
     """Data sets, each as train takes it; the word --files may be left out."""
-    by: Literal["reward", "diversity", "difference"]
+    by: Literal["reward", "diversity", "difference", "domains"]
     """What is scored."""
     out: Path
     """File to write, .jsonl or .parquet."""
@@ -230,23 +190,62 @@ class DataSelect:
     similarity: str = "lexical"
     """Of --by diversity: a sentence-transformers folder, the name of one on the Hub, or lexical: pairs of
     words, without a model."""
+    model: Path | None = None
+    """Of --by domains: whose states; a model folder, an adapter, a name in the Hub cache, or a run."""
+    domains: int = 8
+    """Of --by domains: pseudo-domains, by k-means."""
+    per: str | None = None
+    """Keep so many of each value of this expression, as prompt (--keep 1: the best picture of each)."""
+    score_name: str | None = None
+    """The score's field in the records; default: BY_score. A second score needs another one."""
     seed: int = 0
-    """Of --by diversity: which record is taken first."""
+    """Of --by diversity and domains: the first record; the first centres."""
     batch_size: int = 8
-    """Of --reward: records at once, over all devices."""
+    """Of --reward and --model: records at once, over all devices."""
     data: DataConfig = field(default_factory=DataConfig)
 
     def __call__(self) -> None:
-        if self.reward is not None:
+        if self.reward is not None or self.model is not None:
             begin()
         from mllm_align.curation.select import Measured, select, told
 
         reward = None if self.reward is None else str(self.reward)
         options = {"reward": reward, "score": self.score, "similarity": self.similarity}
-        measured = Measured(self.by, **options, seed=self.seed, batch_size=self.batch_size)
-        rest = {"keep": self.keep, "lowest": self.lowest}
+        options |= {"model": None if self.model is None else str(self.model), "score_name": self.score_name}
+        settings = {"domains": self.domains, "seed": self.seed}
+        measured = Measured(self.by, **options, **settings, batch_size=self.batch_size)
+        rest = {"keep": self.keep, "lowest": self.lowest, "per": self.per}
         found = select(self.files, self.out, measured, **rest, data=self.data)
-        asked = {"files": self.files, "by": self.by, **options, "seed": self.seed, **rest}
+        asked = {"files": self.files, "by": self.by, **options, **settings, **rest}
         log_beside(self.out, event="select", **asked, **found)
         print(told(measured, found))
-        _written(self.out)
+        written(self.out)
+
+
+@dataclass(frozen=True)
+class DataFlip:
+    """Pairs whose preference flips: mllm-align data flip FILE --out OUT
+
+    Of records that have one prompt, the same images and different `preferences`, each gets the answer to
+    another preference as its rejected response. Trained on such pairs, a model goes by the preference that
+    is stated. Writes what `data mix` does, with `rejected_preferences`; OUT.log.jsonl says what came of it.
+    """
+
+    COMMON: ClassVar[tuple[str, ...]] = READING
+    place = first("--files")
+
+    files: tuple[Path, ...]
+    """Data sets with `preferences`, each as train takes it; the word --files may be left out."""
+    out: Path
+    """File to write, .jsonl or .parquet."""
+    seed: int = 0
+    """Which of several other answers is taken."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __call__(self) -> None:
+        from mllm_align.curation.flip import flip, told
+
+        found = flip(self.files, self.out, seed=self.seed, data=self.data)
+        log_beside(self.out, event="flip", files=self.files, seed=self.seed, **found)
+        print(told(found))
+        written(self.out)

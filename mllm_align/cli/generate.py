@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from mllm_align.cli.shared import OptionalData, begin, note, tell
 from mllm_align.config import DataConfig, Dtype, MeshConfig, SamplingConfig
@@ -16,7 +16,7 @@ class Generate:
     """A model's responses: to one prompt, printed, or to a file of prompts.
 
     Greedy, unless --sampling.temperature is given; stderr says what was used.
-    With --data, OUT gets one JSON line per record, in order: index, responses (null for one left out as
+    With --data, OUT gets one JSON line per record, in order: index, id, responses (null for one left out as
     over-long).
     """
 
@@ -33,6 +33,9 @@ class Generate:
     """Image files, in the order in which the prompt speaks of them."""
     prompt: str | None = None
     """What to ask."""
+    preference: str | None = None
+    """What the user wants of every answer, as "Be brief."; stated before the prompt, as a record's
+    preferences are (docs/data.md)."""
     data_file: OptionalData = None
     """In place of --image and --prompt: records with prompts and images, a file or as train takes them."""
     out: Path | None = None
@@ -56,6 +59,8 @@ class Generate:
             raise InputError("generate needs either --prompt (with --image) or --data FILE --out FILE")
         if self.data_file is None and self.out is not None:
             raise InputError("generate --prompt prints its responses; --out goes with --data FILE")
+        if self.data_file is not None and self.preference is not None:
+            raise InputError("generate --data FILE takes preferences from the file alone")
         if self.data_file is not None and (self.out is None or self.image):
             raise InputError("generate --data FILE needs --out FILE, and takes images from the file alone")
         from mllm_align.generation.respond import generate
@@ -64,7 +69,10 @@ class Generate:
 
         data = self.data_file
         if data is None:
-            data = [{"prompt": self.prompt, "images": [str(image) for image in self.image]}]
+            row: dict[str, Any] = {"prompt": self.prompt, "images": [str(image) for image in self.image]}
+            if self.preference is not None:
+                row["preferences"] = {"user": self.preference}
+            data = [row]
         texts = generate(
             load(self.model, self.dtype, self.mesh),
             data,

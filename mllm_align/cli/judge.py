@@ -12,6 +12,9 @@ from mllm_align.cli.shared import Data, PrintConfig, begin, tell
 from mllm_align.config import Config, JudgeConfig, load_config
 from mllm_align.errors import refusal
 
+ANNOTATOR = ("annotator", "annotator.model", "annotator.url", "annotator.function")
+ANNOTATOR += ("annotator.max-tokens", "annotator.batch-size", "annotator.mesh")
+
 
 @dataclass(frozen=True)
 class Judge:
@@ -22,9 +25,7 @@ class Judge:
     """
 
     COMMON: ClassVar[tuple[str, ...]] = (
-        *("annotator", "annotator.model", "annotator.url", "annotator.function", "annotator.max-tokens"),
-        *("annotator.batch-size", "annotator.mesh", "data.split", "data.max-records", "data.image-root"),
-        *("mesh.fsdp", "dtype"),
+        *(*ANNOTATOR, "data.split", "data.max-records", "data.image-root", "mesh.fsdp", "dtype"),
     )
 
     config_file: Positional[Path]

@@ -15,12 +15,13 @@ import tyro
 from mllm_align.cli import help
 from mllm_align.cli.bdhs import Bdhs
 from mllm_align.cli.configs import Configs
-from mllm_align.cli.data import DataBuild, DataCorrupt, DataMix, DataSelect, DataShow, DataStats
+from mllm_align.cli.data import DataBuild, DataFlip, DataMix, DataSelect, DataShow, DataStats
 from mllm_align.cli.evaluate import Evaluate
 from mllm_align.cli.export import Export
 from mllm_align.cli.generate import Generate
 from mllm_align.cli.inspect import Inspect
 from mllm_align.cli.judge import Judge
+from mllm_align.cli.makers import DataCorrupt, DataPair, DataRetrieve, DataRewrite
 from mllm_align.cli.options import by_part, check, choose, in_fields, options
 from mllm_align.cli.plan import Plan
 from mllm_align.cli.quickstart import Quickstart
@@ -44,6 +45,10 @@ VERBS: dict[str, type] = {
     "data mix": DataMix,
     "data corrupt": DataCorrupt,
     "data select": DataSelect,
+    "data flip": DataFlip,
+    "data rewrite": DataRewrite,
+    "data retrieve": DataRetrieve,
+    "data pair": DataPair,
     "data build": DataBuild,
     "export": Export,
     "plan": Plan,
@@ -129,8 +134,9 @@ def _default(verb: type, file: str | None, config: Any, required: Any) -> Any:
     return verb(**bare | {"config_file": Path(str(file)), "config": config})
 
 
-def _program() -> Any:
-    """The type that tyro makes the program of: one of the verbs; those of two words are one of a group."""
+def _program() -> tuple[Any, dict[str, Any]]:
+    """The type that tyro makes the program of: one of the verbs; those of two words are one of a group. And
+    the groups, by the first word."""
 
     def command(name: str, verb: type) -> Any:
         about = tyro.conf.subcommand(name, description=help.title(verb))
@@ -140,15 +146,15 @@ def _program() -> Any:
     for name, verb in VERBS.items():
         first, _, last = name.partition(" ")
         groups.setdefault(first, []).append(command(last or first, verb))
-    commands = []
+    commands, made = [], {}
     for first, found in groups.items():
         if first in VERBS:
             commands += found
             continue
         inside = Annotated[Union[tuple(found)], tyro.conf.arg(name="")]  # noqa: UP007
-        group = dataclasses.make_dataclass(first, [("verb", inside)], bases=(_Group,))
-        commands.append(Annotated[group, tyro.conf.subcommand(first, description=first)])
-    return Union[tuple(commands)]  # noqa: UP007
+        made[first] = dataclasses.make_dataclass(first, [("verb", inside)], bases=(_Group,))
+        commands.append(Annotated[made[first], tyro.conf.subcommand(first, description=first)])
+    return Union[tuple(commands)], made  # noqa: UP007
 
 
 class _Group:
@@ -158,9 +164,12 @@ class _Group:
 
 
 def _tyro(argv: list[str], default: Any = tyro.MISSING_NONPROP) -> Any:
+    program, groups = _program()
+    if default is not tyro.MISSING_NONPROP and argv[0] in groups:
+        default = groups[argv[0]](default)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a user's own kind stands in no annotation of ours
-        made = tyro.cli(_program(), args=argv, default=default, prog="mllm-align")
+        made = tyro.cli(program, args=argv, default=default, prog="mllm-align")
     return made.verb if isinstance(made, _Group) else made
 
 

@@ -13,8 +13,9 @@ from mllm_align.config.parts import JobConfig, SamplingConfig
 class BDHSMethod:
     """Rejected responses made by the policy (bias-driven hallucination sampling, arXiv 2407.02477)."""
 
-    distortion: Literal["attention", "noise"] = "attention"
-    """What keeps the policy from looking: image embeddings that nothing attends to, or a noisy image."""
+    distortion: Literal["attention", "noise", "retrieved"] = "attention"
+    """What misleads the policy: image embeddings that nothing attends to, a noisy image, or the record's
+    neighbour images (`data retrieve`), one a try."""
     mask_rate: float = 0.99
     """Chance of an image embedding to be masked (rho_th); 1 hides the whole image, 0 nothing."""
     noise_steps: int = 500

@@ -124,9 +124,9 @@ class BenchmarkJudge(EndpointOrModel):
 
 @dataclass(frozen=True)
 class Writer(EndpointOrModel):
-    """Who writes rejected responses from chosen ones; a text model is enough: it is shown no image."""
+    """Who writes responses from chosen ones; a text model is enough: it is shown no image."""
 
     branch: ClassVar[str] = "writer."
     role: ClassVar[str] = "writer"
     max_tokens: int = 512
-    """Most tokens of a rejected response."""
+    """Most tokens of a response."""

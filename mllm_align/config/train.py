@@ -136,6 +136,9 @@ class Config:
         good = not self.objective.borrowed or self.reference == "live"
         wanted = f"live: {kind} sees responses of other records, which differ from batch to batch"
         require(good, "reference", self.reference, wanted)
+        good = "kl" not in self.objective.needs or self.reference == "live"
+        wanted = f"live: {kind} compares with all of the reference's distributions"
+        require(good, "reference", self.reference, wanted)
         if online is None:
             good = not self.objective.made
             require(good, "objective", kind, "another, or `online` must make the third response")
@@ -177,6 +180,12 @@ class Config:
     def stored_reference(self) -> bool:
         """Whether batches hold the reference's log-probs."""
         return "reference" in self.objective.needs and self.reference == "stored"
+
+    @property
+    def redraws_images(self) -> bool:
+        """Whether every pass over the data draws crops and noise anew: not where what follows from them is
+        stored."""
+        return "stored" not in (self.reference, self.features)
 
     @property
     def data_responses(self) -> int:

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from mllm_align.config import DataConfig
 from mllm_align.curation.items import Item, read_items
-from mllm_align.curation.writing import encoded, rows_of
+from mllm_align.curation.writing import IMAGES, encoded, rows_of
 from mllm_align.data.array_records import FIELDS
 from mllm_align.data.mixture import set_names
 from mllm_align.files import json_text, new_folder
@@ -26,7 +26,7 @@ ABOUT = """Preference pairs, or SFT records, with their images. There is no null
 rejected response has an empty one. `fields` is a JSON object of whatever else the rows said. In the text of
 a prompt, <image> and a line break mark an image's place."""
 IMAGE = "<image>\n"
-OURS = ("id", "images", "prompt", "chosen", "rejected", "responses", "source")
+OURS = ("id", *IMAGES, "prompt", "chosen", "rejected", "responses", "source")
 
 
 def build(files: Sequence[Path], out: Path, data: DataConfig | None = None) -> int:
@@ -56,7 +56,8 @@ def build(files: Sequence[Path], out: Path, data: DataConfig | None = None) -> i
 def _info(folder: Path) -> tfds.core.DatasetInfo:
     text, texts = tfds.features.Text(), tfds.features.Sequence(tfds.features.Text())
     features = dict.fromkeys(("id", "chosen", "rejected", "source", "fields"), text)
-    features |= {"responses": texts, "images": tfds.features.Sequence(tfds.features.Image())}
+    features |= {"responses": texts}
+    features |= dict.fromkeys(IMAGES, tfds.features.Sequence(tfds.features.Image()))
     features["prompt"] = tfds.features.Sequence({"role": text, "content": text})
     name, version = "pairs", tfds.core.Version("1.0.0")
     return tfds.core.DatasetInfo(
@@ -76,6 +77,6 @@ def _examples(items: Iterable[Item]) -> Iterator[dict[str, Any]]:
             {"role": turn["role"], "content": "".join(part.get("text", IMAGE) for part in turn["content"])}
             for turn in row["prompt"]
         ]
-        example["responses"] = row.get("responses", [])
+        example |= {name: row.get(name, []) for name in ("responses", *IMAGES)}
         further = {name: value for name, value in row.items() if name not in OURS}
         yield example | {"fields": json_text(further) if further else ""}

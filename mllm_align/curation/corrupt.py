@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mllm_align.annotate.judge import LocalModel
-from mllm_align.annotate.kept import Kept
 from mllm_align.config import DataConfig
 from mllm_align.config.checks import SEED, check_number
 from mllm_align.config.servers import Writer
-from mllm_align.curation.corruption import KINDS, Asked, Fault, cleaned, fault, kinds_of
-from mllm_align.curation.items import Item, read_items
+from mllm_align.curation.corruption import KINDS, Asked, fault, kinds_of
+from mllm_align.curation.items import REJECTED, Item, listed, read_items, without
+from mllm_align.curation.writer import TRIES, Answers, check_writer, open_writer
 from mllm_align.curation.writing import check_name, write
+from mllm_align.curation.written import Fault, cleaned
 from mllm_align.data.mixture import set_names
-from mllm_align.errors import InputError, Interrupted
-from mllm_align.locks import alone
-from mllm_align.progress import progress_bar
-
-if TYPE_CHECKING:
-    from mllm_align.models.bundle import Bundle
-
-TRIES = 3  # answers of a record that are asked for
-REPLACED = ("rejected_", "bdhs", "difference_score", "reward_score")  # fields about the rejected response
-Tell = Callable[[int, str], None]
-Answers = list[str | None]
+from mllm_align.errors import InputError
 
 
 def corrupt(
@@ -44,26 +33,18 @@ def corrupt(
     """
     check_name(out)
     check_number("--seed", seed, 0, SEED)
-    if not writer.given:
-        raise InputError(
-            "nobody is there to write; name an endpoint with --writer.url, or a --writer.model"
-        )
+    check_writer(writer)
     config, names = data or DataConfig(), set_names(files)
     items = [item for name, file in names.items() for item in read_items(file, name, config)]
     kinds = kinds_of([f"{item.source} {item.record.id}" for item in items], seed)
-    folder = out.with_suffix(".answers")
-    with alone(out):
-        try:
-            asks = _Model(writer, folder) if writer.model is not None else _Server(writer, folder)
-            found = _Found(items, kinds)
-            for attempt in range(TRIES):
-                found.take(asks([*found.left.values()]), asks.silence, last=attempt + 1 == TRIES)
-        except KeyboardInterrupt as error:
-            raise Interrupted(f"interrupted; the answers so far are kept in {folder}") from error
+    with open_writer(writer, out) as asks:
+        found = _Found(items, kinds)
+        for attempt in range(TRIES):
+            found.take(asks([*found.left.values()]), asks.silence, last=attempt + 1 == TRIES)
         if not found.written:
             raise InputError(
                 f"nothing that {writer.shown} wrote for {len(items)} records can be used "
-                f"({_listed(found.left_out)}); take another writer"
+                f"({listed(found.left_out)}); take another writer"
             )
         write(found.pairs(writer), out)
     return found.summary() | {"sent": asks.sent, "from_disk": asks.from_disk}
@@ -71,18 +52,14 @@ def corrupt(
 
 def told(out: Path, found: dict[str, Any]) -> str:
     """What came of the work, in a few lines."""
-    left_out = _listed(found["left_out"])
+    left_out = listed(found["left_out"])
     lines = [f"{out.name}: {found['pairs']:,} pairs of {found['records']:,} records"]
     lines[0] += f" (left out: {left_out})" if left_out else ""
-    lines.append(f"changes asked for: {_listed(found['kinds'])}")
+    lines.append(f"changes asked for: {listed(found['kinds'])}")
     if found["tries"]:
-        lines.append(f"answers that could not be used: {_listed(found['tries'])}")
+        lines.append(f"answers that could not be used: {listed(found['tries'])}")
     lines.append(f"{found['sent']:,} requests sent, {found['from_disk']:,} answers were on disk")
     return "\n".join(lines)
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {name}" for name, count in counts.items())
 
 
 class _Found:
@@ -130,8 +107,7 @@ class _Found:
                 "tries": self.attempts[place],
                 "writer": writer.model or writer.name,
             }
-            kept = {name: value for name, value in item.fields.items() if not name.startswith(REPLACED)}
-            made.append(Item(record, item.source, kept | {"corruption": how}))
+            made.append(Item(record, item.source, without(item.fields, REJECTED) | {"corruption": how}))
         return made
 
     def summary(self) -> dict[str, Any]:
@@ -143,69 +119,3 @@ class _Found:
             "tries": dict(self.tries.most_common()),
             "kinds": {name: kinds[name] for name in KINDS},
         }
-
-
-# ---- who is asked ------------------------------------------------------------------------------------
-
-
-class _Server:
-    """An endpoint."""
-
-    silence = "without an answer"
-
-    def __init__(self, writer: Writer, folder: Path):
-        from mllm_align.annotate.endpoint import EndpointClient
-
-        self._client = EndpointClient(writer, folder)
-
-    def __call__(self, asked: Sequence[Asked]) -> Answers:
-        with progress_bar(len(asked), "writing") as bar:
-
-            def tell(place: int, text: str) -> None:
-                bar.update()
-
-            return self._client(asked, tell)
-
-    @property
-    def sent(self) -> int:
-        return self._client.sent
-
-    @property
-    def from_disk(self) -> int:
-        return self._client.from_disk
-
-
-class _Model:
-    """A model on these devices. Answers go by its weights, the length that they may have, and the text."""
-
-    silence = "too long for the writer"
-
-    def __init__(self, writer: Writer, folder: Path):
-        from mllm_align.models.sources import open_model
-        from mllm_align.prepare import name_weights
-
-        source = open_model(str(writer.model))
-        name_weights(source)
-        self._of = f"{source.fingerprint} {writer.max_tokens}"
-        self._kept, self.sent, self.from_disk = Kept(folder, 0), 0, 0
-        self._asks = LocalModel(
-            lambda: _load(writer), writer.max_tokens, writer.batch_size, progress="writing"
-        )
-
-    def __call__(self, asked: Sequence[Asked]) -> Answers:
-        keys = [sha256(f"{self._of} {each.text}".encode()).hexdigest() for each in asked]
-        left = [place for place, key in enumerate(keys) if key not in self._kept.answers]
-        self.sent, self.from_disk = self.sent + len(left), self.from_disk + len(keys) - len(left)
-
-        def keep(place: int, text: str) -> None:
-            self._kept.count()
-            self._kept.add(keys[left[place]], text)
-
-        self._asks([asked[place].record for place in left], keep)
-        return [self._kept.answers.get(key) for key in keys]
-
-
-def _load(writer: Writer) -> Bundle:
-    from mllm_align.models.bundle import load
-
-    return load(str(writer.model), "auto", None)

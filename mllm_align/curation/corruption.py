@@ -6,40 +6,18 @@ relations, so that the text stays plausible without the image. Words and example
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import NamedTuple
 
 from mllm_align.annotate.pairwise import request
+from mllm_align.curation.written import Fault, again, of_another_length, unusable, words_of
 from mllm_align.data.records import Message, Part, Record
 from mllm_align.report.page import differing
 
 SHORT = 10  # words: of fewer, all may be others
 LEFT = 0.5  # least words in common of a longer text
-LONGER, WORDS = 0.25, 3  # most difference in length: this share of the words, or so many
-SHOWN = 2000  # characters of an earlier answer that are shown
-
-_REFUSES = re.compile(
-    r"\A\W*(i['’]?m (very |so )?sorry|sorry\b|i (can(no|['’])t|am (unable|not able)|won['’]t)\b"
-    r"|as an? (ai|language model)\b)",
-    re.IGNORECASE,
-)
-_HEADING = re.compile(
-    r"\A\W*(here (is|are)|here['’]s|sure|certainly|of course|okay|example \d"
-    r"|(the )?((new|changed|rewritten|modified|altered|incorrect|wrong|final|original) )?"
-    r"(response|answer|text|version|description|output))\b[^\n]{0,100}?:",
-    re.IGNORECASE,
-)
-_EXPLAINS = re.compile(
-    r"\bi (have |['’]ve )?(changed|replaced|swapped|altered|modified|rewrote|kept)\b"
-    r"|\b(was|were|been) (changed|replaced|swapped|altered|modified) (from|to|with|by)\b"
-    r"|\b(original|new|changed|modified|rewritten) (response|answer|text|version)\b"
-    r"|\b(explanation|changes( made)?|note)\b\W*:|->|→|</?[a-z]+>",
-    re.IGNORECASE,
-)
-_WORD = re.compile(r"\w+(?:['’]\w+)*")
+LONGER = 0.25  # most difference in length, as a share of the words
 
 
 @dataclass(frozen=True)
@@ -159,14 +137,6 @@ Request: {request}
 Response: {response}
 New response: {changed}"""
 
-AGAIN = """
-
-Attempt {number} can't be used: {problem}. It was:
-{answer}
-
-Write another one.
-New response:"""
-
 
 def kinds_of(names: Sequence[str], seed: int) -> list[str]:
     """The kind that is asked for of each record, by its name: every kind equally often, give or take one.
@@ -197,11 +167,7 @@ class Asked:
         ]
         fields = {"request": request(self.about), "response": self.about.responses[0].strip()}
         text = PROMPT.format(told=kind.told, examples="\n\n".join(examples), **fields)
-        if self.before is not None:
-            answer, fault = self.before
-            shown = answer.strip()[:SHOWN] or "(nothing)"
-            text += AGAIN.format(number=self.number - 1, problem=fault.told, answer=shown)
-        return text
+        return text if self.before is None else again(text, self.number - 1, *self.before)
 
     @property
     def record(self) -> Record:
@@ -210,54 +176,15 @@ class Asked:
         return Record(self.about.id, (turn,), (), (), self.about.where)
 
 
-# ---- what came back ----------------------------------------------------------------------------------
-
-
-class Fault(NamedTuple):
-    """Why an answer can't be used: a name to count it by, and what the writer is told."""
-
-    name: str
-    told: str
-
-
-REFUSED = Fault("refused", "it is no response, but says why you would not write one")
-
-
-def cleaned(answer: str, chosen: str) -> str:
-    """An answer without white space around it, and without marks around all of it that the chosen response
-    has not."""
-    text = answer.strip()
-    for first, last in (("```", "```"), ('"', '"'), ("“", "”"), ("**", "**")):
-        around = text.startswith(first) and text.endswith(last) and len(text) > len(first + last)
-        inside = text[len(first) : len(text) - len(last)]
-        if around and first not in inside and not chosen.strip().startswith(first):
-            text = inside.strip()
-    return text
-
-
 def fault(chosen: str, text: str) -> Fault | None:
     """Why a cleaned answer is no rejected response for the chosen one; None if it is one."""
-
-    def added(pattern: re.Pattern[str]) -> bool:
-        """Whether the answer has what the chosen response has not."""
-        return pattern.search(text) is not None and pattern.search(chosen.strip()) is None
-
-    before, after = ([word.casefold() for word in _WORD.findall(each)] for each in (chosen, text))
-    if not after:
-        return Fault("empty", "it is empty")
-    if added(_REFUSES):
-        return REFUSED
-    if added(_HEADING):
-        return Fault("with a heading", "something stands before the response")
-    if "<image>" in text:  # readers would take it for the place of an image
-        return Fault("with a placeholder", "it has <image> in it")
-    if added(_EXPLAINS):
-        return Fault("explained", "it speaks of the changes; write the response alone")
+    before, after = words_of(chosen), words_of(text)
+    if (bad := unusable(chosen, text)) is not None:
+        return bad
     if before == after:
         return Fault("unchanged", "it says the same as the response; change what is meant")
-    if abs(len(after) - len(before)) > max(WORDS, LONGER * len(before)):
-        much = "longer" if len(after) > len(before) else "shorter"
-        return Fault("of another length", f"it is much {much} than the response; keep the length")
+    if (bad := of_another_length(before, after, LONGER)) is not None:
+        return bad
     if len(before) >= SHORT and differing(chosen, text)[2] < LEFT:
         return Fault("another text", "hardly anything of the response is left; keep the rest word for word")
     return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,28 @@ class Item:
         return self.record.responses[1] if len(self.record.responses) > 1 else None
 
 
+REJECTED = ("rejected_", "bdhs", "difference_score", "reward_score")  # about the rejected response
+RESPONSES = (*REJECTED, "chosen_", "corruption", "rewrite", "diversity_score", "scores", "models")
+
+
+def without(fields: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The fields whose names begin otherwise."""
+    return {name: value for name, value in fields.items() if not name.startswith(names)}
+
+
+def listed(counts: Mapping[str, int]) -> str:
+    """Counts by name, in words, without those that are 0."""
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+
+
 def read_items(
-    file: Path, name: str, config: DataConfig, dropped: Counter[str] | None = None
+    file: Path, name: str, config: DataConfig, dropped: Counter[str] | None = None, responses: int = 1
 ) -> Iterator[Item]:
-    """The records of a data set, one by one, each with at least one response. dropped: counts what its
-    format's rules leave out. Raises InputError for a record that can't be read, and where there is none."""
+    """The records of a data set, one by one, each with at least so many responses. dropped: counts what
+    its format's rules leave out. Raises InputError for a record that can't be read, and where there is
+    none."""
     found = False
-    for each in read_each(file, **config.reading(), responses=1, dropped=dropped):
+    for each in read_each(file, **config.reading(), responses=responses, dropped=dropped):
         found, fields = True, each.fields
         source = fields.get("source")
         kept = {key: value for key, value in fields.items() if key != "source" and not _is_bytes(value)}

@@ -128,7 +128,7 @@ def _record(item: Item, pictures: _Pictures) -> dict[str, Any]:
         "answers": answers,
         "difference": None if item.rejected is None else words(item.chosen) - words(item.rejected),
         "likeness": None if item.rejected is None else round(likeness, 3),
-        "pictures": [pictures(source) for source in item.record.images],
+        "pictures": [pictures(source) for source in (*item.record.images, *item.record.rejected_images)],
         "facts": [*_method(method), *_change(change), *_facts(fields)],
     }
 
@@ -181,7 +181,9 @@ def _method(method: Mapping[str, Any]) -> list[list[str]]:
     if isinstance(tries, list) and tries:
         told[0] += f", likeness {', '.join(page.number(each, '.2f') for each in tries)}"
     told.append("guided" if method.get("guided") else "free")
-    if (share := page.number(method.get("mask_share"), ".1%")) != page.NOTHING:
+    if method.get("distortion") == "retrieved":
+        told.append("under the last picture")
+    elif (share := page.number(method.get("mask_share"), ".1%")) != page.NOTHING:
         told.append(f"{share} of the image hidden ({method.get('distortion', 'masked')})")
     return [["BDHS", "; ".join(told)]]
 

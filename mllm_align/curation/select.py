@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +15,18 @@ import numpy as np
 from mllm_align.config import DataConfig
 from mllm_align.config.checks import SEED, check_number
 from mllm_align.curation.items import Item, read_items
-from mllm_align.curation.where import Where
+from mllm_align.curation.where import OWN, Where
 from mllm_align.curation.writing import check_name, write
+from mllm_align.data.formats.base import RECORD
 from mllm_align.data.mixture import set_names
-from mllm_align.errors import InputError, first_few, quoted, refusal
+from mllm_align.errors import InputError, Interrupted, first_few, quoted, refusal
+from mllm_align.files import json_text
 from mllm_align.locks import alone
 from mllm_align.progress import progress_bar
 from mllm_align.report.page import differing
 
-Measure = Literal["reward", "diversity", "difference"]
+Measure = Literal["reward", "diversity", "difference", "domains"]
+DOMAINS = 512  # at most
 
 
 @dataclass(frozen=True)
@@ -30,16 +34,21 @@ class Measured:
     """How records are scored.
 
     by: reward, of a reward model's run `reward` or by `score`, an expression over a record's fields (see
-    `Where`); diversity, of sentence embeddings of `similarity`; difference, of the words of both responses.
-    seed: of diversity: the record that is taken first. batch_size: of a reward model, records at once.
+    `Where`); diversity, of sentence embeddings of `similarity`; difference, of the words of both responses;
+    domains, how unsure a probe is to which of `domains` pseudo-domains a record belongs, by the states of
+    `model`. seed: of diversity, the record that is taken first; of domains, their centres. batch_size: of a
+    model, records at once. score_name: the score's field, where it is another than BY_score.
     """
 
     by: Measure
     reward: str | None = None
     score: str | None = None
     similarity: str = "lexical"
+    model: str | None = None
+    domains: int = 8
     seed: int = 0
     batch_size: int = 8
+    score_name: str | None = None
 
     def __post_init__(self):
         given = {"--reward": self.reward, "--score": self.score}
@@ -48,12 +57,19 @@ class Measured:
             raise InputError("--by reward needs either --reward RUN or --score EXPRESSION")
         if self.by != "reward" and named:
             raise InputError(f"{named[0]} goes with --by reward; --by is {self.by}")
+        if (self.model is not None) != (self.by == "domains"):
+            raise InputError(f"--by domains and --model go together; --by is {self.by}")
         check_number("--seed", self.seed, 0, SEED)
+        check_number("--domains", self.domains, 2, DOMAINS)
+        name = self.name
+        if not name.isidentifier() or name in RECORD | set(OWN):
+            remedy = "give a word that no field of a record has, as quality_score"
+            raise refusal("--score-name", f"{quoted(name)} can't hold a score", remedy)
 
     @property
     def name(self) -> str:
         """The field that a record has its score in."""
-        return f"{self.by}_score"
+        return self.score_name or f"{self.by}_score"
 
 
 def select(
@@ -63,38 +79,54 @@ def select(
     *,
     keep: str | None = None,
     lowest: bool = False,
+    per: str | None = None,
     data: DataConfig | None = None,
 ) -> dict[str, Any]:
     """Write `out`: the records with the highest scores, or the `lowest`, in the order of the data.
 
     keep: how many, "500", or which share, "0.1"; None keeps all, each with its score. Of equal scores the
-    first are kept. Records without a score are left out. Returns counts: records, without_score (ids) and
-    kept; and scores, the lowest and highest of what is kept. Raises InputError for data that can't be read,
-    for settings that can't be followed, and where fewer records have a score than are to be kept.
+    first are kept. per: an expression as `Where` takes it; so many, or such a share, but at least one, are
+    then kept of the records of each of its values. Records without a score are left out. By domains, states
+    lie in a folder beside `out` (chosen.states): the same call computes those alone that are not there.
+    Returns counts: records, without_score (ids) and kept; scores, the lowest and highest of what is
+    kept; and by domains `domains`: the sizes, and the probe's accuracy. Raises InputError for data that
+    can't be read, for settings that can't be followed, and where fewer records have a score than are to be
+    kept; NotFinite for a model's scores or states that are not finite.
     """
     check_name(out)
     config, names = data or DataConfig(), set_names(files)
     if measured.by == "diversity" and (keep is None or lowest):
         raise InputError("--by diversity takes one record after the other: give --keep, and no --lowest")
+    if per is not None and (keep is None or measured.by == "diversity"):
+        raise InputError(
+            "--per goes with --keep, and not with --by diversity, which takes one after the other"
+        )
     items = [item for name, file in names.items() for item in read_items(file, name, config)]
+    groups = None if per is None else _groups(items, per)
     count = None if keep is None else _count(keep, len(items))
+    more: dict[str, Any] = {}
     without: list[str] = []
     with alone(out):
         if measured.by == "diversity":
             found = _diversity(items, measured, count or len(items))
         else:
-            scores = _scores(items, measured, config)
+            if measured.by == "domains":
+                items, scores, more = _domains(items, measured, config, out)
+            else:
+                scores = _scores(items, measured, config)
             found = {i: score for i, score in enumerate(scores) if score is not None}
             without = [items[i].record.id for i, score in enumerate(scores) if score is None]
-            if len(found) < (count or 1):
+            if len(found) < (count if count and groups is None else 1):
                 problem = f"{len(found)} of {len(items)} records have a score by {measured.by}"
                 raise InputError(f"{problem}; not {first_few(without)}; keep fewer, or score otherwise")
-            found = dict(sorted(found.items(), key=lambda each: each[1], reverse=not lowest)[:count])
+            best = sorted(found, key=lambda i: found[i], reverse=not lowest)
+            best = best[:count] if groups is None else _of_each(best, groups, str(keep))
+            found = {i: found[i] for i in best}
         kept = sorted(found)
         write([_with_score(items[i], measured.name, found[i]) for i in kept], out)
     scores = [found[i] for i in kept]
     counts = {"records": len(items), "without_score": without, "kept": len(kept)}
-    return counts | {"scores": [min(scores), max(scores)]}
+    return counts | {"scores": [min(scores), max(scores)]} | more
 
 
 def told(measured: Measured, found: dict[str, Any]) -> str:
@@ -102,7 +134,12 @@ def told(measured: Measured, found: dict[str, Any]) -> str:
     low, high = found["scores"]
     text = f"{found['kept']:,} of {found['records']:,} records, {measured.name} {low:.4g} to {high:.4g}"
     without = found["without_score"]
-    return text + (f" ({len(without):,} have none: {first_few(without)})" if without else "")
+    text += f" ({len(without):,} have none: {first_few(without)})" if without else ""
+    if "domains" in found:
+        sizes, accuracy = found["domains"]["sizes"], found["domains"]["accuracy"]
+        text += f"\n{len(sizes)} domains of {min(sizes):,} to {max(sizes):,} records; "
+        text += f"the probe tells {accuracy:.1%} of those that it has not seen"
+    return text
 
 
 def _with_score(item: Item, name: str, score: float) -> Item:
@@ -120,6 +157,27 @@ def _count(keep: str, records: int) -> int:
     if count > records:
         raise refusal("--keep", f"is {count}, and there are {records} records", "keep fewer")
     return count
+
+
+def _groups(items: Sequence[Item], per: str) -> list[str]:
+    """The expression's value for each record, as text."""
+    expression = Where(per, "--per")
+    values = [json_text(expression.value(item)) for item in items]
+    expression.check()
+    return values
+
+
+def _of_each(best: Sequence[int], groups: Sequence[str], keep: str) -> list[int]:
+    """Of the records of each group the first so many, or the first share, but at least one."""
+    sizes, taken = Counter(groups[i] for i in best), Counter[str]()
+    kept = []
+    for i in best:
+        group = groups[i]
+        most = max(round(float(keep) * sizes[group]), 1) if "." in keep else int(keep)
+        if taken[group] < most:
+            kept.append(i)
+        taken[group] += 1
+    return kept
 
 
 # ---- scores ------------------------------------------------------------------------------------------
@@ -164,6 +222,29 @@ def _rewards(items: Sequence[Item], measured: Measured, config: DataConfig) -> l
         one, *other = verdict.scores or (None,)
         found.append(one if one is None or not other else one - other[0])
     return found
+
+
+def _domains(
+    items: Sequence[Item], measured: Measured, config: DataConfig, out: Path
+) -> tuple[list[Item], list[float | None], dict[str, Any]]:
+    """The records, each with its `domain`, their scores, and what is told of the domains."""
+    from mllm_align.curation.domains import domains, model_states
+
+    folder, model = out.with_suffix(".states"), str(measured.model)
+    try:
+        states = model_states(model, [item.record for item in items], folder, config, measured.batch_size)
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"interrupted; the states so far are kept in {folder}") from error
+    places = [i for i, each in enumerate(states) if each is not None]
+    if not places:
+        raise InputError("every record is longer than the model's limit; raise --data.max-length")
+    found = domains(np.stack([states[i] for i in places]), measured.domains, measured.seed)
+    scores: list[float | None] = [None] * len(items)
+    labelled = list(items)
+    for i, label, entropy in zip(places, found.labels, found.entropy, strict=True):
+        scores[i] = float(entropy)
+        labelled[i] = replace(items[i], fields=items[i].fields | {"domain": int(label)})
+    return labelled, scores, {"domains": {"sizes": found.sizes, "accuracy": round(found.accuracy, 4)}}
 
 
 def _diversity(items: Sequence[Item], measured: Measured, count: int) -> dict[int, float]:

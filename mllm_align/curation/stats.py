@@ -18,6 +18,7 @@ from mllm_align.curation.items import Item, read_items
 from mllm_align.data.encode import Encoder, Identical
 from mllm_align.data.images import ImageSource, image_size
 from mllm_align.data.mixture import set_names
+from mllm_align.data.preferences import conversation
 from mllm_align.data.readers import told
 from mllm_align.errors import SHOWN, InputError
 
@@ -104,7 +105,7 @@ class _Set:
             self.identical += chosen.strip() == rejected.strip()
         images = [self._image(source) for source in record.images]
         self.without_image += not images
-        texts = repr([(m.role, m.text.strip(), m.places) for m in record.messages])
+        texts = repr([(m.role, m.text.strip(), m.places) for m in conversation(record)])
         self.seen["prompts"][_digest(texts.encode(), *(key for key, _ in images))] += 1
         self.seen["responses"][_digest(repr(record.responses[:2]).encode())] += 1
         sizes = [size for _, size in images if size is not None]

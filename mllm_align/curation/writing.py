@@ -18,9 +18,11 @@ from PIL import Image
 
 from mllm_align.curation.items import Item
 from mllm_align.data.images import ImageSource
+from mllm_align.data.records import OTHERS
 from mllm_align.errors import refusal
 from mllm_align.files import json_text, new_file
 
+IMAGES = ("images", *OTHERS)
 GROUP = 20  # rows of a row group: reading one image reads all of its group
 
 
@@ -47,6 +49,7 @@ def rows_of(items: Iterable[Item], image: Callable[[ImageSource], Any]) -> Itera
             seen[record.id] += 1
         seen[id] += 1
         row = {"id": id, "images": [image(source) for source in record.images]}
+        row |= {name: [*map(image, getattr(record, name))] for name in OTHERS if getattr(record, name)}
         row["prompt"] = [message.chat() for message in record.messages]
         row["chosen"] = record.responses[0]
         if item.rejected is not None:
@@ -74,7 +77,8 @@ def leads_outside(out: Path) -> bool:
     if out.suffix.lower() != ".jsonl":
         return False
     with open(out, encoding="utf-8") as file:
-        return any(Path(name).is_absolute() for line in file for name in json.loads(line)["images"])
+        rows = map(json.loads, file)
+        return any(Path(i).is_absolute() for row in rows for n in IMAGES for i in row.get(n, ()))
 
 
 def _named(source: ImageSource, out: Path) -> str:
@@ -121,9 +125,12 @@ def _label(source: ImageSource) -> str | None:
 def _schema(items: Sequence[Item]) -> pa.Schema:
     """Of all rows: other fields are columns of one plain type, or of JSON text."""
     part = pa.struct([("type", pa.string()), ("text", pa.string())])
+    picture = pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())]))
+    others = (name for name in OTHERS if any(getattr(item.record, name) for item in items))
     columns: dict[str, pa.DataType] = {
         "id": pa.string(),
-        "images": pa.list_(pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+        "images": picture,
+        **dict.fromkeys(others, picture),
         "prompt": pa.list_(pa.struct([("role", pa.string()), ("content", pa.list_(part))])),
         "chosen": pa.string(),
         "rejected": pa.string(),

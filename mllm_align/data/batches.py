@@ -14,8 +14,9 @@ from functools import lru_cache, reduce
 import numpy as np
 
 from mllm_align.batch import Group, PromptGroup, Shape, pad, padded, stack, with_responses
-from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.data.encode import Draw, Encoded, Encoder
 from mllm_align.data.mixture import Draws
+from mllm_align.data.segments import changed_tokens
 from mllm_align.sizes import ladder
 
 
@@ -41,8 +42,10 @@ class Batches:
     ladder share batches; without, batches follow the file. What is left over at the end of an epoch fills
     a last batch whose missing rows have weight 0. weights: of the sets that the records are of, for a
     mixture; then an epoch has of each set its share (see `mixture.py`). features: number of a
-    record -> the tower's [t, I, F]; without it images are read. borrowed: how many responses of the batch's
-    next record follow a record's own (after the last comes the first).
+    record -> the tower's [t, I, F] for each prefix; without it images are read. borrowed: how many
+    responses of the batch's next record follow a record's own (after the last comes the first). reference:
+    log-probs of each view, of each record those of its responses. redraw: crops and noise differ from epoch
+    to epoch. changed: with the tokens in which the two responses of a pair differ.
     """
 
     def __init__(
@@ -56,23 +59,27 @@ class Batches:
         shuffle: bool = False,
         shapes: int = 4,
         multiple: int = 32,
-        reference: Sequence[Sequence[np.ndarray]] | None = None,
+        reference: Sequence[Sequence[Sequence[np.ndarray]]] | None = None,
         local_rows: Sequence[int] | None = None,
         weights: Mapping[str, float] | None = None,
-        features: Callable[[int], np.ndarray] | None = None,
+        features: Callable[[int], Sequence[np.ndarray]] | None = None,
         borrowed: int = 0,
+        redraw: bool = True,
+        changed: bool = False,
     ):
         self.records = records
         self.encoder = encoder
         self.size, self.micro, self.seed, self.shuffle = size, micro, seed, shuffle
         self.reference, self.features, self.borrowed = reference, features, borrowed
+        self.redraw, self.changed = redraw, changed
         self.local_rows = range(size // micro) if local_rows is None else local_rows
         self.per_epoch = -(-len(records) // size)
         self._parts = [tuple(range(i, min(i + size, len(records)))) for i in range(0, len(records), size)]
         needs = [r.shape for r in records]
         if not shuffle:  # the batches are known: fit the ladder to them
             needs = [reduce(Shape.union, (needs[r] for r in part)) for part in self._parts]
-        self.ladder = ladder(needs, len(records[0].responses) + borrowed, shapes, multiple)
+        count = sum(len(part.responses) for part in records[0].parts) + borrowed
+        self.ladder = ladder(needs, count, shapes, multiple)
         self.levels = [next(i for i, rung in enumerate(self.ladder) if rung.holds(need)) for need in needs]
         self._draws, self._sources = None, None
         if weights is not None:
@@ -121,22 +128,28 @@ class Batches:
             places = [start + row for row in self.local_rows if start + row < len(records)]
             here = [records[place] for place in places]
             # a part without a record repeats one with weight 0
-            groups = [self._group(records, place) for place in places or (0,)]
+            draw = self.seed, step // self.per_epoch if self.redraw else 0
+            groups = [self._group(records, place, draw) for place in places or (0,)]
             part = pad(groups, shape, len(self.local_rows))
             if not here:
                 part = with_responses(part, weight=np.zeros_like(part.responses.weight))
+            if self.changed:
+                part = with_responses(
+                    part, changed=changed_tokens(part.responses.tokens, part.responses.mask)
+                )
             if self.reference is not None:
-                part = with_responses(part, reference=(self._stored(here, part),))
+                stored = [self._stored(view, here, part) for view in range(len(part.views))]
+                part = with_responses(part, reference=tuple(stored))
             if self._sources is not None:
                 own = padded(self._sources[here], len(self.local_rows))
                 part = replace(part, source=own)  # type: ignore[arg-type]
             parts.append(part)
         return HostBatch(step, stack(parts), records, shape)
 
-    def _group(self, records: Sequence[int], place: int) -> Group:
+    def _group(self, records: Sequence[int], place: int, draw: Draw) -> Group:
         record = records[place]
         features = None if self.features is None else self.features(record)
-        group = self.encoder.group(self.records[record], features)
+        group = self.encoder.group(self.records[record], features, draw)
         if not self.borrowed:
             return group
         following = self.records[records[(place + 1) % len(records)]].responses[: self.borrowed]
@@ -144,11 +157,12 @@ class Batches:
             following = (np.zeros(0, np.int32),) * self.borrowed
         return Group(group.prefixes, (*group.responses, *following))
 
-    def _stored(self, records: Sequence[int], part: PromptGroup) -> np.ndarray:
+    def _stored(self, view: int, records: Sequence[int], part: PromptGroup) -> np.ndarray:
         assert self.reference is not None
-        out = np.zeros(part.responses.tokens.shape, np.float32)
+        size, _, length = part.responses.tokens.shape
+        out = np.zeros((size, len(part.views[view]), length), np.float32)
         for row, record in enumerate(records):
-            for k, values in enumerate(self.reference[record]):
+            for k, values in enumerate(self.reference[view][record]):
                 out[row, k, : len(values)] = values
         return out
 

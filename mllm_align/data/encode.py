@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 
 from mllm_align.batch import Group, HostPrefix, Pixels, Shape
+from mllm_align.data import distortion
 from mllm_align.data.control import ControlTokens, Spans
 from mllm_align.data.images import ImageSource, image_size, load_rgb
 from mllm_align.data.layout import Layout, counts, mixed, ordered, rotary
+from mllm_align.data.preferences import conversation
 from mllm_align.data.records import Record
 from mllm_align.data.template import ChatTemplate
 from mllm_align.errors import InputError, one_line, quoted, refusal
@@ -30,6 +32,8 @@ MARK = "\ue000"  # a private-use character: stands for a response, in no templat
 KEPT_BYTES = 1 << 29
 Sizes = tuple[tuple[int, int], ...]
 """(width, height) of each image of a record, after EXIF orientation."""
+Draw = tuple[int, int]
+"""A seed, and the number of a pass over the data."""
 
 
 class Identical(InputError):
@@ -42,7 +46,8 @@ class Encoded:
 
     prefix [p]: each run of embeddings (see `layout.Run`) is one image token here. responses: K arrays of
     ids, end of sequence included. sizes: (width, height) of each image after EXIF orientation. index: place
-    in the data.
+    in the data. shown: "whole" images, or a "crop" or "noise" made of them. second: what the group's
+    second prefix shows, with the responses that continue it.
     """
 
     record: Record
@@ -51,6 +56,33 @@ class Encoded:
     sizes: Sizes
     shape: Shape
     index: int = 0
+    shown: str = "whole"
+    second: Encoded | None = None
+
+    @property
+    def parts(self) -> tuple[Encoded, ...]:
+        """What each prefix shows, with the responses that continue it."""
+        return (self,) if self.second is None else (self, self.second)
+
+    @property
+    def alone(self) -> Encoded:
+        """The record with its own prefix only."""
+        return replace(self, second=None, shape=replace(self.shape, others=()))
+
+    @property
+    def tokens(self) -> int:
+        """Of all prefixes, each with the responses that continue it."""
+        return sum(part.shape.prefix + sum(map(len, part.responses)) for part in self.parts)
+
+    @property
+    def identity(self) -> str:
+        """What its images follow from beside their files: nothing, or the record they are drawn for."""
+        return "" if self.shown == "whole" else f"{self.shown} {self.record.id}"
+
+    def answered(self, responses: tuple[np.ndarray, ...]) -> Encoded:
+        """The record with other responses."""
+        second = self.second and replace(self.second, responses=responses[:1])
+        return replace(self, responses=responses, second=second)
 
     @property
     def length(self) -> int:
@@ -187,7 +219,7 @@ class Encoder:
 
     def _chat(self, record: Record) -> list[dict[str, Any]]:
         """The prompt as templates take it, with guards in its texts."""
-        chat = [message.chat() for message in record.messages]
+        chat = [message.chat() for message in conversation(record)]
         for part in (part for turn in chat for part in turn["content"] if "text" in part):
             part["text"] = self._guarded(part["text"], record)
         return chat
@@ -276,12 +308,19 @@ class Encoder:
 
     # ---- images ------------------------------------------------------------------------------------
 
-    def group(self, encoded: Encoded, features: np.ndarray | None = None) -> Group:
-        """Put every embedding in its place. features [t, I, F]: the tower's, of all tiles; without them
-        the images are read."""
-        images = self.pixels(encoded)._asdict() if features is None else {"features": features}
-        prefix = replace(self.prefix(encoded), **images)
-        return Group((prefix,), encoded.responses)
+    def group(
+        self, encoded: Encoded, features: Sequence[np.ndarray] | None = None, draw: Draw = (0, 0)
+    ) -> Group:
+        """Put every embedding in its place. features: for each prefix the tower's [t, I, F], of all tiles;
+        without them the images are read. draw: see `pixels`."""
+        if features is None:
+            images = [self.pixels(part, draw)._asdict() for part in encoded.parts]
+        else:
+            images = [{"features": each} for each in features]
+        prefixes = [
+            replace(self.prefix(part), **own) for part, own in zip(encoded.parts, images, strict=True)
+        ]
+        return Group(tuple(prefixes), encoded.responses)
 
     def prefix(self, encoded: Encoded) -> HostPrefix:
         """The prompt with every image token repeated for its embeddings; no image is read."""
@@ -302,18 +341,25 @@ class Encoder:
         prefix = HostPrefix.causal(np.concatenate([*tokens, text]), rows, **shares)
         return replace(prefix, order=ordered(rows, runs), rope=rotary(rows, runs, self.layout.axes))
 
-    def pixels(self, encoded: Encoded) -> Pixels:
-        """Of all of a record's images: patches [t, N, C] float32, place [t, N, 2] int16."""
-        images = [self._pixels(encoded, i) for i in range(len(encoded.sizes))]
-        return Pixels(*map(np.concatenate, zip(self.layout.empty(), *images, strict=True)))  # type: ignore
+    def pixels(self, encoded: Encoded, draw: Draw = (0, 0)) -> Pixels:
+        """Of all of a record's images: patches [t, N, C] float32, place [t, N, 2] int16. draw: the seed and
+        the pass over the data that a crop or noise follows from, beside the record's id."""
+        rng = distortion.numbers(draw[0], encoded.record.id, draw[1])
+        images = [self._pixels(encoded, i, rng) for i in range(len(encoded.sizes))]
+        pixels = Pixels(*map(np.concatenate, zip(self.layout.empty(), *images, strict=True)))  # type: ignore
+        if encoded.shown != "noise":
+            return pixels
+        return pixels._replace(
+            patches=distortion.noisy(pixels.patches, distortion.NOISE_STEPS, rng, self.layout)  # type: ignore[arg-type]
+        )
 
-    def _pixels(self, encoded: Encoded, index: int) -> Pixels:
+    def _pixels(self, encoded: Encoded, index: int, rng: np.random.Generator) -> Pixels:
         source, (width, height) = encoded.record.images[index], encoded.sizes[index]
-        images = len(encoded.sizes)
-        key = None if source.key is None else (source.key, images)
+        images, crop = len(encoded.sizes), encoded.shown == "crop"
+        key = None if source.key is None or crop else (source.key, images)
         if key in self._kept:
             return self._kept[key]
-        image = load_rgb(source)
+        image = distortion.cropped(load_rgb(source), rng) if crop else load_rgb(source)
         try:
             pixels = self.layout.pixels(self.processor.image_processor, image, images)
             if pixels.patches.shape[:2] != (wanted := self.layout.tiles(height, width, images)):
@@ -369,6 +415,7 @@ def fingerprint(records: Sequence[Encoded], settings: str = "") -> str:
     for encoded in records:
         for ids in (encoded.prefix, *encoded.responses):
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
+        digest.update(encoded.identity.encode())
         for source in encoded.record.images:
             digest.update(image_digest(source))
     return digest.hexdigest()[:16]

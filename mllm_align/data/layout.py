@@ -40,7 +40,8 @@ class Layout(Protocol):
 
     mark: what the chat template writes for an image. token: how the tokenizer spells the model's image
     token. tokens: I, rows of the image table that a tile has. taps: W, further rows that an embedding may
-    be mixed of. axes: A, of rotary positions. largest: sizes (height, width) of which one becomes the most
+    be mixed of. axes: A, of rotary positions. overview: the tiles of an image that show all of it together.
+    largest: sizes (height, width) of which one becomes the most
     embeddings, and one the most tiles.
 
     Sizes are those of the image after EXIF orientation. images: how many the record has, for families that
@@ -58,6 +59,8 @@ class Layout(Protocol):
     def taps(self) -> int: ...
     @property
     def axes(self) -> int: ...
+    @property
+    def overview(self) -> slice: ...
     @property
     def largest(self) -> tuple[tuple[int, int], ...]: ...
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from mllm_align.data.files import Row, read_rows
 from mllm_align.data.formats.base import Pairs, Reader, Taking, beside, convert, format_of, reader_of
+from mllm_align.data.preferences import FIELD, parse_preferences
 from mllm_align.data.records import Record, check_object, parse_record
 from mllm_align.data.roots import Roots
 from mllm_align.data.shards import data_files
@@ -120,6 +121,9 @@ def _parsed(
             ours = plain.pop("id_is_ours")
             about: dict[str, Any] = {"index": row.index, "where": row.where, "root": row.roots}
             record = parse_record(plain, **about, responses=responses, unpaired=unpaired)
+            if plain.get(FIELD) is not None:
+                preferences = parse_preferences(plain[FIELD], record.where)
+                record = replace(record, preferences=preferences)
             yield Read(record, number if ours else None, row, plain, reader)
 
 

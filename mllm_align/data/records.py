@@ -17,6 +17,11 @@ from mllm_align.data.inline import image_bytes, is_data_uri, is_image_text
 from mllm_align.data.roots import Roots
 from mllm_align.errors import InputError, one_line, quoted, refusal
 
+REJECTED = ("rejected_images", "rejected_image", "retrieved_image")
+"""Names of a row's rejected images: a list, or one image. The last is that of Re-Align's published file."""
+NEIGHBOURS = "neighbour_images"
+OTHERS = (REJECTED[0], NEIGHBOURS)
+"""Fields of a row with images beside its own, as they are written."""
 _ROLES = ("system", "user", "assistant")
 # An image placeholder in LLaVA's texts. Templates add their own newline, so one newline of the text is
 # dropped.
@@ -68,7 +73,10 @@ class Record:
     `messages` end with a user turn; `responses` are chosen, rejected, then any further ones; of an unpaired
     record the one that is not there is an empty text;
     `images` are in the order of their placeholders in `messages`; `where` is for error messages.
-    `source`: the data set's name, where several are mixed.
+    `source`: the data set's name, where several are mixed. `preferences`: what the prompt asks of every
+    answer (see data/preferences.py); `messages` are without them. `rejected_images`: what objectives on
+    images compare `images` with, one for each; `neighbour_images`: candidates for them, the nearest first,
+    each as many images as there are `images`.
     """
 
     id: str
@@ -77,6 +85,9 @@ class Record:
     images: tuple[ImageSource, ...]
     where: str
     source: str = ""
+    preferences: tuple[tuple[str, str], ...] = ()
+    rejected_images: tuple[ImageSource, ...] = ()
+    neighbour_images: tuple[ImageSource, ...] = ()
 
 
 def parse_record(
@@ -92,13 +103,14 @@ def parse_record(
     """Return the checked record of one row in TRL's vision preference format.
 
     `row`: `images` or `image`; `prompt` or `messages` (or neither, if `chosen` and `rejected` contain the
-    whole conversation); `chosen`, `rejected`, `responses`, `id`. Other keys are ignored. `where` and
-    `index` name the row in errors, such as `pairs.jsonl record` and 3. Image paths are relative to `root`
-    and may leave it only with `allow_outside`; with `root` None they are relative to the current folder and
-    unrestricted; a `Roots` gives both for many records. `responses`: the minimum number of responses; with
-    1, `completion` or a final assistant turn of `messages` may replace `chosen`. `unpaired`: a `completion`
-    with a `label`, true or false, may stand for a chosen or a rejected response without the other one.
-    Raises `InputError` for anything missing, of a wrong type or contradictory.
+    whole conversation); `chosen`, `rejected`, `responses`, `id`; one of REJECTED; `neighbour_images`. Other
+    keys are ignored. `where` and `index` name the row in errors, such as `pairs.jsonl record` and 3. Image
+    paths are relative to `root` and may leave it only with `allow_outside`; with `root` None they are
+    relative to the current folder and unrestricted; a `Roots` gives both for many records. `responses`: the
+    minimum number of responses; with 1, `completion` or a final assistant turn of `messages` may replace
+    `chosen`. `unpaired`: a `completion` with a `label`, true or false, may stand for a chosen or a rejected
+    response without the other one. Raises `InputError` for anything missing, of a wrong type or
+    contradictory.
     """
     at = f"{_short(where)} {index}"
     check_object(row, at)
@@ -114,13 +126,17 @@ def parse_record(
         _check_answers(answers, at, 1)
         answers = [*answers, ("", "")] if label else [("", ""), *answers]
     roots = root if isinstance(root, Roots) else Roots(() if root is None else (root,), allow_outside)
-    images = _with_inline(messages, _images(row, at, roots), at, roots)
+    _check_no_video(row, at)
+    rejected = {name: row[name] for name in REJECTED if _given(row.get(name))}
+    images = _with_inline(messages, _images(row, at, roots, ("images", "image")), at, roots)
     return Record(
         id=record_id(row.get("id"), index, f"{at}, id"),
         messages=_with_places(messages, len(images), at, prompt_at),
         responses=tuple(text for _, text in answers),
         images=images,
         where=at,
+        rejected_images=_others(rejected, len(images), at, roots, REJECTED),
+        neighbour_images=_others(row, len(images), at, roots, (NEIGHBOURS,)),
     )
 
 
@@ -397,24 +413,38 @@ def _with_places(messages: list[Message], images: int, at: str, prompt_at: str) 
 # --- images and id ------------------------------------------------------------------------------
 
 
-def _images(row: Mapping, at: str, roots: Roots) -> tuple[ImageSource, ...]:
-    # Arrays have no truth value, so values are compared with None.
+def _check_no_video(row: Mapping, at: str) -> None:
     for name in ("video", "videos"):
         value = row.get(name)
         if _given(value) and not (isinstance(value, list | tuple) and not value):
             raise refusal(f"{at}, {name}", "videos are not read", "leave such records out, or give images")
-    many, one = row.get("images"), row.get("image")
-    if many is not None and one is not None:
-        raise refusal(at, "has both images and image", "keep one of them")
-    name = "images" if one is None else "image"
-    if one is not None and not isinstance(one, list | tuple):
-        return (_image(one, f"{at}, image", roots),)
-    many = many if one is None else one
-    if many is None:
+
+
+def _images(row: Mapping, at: str, roots: Roots, names: tuple[str, ...]) -> tuple[ImageSource, ...]:
+    """The images of one of these fields: a list, and but for the first field also a single one."""
+    name = _one_of(row, names, at)
+    value = row.get(name)
+    if value is None:  # an array has no truth value
         return ()
-    if not isinstance(many, list | tuple):
-        raise _wrong_type(f"{at}, images", many, "a list of images")
-    return tuple(_image(value, f"{at}, {name}[{i}]", roots) for i, value in enumerate(many))
+    if isinstance(value, list | tuple):
+        return tuple(_image(each, f"{at}, {name}[{i}]", roots) for i, each in enumerate(value))
+    if name == names[0]:
+        raise _wrong_type(f"{at}, {name}", value, "a list of images")
+    return (_image(value, f"{at}, {name}", roots),)
+
+
+def _others(
+    row: Mapping, images: int, at: str, roots: Roots, names: tuple[str, ...]
+) -> tuple[ImageSource, ...]:
+    """Images that stand in the place of a record's `images`: as many, or of neighbours a multiple."""
+    found = _images(row, at, roots, names)
+    fits = images and not len(found) % images and (names == (NEIGHBOURS,) or len(found) == images)
+    if found and not fits:
+        problem = f"has {len(found)} images, and the record has {images}"
+        raise refusal(
+            f"{at}, {_one_of(row, names, at)}", problem, "give one for each of the record's images"
+        )
+    return found
 
 
 def _with_inline(

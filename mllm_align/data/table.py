@@ -14,7 +14,7 @@ import tempfile
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from functools import cache
@@ -24,7 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mllm_align.data.encode import Encoded, Encoder, Identical
+from mllm_align.data.preferences import conversation
 from mllm_align.data.records import Record
+from mllm_align.data.rejected_image import rejected_record, with_second
 from mllm_align.errors import InputError, refusal
 from mllm_align.files import new_file
 
@@ -114,23 +116,28 @@ def encode_all(
     opening: bool = False,
     beside: Path | None = None,
     tell: Callable[[int], Any] = lambda count: None,
+    rejected_image: str | None = None,
 ) -> tuple[list[Encoded], list[LeftOut]]:
     """Encode all records: (encoded, left out). Left out are over-long records, of more than `max_length`
     tokens, and those with identical responses.
 
     max_new_tokens: tokens reserved for a response to be generated. opening: see `Encoder.encode`; beside,
-    tell: see `encode_each`. Nothing is ever truncated. Raises InputError for such a record unless
-    over_long, or identical, is "skip", and if no record is left.
+    tell: see `encode_each`. rejected_image: what a second prefix shows, None for groups of one prefix.
+    Nothing is ever truncated. Raises InputError for such a record unless over_long, or identical, is
+    "skip", and if no record is left.
     """
     kept, left_out = [], []
-    every = zip(records, encode_each(records, encoder, responses, beside, tell, opening), strict=True)
-    for index, (record, encoded) in enumerate(every):
+    every = encode_each(records, encoder, responses, beside, tell, opening)
+    if rejected_image is not None:
+        every = _with_second(every, records, encoder, responses, beside, opening, rejected_image)
+    for index, (record, encoded) in enumerate(zip(records, every, strict=True)):
         if isinstance(encoded, Identical):
             if identical != "skip":
                 raise encoded
             left_out.append(LeftOut(index, record.id, "identical"))
             continue
-        length = encoded.shape.prefix + max(encoded.shape.response, max_new_tokens)
+        longest = max(prefix for prefix, _ in encoded.shape.prefixes)
+        length = longest + max(encoded.shape.response, max_new_tokens)
         if length <= max_length:
             kept.append(encoded)
         elif over_long == "skip":
@@ -145,6 +152,25 @@ def encode_all(
             f"--data.max-length above {max_length}"
         )
     return kept, left_out
+
+
+def _with_second(
+    every: Iterator[Encoded | Identical],
+    records: Sequence[Record],
+    encoder: Encoder,
+    responses: int,
+    beside: Path | None,
+    opening: bool,
+    kind: str,
+) -> Iterator[Encoded | Identical]:
+    """Each record with its second prefix. Images of its own are encoded as a data set of its own is."""
+    others = [rejected_record(record, kind) for record in records]
+    second: Iterable[Any] = [None] * len(records)
+    if kind == "record":
+        second = encode_each(others, encoder, responses, beside, opening=opening)
+    for encoded, other in zip(every, second, strict=True):
+        fault = next((each for each in (encoded, other) if isinstance(each, Identical)), None)
+        yield fault or with_second(encoded, kind, other)
 
 
 def encode_each(
@@ -247,7 +273,7 @@ def digest(records: Sequence[Record], encoder: Encoder, responses: int, opening:
     """Digest of everything that a table depends on."""
     state = hashlib.sha256(f"{encoder.fingerprint} {responses} {opening}".encode())
     for record in records:
-        texts = [(m.role, [part.text for part in m.content]) for m in record.messages]
+        texts = [(m.role, [part.text for part in m.content]) for m in conversation(record)]
         state.update(repr((texts, record.responses[:responses], *map(_image, record.images))).encode())
     return state.hexdigest()[:24]
 

@@ -4,6 +4,9 @@ Each sentence of the chosen response is cut at a random token. The policy, with 
 it, given all earlier sentences of the chosen response (arXiv 2407.02477, section 4, Algorithm 1). The
 completions follow its language prior, so the rejected response is plausible and often wrong.
 
+With distortion `retrieved` it sees a neighbour of the image instead, the next one in every try, and writes
+what is true of that (Re-Align, arXiv 2502.13146).
+
 The prompt with the whole chosen response is prefilled once per (record, iteration). Every sentence forks
 from that cache and attends to the tokens before its cut, as it would in a separate run.
 """
@@ -19,10 +22,13 @@ import numpy as np
 
 from mllm_align.batch import Pixels
 from mllm_align.config import BDHSMethod
+from mllm_align.data.distortion import noisy
 from mllm_align.data.encode import Encoded, Encoder, common_length
+from mllm_align.data.images import ImageSource
+from mllm_align.data.records import Record
 from mllm_align.errors import refusal
 from mllm_align.generation.decode import Fork, Generator, Row
-from mllm_align.generation.distortion import gathered, noisy, visible_embeddings
+from mllm_align.generation.distortion import gathered, visible_embeddings
 from mllm_align.generation.respond import prompt_row
 from mllm_align.generation.sampling import random_key
 from mllm_align.generation.sentences import split, yes_no
@@ -78,7 +84,8 @@ class BDHSResult:
 
 @dataclass
 class _Pending:
-    """A record in progress: iterations so far, features of its image, similarities so far."""
+    """A record in progress: as the policy sees it, iterations so far, features of its image, similarities
+    so far."""
 
     record: Encoded
     iteration: int = 0
@@ -200,7 +207,7 @@ class BDHS:
         features: record index -> features [n, F] of its images; without it, images are read.
         """
         size, waiting = self.generator.size, {False: deque[_Pending](), True: deque[_Pending]()}
-        records = sorted(records, key=lambda r: r.shape)
+        records = sorted((self._seen(record, 0) for record in records), key=lambda r: r.shape)
         for record in records:
             job = _Pending(record, features=features[record.index] if features else None)
             waiting[self._free(job)].append(job)
@@ -221,7 +228,14 @@ class BDHS:
                 elif score < self.threshold or job.iteration == self.config.iterations:
                     yield replace(result, similarity=job.similarity)
                 else:
+                    job.record = self._seen(job.record, job.iteration)
                     waiting[self._free(job)].appendleft(job)
+
+    def _seen(self, record: Encoded, iteration: int) -> Encoded:
+        """The record as the policy sees it in a try."""
+        if self.config.distortion != "retrieved":
+            return record
+        return _under(self.encoder, record, neighbour(record.record, iteration))
 
     def _free(self, job: _Pending) -> bool:
         """Whether the record's next iteration generates a whole response without guidance."""
@@ -260,9 +274,9 @@ class BDHS:
         return results
 
     def _compute_features(self, wave: Sequence[_Pending], pictures: Iterator[Pixels]) -> None:
-        """Features of the images: once a record, or under fresh noise in every try."""
-        noise = self.config.distortion == "noise"
-        blank = [job for job in wave if noise or job.features is None]
+        """Features of the images: once a record, or anew in every try, under fresh noise or of others."""
+        noise, anew = self.config.distortion == "noise", self.config.distortion != "attention"
+        blank = [job for job in wave if anew or job.features is None]
         seen = [self.encoder.pixels(job.record) if job.iteration else next(pictures) for job in blank]
         if noise:
             seen = [self._noisy(pixels, job) for pixels, job in zip(seen, blank, strict=True)]
@@ -276,7 +290,7 @@ class BDHS:
         return pixels._replace(patches=noisy(patches, steps, self._rng(job), layout))
 
     def _masked(self, row: Row, job: _Pending) -> Row:
-        if self.config.distortion == "noise":
+        if self.config.distortion != "attention":
             return row
         visible = visible_embeddings(row.prefix.image, self.config.mask_rate, self._rng(job))
         return replace(row, prefix=replace(row.prefix, visible=visible))
@@ -306,14 +320,47 @@ class BDHS:
         return "".join([*pieces, chosen[done:]]), tuple(sentences)
 
 
-def check(records: Sequence[Encoded], encoder: Encoder, config: BDHSMethod) -> None:
-    """Refuse records that would fail later: those without an image, and those whose response has no
-    sentence or is changed by the chat template."""
+def candidates(record: Record) -> list[tuple[ImageSource, ...]]:
+    """What may stand in the place of a record's images, the nearest first."""
+    others, count = record.neighbour_images or record.rejected_images, len(record.images)
+    return [others[start : start + count] for start in range(0, len(others), count)]
+
+
+def neighbour(record: Record, iteration: int) -> tuple[ImageSource, ...]:
+    """What the policy sees in the place of a record's images: the next neighbour in every try, and the
+    nearest again after the last."""
+    others = candidates(record)
+    return others[iteration % len(others)]
+
+
+def _under(encoder: Encoder, encoded: Encoded, images: tuple[ImageSource, ...]) -> Encoded:
+    """The record with its chosen response under other images."""
+    return encoder.encode(replace(encoded.record, images=images), 1, encoded.index)
+
+
+def check(records: Sequence[Encoded], encoder: Encoder, config: BDHSMethod, limit: int) -> None:
+    """Refuse records that would fail later: those without an image, those whose response has no sentence or
+    is changed by the chat template, and those whose retrieved images are missing, can't be read, or make
+    them longer than `limit` tokens."""
     for encoded in records:
         record = encoded.record
         if not record.images:
             raise refusal(record.where, "has no image", "leave it out: BDHS needs an image to distort")
+        if config.distortion == "retrieved":
+            _check_candidates(encoded, encoder, limit)
         if config.guided:
             if not split(record.responses[0]):
                 raise refusal(record.where, "the response has no sentence", "mend it or leave it out")
             encoder.response_spans(record, encoded.sizes, record.responses[0])
+
+
+def _check_candidates(encoded: Encoded, encoder: Encoder, limit: int) -> None:
+    record = encoded.record
+    if not (others := candidates(record)):
+        remedy = "add it with `mllm-align data retrieve`, or take another distortion"
+        raise refusal(record.where, "names no retrieved image", remedy)
+    for number, images in enumerate(others):
+        length = _under(encoder, encoded, images).length
+        if length > limit:
+            problem = f"has {length} tokens with retrieved image {number}, more than {limit}"
+            raise refusal(record.where, problem, "raise --data.max-length, or leave it out")

@@ -17,7 +17,7 @@ import re
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ from PIL import Image
 
 from mllm_align import processes
 from mllm_align.config import BDHSConfig, to_json
-from mllm_align.data.encode import fingerprint
+from mllm_align.data.encode import fingerprint, image_digest
 from mllm_align.data.images import ImageSource, load_rgb
+from mllm_align.data.preferences import FIELD
 from mllm_align.data.records import Record
 from mllm_align.data.table import LeftOut
 from mllm_align.errors import WEIGHTS, InputError, not_finite, one_line, refusal
 from mllm_align.files import json_text, new_file, parse_json
-from mllm_align.generation.bdhs import BDHS, BDHSResult, check
+from mllm_align.generation.bdhs import BDHS, BDHSResult, candidates, check, neighbour
 from mllm_align.generation.decode import Generator
 from mllm_align.generation.similarity import Similarity, open_similarity
 from mllm_align.locks import alone
@@ -95,13 +96,16 @@ def _bdhs(
 ) -> dict[str, Any]:
     similarity = open_similarity(config.similarity)
     encoder, encoded, left_out = prepare(bundle, data, config.data, responses=1)
-    check(encoded, encoder, config)
+    check(encoded, encoder, config, config.data.max_length or bundle.config.decoder.max_length)
     check_batch(config.batch_size, len(encoded))
     total, encoded = len(encoded), encoded[shard.number :: shard.count]
     if not encoded:
         raise InputError(f"--shard {shard.number}/{shard.count} has none of the {total} records; use fewer")
     settings = bundle.processor.image_processor.to_json_string()
-    names = [(each.record.id, each.record.responses[0]) for each in encoded]
+    names: list[Any] = [(each.record.id, each.record.responses[0]) for each in encoded]
+    if config.distortion == "retrieved":
+        others = [image for each in encoded for several in candidates(each.record) for image in several]
+        names += [image_digest(image).hex() for image in others]
     name_weights(bundle.folder)
     stamp = {
         "config": to_json(config),
@@ -130,7 +134,10 @@ def _bdhs(
                 broken.append(result)
                 continue
             metadata = _metadata(result, config, similarity, maker.threshold, stamp)
-            job.add(result.index, _row(by_index[result.index], result, metadata, out, roots))
+            record = by_index[result.index]
+            if config.distortion == "retrieved":
+                record = replace(record, rejected_images=neighbour(record, result.iterations - 1))
+            job.add(result.index, _row(record, result, metadata, out, roots))
             bar.update()
     if broken:
         what = " and ".join(sorted({str(each.broken) for each in broken}))
@@ -268,10 +275,13 @@ def _image_roots(config: BDHSConfig, data: Any, out: Path) -> list[Path]:
 def _row(
     record: Record, result: BDHSResult, metadata: dict[str, Any], out: Path, roots: list[Path]
 ) -> dict[str, Any]:
+    others = [_image(source, out, roots) for source in record.rejected_images]
     return {
         "id": record.id,
         "images": [_image(source, out, roots) for source in record.images],
+        **({"rejected_images": others} if others else {}),
         "prompt": [message.chat() for message in record.messages],
+        **({FIELD: dict(record.preferences)} if record.preferences else {}),
         "chosen": record.responses[0],
         "rejected": result.rejected,
         "bdhs": metadata,

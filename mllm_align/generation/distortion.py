@@ -1,4 +1,4 @@
-"""Distortions that hide the image from the policy: masked embeddings, or diffusion noise."""
+"""Masked image embeddings, which hide the image from the policy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from mllm_align.data.layout import Layout
 from mllm_align.generation.decode import Row
 
 
@@ -33,21 +32,3 @@ def gathered(row: Row) -> Row:
     before = np.cumsum(visible) - visible  # number of visible tokens before each token
     forks = tuple(replace(fork, at=int(before[fork.at])) for fork in row.forks)
     return Row(row.features[used - 1], prefix, forks)
-
-
-def noisy(patches: np.ndarray, steps: int, rng: np.random.Generator, layout: Layout) -> np.ndarray:
-    """Patches [..., N, C] after `steps` steps of diffusion: sqrt(abar) x + sqrt(1 - abar) eps.
-
-    beta_k = sigmoid(-6 + 12 k / 1000) (0.5e-2 - 1e-5) + 1e-5, abar = prod_{k <= steps} (1 - beta_k)
-    (arXiv 2407.02477, Appendix E.1).
-    """
-    left = signal_share(steps)
-    noise = layout.noise(lambda shape: rng.standard_normal(shape, np.float32), patches.shape)
-    return (np.sqrt(left) * patches + np.sqrt(1 - left) * noise).astype(np.float32)
-
-
-def signal_share(steps: int) -> float:
-    """abar: the share of the image's variance that remains after `steps` steps (see `noisy`)."""
-    k = np.arange(1, steps + 1)
-    beta = (0.5e-2 - 1e-5) / (1 + np.exp(6 - 12 * k / 1000)) + 1e-5
-    return float(np.prod(1 - beta))

@@ -41,8 +41,8 @@ def generate(
 
     model: a Bundle, or what `load` takes: a model, or a run's folder. data: a data set in files, or rows
     with `prompt` (or `messages`) and `images`. sampling: a SamplingConfig; greedy if None. out: a file to
-    write, JSON lines: index, responses (null for a record left out). batch_size: prompts at once. config:
-    a DataConfig, how data are read.
+    write, JSON lines: index, id, responses (null for a record left out). batch_size: prompts at once.
+    config: a DataConfig, how data are read.
 
     Returns a list of texts for each record, in order; empty for one left out as over-long (only with
     data.over_long "skip"). Raises InputError for unusable data, NotFinite for logits that are not finite.
@@ -58,9 +58,10 @@ def generate(
         same = f"samples is {samples}, but greedy responses to one prompt are all the same"
         raise InputError(f"{same}; set sampling.temperature, as 1")
     with nullcontext() if out is None else result(Path(out), data) as file:  # refused before the work
-        texts = _texts(opened(model), data, sampling, samples, seed, batch_size, config)
+        ids, texts = _texts(opened(model), data, sampling, samples, seed, batch_size, config)
         if file is not None:
-            lines = [{"index": i, "responses": each or None} for i, each in enumerate(texts)]
+            named = enumerate(zip(ids, texts, strict=True))
+            lines = [{"index": i, "id": id, "responses": each or None} for i, (id, each) in named]
             file.writelines(json_text(line) + "\n" for line in lines)
     return texts
 
@@ -73,14 +74,16 @@ def _texts(
     seed: int,
     batch_size: int,
     config: DataConfig,
-) -> list[list[str]]:
+) -> tuple[list[str], list[list[str]]]:
+    """Of every record its id and the responses, none for one left out."""
     encoder, records, left_out = prepare(bundle, data, config, responses=0)
     check_batch(batch_size, len(records))
-    out: list[list[str]] = [[] for _ in range(len(records) + len(left_out))]
+    ids = {each.index: each.id for each in left_out} | {each.index: each.record.id for each in records}
+    out: list[list[str]] = [[] for _ in ids]
     tokens = respond(Generator(bundle, sampling, batch_size), encoder, records, sampling, samples, seed)
     for record, each in zip(records, tokens, strict=True):
-        out[record.index] = [encoder.text(ids).strip() for ids in each]
-    return out
+        out[record.index] = [encoder.text(tokens).strip() for tokens in each]
+    return [ids[i] for i in range(len(out))], out
 
 
 def respond(

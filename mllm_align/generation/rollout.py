@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mllm_align.batch import Prefix, PromptGroup
 from mllm_align.config import SamplingConfig
+from mllm_align.data.distortion import signal_share
 from mllm_align.data.layout import Layout
 from mllm_align.generation.decode import Forks, compiler_options, run
-from mllm_align.generation.distortion import signal_share
 from mllm_align.generation.sampling import choose, uniform
 from mllm_align.models.bundle import base_shardings, make_model
 from mllm_align.models.config import ModelConfig

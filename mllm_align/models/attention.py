@@ -2,9 +2,10 @@
 
 TPU, heads of 64 to 128, or 256      splash (Pallas); those between both filled with zeros
 NVIDIA, 16 bits, heads of 8 to 128   cuDNN flash attention; not where a prefix has keys that nobody
-                                     sees between others, images that see themselves, or windows, which
-                                     it can't say, nor under XLA's flags for deterministic operations,
-                                     with which it fails at the first step (JAX 0.11.2, cuDNN 9.19)
+                                     sees between others, a row has several segments, images see
+                                     themselves or there is a window, which it can't say, nor under XLA's
+                                     flags for deterministic operations, with which it fails at the first
+                                     step (JAX 0.11.2, cuDNN 9.19)
 elsewhere                            XLA, the definition
 """
 
@@ -52,11 +53,14 @@ def full_attention(
     k: Float[Array, "N S H E"],
     v: Float[Array, "N S H E"],
     segments: Int[Array, "N S"] | None = None,
+    longest: int | None = None,
 ) -> Float[Array, "N S H E"]:
-    """Every token sees every token, or those of its own segment (vision tower); see `ops.cudnn`."""
+    """Every token sees every token, or those of its own segment (vision tower); see `ops.attention` and
+    `ops.cudnn`. longest: tokens of the longest segment, where segments are short."""
     heads, attend = ("rows", None, "vision_heads", None), backend(q).full_attention
     if segments is None:
         return per_shard(attend, (heads, heads, heads))(q, k, v)
+    attend = partial(attend, longest=longest)
     return per_shard(attend, (heads, heads, heads, ROW))(q, k, v, segments)
 
 

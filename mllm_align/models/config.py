@@ -91,8 +91,10 @@ class DecoderConfig:
     qk_norm: bool = False
     """Queries and keys are normed, each head by itself, before they turn."""
     rope_sections: tuple[int, ...] = ()
-    """Frequencies of each axis of rotary positions that take turns, the first axis among them; empty for
-    one axis. The first axis has what the others leave."""
+    """How many frequencies turn by each axis of rotary positions (M-RoPE); empty for one axis."""
+    rope_interleaved: bool = False
+    """The axes take turns, and the first one has what the others leave; otherwise those of an axis follow
+    each other."""
     tied: bool = False
     max_length: int = 4096
     """Tokens of prompt and response together that the checkpoint was made for."""
@@ -100,6 +102,9 @@ class DecoderConfig:
     @property
     def rope_axes(self) -> tuple[int, ...]:
         """For each rotary frequency the axis of `Prefix.rope` that it turns by."""
+        if not self.rope_interleaved:
+            axes = [axis for axis, count in enumerate(self.rope_sections) for _ in range(count)]
+            return tuple(axes) or (0,) * (self.head_dim // 2)
         out = [0] * (self.head_dim // 2)
         for axis, count in enumerate(self.rope_sections[1:], start=1):
             every = len(self.rope_sections)

@@ -15,12 +15,14 @@ from mllm_align.models.config import ModelConfig
 from mllm_align.models.decoder import Decoder
 from mllm_align.models.families.registry import family_of
 from mllm_align.models.layers import parameter
-from mllm_align.ops.logprobs import token_logps
+from mllm_align.ops.logprobs import token_kl, token_logps
 from mllm_align.sharding import batch_shards, constrain, current
 
 CHUNK = 1024  # hidden states that meet the vocabulary at once, on each device
 
 Params = dict[str, Any]
+Hidden = tuple[Float[Array, "B D"], Float[Array, "B K R D"]]
+"""Final hidden states of each prompt's last token, and of its responses' tokens."""
 
 
 class VisionLanguageModel(nn.Module):
@@ -129,10 +131,15 @@ class VisionLanguageModel(nn.Module):
         self, features: tuple[Float[Array, "B T*I F"], ...], group: PromptGroup
     ) -> tuple[Float[Array, "B k R"], ...]:
         """As `__call__`, on features of the vision tower computed before, one array for each prefix."""
-        views = (group.responses.take(view) for view in group.views)
-        return tuple(
-            self.response_logps(*each) for each in zip(features, group.prefixes, views, strict=True)
-        )
+        return self.logps_and_hidden(features, group)[0]
+
+    def logps_and_hidden(
+        self, features: tuple[Float[Array, "B T*I F"], ...], group: PromptGroup
+    ) -> tuple[tuple[Float[Array, "B k R"], ...], Hidden]:
+        """`logps`, and the states of `hidden` of the first view."""
+        views = [group.responses.take(view) for view in group.views]
+        hidden = [self.hidden(*each) for each in zip(features, group.prefixes, views, strict=True)]
+        return tuple(map(self.predicted, hidden, views)), hidden[0]
 
     def response_logps(self, features, prefix: Prefix, responses: Responses) -> Float[Array, "B K R"]:
         """Log-probabilities, in nats, of responses that continue one prefix; 0 at padding.
@@ -140,17 +147,34 @@ class VisionLanguageModel(nn.Module):
         Only positions that predict a response token reach the vocabulary projection: the last prefix
         position, once for all K responses, and each response's tokens but its last.
         """
-        last, states = self.hidden(features, prefix, responses)
+        return self.predicted(self.hidden(features, prefix, responses), responses)
+
+    def predicted(self, hidden: Hidden, responses: Responses) -> Float[Array, "B K R"]:
+        """The log-probabilities by states of `hidden`."""
         kernel, tokens = self.decoder.unembedding(), responses.tokens
-        size, count, length = tokens.shape
-        first = token_logps(last[:, None], tokens[:, None, :, 0], kernel)
-        before = states[:, :, :-1].reshape(size, count * (length - 1), -1)
-        mesh = current()
-        chunk = CHUNK * (1 if mesh is None else batch_shards(mesh))
-        later = token_logps(before, tokens[:, :, 1:].reshape(size, -1, 1), kernel, chunk)
+        size, count, _ = tokens.shape
+        first = token_logps(hidden[0][:, None], tokens[:, None, :, 0], kernel)
+        later = tokens[:, :, 1:].reshape(size, -1, 1)
+        later = token_logps(_before(hidden), later, kernel, _chunk())
         first, later = first.reshape(size, count, 1), later.reshape(size, count, -1)
         logps = jnp.concatenate([first, later], axis=-1)
         return jnp.where(responses.mask, logps, 0.0)
+
+    def divergence(
+        self, hidden: Hidden, responses: Responses, reference: Hidden, kernel: Float[Array, "D V"]
+    ) -> Float[Array, "B K R"]:
+        """KL(reference || policy) of the distribution that predicts each response token, in nats; 0 at
+        padding. reference, kernel: the other model's states of `hidden`, and its unembedding."""
+        own, (size, count, _) = self.decoder.unembedding(), responses.tokens.shape
+        first = token_kl(hidden[0][:, None], own, reference[0][:, None], kernel)
+        later = token_kl(_before(hidden), own, _before(reference), kernel, _chunk())
+        first = jnp.broadcast_to(first[:, None], (size, count, 1))
+        values = jnp.concatenate([first, later.reshape(size, count, -1)], axis=-1)
+        return jnp.where(responses.mask, values, 0.0)
+
+    def unembedding(self) -> Float[Array, "D V"]:
+        """What turns hidden states into logits."""
+        return self.decoder.unembedding()
 
     def scores(
         self, features, prefix: Prefix, responses: Responses, kernel: Float[Array, " D"]
@@ -160,6 +184,12 @@ class VisionLanguageModel(nn.Module):
         last = jnp.maximum(responses.mask.sum(-1) - 1, 0)[:, :, None, None]
         ends = jnp.take_along_axis(states, last, axis=2)[:, :, 0]
         return ends.astype(jnp.float32) @ kernel.astype(jnp.float32)
+
+    def states(self, features, prefix: Prefix, responses: Responses) -> Float[Array, "B K D"]:
+        """The mean of the final hidden states over each response's tokens, in float32."""
+        _, states = self.hidden(features, prefix, responses)
+        mask = responses.mask[..., None].astype(jnp.float32)
+        return (states.astype(jnp.float32) * mask).sum(2) / jnp.maximum(mask.sum(2), 1.0)
 
     def values(
         self, features, prefix: Prefix, responses: Responses, kernel: Float[Array, " D"]
@@ -171,6 +201,18 @@ class VisionLanguageModel(nn.Module):
         before = jnp.concatenate([last, states[:, :, :-1]], axis=2)
         values = before.astype(jnp.float32) @ kernel.astype(jnp.float32)
         return jnp.where(responses.mask, values, 0.0)
+
+
+def _before(hidden: Hidden) -> Float[Array, "B n D"]:
+    """States before each response token but the first."""
+    states = hidden[1][:, :, :-1]
+    return states.reshape(states.shape[0], -1, states.shape[-1])
+
+
+def _chunk() -> int:
+    """Hidden states that meet the vocabulary at once, over all devices."""
+    mesh = current()
+    return CHUNK * (1 if mesh is None else batch_shards(mesh))
 
 
 def _mixed(

@@ -23,14 +23,41 @@ def full_attention(
     k: Float[Array, "N S H E"],
     v: Float[Array, "N S H E"],
     segments: Int[Array, "N S"] | None = None,
+    longest: int | None = None,
     block: int = 256,
 ) -> Float[Array, "N S H E"]:
-    """Bidirectional attention: every token attends to every token, or to those of its own segment (vision
-    tower). Softmax in float32."""
+    """Bidirectional attention: every token attends to every token, or to those of its own segment, 0 or
+    more (vision tower). Softmax in float32.
+
+    longest: no segment is longer, and the tokens of each follow each other. Only scores of keys that near
+    are then computed.
+    """
+    if segments is not None and longest is not None and longest < q.shape[1]:
+        return _short_segments(q, k, v, segments, longest)
     order = jnp.zeros(q.shape[:2], jnp.int32) if segments is None else segments
     q = (q * q.shape[-1] ** -0.5)[:, :, :, None]
     visible, equal = jnp.ones(order.shape, bool), segments is not None
     return _blocked(q, k.swapaxes(1, 2), v.swapaxes(1, 2), (order,), (order, visible), block, equal)
+
+
+def _short_segments(q, k, v, segments, size: int) -> Float[Array, "N S H E"]:
+    """Rows cut into blocks of `size` queries, each with the keys of its own block and the two beside it."""
+    rows, length = segments.shape
+    count = -(-length // size)
+
+    def blocks(x, around: int, fill: int = 0):
+        """[N, S, ...] -> [N * count, (1 + 2 * around) * size, ...]."""
+        end = (around + count) * size - length
+        x = jnp.pad(x, ((0, 0), (around * size, end), *((0, 0),) * (x.ndim - 2)), constant_values=fill)
+        x = x.reshape(rows, count + 2 * around, size, *x.shape[2:])
+        beside = [x[:, i : i + count] for i in range(1 + 2 * around)]
+        return jnp.concatenate(beside, axis=2).reshape(rows * count, -1, *x.shape[3:])
+
+    q = blocks(q * q.shape[-1] ** -0.5, 0)[:, :, :, None]
+    k, v = (blocks(x, 1).swapaxes(1, 2) for x in (k, v))
+    order, of_keys = blocks(segments, 0, -1), blocks(segments, 1, -1)
+    out = _blocked(q, k, v, order, of_keys, jnp.ones(of_keys.shape, bool), size, equal=True)
+    return out.reshape(rows, count * size, *out.shape[2:])[:, :length]
 
 
 def prompt_group_attention(

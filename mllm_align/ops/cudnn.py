@@ -78,16 +78,20 @@ def full_attention(
     k: Float[Array, "N S H E"],
     v: Float[Array, "N S H E"],
     segments: Int[Array, "N S"] | None = None,
+    longest: int | None = None,
     implementation: Implementation = "cudnn",
 ) -> Float[Array, "N S H E"]:
     """Bidirectional attention: every token attends to every token, or to those of its own segment (vision
     tower).
 
     segments: 1 and more; 0 at the end of a row for what only fills it, whose output means nothing. The
-    kernels know lengths, not segments: where some row has two, XLA computes all rows.
+    kernels know lengths, not segments: where some row has two, XLA computes all rows. longest: as in
+    `ops.attention`; XLA computes short segments.
     """
     if segments is None:
         return _bidirectional(q, k, v, jnp.full(len(q), q.shape[1], jnp.int32), implementation)
+    if longest is not None:
+        return xla.full_attention(q, k, v, segments, longest)
     lengths = jnp.maximum((segments == 1).sum(1, dtype=jnp.int32), 1)
     return jax.lax.cond(
         (segments <= 1).all(),

@@ -54,7 +54,7 @@ def prompt_group_attention(
     rows, keys = q.shape[1], k.shape[1]
     length = (keys - prefix) // responses if responses else 0
     prefix_queries = rows - responses * length
-    padded = (_blocks(each, q.shape[-1])[1] for each in (rows, keys))
+    padded = (_blocks(each, width=q.shape[-1])[1] for each in (rows, keys))
     mask = PromptGroupMask(prefix, responses, length, prefix_queries, *padded, ahead, window)
     if orders is None:
         has_key = _has_visible_key(visible, prefix, responses)[:, prefix - prefix_queries :]
@@ -72,15 +72,18 @@ def full_attention(
     k: Float[Array, "N S H E"],
     v: Float[Array, "N S H E"],
     segments: Int[Array, "N S"] | None = None,
+    longest: int | None = None,
     interpret: bool = False,
 ) -> Float[Array, "N S H E"]:
     """Bidirectional attention: every token attends to every token, or to those of its own segment, 0 or
-    more (vision tower)."""
-    padded = _blocks(q.shape[1], q.shape[-1])[1]
-    mask = masks.FullMask((padded, padded))
+    more (vision tower). longest: as in `ops.attention`; blocks of keys further away are skipped."""
+    padded = _blocks(q.shape[1], longest, q.shape[-1])[1]
+    mask: masks.Mask = masks.FullMask((padded, padded))
     if segments is None:
         return _attend(q, k, v, jnp.ones(q.shape[:2], bool), mask, interpret)
-    return _attend(q, k, v, segments + 1, mask, interpret, segments + 1)
+    if longest is not None:
+        mask = masks.LocalMask((padded, padded), (longest - 1, longest - 1), 0)
+    return _attend(q, k, v, segments + 1, mask, interpret, segments + 1, longest)
 
 
 @dataclass(frozen=True)
@@ -229,14 +232,20 @@ def _reaches_visible_key(mask: PromptGroupMask, visible, last, first) -> Bool[Ar
     return jnp.concatenate([found[:, :asking], found[:, asking:] | own], axis=1)
 
 
-def _blocks(length: int, width: int = LANES) -> tuple[int, int]:
-    """(block size, padded length) with the cheapest lower triangle of blocks. width: E.
+def _blocks(length: int, reach: int | None = None, width: int = LANES) -> tuple[int, int]:
+    """(block size, padded length) with the cheapest lower triangle of blocks; with the cheapest band of
+    blocks, where queries see no further than `reach`. width: E.
 
     The cost of a block is its area plus STEP.
     """
     most = MAX_BLOCK if width <= LANES else min(MAX_BLOCK, WIDE_BLOCK)
     counts = {size: -(-length // size) for size in range(LANES, most + 1, LANES)}
-    size = min(counts, key=lambda size: counts[size] * (counts[size] + 1) * (size**2 + STEP))
+
+    def cost(size: int) -> int:
+        beside = counts[size] + 1 if reach is None else 2 * min(1 + 2 * -(-reach // size), counts[size])
+        return counts[size] * beside * (size**2 + STEP)
+
+    size = min(counts, key=cost)
     return size, counts[size] * size
 
 
@@ -254,11 +263,22 @@ def scores(prefix: int, responses: int, length: int) -> int:
     return size**2 * sum(bool(mask[queries, keys].any()) for queries in cut for keys in cut)
 
 
-def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool, of_queries=None, sequence=None):
+def _attend(
+    q,
+    k,
+    v,
+    visible,
+    mask: masks.Mask,
+    interpret: bool,
+    of_queries=None,
+    reach: int | None = None,
+    sequence=None,
+):
     """visible: of keys. of_queries: a query attends to keys whose `visible` is the same number; default, to
-    all whose it is 1. sequence [B, Q]: numbers for the mask's rule, in place of the mask's own."""
-    rows, keys = q.shape[1], k.shape[1]
-    (of_q, total_q), (of_k, total_k) = (_blocks(each, q.shape[-1]) for each in (rows, keys))
+    all whose it is 1. reach: as in `_blocks`. sequence [B, Q]: numbers for the mask's rule, in place of its
+    own."""
+    rows, keys, size = q.shape[1], k.shape[1], q.shape[-1]
+    (of_q, total_q), (of_k, total_k) = (_blocks(each, reach, size) for each in (rows, keys))
     sizes = kernels.BlockSizes(
         block_q=of_q,
         block_kv=of_k,
@@ -275,7 +295,6 @@ def _attend(q, k, v, visible, mask: masks.Mask, interpret: bool, of_queries=None
         interpret=interpret,
     )
 
-    size = q.shape[-1]
     width = LANES if 64 < size < LANES else size  # zeros change no score
 
     def laid_out(x, total):  # [B, heads, padded length, padded E]

@@ -150,15 +150,19 @@ def _visited(planned: Sizes, program: str, queries: int, keys: int, size: int, a
     from mllm_align.sizes import bucket
 
     shape = planned.shape
-    if program == "prefill":
-        prefix, responses, length = bucket(shape.prefix, 32), 0, 0
-    else:
-        prefix, responses, length = shape.prefix, planned.responses, shape.response
-    if _blocks(prefix + responses * length, size)[1] != keys:
+    rows, length = [(bucket(shape.prefix, 32), 0)], 0
+    if program != "prefill":
+        rows = [
+            (prefix, len(view)) for (prefix, _), view in zip(shape.prefixes, planned.views, strict=True)
+        ]
+        length = shape.response
+    found = [each for each in rows if _blocks(each[0] + each[1] * length, width=size)[1] == keys]
+    if not found:
         return 1.0  # the vision tower's
+    prefix, responses = found[0]
     num_prefix_queries = prefix if queries == keys else 1
     mask = PromptGroupMask(prefix, responses, length, num_prefix_queries, queries, keys, ahead)
-    of_q, of_k = _blocks(queries, size)[0], _blocks(keys, size)[0]
+    of_q, of_k = (_blocks(each, width=size)[0] for each in (queries, keys))
     visited = [
         mask[q : q + of_q, k : k + of_k].any()
         for q in range(0, queries, of_q)

@@ -99,16 +99,17 @@ def _plan(name: str, place: Topology | None, metadata: dict, size: Sizes, parts:
 def _output(rows: int, size: Sizes, config: Any) -> dict[str, dict[str, float]]:
     """Numbers of items that one run of each program processes or generates."""
     s = size.shape
-    tokens, made = rows * (s.prefix + size.responses * s.response), rows * targets.samples(config)
+    tokens, made = rows * s.tokens(size.views), rows * targets.samples(config)
+    first = rows * (s.prefix + size.responses * s.response)
     group = "pairs" if size.responses == 2 else "prompts"
     return {
         "train": {group: rows, "tokens": tokens},
-        "reference": {group: rows, "tokens": tokens},
+        "reference": {group: rows, "tokens": first},
         "features": {"tiles": rows * s.tiles},
         "prefill": {"prompts": rows, "tokens": rows * s.prefix},
         "decode": {"responses": made, "tokens": made * size.tokens},
-        "score": {"prompts": rows, "tokens": tokens},
-        "reward": {"responses": rows * size.responses, "tokens": tokens},
+        "score": {"prompts": rows, "tokens": first},
+        "reward": {"responses": rows * size.responses, "tokens": first},
     }
 
 
@@ -123,7 +124,11 @@ def _model_flops(program: str, config: Any, model: ModelConfig, size: Sizes) -> 
         seen = pairs(model.decoder, size.tokens, s.prefix)
         return targets.samples(config) * decoder_flops(model, 0, size.tokens, seen, size.tokens)
     logits = "score" not in config.objective.needs and program != "reward"
-    forward = group_flops(model, s.tiles, s.prefix, [s.response] * size.responses, logits)
+    each = [
+        group_flops(model, tiles, prefix, [s.response] * len(view), logits)
+        for (prefix, tiles), view in zip(s.prefixes, size.views, strict=True)
+    ]
+    forward = each[0]
     if program in ("reference", "reward"):
         return sum(forward)
     if program == "score":  # policy, reference, and a value model, which share a frozen tower
@@ -132,7 +137,7 @@ def _model_flops(program: str, config: Any, model: ModelConfig, size: Sizes) -> 
     tower = config.lora is None and "vision_tower" not in config.freeze
     also = {"reference": config.live_reference, "values": "values" in config.objective.needs}
     also |= {"features": config.features == "stored"}
-    return train_flops(forward, lora=config.lora is not None, tower=tower, **also)
+    return sum(train_flops(one, lora=config.lora is not None, tower=tower, **also) for one in each)
 
 
 def meshes(config: Config | BDHSConfig, model: ModelConfig, place: Topology) -> list[MeshConfig]:

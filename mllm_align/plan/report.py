@@ -54,7 +54,7 @@ class Plan:
     chips: int
     model: str
     mesh: dict[str, int]
-    shape: dict[str, int]
+    shape: dict[str, Any]
     tokens: int
     programs: list[ProgramPlan]
     kept_whole: list[str]
@@ -237,6 +237,7 @@ def program_text(plan: ProgramPlan) -> str:
 
 def heading(plan: Plan) -> str:
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
-    shape = f"{plan.shape['prefix']} + {plan.shape['response']} tokens, {plan.shape['tiles']} tiles"
+    tokens = " and ".join(str(n) for n in (plan.shape["prefix"], *(n for n, _ in plan.shape["others"])))
+    shape = f"{tokens} + {plan.shape['response']} tokens, {plan.shape['tiles']} tiles"
     rented = f" ({plan.vendor_name}, {plan.chips} chips)" if plan.vendor_name else ""
     return f"{plan.model} on {plan.topology}{rented}, mesh {mesh}, rows of {shape}"

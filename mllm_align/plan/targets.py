@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from mllm_align.align.contract import Views
 from mllm_align.annotate.reward import RewardModel
 from mllm_align.batch import Prefix, Shape, blank_prefix, with_responses
 from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, OnlineRewards, SamplingConfig
@@ -32,12 +33,17 @@ TEXT = 128
 
 @dataclass(frozen=True)
 class Sizes:
-    """The planned sizes: padded batch shape, maximum tokens of a generated response, and number of
-    responses per prompt in training."""
+    """The planned sizes: padded batch shape, maximum tokens of a generated response, and which responses
+    continue which prefix in training."""
 
     shape: Shape
     tokens: int
-    responses: int
+    views: Views
+
+    @property
+    def responses(self) -> int:
+        """Per prompt."""
+        return len(self.views[0])
 
 
 def sizes(
@@ -53,8 +59,9 @@ def sizes(
     multiple = config.data.multiple
     wanted = longest + TEXT if prefix is None else prefix
     wanted, answer = (round_up(n, multiple) for n in (wanted, response or 256))
-    responses = config.objective.responses if isinstance(config, Config) else 0
-    return Sizes(Shape(wanted, answer, tiles), _sampling(config).max_tokens, responses)
+    views = config.objective.views if isinstance(config, Config) else ((),)
+    shape = Shape(wanted, answer, tiles, ((wanted, tiles),) * (len(views) - 1))
+    return Sizes(shape, _sampling(config).max_tokens, views)
 
 
 def _sampling_mesh(config: Config | BDHSConfig, mesh: Mesh, program: str) -> Mesh:
@@ -123,7 +130,7 @@ def lower(
     if program == "train":
         assert isinstance(config, Config)
         made = train_program(config, model, mesh, steps=1000)
-        batch = batch_structs(config, model, mesh, planned.shape, planned.responses)
+        batch = batch_structs(config, model, mesh, planned.shape, planned.views)
         return made.step.lower(made.state, made.base, batch)
     dtype, mesh = compute_dtype(config.dtype, mesh), _sampling_mesh(config, mesh, program)
     base, count = abstract_base(model, mesh, dtype), rows(config, mesh, program)
@@ -138,7 +145,7 @@ def lower(
             trained = abstract_trained(value_config(config), model, mesh)
             group = _group(model, mesh, planned, count)
             return rewards_program(model, mesh, scale, dtype).lower(base, trained, group)
-        batch = batch_structs(config, model, mesh, planned.shape, planned.responses)
+        batch = batch_structs(config, model, mesh, planned.shape, planned.views)
         bare = with_responses(batch, reference=None, **dict.fromkeys(config.objective.fields))
         trained = abstract_trained(config, model, mesh)
         return forward_program(model, mesh, scale, dtype).lower(base, trained, bare)
@@ -157,10 +164,11 @@ def lower(
 
 
 def _group(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, config: Config | None = None) -> Any:
-    """A batch without an axis of micro-batches."""
+    """A batch of the first view, without an axis of micro-batches."""
     config = config or Config()
     whole = replace(config, batch_size=count, micro_batches=1, reference="live", features="live")
-    group = batch_structs(whole, model, mesh, planned.shape, planned.responses)
+    shape = replace(planned.shape, others=())
+    group = batch_structs(whole, model, mesh, shape, planned.views[:1])
     where = batch_sharding(mesh, micro=False)
     return jax.tree.map(lambda x: struct(x.shape[1:], x.dtype, where), group)
 

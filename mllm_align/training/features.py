@@ -35,19 +35,29 @@ REMEDY = "delete the folder, and they are computed again"
 
 
 class StoredFeatures:
-    """Features in a folder; records with the same images share them. Number of a record -> [t, I, F]."""
+    """Features in a folder; records with the same images share them. Number of a record -> [t, I, F] for
+    each of its prefixes. seed: of crops and noise, which are those of the first pass over the data."""
 
-    def __init__(self, folder: Path, bundle: Bundle, encoder: Encoder, records: Sequence[Encoded]):
-        self.folder, self.bundle, self.encoder = folder, bundle, encoder
+    def __init__(
+        self,
+        folder: Path,
+        bundle: Bundle,
+        encoder: Encoder,
+        records: Sequence[Encoded],
+        seed: int = 0,
+    ):
+        self.folder, self.bundle, self.encoder, self.seed = folder, bundle, encoder, seed
         self.tiles, self.stamp_file = folder / "tiles", folder / "stamp.json"
         self.starts: list[int] = []
-        self.counts = [each.shape.tiles for each in records]
+        parts = [part for record in records for part in record.parts]
+        self.prefixes = len(parts) // len(records)
+        self.counts = [each.shape.tiles for each in parts]
         self.firsts: list[Encoded] = []  # the first record with its images
         seen: dict[Hashable, int] = {}
         total = 0
-        for number, record in enumerate(records):
+        for number, record in enumerate(parts):
             keys = tuple(source.key for source in record.record.images)
-            start = seen.setdefault(number if None in keys else keys, total)
+            start = seen.setdefault(number if None in keys else (record.identity, keys), total)
             if start == total and record.shape.tiles:
                 self.firsts.append(record)
                 total += record.shape.tiles
@@ -56,9 +66,9 @@ class StoredFeatures:
         self.shape = total, vision.tokens, vision.features
         self.table = np.zeros((0, *self.shape[1:]), bundle.dtype)
 
-    def __call__(self, number: int) -> np.ndarray:
-        start = self.starts[number]
-        return self.table[start : start + self.counts[number]]
+    def __call__(self, number: int) -> list[np.ndarray]:
+        parts = range(number * self.prefixes, (number + 1) * self.prefixes)
+        return [self.table[self.starts[i] : self.starts[i] + self.counts[i]] for i in parts]
 
     def load_or_make(self, rows: int, threads: int) -> StoredFeatures:
         """Open the files; compute them where they are not there yet, `rows` records at a time.
@@ -85,6 +95,8 @@ class StoredFeatures:
     def _stamp(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.bundle.processor.image_processor.to_json_string().encode())
         for record in self.firsts:
+            if record.identity:
+                digest.update(f"{record.identity} {self.seed}".encode())
             for source in record.record.images:
                 digest.update(image_digest(source))
         named = {"model": self.bundle.folder.fingerprint, "images": digest.hexdigest()[:16]}
@@ -103,7 +115,7 @@ class StoredFeatures:
         begun = processes.on_first(lambda: self._begin(stamp))
         todo = self.firsts[begun:]
         generator = Generator(self.bundle, SamplingConfig(), rows)
-        pictures = pixels_ahead(self.encoder, todo, 2 * generator.size, threads)
+        pictures = pixels_ahead(self.encoder, todo, 2 * generator.size, threads, (self.seed, 0))
         with progress_bar(len(self.firsts), "features") as bar:
             bar.update(begun)
             while some := list(islice(pictures, generator.size)):

@@ -71,9 +71,12 @@ def group_flops(
 
 
 def forward_flops(config: ModelConfig, record: Encoded, logits: bool = True) -> tuple[float, float]:
-    """(vision tower, the rest) of one forward pass over a record, in FLOPs."""
-    answers = [len(r) for r in record.responses]
-    return group_flops(config, record.shape.tiles, record.shape.prefix, answers, logits)
+    """(vision tower, the rest) of one forward pass over all prefixes of a record, in FLOPs."""
+    shapes = [
+        (each.shape.tiles, each.shape.prefix, [len(r) for r in each.responses]) for each in record.parts
+    ]
+    towers, rest = zip(*(group_flops(config, *shape, logits) for shape in shapes), strict=True)
+    return sum(towers), sum(rest)
 
 
 def train_flops(

@@ -132,7 +132,7 @@ def _train(
     dropped: Counter[str] = Counter()
     wanted, unpaired = config.data_responses, config.objective.unpaired
     with waiting(f"reading {data}" if isinstance(data, str | Path | Mixture) else "reading rows"):
-        how = reserved, opening, dropped, unpaired
+        how = reserved, opening, dropped, unpaired, config.objective.rejected_image
         encoder, records, left_out = prepare(bundle, data, config.data, wanted, *how)
     check_batch(config.batch_size, len(records))
     if eval_data is not None and config.objective.fields:
@@ -140,9 +140,10 @@ def _train(
         raise InputError(f"{name} has no loss on held-out data; leave out --eval-data, and see --evaluate")
     held_out, held_left_out = [], []
     if eval_data is not None:
-        wanted = config.objective.held_out.of_record
+        own = config.objective.held_out
+        wanted, how = own.of_record, {"unpaired": unpaired, "rejected_image": own.rejected_image}
         eval_config = replace(config.data, split=config.data.eval_split)
-        _, held_out, held_left_out = prepare(bundle, eval_data, eval_config, wanted, unpaired=unpaired)
+        _, held_out, held_left_out = prepare(bundle, eval_data, eval_config, wanted, **how)
     for what, these in (("training", left_out), ("held-out", held_left_out)):
         if these:
             warn(f"{counted(these)} {what} records left out")
@@ -306,17 +307,23 @@ class _Run:
         if not c.stored_reference:
             return None, None
 
-        def stored(name: str, records: list[Encoded]):
+        def view(name: str, records: list[Encoded]):
             logps = StoredReference(out / name).load_or_make(
-                self.bundle, encoder, records, c.data, c.rows_per_micro
+                self.bundle, encoder, records, c.data, c.rows_per_micro, c.seed
             )
             broken = not_finite_among(records, logps) if c.nonfinite == "stop" else []
             if broken:
                 raise not_finite("reference log-probs are", broken, len(records), SKIP)
             return logps
 
-        of_held_out = stored("reference_eval.npz", held_out) if held_out else None
-        return stored("reference.npz", self.records), of_held_out
+        def stored(name: str, records: list[Encoded]):
+            """Of each view."""
+            views = [view(f"{name}.npz", [each.alone for each in records])]
+            second = [each.second for each in records if each.second is not None]
+            return [*views, view(f"{name}_second.npz", second)] if second else views
+
+        of_held_out = stored("reference_eval", held_out) if held_out else None
+        return stored("reference", self.records), of_held_out
 
     def _features(self, encoder: Encoder, held_out: list[Encoded], out: Path):
         """Stored features of the training and the held-out data, where the config wants them."""
@@ -325,7 +332,7 @@ class _Run:
             return None, None
 
         def stored(name: str, records: list[Encoded]) -> StoredFeatures:
-            found = StoredFeatures(out / name, self.bundle, encoder, records)
+            found = StoredFeatures(out / name, self.bundle, encoder, records, c.seed)
             return found.load_or_make(c.rows_per_micro, c.data.threads)
 
         of_held_out = stored("features_eval", held_out) if held_out else None
@@ -356,6 +363,8 @@ class _Run:
             weights=weights,
             features=features,
             borrowed=c.objective.borrowed,
+            redraw=c.redraws_images,
+            changed="changes" in c.objective.needs,
         )
 
     def put(self, batch: HostBatch) -> PromptGroup:
@@ -369,7 +378,7 @@ class _Run:
         leaves = jax.tree.leaves(state.trained)
         return {
             "trained_parameters": sum(x.size for x in leaves),
-            "shapes": [[s.prefix, s.response, s.tiles] for s in self.batches.ladder],
+            "shapes": [[s.prefix, s.response, s.tiles, *sum(s.others, ())] for s in self.batches.ladder],
         }
 
     def loop(self, state: TrainState, begun: int, about: dict[str, Any], profile: int = 0) -> TrainState:

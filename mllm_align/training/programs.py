@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mllm_align.align.contract import Objective
+from mllm_align.align.contract import Objective, Views
 from mllm_align.batch import PromptGroup, Shape, blank
 from mllm_align.config import Config
 from mllm_align.errors import InputError
@@ -125,7 +125,7 @@ def check_fits(config: Config, model: ModelConfig, mesh: Mesh) -> list[str]:
 
 
 def batch_structs(
-    config: Config, model: ModelConfig, mesh: Mesh, shape: Shape, responses: int
+    config: Config, model: ModelConfig, mesh: Mesh, shape: Shape, views: Views
 ) -> PromptGroup:
     """A batch of the run, padded to `shape`, as the step takes it: [micro-batches, rows, ...]."""
     v, where = model.vision, batch_sharding(mesh)
@@ -133,10 +133,13 @@ def batch_structs(
     def make(dims: tuple[int, ...], dtype: Any) -> Any:
         return struct((config.micro_batches, config.rows_per_micro, *dims), dtype, where)
 
-    axes, views = model.decoder.num_rope_axes, (tuple(range(responses)),)
+    axes = model.decoder.num_rope_axes
     tile = v.patches, v.patch_width
     stored = "reference" in config.objective.needs and not config.live_reference
     features = (
         (v.tokens, v.features, compute_dtype(config.dtype, mesh)) if config.features == "stored" else None
     )
-    return blank(make, shape, tile, views, axes, model.taps, stored, config.objective.fields, features)
+    changed = "changes" in config.objective.needs
+    return blank(
+        make, shape, tile, views, axes, model.taps, stored, changed, config.objective.fields, features
+    )

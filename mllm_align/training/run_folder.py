@@ -4,7 +4,8 @@ config.json    the resolved configuration
 run.json       model folder and fingerprint, data, versions, device
 log.jsonl      one line for every event: start, train, example, eval, save, done
 checkpoints/   trained parameters and optimizer state
-reference.npz  reference log-probs, if they were computed beforehand
+reference.npz  reference log-probs, if they were computed beforehand; those under a rejected image are in
+               reference_second.npz
 features/      the vision tower's features, likewise
 answers/       what an endpoint said of the policy's responses, if one is the annotator
 """
@@ -46,6 +47,7 @@ from mllm_align.training.optim import abstract_trained, init_trained, schedule, 
 
 # What a start that failed may leave without a run: it was dear, and says itself what it belongs to.
 LEFT = {"reference.npz", "reference_eval.npz", "features", "features_eval", "answers"}
+LEFT |= {"reference_second.npz", "reference_eval_second.npz"}
 MOST_STEPS = 10**9  # counters are of 32 bits
 
 
@@ -63,7 +65,7 @@ def metadata(
     name_weights(bundle.folder)
     digest = hashlib.sha256()  # of the texts alone: a run's order of batches hangs on their lengths
     for record in records:
-        for ids in (record.prefix, *record.responses):
+        for ids in (ids for part in record.parts for ids in (part.prefix, *part.responses)):
             digest.update(len(ids).to_bytes(4, "little") + ids.tobytes())
     return {
         **_model(bundle.folder),

@@ -69,13 +69,15 @@ class StoredReference:
         records: Sequence[Encoded],
         config: DataConfig,
         batch_size: int,
+        seed: int = 0,
     ) -> list[tuple[np.ndarray, ...]]:
         """Read them; compute and store them where there is no file yet. Those that are not finite are not
-        stored: what is done about them is the caller's to say.
+        stored: what is done about them is the caller's to say. seed: of crops and noise.
 
         Raises InputError if the file belongs to another model, data or dtype.
         """
         settings = bundle.processor.image_processor.to_json_string()
+        settings += f" seed {seed}" * any(record.identity for record in records)
         name_weights(bundle.folder)
         stamp = (
             f"model {bundle.folder.fingerprint} data {fingerprint(records, settings)} dtype {bundle.dtype}"
@@ -84,7 +86,7 @@ class StoredReference:
         if processes.on_first(self.path.exists):
             return self._load(stamp, lengths)
         logps = response_logps(
-            bundle, encoder, records, config, batch_size, reference=True, what="reference"
+            bundle, encoder, records, config, batch_size, reference=True, what="reference", seed=seed
         )
         flat = np.concatenate([values for answers in logps for values in answers])
         if np.isfinite(flat).all():

@@ -78,19 +78,27 @@ def make_loss(
 
         own = shared = features(policy)
         reference: Any = responses.reference
+        frozen: Any = None
+        fixed: Any = None
         if "reference" in objective.needs and reference is None:
             frozen = variables(cast(base, dtype))
             # A frozen tower has the same output for policy and reference: it runs once.
             if tower_is_trained(trained):
                 shared = features(frozen)
-            reference = jax.lax.stop_gradient(model.apply(frozen, shared, group, method="logps"))
+            made = model.apply(frozen, shared, group, method="logps_and_hidden")
+            reference, fixed = jax.lax.stop_gradient(made)
         logps: Any = ()
         scores: Any = None
+        kl: Any = None
         if "score" in objective.needs:
             head = group.prefix, responses, trained[SCORE]["kernel"]
             scores = model.apply(policy, *own, *head, method="scores")
         else:
-            logps = model.apply(policy, own, group, method="logps")
+            logps, hidden = model.apply(policy, own, group, method="logps_and_hidden")
+            if "kl" in objective.needs:
+                first = responses.take(group.views[0])
+                kernel = model.apply(frozen, method="unembedding")
+                kl = model.apply(policy, hidden, first, fixed, kernel, method="divergence")
         values: Any = None
         if "values" in objective.needs:
             critic = trained[VALUE]
@@ -99,7 +107,7 @@ def make_loss(
             (seen,) = features(apart) if trains else own
             head = group.prefix, responses, critic[SCORE]["kernel"]
             values = model.apply(apart, seen, *head, method="values")
-        signals = Signals(logps, reference, responses, group.views, scores, values)
+        signals = Signals(logps, reference, responses, group.views, scores, values, kl)
         sums, metrics, stats = objective(signals, state)
         unit, *others = sums
         total = sums[unit]

@@ -102,7 +102,8 @@ def start(
 
 def shape(each: Shape) -> str:
     """What all groups of a batch are padded to."""
-    return f"{each.prefix} + {each.response} tokens and {each.tiles} tiles"
+    prefixes = " and ".join(str(length) for length, _ in each.prefixes)
+    return f"{prefixes} + {each.response} tokens and {sum(tiles for _, tiles in each.prefixes)} tiles"
 
 
 def done(out: Path, clock: Clock, steps: int, newest: int, best: tuple[int, str] | None) -> str:

@@ -53,10 +53,9 @@ class Window:
         self._count(batch.metrics)
         if self.sources is not None:
             self._count(shares(batch.indices, self.sources))
-        tokens = sum(r.shape.prefix + sum(map(len, r.responses)) for r in records)
-        row = batch.shape.prefix + self.config.objective.responses * batch.shape.response
+        tokens = sum(record.tokens for record in records)
         self.real += tokens
-        self.padded += self.config.batch_size * row
+        self.padded += self.config.batch_size * batch.shape.tokens(self.config.objective.views)
         if untimed is None:
             self.timed += 1
             self.pairs += len(records)

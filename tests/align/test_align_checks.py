@@ -92,7 +92,7 @@ class Odd(Good):
         (Torn(), "objective Torn needs score and reference; what scores predicts no tokens"),
         (Worded(), "objective Worded needs 'reference'; it must be a frozenset of names"),
         (Countless(), "objective Countless does not say how many responses it compares"),
-        (TwoViews(), "objective TwoViews has 2 views; batches of the data have one prefix"),
+        (TwoViews(), "objective TwoViews has the views ((0, 1), (0,)); batches have ((0, 1),)"),
         (Odd(), "objective.beta is 'much'; it must be of type float"),
     ],
     ids=lambda x: type(x).__name__,

@@ -33,7 +33,7 @@ def loss(objective, given=GIVEN, state=()):
 
 def test_terms_metrics_and_state_are_those_of_the_parts():
     made = MPO(GIVEN, STATE)
-    dpo, bco, sft = DPO()(GIVEN), BCO()(GIVEN, STATE["bco"]), SFT()(GIVEN.first(1))
+    dpo, bco, sft = DPO()(GIVEN), BCO()(GIVEN, STATE["bco"]), SFT()(GIVEN.of(SFT()))
     expected = {"dpo": 0.8 * dpo.sums["pairs"], "bco": 0.2 * bco.sums["pairs"], "sft": sft.sums["nll"]}
     assert numbers(made.sums) == pytest.approx(numbers(expected))
     assert numbers(MPO.weights(GIVEN.responses)) == {"dpo": 3, "bco": 3, "sft": 3 + 6 + 4}

@@ -4,15 +4,7 @@ import json
 import sys
 
 import pytest
-from chat_server import chat_server, said
 from runs import MODEL, PAIRS, rows
-
-
-@pytest.fixture
-def chat(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with chat_server() as server:
-        yield server
 
 
 def test_the_verbs_of_data(run, refused):
@@ -54,34 +46,6 @@ def test_show(run, refused, tmp_path):
     assert "--files needs a value" in refused("data", "show", "--files", "--out", tmp_path / "other.html")
 
 
-def test_corrupt(run, refused, chat, tmp_path):
-    out = tmp_path / "corrupted.jsonl"
-    chosen = {row["chosen"]: row["chosen"] + " So it is." for row in rows()}
-
-    def reply(request, number):
-        text = request["messages"][0]["content"][0]["text"]
-        return said(chosen[text.rpartition("\nResponse: ")[2].partition("\nNew response:")[0]])
-
-    chat.reply = reply
-    command = ["data", "corrupt", PAIRS, "--writer.url", chat.url, "--out", out]
-    status, told, err = run(*command)
-    first, kinds, sent, last = told.splitlines()
-    assert status == 0 and (first, last) == (
-        f"corrupted.jsonl: {len(rows())} pairs of {len(rows())} records",
-        str(out),
-    )
-    assert kinds.startswith("changes asked for: ") and sent.endswith(
-        " requests sent, 0 answers were on disk"
-    )
-    assert err.endswith("read it with --data.allow-outside\n")
-    (log,) = map(json.loads, (tmp_path / "corrupted.jsonl.log.jsonl").read_text().splitlines())
-    assert log["pairs"] == len(rows()) and log["writer"]["url"] == chat.url
-    assert "writer.name is given, but no writer" in refused(
-        *command[:3], "--writer.name", "x", *command[5:]
-    )
-    assert "nobody is there to write" in refused(*command[:3], *command[5:])
-
-
 def test_build(run, refused, tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     out = tmp_path / "built"
@@ -105,3 +69,17 @@ def test_select(run, refused, tmp_path):
     (log,) = map(json.loads, (tmp_path / "chosen.parquet.log.jsonl").read_text().splitlines())
     assert (log["by"], log["keep"], log["lowest"], log["kept"]) == ("difference", "3", True, 3)
     assert "--keep: is 900, and there are" in refused(*command, "--keep", 900)
+
+
+def test_flip(run, refused, tmp_path):
+    texts = {"Be brief.": "A cup.", "Say all.": "A cup and a dog."}
+    lines = [
+        {"prompt": "What?", "preferences": {"user": p}, "completion": text} for p, text in texts.items()
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    out = tmp_path / "pairs.jsonl"
+    status, told, err = run("data", "flip", tmp_path / "p.jsonl", "--out", out)
+    assert (status, err) == (0, "") and told.splitlines() == ["2 pairs of 2 records in 1 groups", str(out)]
+    (log,) = map(json.loads, (tmp_path / "pairs.jsonl.log.jsonl").read_text().splitlines())
+    assert (log["event"], log["pairs"], log["seed"]) == ("flip", 2, 0)
+    assert "preferences" in refused("data", "flip", PAIRS, "--out", tmp_path / "none.jsonl")

@@ -39,7 +39,7 @@ def test_generate_writes_a_line_a_record(run, tmp_path, scripted):
     assert run(*argv) == (0, f"responses to 2 records in {out}\n", said)
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["index"] for line in lines] == [0, 1, 2] and lines[1]["responses"] is None
-    assert all(set(line) == {"index", "responses"} for line in lines)
+    assert all(set(line) == {"index", "id", "responses"} for line in lines)
     assert [len(line["responses"]) for line in (lines[0], lines[2])] == [2, 2]
 
 

@@ -41,7 +41,10 @@ def test_help_is_no_wider_than_the_terminal(run, monkeypatch, asked):
     [
         ("train", ["nats", "--optim.learning-rate", "1e-06", "tokens", "--online KIND", "none, pairs"]),
         ("score", ["nats, summed over response tokens", *KEYS, "Records at once"]),
-        ("generate", ["--sampling.temperature", "Most tokens of a response", "index, responses", "JSONL"]),
+        (
+            "generate",
+            ["--sampling.temperature", "Most tokens of a response", "index, id, responses", "JSONL"],
+        ),
         ("bdhs", ["--mask-rate", "0.99", "Most tokens that complete a sentence", "rejected", "each host"]),
         ("inspect", ["from 0"]),
         ("export", ["16-bit", "PEFT"]),

@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 from test_items import read, written
 
-from mllm_align.curation.corruption import KINDS, REFUSED, SHOWN, Asked, cleaned, fault, kinds_of
+from mllm_align.curation.corruption import KINDS, Asked, fault, kinds_of
+from mllm_align.curation.written import REFUSED, SHOWN
 
 LONG = "A brown dog lies on a red sofa beside two white cushions and a lamp."
 
@@ -42,21 +43,6 @@ def test_what_is_asked(tmp_path):
     turns = [{"role": role, "content": text} for role, text in (("user", "Hi."), ("assistant", "Hello."))]
     asked_last = [*turns, {"role": "user", "content": "Describe it."}]
     assert "User: Hi.\nAssistant: Hello.\nUser: Describe it." in asked(tmp_path, prompt=asked_last).text
-
-
-@pytest.mark.parametrize(
-    "answer, text",
-    [
-        (' "Two cats." \n', "Two cats."),
-        ("“Two cats.”", "Two cats."),
-        ("```\nTwo cats.\n```", "Two cats."),
-        ('"Two" and "three"', '"Two" and "three"'),
-        ("**Two cats.**", "Two cats."),
-    ],
-)
-def test_marks_around_an_answer_are_taken_off(answer, text):
-    assert cleaned(answer, "One cat.") == text
-    assert cleaned('"Two."', '"One."') == '"Two."', "as the chosen response has them"
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from refusals import assert_refusal
 from test_items import read, written
 
 from mllm_align.config.servers import Writer
-from mllm_align.curation.corrupt import TRIES, corrupt, told
+from mllm_align.curation.corrupt import corrupt, told
+from mllm_align.curation.writer import TRIES
 from mllm_align.data.readers import records_from
-from mllm_align.errors import Interrupted
 
 COUNT = 12
 
@@ -114,15 +114,6 @@ def test_the_budget_ends_the_work_and_what_came_is_kept(chat, data, tmp_path):
     assert not out.exists() and len(chat.requests) == 5
     found = corrupt([data], out, writer(chat, budget=12))
     assert (found["sent"], found["from_disk"], len(chat.requests)) == (7, 5, 12)
-
-
-def test_an_interrupt_says_what_is_kept(chat, data, tmp_path, monkeypatch):
-    def stopped(*args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("mllm_align.annotate.endpoint.EndpointClient.__call__", stopped)
-    with pytest.raises(Interrupted, match=r"are kept in .*pairs.answers"):
-        corrupt([data], tmp_path / "pairs.jsonl", writer(chat))
 
 
 def test_a_model_writes(base, answering, data, tmp_path):  # noqa: F811

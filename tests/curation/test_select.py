@@ -22,9 +22,9 @@ def data(tmp_path):
     return written(tmp_path, *(row | {"chosen": "A red cat sits."} for row in rows))
 
 
-def chosen(data, by, keep=None, suffix=".jsonl", lowest=False, **settings):
+def chosen(data, by, keep=None, suffix=".jsonl", lowest=False, per=None, **settings):
     out = data.with_name(f"chosen{suffix}")
-    found = select([data], out, Measured(by, **settings), keep=keep, lowest=lowest)
+    found = select([data], out, Measured(by, **settings), keep=keep, lowest=lowest, per=per)
     return {item.record.id: item.fields[f"{by}_score"] for item in read(out)}, found
 
 
@@ -109,6 +109,40 @@ def test_the_margin_of_a_reward_model(reward_run, tmp_path):
     )
 
 
+def test_the_best_of_each_value(data):
+    found, counts = chosen(data, "reward", "1", score="points", per="points > 0")
+    assert found == {"0": 0.0, "2": 2.0} and counts["kept"] == 2
+    found, _ = chosen(data, "reward", "0.5", score="points", per="points > 0", lowest=True)
+    assert [*found] == ["0", "1", "4"], "half of three are two, of two one"
+    assert [*chosen(data, "reward", "3", score="points", per="points")[0]] == list("01234")
+
+
+def test_a_second_score_has_another_name(data, tmp_path):
+    chosen(data, "reward", score="points")
+    first = data.with_name("chosen.jsonl").rename(tmp_path / "first.jsonl")
+    out = tmp_path / "second.jsonl"
+    select([first], out, Measured("reward", score="-reward_score", score_name="quality"), keep="2")
+    fields = {item.record.id: item.fields for item in read(out)}
+    assert {id: (own["reward_score"], own["quality"]) for id, own in fields.items()} == {
+        "0": (0.0, 0.0),
+        "3": (0.0, 0.0),
+    }
+
+
+def test_domains_of_the_states(data, monkeypatch):
+    states = [np.array([9.0 * (i % 2), i / 10], np.float32) for i in range(4)] + [None]
+    monkeypatch.setattr("mllm_align.curation.domains.model_states", lambda *_: states)
+    monkeypatch.setattr("mllm_align.curation.domains.FOLDS", 2)
+    found, counts = chosen(data, "domains", model="m", domains=2)
+    assert [*found] == list("0123") and counts["without_score"] == ["4"]
+    labels = [item.fields["domain"] for item in read(data.with_name("chosen.jsonl"))]
+    assert labels[0] == labels[2] != labels[1] == labels[3]
+    assert counts["domains"] == {"sizes": [2, 2], "accuracy": 1.0}
+    assert "2 domains of 2 to 2 records; the probe tells 100.0%" in told(
+        Measured("domains", model="m"), counts
+    )
+
+
 def test_what_is_refused(data, tmp_path):
     def refused(*words, **settings):
         options = {"by": "difference"} | settings
@@ -123,6 +157,12 @@ def test_what_is_refused(data, tmp_path):
     refused("--score goes with --by reward", score="points")
     refused("give --keep, and no --lowest", by="diversity")
     refused("--score names 'pints'", "did you mean points?", by="reward", score="pints")
+    refused("--by domains and --model go together", by="domains")
+    refused("--domains is 1", by="domains", model="m", domains=1)
+    refused("--score-name: 'chosen' can't hold a score", score_name="chosen")
+    refused("--score-name: 'a b' can't hold a score", score_name="a b")
+    refused("--per goes with --keep", per="points")
+    refused("--per names 'pints'", keep="1", per="pints")
     refused("set.jsonl record 0", "--score gives 'A red cat.'", by="reward", score="rejected")
     refused("0 of 5 records have a score", by="reward", score="none")
     refused("3 of 5 records have a score", "keep fewer", by="reward", score="points or none", keep="4")

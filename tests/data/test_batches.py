@@ -22,7 +22,7 @@ from mllm_align.models.processor import load_processor
 class Stub:
     """Stands for an encoder: all that a group holds is its record's index."""
 
-    def group(self, encoded, features=None):
+    def group(self, encoded, features=None, draw=(0, 0)):
         prefix, tiles = encoded.shape.prefix, encoded.shape.tiles
         prompt = HostPrefix.causal(
             np.full(prefix, encoded.index, np.int32),
@@ -238,7 +238,7 @@ def test_micro_batches_joined_are_the_batch(micro, count):
     records = some(count)
     reference = [tuple(answer + np.float32(0.5) for answer in r.responses) for r in records]
     split, whole = (
-        batches(records, 8, seed=1, shuffle=True, micro=m, reference=reference) for m in (micro, 1)
+        batches(records, 8, seed=1, shuffle=True, micro=m, reference=[reference]) for m in (micro, 1)
     )
     for step in range(split.per_epoch):
         a, b = split(step), whole(step)
@@ -257,7 +257,7 @@ def test_reference_values_stand_with_their_records():
     reference = [
         tuple(rng.standard_normal(len(answer), np.float32) for answer in r.responses) for r in records
     ]
-    made = batches(records, 4, micro=2, shuffle=True, reference=reference)
+    made = batches(records, 4, micro=2, shuffle=True, reference=[reference])
     for step in range(made.per_epoch):
         batch = made(step)
         group = rows(batch)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from decoding import Scripted
 from pieces import pieces
+from refusals import assert_refusal
 from runs import MODEL, bundle, compiling
 from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -16,7 +17,16 @@ from mllm_align.data.encode import Encoder
 from mllm_align.data.records import parse_record
 from mllm_align.errors import InputError
 from mllm_align.generation import bdhs as module
-from mllm_align.generation.bdhs import BDHS, boundaries, check, cuts, full_stops, until_full_stop
+from mllm_align.generation.bdhs import (
+    BDHS,
+    boundaries,
+    candidates,
+    check,
+    cuts,
+    full_stops,
+    neighbour,
+    until_full_stop,
+)
 from mllm_align.generation.decode import Fork, Generator, Row
 from mllm_align.generation.sampling import random_key
 from mllm_align.generation.sentences import split, yes_no
@@ -27,6 +37,7 @@ assert compiling  # a fixture
 SHORT = "Tuku der dame. Faza manki fina. Reva nago zi te."
 MIXED = "Yes, tuku der 🙂 dame.\n\nNo. Pe kerpe 日本語 rer rubi!\n- no der\n- Nuzu"
 SPOKEN = "The tag </s> closes it. No, <s> opens <unk> it. <pad> Reva </s></s>."
+LONG = 8192  # tokens that a record may have
 FREE = SamplingConfig(max_tokens=10)
 
 
@@ -339,6 +350,46 @@ def test_noise_is_drawn_anew_and_masks_nothing(encoder):
         np.testing.assert_array_equal(one.patches, other.patches)
 
 
+def with_neighbours(encoder, chosen, *names, image="0_L"):
+    row = {"id": "r", "prompt": "gi dan?", "chosen": chosen, "images": [f"images/{image}.png"]}
+    row["neighbour_images"] = [f"images/{name}.png" for name in names]
+    record = parse_record(row, index=0, where="data.jsonl record", root=MODEL.parent, responses=1)
+    return encoder.encode(record, 1, 7)
+
+
+def test_under_neighbour_images_each_try_sees_the_next(encoder):
+    maker = making(encoder, Scores(Tuku=[0.9, 0.9, 0.9, 0.4]), iterations=5, distortion="retrieved")
+    one = with_neighbours(encoder, SHORT, "1_P", "4_RGB", "5_RGB")
+    (made,) = maker([one])
+    assert (made.iterations, made.index, made.mask_share, made.guided) == (4, 7, 0.0, True)
+    wanted = [encoder.encode(replace(one.record, images=images), 1) for images in candidates(one.record)]
+    for pixels, number in zip(maker.generator.pictures, (0, 1, 2, 0), strict=True):
+        np.testing.assert_array_equal(pixels.patches, encoder.pixels(wanted[number]).patches)
+    for (row,), number in zip(maker.generator.seen, (0, 1, 2, 0), strict=True):
+        assert len(row.prefix.tokens) >= wanted[number].shape.prefix and row.prefix.visible.all()
+    assert made.rejected.startswith("Tu"), "up to the cut it is the chosen response"
+    freed = making(encoder, Scores(), iterations=2, distortion="retrieved")
+    (made,) = freed([one])
+    assert not made.guided and len(freed.generator.pictures) == 2
+
+
+def test_one_rejected_image_is_a_neighbour_too(encoder):
+    one = with_neighbours(encoder, SHORT)
+    record = replace(one.record, rejected_images=one.record.images)
+    assert neighbour(record, 3) == one.record.images
+
+
+def test_neighbour_images_that_are_missing_or_too_long(encoder):
+    config = BDHSConfig(distortion="retrieved")
+    bare, full = with_neighbours(encoder, SHORT), with_neighbours(encoder, SHORT, "1_P")
+    assert_refusal(lambda: check([bare], encoder, config, LONG), "no retrieved image", "data retrieve")
+    check([full], encoder, config, full.length)
+    few = full.length - 1
+    assert_refusal(
+        lambda: check([full], encoder, config, few), "retrieved image 0, more than", "max-length"
+    )
+
+
 @pytest.mark.parametrize("rate, share", [(0.0, 0.0), (1.0, 1.0)])
 def test_mask_share(encoder, rate, share):
     (made,) = making(encoder, mask_rate=rate)(few(encoder)[:1])
@@ -364,15 +415,15 @@ def test_records_that_there_is_nothing_to_do_for(encoder):
         {"prompt": "gi?", "chosen": "Ku."}, index=4, where="data.jsonl record", root=None, responses=1
     )
     with pytest.raises(InputError, match="record 4: has no image; leave it out"):
-        check(encoded(encoder, text), encoder, config)
+        check(encoded(encoder, text), encoder, config, LONG)
     wordless = encoded(encoder, record("... !"))
     with pytest.raises(InputError, match="record 0: the response has no sentence"):
-        check(wordless, encoder, config)
-    check(wordless, encoder, replace(config, guided=False))
+        check(wordless, encoder, config, LONG)
+    check(wordless, encoder, replace(config, guided=False), LONG)
     changing = encoder.template.replace("part['text']", "part['text'] | upper")
     other = Encoder(encoder.processor, encoder.layout, encoder.image_token, template=changing)
     with pytest.raises(InputError, match="record 0: the chat template changes the response"):
-        check(encoded(other, record(SHORT)), other, config)
+        check(encoded(other, record(SHORT)), other, config, LONG)
 
 
 # ---- on a model --------------------------------------------------------------------------------------

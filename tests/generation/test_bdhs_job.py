@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -606,3 +607,17 @@ def test_hostile_files_of_a_job(data, out, count):
             out.with_name(out.name + ".log.jsonl").write_bytes(hostile + b"\n")
         outcomes.append(survives(data, out, f"number {number}: {hostile[:2000]!r}"))
     assert 0 < sum(outcomes) < count
+
+
+def test_a_pair_names_the_image_that_misled(tmp_path, out):
+    others = ["images/5_RGB.png", "images/6_RGB.png"]
+    made = [row | {"neighbour_images": others} for row in records()]
+    data = write_pairs(tmp_path, made, "records.jsonl")
+    run(data, out, distortion="retrieved")
+    for row in lines(out):
+        assert row["rejected_images"] == [others[row["bdhs"]["iterations"] - 1]]
+        assert row["bdhs"]["distortion"] == "retrieved" and row["bdhs"]["mask_share"] == 0
+    first = records_from(out, responses=2)[0]
+    assert first.rejected_images[0].path.name in {Path(name).name for name in others}
+    data.write_text(data.read_text().replace("6_RGB", "7_RGB"))
+    assert "exists and is not this job's output" in refused(data, out, distortion="retrieved")

@@ -71,7 +71,10 @@ def same(ours, theirs):
         ("llavanext", "policy"),
         ("onevision", "policy"),
         ("qwen3_vl", "policy"),
-        *(pytest.param(name, "policy", marks=pytest.mark.slow) for name in ("idefics3", "gemma3")),
+        *(
+            pytest.param(name, "policy", marks=pytest.mark.slow)
+            for name in ("idefics3", "qwen2_5_vl", "gemma3")
+        ),
     ],
 )
 def test_greedy_tokens_are_those_of_transformers(name, tag):
@@ -111,7 +114,7 @@ def token_logps(logits, tokens):
         "llavanext",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("onevision", "idefics3", "qwen3_vl", "gemma3")
+            for name in ("onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "gemma3")
         ),
     ],
 )

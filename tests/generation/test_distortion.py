@@ -14,8 +14,9 @@ from runs import compiling
 
 from mllm_align.batch import HostPrefix
 from mllm_align.config import SamplingConfig
+from mllm_align.data.distortion import noisy
 from mllm_align.generation.decode import Generator
-from mllm_align.generation.distortion import gathered, noisy, visible_embeddings
+from mllm_align.generation.distortion import gathered, visible_embeddings
 
 assert compiling  # a fixture
 SAMPLED = SamplingConfig(temperature=0.8)
@@ -152,6 +153,7 @@ def of_all(model, rows, tokens):
         ("llavanext", 1.0),
         pytest.param("llavanext", 0.9, marks=pytest.mark.slow),
         pytest.param("idefics3", 0.9, marks=pytest.mark.slow),
+        pytest.param("qwen2_5_vl", 0.9, marks=pytest.mark.slow),
         pytest.param("qwen3_vl", 0.8, marks=pytest.mark.slow),
         pytest.param("gemma3", 0.7, marks=pytest.mark.slow),
     ],

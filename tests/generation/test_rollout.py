@@ -11,10 +11,10 @@ from runs import PAIRS, TINY, bundle, compiling, rows
 
 from mllm_align.batch import pad, stack, with_responses
 from mllm_align.config import DataConfig, SamplingConfig
+from mllm_align.data.distortion import signal_share
 from mllm_align.data.records import parse_record
 from mllm_align.generation import rollout as rollouts
 from mllm_align.generation.decode import Fork, Generator, Row
-from mllm_align.generation.distortion import signal_share
 from mllm_align.generation.respond import respond
 from mllm_align.generation.rollout import distorted_program, pick_program, rollout_program
 from mllm_align.generation.sampling import random_key

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 CONFIG = replace(TINY, steps=2, save_every=1)
 
 
-@pytest.fixture(scope="module", params=["onevision", "idefics3", "qwen3_vl", "gemma3"])
+@pytest.fixture(scope="module", params=["onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "gemma3"])
 def bundle(request, compiling):
     return mllm_align.load(FIXTURES / request.param, "float32", one_device())
 
@@ -54,7 +54,7 @@ def test_a_stopped_lora_run_and_what_is_exported_of_it(bundle, run, tmp_path):
             assert one["chosen_logp"] == pytest.approx(other["chosen_logp"], abs=1e-3)
 
 
-@pytest.mark.parametrize("bundle", ["onevision", "qwen3_vl", "gemma3"], indirect=True)
+@pytest.mark.parametrize("bundle", ["onevision", "qwen2_5_vl", "qwen3_vl", "gemma3"], indirect=True)
 def test_on_a_mesh_with_stored_features_as_on_one_device(bundle, run, tmp_path):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
     stored = replace(CONFIG, features="stored")

@@ -24,6 +24,10 @@ BILLIONS = {
     "llava-onevision-0.5b": 0.894,
     "llava-onevision-7b": 8.03,
     "llava-onevision-72b": 73.2,
+    "qwen2.5-vl-3b": 3.754622976,
+    "qwen2.5-vl-7b": 8.292166656,
+    "qwen2.5-vl-32b": 33.452718336,
+    "qwen2.5-vl-72b": 73.410777344,
     "qwen3-vl-2b": 2.127532032,
     "qwen3-vl-4b": 4.437815808,
     "qwen3-vl-8b": 8.767123696,
@@ -38,7 +42,12 @@ BILLIONS = {
 }
 
 
-@pytest.mark.parametrize("name", PRESETS)
+SLOW = {"qwen2.5-vl-7b", "qwen2.5-vl-32b", "qwen2.5-vl-72b"}  # a tower of eight stacks takes a second
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in PRESETS]
+)
 def test_as_many_parameters_as_published(name):
     leaves = tree_leaves(abstract_params(PRESETS[name]))
     assert sum(np.prod(leaf.shape) for leaf in leaves) / 1e9 == pytest.approx(BILLIONS[name], rel=0.01)

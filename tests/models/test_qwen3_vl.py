@@ -16,7 +16,7 @@ from refusals import refusal
 from roundtrip import round_trip
 
 import mllm_align
-from mllm_align.models.families.qwen3_vl.vision import Positions, QwenVisionConfig, extents
+from mllm_align.models.families.qwen3_vl.vision import Positions, Qwen3VisionConfig, extents
 from mllm_align.models.families.registry import parse_config, presets
 from mllm_align.plan.targets import sizes
 
@@ -200,7 +200,7 @@ def test_images_are_told_apart_by_the_places_of_their_patches():
 @pytest.mark.parametrize("rows, columns", [(4, 6), (2, 20), (48, 48)])
 def test_position_embeddings_are_resampled(rows, columns):
     """Bilinear, corners on corners: numpy's interpolation along both sides."""
-    config = QwenVisionConfig(hidden=2, mlp=2, layers=1, heads=1, side=7, out=2, deepstack=())
+    config = Qwen3VisionConfig(hidden=2, mlp=2, layers=1, heads=1, side=7, out=2, deepstack=())
     table = np.random.default_rng(0).standard_normal((7, 7, 2)).astype(np.float32)
     place = np.indices((rows, columns), np.int16).reshape(2, -1).T[None]
     last = np.broadcast_to(np.array([rows - 1, columns - 1], np.int16), place.shape)

@@ -158,6 +158,23 @@ def test_full_attention_keeps_to_segments():
             np.testing.assert_allclose(ours[b], wanted, atol=2e-5)
 
 
+@pytest.mark.parametrize("tokens, longest", [(20, 4), (17, 6), (5, 4), (4, 4), (3, 4)])
+def test_full_attention_within_short_segments(tokens, longest):
+    """Blocks of keys beside each other give what all keys give, gradients too; 0 stands for padding."""
+    rng = np.random.default_rng(0)
+    q, k, v, cotangent = rng.standard_normal((4, BATCH, tokens, 2, DIM))
+    lengths = rng.integers(1, longest + 1, (BATCH, tokens))
+    segments = np.stack([np.repeat(1 + np.arange(tokens), each)[:tokens] for each in lengths])
+    segments[1, -longest + 1 :] = 0
+    segments = jnp.asarray(segments, jnp.int32)
+    found, wanted = (
+        pulled(lambda *qkv, n=n: full_attention(*qkv, segments, n), q, k, v, cotangent)
+        for n in (longest, None)
+    )
+    for ours, plain in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, plain, atol=2e-6)
+
+
 def test_some_rows_of_the_prefix_get_what_all_rows_get():
     qkv, positions, visible = inputs(2, 4, 2)
     q, k, v = (jnp.asarray(x, jnp.float32) for x in qkv)

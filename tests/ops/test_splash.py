@@ -143,6 +143,36 @@ def test_full_attention(size, cut):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+def test_full_attention_within_short_segments():
+    rng, tokens, longest = np.random.default_rng(0), 600, 64
+    q, k, v, cotangent = rng.standard_normal((4, BATCH, tokens, 1, DIM))
+    lengths = rng.integers(1, longest + 1, (BATCH, tokens))
+    segments = np.stack([np.repeat(1 + np.arange(tokens), each)[:tokens] for each in lengths])
+    segments[1, -50:] = 0
+    segments = jnp.asarray(segments, jnp.int32)
+    kinds = {"interpret": True}, {}
+    found, expected = (
+        pulled(lambda *qkv, a=attend, k=kind: a(*qkv, segments, longest, **k), q, k, v, cotangent)
+        for attend, kind in zip((splash.full_attention, attention.full_attention), kinds, strict=True)
+    )
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("longest", [None, 64])
+def test_blocks_beyond_short_segments_are_skipped(longest):
+    """Of a picture of 1,280 embeddings."""
+    size, total = splash._blocks(5120, longest)
+    mask = masks.FullMask((total, total))
+    if longest:
+        mask = masks.LocalMask((total, total), (longest - 1, longest - 1), 0)
+    cut = {"block_sizes": kernels.BlockSizes(*[size] * 8), "head_shards": 1, "q_seq_shards": 1}
+    info = kernels.make_splash_mha(masks.MultiHeadMask([mask]), **cut).fwd_mask_info
+    blocks = total // size
+    visited = blocks**2 if info.block_mask is None else np.count_nonzero(info.block_mask)
+    assert visited == (3 * blocks - 2 if longest else blocks**2)
+
+
 @pytest.mark.parametrize("responses", [0, 1, 2, 5])
 @pytest.mark.parametrize("asking", [1, PREFIX])
 def test_the_rule(responses, asking):

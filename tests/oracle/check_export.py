@@ -32,6 +32,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
     SmolVLMForConditionalGeneration,
 )
@@ -46,6 +47,7 @@ CLASSES = {
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "idefics3": Idefics3ForConditionalGeneration,
     "smolvlm": SmolVLMForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "gemma3": Gemma3ForConditionalGeneration,
 }

@@ -17,18 +17,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import torch
-from images_only import Images, QwenImages
+from images_only import Images
 from PIL import Image
 from tiny_gemma3 import save_gemma3
-from tiny_idefics3 import CLASSES, save_idefics3
+from tiny_idefics3 import CLASSES as IDEFICS3_CLASSES
+from tiny_idefics3 import save_idefics3
 from tiny_onevision import canvases, save_onevision
-from tiny_qwen3_vl import save_qwen3_vl
+from tiny_qwen_vl import CLASSES, save_qwen_vl
 from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3Processor,
     Idefics3Processor,
     LlavaOnevisionForConditionalGeneration,
-    Qwen3VLForConditionalGeneration,
 )
 from transformers.utils import logging
 
@@ -57,9 +57,24 @@ ONEVISION = {
     "onevision scaled": {"grids": canvases(50, 3), "most": 1, "image_size": 50, "layer": -2},
 }
 MROPE = {"head_dim": 24, "rope_parameters": {"rope_type": "default", "mrope_section": [6, 3, 3]}}
-QWEN = {"hidden_size": 24, "intermediate_size": 40, "num_heads": 3, "out_hidden_size": 32}
-QWEN3 = {
+EYES = {"hidden_size": 24, "intermediate_size": 40, "num_heads": 3, "out_hidden_size": 32}
+QWEN = {
+    "qwen2.5": {
+        "kind": "qwen2_5_vl",
+        "tied": True,
+        "text": {"rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2]}},
+        "vision": {"depth": 5, "patch_size": 4, "window_size": 16, "fullatt_block_indexes": [1, 4]},
+        "area": (16 * 16, 64 * 64),
+    },
+    "qwen2.5 cells of nine": {
+        "kind": "qwen2_5_vl",
+        "text": {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}, "rope_theta": 1e4},
+        "vision": {"depth": 3, "patch_size": 6, "window_size": 60, "fullatt_block_indexes": []}
+        | {"spatial_merge_size": 3, "temporal_patch_size": 1, "hidden_act": "gelu"},
+        "area": (18 * 18, 90 * 90),
+    },
     "qwen3": {
+        "kind": "qwen3_vl",
         "tied": True,
         "text": MROPE | {"num_hidden_layers": 4, "attention_bias": True},
         "vision": {"depth": 5, "patch_size": 4, "deepstack_visual_indexes": [1, 2, 4]}
@@ -67,6 +82,7 @@ QWEN3 = {
         "area": (16 * 16, 64 * 64),
     },
     "qwen3 cells of nine": {
+        "kind": "qwen3_vl",
         "text": MROPE,
         "vision": {"depth": 2, "patch_size": 6, "deepstack_visual_indexes": [], "spatial_merge_size": 3}
         | {"temporal_patch_size": 1, "hidden_act": "gelu", "num_position_embeddings": 9},
@@ -95,9 +111,9 @@ GEMMA3 = {
 def save(folder: Path, name: str, variant: dict) -> tuple[type, type]:
     """Writes a folder; its classes of model and processor."""
     common = {"text": TEXT | variant.pop("text", {}), "tokenizer_vocab": 384}
-    if name in QWEN3:
-        save_qwen3_vl(folder, vision=QWEN | variant.pop("vision"), **common, **variant)
-        return Qwen3VLForConditionalGeneration, QwenImages
+    if name in QWEN:
+        save_qwen_vl(folder, vision=EYES | variant.pop("vision"), **common, **variant)
+        return CLASSES[variant["kind"]][1:]
     if name in GEMMA3:
         vision = VISION | {"image_size": variant.pop("image_size"), "patch_size": 8}
         save_gemma3(folder, vision=vision, **common, **variant)
@@ -108,7 +124,7 @@ def save(folder: Path, name: str, variant: dict) -> tuple[type, type]:
         save_onevision(folder, vision=vision, **common, **variant)
         return LlavaOnevisionForConditionalGeneration, Images
     save_idefics3(folder, vision=vision, **common, **variant)
-    return CLASSES[variant["kind"]][1], Idefics3Processor
+    return IDEFICS3_CLASSES[variant["kind"]][1], Idefics3Processor
 
 
 def ask(processor, messages: list, answer: str) -> str:
@@ -126,7 +142,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    for name, variant in (IDEFICS3 | ONEVISION | QWEN3 | GEMMA3).items():
+    for name, variant in (IDEFICS3 | ONEVISION | QWEN | GEMMA3).items():
         model_class, processor_class = save(args.out / name, name, variant)
         model = model_class.from_pretrained(args.out / name, dtype=torch.float32).eval()
         processor, arrays = processor_class.from_pretrained(args.out / name), {}

@@ -1,6 +1,11 @@
 """transformers' processors without their part for videos, which needs torchvision; these need no torch."""
 
-from transformers import LlavaOnevisionProcessor, ProcessorMixin, Qwen3VLProcessor
+from transformers import (
+    LlavaOnevisionProcessor,
+    ProcessorMixin,
+    Qwen2_5_VLProcessor,
+    Qwen3VLProcessor,
+)
 
 
 class Images(LlavaOnevisionProcessor):
@@ -28,8 +33,8 @@ class Images(LlavaOnevisionProcessor):
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
-class QwenImages(Qwen3VLProcessor):
-    """Of Qwen3-VL."""
+class Qwen:
+    """Of both below."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
         names = ("image", "video", "vision_start", "vision_end")
@@ -38,3 +43,11 @@ class QwenImages(Qwen3VLProcessor):
             setattr(self, f"{name}_token", token)
             setattr(self, f"{name}_token_id", tokenizer.convert_tokens_to_ids(token))
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+class Qwen3Images(Qwen, Qwen3VLProcessor):
+    """Of Qwen3-VL."""
+
+
+class Qwen25Images(Qwen, Qwen2_5_VLProcessor):
+    """Of Qwen2.5-VL."""

@@ -15,7 +15,8 @@ from check_export import load_model
 from peft import LoraConfig, get_peft_model
 
 LLAVA = dict.fromkeys(("llava", "llava_next", "llava_onevision", "gemma3"), "multi_modal_projector")
-PROJECTORS = LLAVA | {"idefics3": "connector", "qwen3_vl": "visual.merger"}
+QWEN = dict.fromkeys(("qwen2_5_vl", "qwen3_vl"), "visual.merger")
+PROJECTORS = LLAVA | QWEN | {"idefics3": "connector"}
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python tests/oracle/make_goldens.py [--out FOLDER]      # needs the extra `oracle`
 
     pairs.jsonl, images/   8 preference pairs; the first four pictures are L, P, RGBA and RGB
-    llava15/, llavanext/, onevision/, idefics3/, qwen3_vl/, gemma3/
+    llava15/, llavanext/, onevision/, idefics3/, qwen2_5_vl/, qwen3_vl/, gemma3/
                            normal HF folders: the base (reference) model, tokenizer, processor
     <model>.npz            arrays, <model>.json: numbers and versions
 
@@ -26,7 +26,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from images_only import Images, QwenImages
+from images_only import Images, Qwen3Images, Qwen25Images
 from noise import perturb
 from PIL import Image as PILImage
 from safetensors.numpy import load_file, save_file
@@ -34,7 +34,7 @@ from tiny_gemma3 import save_gemma3
 from tiny_idefics3 import save_idefics3
 from tiny_llava import five_grids, pseudo_words, save_llava, smooth_picture
 from tiny_onevision import save_onevision
-from tiny_qwen3_vl import save_qwen3_vl
+from tiny_qwen_vl import save_qwen_vl
 from transformers import (
     AutoProcessor,
     Gemma3ForConditionalGeneration,
@@ -42,6 +42,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen3VLForConditionalGeneration,
 )
 from transformers.utils import logging
@@ -84,6 +85,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]}
 MROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]}
 MODELS = {
     "llava15": {
@@ -111,6 +113,22 @@ MODELS = {
         "vision": VISION | {"image_size": 32, "patch_size": 8},
         "shuffle": 2,
         "longest": 90,  # no multiple of a tile
+        "tokenizer_vocab": 384,
+    },
+    "qwen2_5_vl": {
+        "kind": "qwen2_5_vl",
+        "text": TEXT | {"num_key_value_heads": 2, "rope_parameters": SECTIONS},
+        "vision": {
+            "depth": 4,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "patch_size": 8,
+            "window_size": 32,  # of two by two cells: images have one to three of them a side
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [2],
+        },
+        "area": (32 * 32, 64 * 80),
         "tokenizer_vocab": 384,
     },
     "qwen3_vl": {
@@ -153,16 +171,18 @@ CLASSES = {
     "llava_next": LlavaNextForConditionalGeneration,
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
     "idefics3": Idefics3ForConditionalGeneration,
+    "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "gemma3": Gemma3ForConditionalGeneration,
 }
 SAVE = {
     "llava_onevision": lambda folder, kind, **spec: save_onevision(folder, **spec),
     "idefics3": save_idefics3,
-    "qwen3_vl": lambda folder, kind, **spec: save_qwen3_vl(folder, **spec),
+    "qwen2_5_vl": save_qwen_vl,
+    "qwen3_vl": save_qwen_vl,
     "gemma3": lambda folder, kind, **spec: save_gemma3(folder, **spec),
 }
-PROCESSORS = {"llava_onevision": Images, "qwen3_vl": QwenImages}
+PROCESSORS = {"llava_onevision": Images, "qwen2_5_vl": Qwen25Images, "qwen3_vl": Qwen3Images}
 
 # (width, height) and mode: LLaVA-1.6 cuts them into 3, 4 or 5 tiles, with rows or columns to unpad.
 PICTURES = [
@@ -198,6 +218,12 @@ OTHER_GRADIENTS = {
         "model.connector.modality_projection.proj.weight",
         "model.text_model.layers.0.self_attn.q_proj.weight",
         "model.vision_model.embeddings.position_embedding.weight",
+    ),
+    "qwen2_5_vl": (
+        "model.language_model.layers.0.self_attn.k_proj.bias",
+        "model.visual.blocks.1.attn.qkv.weight",
+        "model.visual.merger.ln_q.weight",
+        "model.visual.patch_embed.proj.weight",
     ),
     "qwen3_vl": (
         "model.language_model.layers.0.self_attn.k_norm.weight",

@@ -19,9 +19,9 @@ from mllm_align.scoring import response_logps
 
 assert compiling and oracle  # fixtures
 pytestmark = pytest.mark.oracle
-VARIANTS = ["smolvlm", "text", "whole", "onevision", "onevision scaled", "qwen3", "qwen3 cells of nine"]
-VARIANTS += ["gemma3", "gemma3 windows everywhere"]
-TIED = ("smolvlm", "onevision", "qwen3", "gemma3")
+VARIANTS = ["smolvlm", "text", "whole", "onevision", "onevision scaled", "qwen2.5"]
+VARIANTS += ["qwen2.5 cells of nine", "qwen3", "qwen3 cells of nine", "gemma3", "gemma3 windows everywhere"]
+TIED = ("smolvlm", "onevision", "qwen2.5", "qwen3", "gemma3")
 
 
 @pytest.fixture(scope="module")

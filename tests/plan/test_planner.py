@@ -6,7 +6,7 @@ import json
 import pytest
 from small_model import small
 
-from mllm_align import BDHSConfig, Config, DataConfig, SceneOracle
+from mllm_align import MDPO, BDHSConfig, Config, DataConfig, SceneOracle
 from mllm_align.config import MeshConfig, OnlinePairs
 from mllm_align.errors import InputError
 from mllm_align.models.families.registry import presets
@@ -92,6 +92,19 @@ def test_model_flops_of_each_program(compiled):
     prefill = decoder_flops(model, 1, 608, 608**2 / 2, 0)
     wanted = {"train": vision + 3 * rest, "features": vision, "prefill": prefill, "decode": decode}
     assert found == pytest.approx({name: 2 * flops for name, flops in wanted.items()})
+
+
+def test_model_flops_and_tokens_of_a_second_prefix(compiled):
+    """Of the same length, continued by one response."""
+    model = presets()["llava-1.5-7b"]
+    made = plan(Config(batch_size=32, objective=MDPO()), model, "v5e:4x4", prefix=608, response=128)
+    (found,) = made.programs
+    flops = 2 * vision_flops(model, 1)
+    for answers in (2, 1):
+        seen = 608**2 / 2 + answers * (128 * 608 + 128**2 / 2)
+        flops += 3 * decoder_flops(model, 1, 608 + answers * 128, seen, 1 + answers * 127)
+    assert found.model_flops == pytest.approx(2 * flops)
+    assert found.rates == {"pairs/s": 32, "tokens/s": 32 * (2 * 608 + 3 * 128)}
 
 
 def test_a_sweep_sorts_meshes_by_their_bound(compiled):

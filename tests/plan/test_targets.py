@@ -7,7 +7,18 @@ import jax.numpy as jnp
 import pytest
 from small_model import small
 
-from mllm_align import PPO, SFT, BDHSConfig, Config, Distorted, OnlineRewards, RewardModel, SceneOracle
+from mllm_align import (
+    MDPO,
+    PPO,
+    SFT,
+    BDHSConfig,
+    Config,
+    Distorted,
+    OnlineRewards,
+    RewardModel,
+    SceneOracle,
+)
+from mllm_align.batch import Shape
 from mllm_align.config import MeshConfig, OnlineBDHS, OnlinePairs, SamplingConfig
 from mllm_align.errors import InputError
 from mllm_align.models.families.registry import presets
@@ -41,6 +52,12 @@ def test_lengths_are_padded_as_the_config_pads():
     config = Config(data=dataclasses.replace(Config().data, multiple=100), objective=SFT())
     found = sizes(config, presets()["llava-1.5-7b"], prefix=601, response=1)
     assert (found.shape.prefix, found.shape.response, found.responses) == (700, 100, 1)
+
+
+def test_a_rejected_image_is_a_second_prefix_of_one_response():
+    planned = sizes(Config(objective=MDPO()), presets()["llava-1.6-7b"])
+    assert planned.shape == Shape(3072, 256, 5, ((3072, 5),)) and planned.views == ((0, 1), (0,))
+    assert planned.responses == 2 and planned.shape.tokens(planned.views) == 2 * 3072 + 3 * 256
 
 
 def test_tokens_that_are_generated():

@@ -42,7 +42,7 @@ def test_they_are_the_towers(whole):
         pixels = encoder.pixels(records[number])
         batch = type(pixels)(*(x[None] for x in pixels))
         expected = np.asarray(model.apply(params, batch, method="features"))[0]
-        found = whole(number)
+        (found,) = whole(number)
         assert found.shape == (records[number].shape.tiles, *whole.shape[1:])
         np.testing.assert_allclose(found.reshape(expected.shape), expected, atol=1e-5)
 
@@ -51,15 +51,17 @@ def test_records_with_one_image_share_its_features(tmp_path):
     first, second = rows(2)
     other = dict(first, id="other", prompt="What else?")
     stored = made(tmp_path / "features", write_pairs(tmp_path, [first, second, other]))
-    assert len(stored.table) == len(stored(0)) + len(stored(1))
-    assert np.array_equal(stored(2), stored(0)) and not np.array_equal(stored(1), stored(0))
+    (one,), (two,), (three,) = map(stored, range(3))
+    assert len(stored.table) == len(one) + len(two)
+    assert np.array_equal(three, one) and not np.array_equal(two, one)
 
 
 def test_records_without_images(tmp_path):
     first, second = rows(2)
     blind = {name: value for name, value in second.items() if name != "images"}
     stored = made(tmp_path / "features", write_pairs(tmp_path, [blind, first]))
-    assert len(stored(0)) == 0 and len(stored(1)) == len(stored.table) > 0
+    (none,), (one,) = stored(0), stored(1)
+    assert len(none) == 0 and len(one) == len(stored.table) > 0
 
 
 def test_a_computation_that_was_stopped_goes_on(whole, tmp_path, monkeypatch):

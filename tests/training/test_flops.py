@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mllm_align.batch import Shape
+from mllm_align.data.encode import Encoded
 from mllm_align.models.config import DecoderConfig, LocalLayers
 from mllm_align.models.families.llava.config import LlavaConfig
 from mllm_align.models.families.llava.vision import ClipConfig
@@ -163,14 +164,20 @@ def test_a_step_is_so_many_forward_passes(settings, passes):
 
 
 def test_a_step_adds_up_its_records():
-    records = [
-        SimpleNamespace(shape=Shape(prefix, max(answers), tiles), responses=[range(n) for n in answers])
-        for prefix, tiles, answers in ((50, 1, (4, 9)), (120, 3, (7, 2)))
-    ]
+    def record(prefix, tiles, answers):
+        ids = tuple(np.zeros(n, np.int32) for n in answers)
+        return Encoded(None, np.zeros(0), ids, (), Shape(prefix, max(answers), tiles))  # type: ignore[arg-type]
+
+    records = [record(50, 1, (4, 9)), record(120, 3, (7, 2))]
     parts = [group_flops(CONFIG, 1, 50, (4, 9)), group_flops(CONFIG, 3, 120, (7, 2))]
     assert [forward_flops(CONFIG, record) for record in records] == parts
     found = step_flops(CONFIG, records, lora=True, tower=False, reference=True)
     assert found == pytest.approx(sum(vision + 3 * rest for vision, rest in parts))
+
+    two = replace(records[1], second=record(80, 2, (7,)))
+    towers, rest = zip(parts[1], group_flops(CONFIG, 2, 80, (7,)), strict=True)
+    assert forward_flops(CONFIG, two) == (sum(towers), sum(rest)), "each prefix with its responses"
+    assert two.tokens == 120 + 9 + 80 + 7
 
 
 def test_the_peak_is_that_of_all_devices(monkeypatch):

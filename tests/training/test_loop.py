@@ -36,8 +36,6 @@ from mllm_align import (
     LoraConfig,
     MeshConfig,
     OptimConfig,
-    RobustDPO,
-    SLiC,
     load,
     load_run,
     score,
@@ -653,8 +651,8 @@ def test_meshes_give_the_same_losses(tmp_path, mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [IPO(), IPO(length_normalised=False), RobustDPO(), SLiC()], ids=str)
-def test_the_other_objectives_on_pairs_learn(tmp_path, objective):
+def test_ipo_with_its_own_reduction_learns(tmp_path):
+    objective = IPO(length_normalised=False)
     train(replace(TINY, objective=objective, batch_size=8), bundle(), PAIRS, tmp_path / "run")
     first, *_, last = events(tmp_path / "run", "train")
     assert last["loss"] < first["loss"]

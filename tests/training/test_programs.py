@@ -9,7 +9,8 @@ import pytest
 from goldens import goldens, union
 
 from mllm_align.align.sft import SFT
-from mllm_align.batch import Shape, pad, stack, with_responses
+from mllm_align.align.visual import MDPO
+from mllm_align.batch import Group, Shape, pad, stack, with_responses
 from mllm_align.config import Config, LoraConfig, MeshConfig
 from mllm_align.errors import InputError
 from mllm_align.sharding import batch_sharding, make_mesh, replicated
@@ -113,18 +114,33 @@ def test_a_batch_has_the_shapes_of_the_loops(model, mesh, config, micro_batches)
     batch = stack([pad(groups, larger, rows) for _ in range(micro_batches)])
     if config.reference == "stored":
         batch = with_responses(batch, reference=(np.zeros(batch.responses.tokens.shape, np.float32),))
-    found = batch_structs(config, model, mesh, larger, 2)
+    found = batch_structs(config, model, mesh, larger, ((0, 1),))
     assert jax.tree.structure(found) == jax.tree.structure(batch)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(batch), strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         assert ours.sharding == batch_sharding(mesh)
 
 
+def test_a_batch_of_an_objective_on_images_has_two_prefixes(model, mesh):
+    config = replace(STORED, objective=MDPO(), micro_batches=1)
+    groups = [Group(each.prefixes * 2, each.responses) for each in goldens("llavanext").groups()]
+    batch = stack([pad(groups, union(groups), config.batch_size)])
+    reference = tuple(
+        np.zeros((1, config.batch_size, len(view), batch.shape.response), np.float32)
+        for view in batch.views
+    )
+    batch = with_responses(batch, reference=reference)
+    found = batch_structs(config, model, mesh, batch.shape, config.objective.views)
+    assert jax.tree.structure(found) == jax.tree.structure(batch)
+    for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(batch), strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+
+
 def test_a_step_gives_back_the_state_that_it_takes(model, mesh):
     """Shapes, dtypes and places: so that it can be run again."""
     with jax.numpy_dtype_promotion("standard"):  # as for users; optax mixes dtypes
         made = train_program(LORA, model, mesh, steps=10)
-        batch = batch_structs(LORA, model, mesh, Shape(32, 16, 1), 2)
+        batch = batch_structs(LORA, model, mesh, Shape(32, 16, 1), ((0, 1),))
         lowered = made.step.lower(made.state, made.base, batch)
     state, metrics, health = lowered.out_info
     for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(made.state), strict=True):

@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Literal
 
 from mllm_align.config.parts import READERS
 from mllm_align.data.files import Row
-from mllm_align.data.records import record_id
+from mllm_align.data.records import NEIGHBOURS, REJECTED, record_id
 from mllm_align.errors import InputError, one_line, quoted, refusal
 from mllm_align.registry import load_part
 
 Pairs = Literal["best-worst", "all"]
 RECORD = frozenset(("id", "image", "images", "prompt", "messages", "chosen", "rejected", "completion"))
-RECORD |= {"responses", "id_is_ours"}
+RECORD |= {"responses", "id_is_ours", *REJECTED, NEIGHBOURS}
 
 
 @dataclass
@@ -106,6 +106,9 @@ def format_of(row: Mapping) -> str:
 def convert(row: Row, number: int, reader: Reader, taking: Taking) -> list[dict]:
     """The records of a row, without a published set's pairs of identical responses; these are counted."""
     plain = reader(row, number, taking)
+    if not isinstance(reader, Own):
+        rejected = {name: row.value[name] for name in REJECTED if name in row.value}
+        plain = [rejected | each for each in plain]
     if not reader.published:
         return plain
     usable = [record for record in plain if not _identical(record)]

@@ -79,12 +79,14 @@ LLAMA3 = {
 }
 
 
-def decoder_config(at: str, given: dict[str, Any], remedy: str) -> DecoderConfig:
-    """given: the value of text_config. at, remedy: the file and what to do, for messages.
+def decoder_config(
+    at: str, given: dict[str, Any], remedy: str, under: str = "text_config."
+) -> DecoderConfig:
+    """given: the value of text_config. at, remedy, under: the file, what to do and what fields are called
+    there, for messages.
 
     Raises InputError for a value out of range, and for what is not computed.
     """
-    under = "text_config."
     kind = given.get("model_type")
     t = fields(at, given, LLAMA | KINDS.get(str(kind), {}), remedy, under)
     qwen2 = kind == "qwen2"

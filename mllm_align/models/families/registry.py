@@ -13,6 +13,7 @@ from mllm_align.models.families.gemma3.family import Gemma3
 from mllm_align.models.families.idefics3.family import Idefics3
 from mllm_align.models.families.llava.family import Llava, LlavaNext
 from mllm_align.models.families.onevision.family import OneVision
+from mllm_align.models.families.qwen2_5_vl.family import Qwen25VL
 from mllm_align.models.families.qwen3_vl.family import Qwen3VL
 from mllm_align.registry import Registry
 
@@ -24,6 +25,7 @@ FAMILIES.register("llava_next")(LlavaNext())
 FAMILIES.register("llava_onevision")(OneVision())
 FAMILIES.register("idefics3")(Idefics3())
 FAMILIES.register("smolvlm")(Idefics3())
+FAMILIES.register("qwen2_5_vl")(Qwen25VL())
 FAMILIES.register("qwen3_vl")(Qwen3VL())
 FAMILIES.register("gemma3")(Gemma3())
 

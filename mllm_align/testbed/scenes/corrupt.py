@@ -43,8 +43,11 @@ class _Fact:
     usual: str | None = None
 
 
-def corrupt(scene: Scene, text: str, rng: np.random.Generator, max_changes: int = 3) -> str:
-    """Return the text with 1 to `max_changes` facts changed: kinds, colours or sizes, places, relations.
+def corrupt(
+    scene: Scene, text: str, rng: np.random.Generator, max_changes: int = 3, min_changes: int = 1
+) -> str:
+    """Return the text with `min_changes` to `max_changes` facts changed: kinds, colours or sizes, places,
+    relations. Fewer are changed where the text has fewer.
 
     Every sort of fact is equally likely. Half of the changed kinds become the usual partner of the other
     thing of the sentence, or their own partner if there is no other thing, unless it is in the picture; the
@@ -55,7 +58,7 @@ def corrupt(scene: Scene, text: str, rng: np.random.Generator, max_changes: int 
     if not facts:
         raise ValueError(f"claims nothing that could be changed: {text!r}")
     changes: dict[_Fact, str] = {}
-    for _ in range(int(rng.integers(1, max_changes + 1))):
+    for _ in range(int(rng.integers(min_changes, max_changes + 1))):
         options = {f: _left(f, changes) for f in facts if f not in changes}
         sorts = sorted({fact.sort for fact, words in options.items() if words})
         if sorts:

@@ -14,6 +14,7 @@ from mllm_align.batch import PromptGroup, Responses
 from mllm_align.config import Config, Online
 from mllm_align.data.batches import HostBatch
 from mllm_align.data.encode import Encoded, Encoder
+from mllm_align.data.segments import changed_tokens
 from mllm_align.errors import not_finite
 from mllm_align.generation.sampling import random_key
 from mllm_align.models.bundle import Bundle
@@ -112,12 +113,14 @@ class RunContext:
             weight=split(weight),
             sampler=split(logps) if sampler else None,
         )
+        if "changes" in self.config.objective.needs:
+            filled = replace(filled, changed=split(changed_tokens(tokens, mask)))
         records = tuple(
-            None if each is None else replace(self.records[i], responses=tuple(r.ids for r in each))
+            None if each is None else self.records[i].answered(tuple(r.ids for r in each))
             for i, each in zip(batch.records, made, strict=True)
         )
         return TrainBatch(
-            group=replace(group, responses=filled, views=(tuple(range(count)),)),
+            group=replace(group, responses=filled, views=self.config.objective.views),
             step=batch.step,
             indices=batch.records,
             shape=replace(batch.shape, response=length),

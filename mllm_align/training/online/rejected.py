@@ -92,7 +92,7 @@ class RejectedByBDHS(Rejected):
 
     def __init__(self, context: RunContext, online: OnlineBDHS):
         self.context, self.online = context, online
-        bdhs.check(context.records, context.encoder, online)
+        bdhs.check(context.records, context.encoder, online, context.max_length)
         similarity = open_similarity(online.similarity)
         self.decoder = Generator(context.sampler.bundle, online.sampling, context.rows)
         self.bdhs = bdhs.BDHS(self.decoder, context.encoder, online, similarity, seed=0)
@@ -103,7 +103,7 @@ class RejectedByBDHS(Rejected):
         self.bdhs.seed = int(random_key(context.config.seed, "bdhs", context.epoch(batch.step))[0])
         self.decoder.trained = context.sampler.trained(trained)
         features = None
-        if self.online.distortion == "attention":  # noise is put on the pixels themselves, in every try
+        if self.online.distortion == "attention":  # else they are made anew in every try
             features = self._features(batch, group)
         made = {
             each.index: each for each in self.bdhs([context.records[i] for i in batch.records], features)

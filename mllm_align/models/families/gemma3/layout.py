@@ -26,6 +26,7 @@ class Gemma3Layout:
     end: str = "<end_of_image>"
     taps = 0
     axes = 1
+    overview = slice(None)
 
     @property
     def mark(self) -> str:

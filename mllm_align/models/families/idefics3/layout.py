@@ -31,6 +31,7 @@ class Idefics3Layout:
     whole: str = "<global-img>"
     taps = 0
     axes = 1
+    overview = slice(-1, None)
 
     @property
     def mark(self) -> str:

@@ -26,6 +26,7 @@ class LlavaLayout:
     token: str = "<image>"
     taps = 0
     axes = 1
+    overview = slice(1)
 
     @property
     def side(self) -> int:

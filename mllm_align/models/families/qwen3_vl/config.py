@@ -10,8 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mllm_align.models.config import DecoderConfig, ModelConfig
-from mllm_align.models.families.qwen3_vl.vision import THETA, QwenVisionConfig
+from mllm_align.models.config import DecoderConfig
+from mllm_align.models.families.qwen3_vl.vision import Qwen3VisionConfig
+from mllm_align.models.families.qwen_vl.config import (
+    LAYERS,
+    ROTARY,
+    SECTIONS,
+    VISION,
+    WHOLE,
+    QwenVLConfig,
+    check_image_token,
+    rope_fields,
+    vision_settings,
+)
 from mllm_align.models.ranges import (
     DEPTH,
     EPS,
@@ -19,8 +30,6 @@ from mllm_align.models.ranges import (
     HEADS,
     PIXELS,
     WIDTH,
-    Between,
-    Listed,
     Maybe,
     Object,
     OneOf,
@@ -33,31 +42,15 @@ COPY = (
     "take a Qwen3-VL folder (dense, no mixture of experts), or copy the file again from where it came from"
 )
 
-WHOLE = {
-    "image_token_id": (151655, Whole(0, 1 << 31)),
-    "tie_word_embeddings": (False, Maybe(FLAG)),
-    "text_config": (None, Maybe(Object())),
-    "vision_config": (None, Maybe(Object())),
-}
-VISION = {
+TOWER = VISION | {
     "model_type": ("qwen3_vl_vision", OneOf(("qwen3_vl_vision", "qwen3_vl"))),
     "depth": (27, DEPTH),
     "hidden_size": (1152, WIDTH),
     "hidden_act": ("gelu_pytorch_tanh", OneOf(("gelu_pytorch_tanh", "gelu", "quick_gelu"))),
     "intermediate_size": (4304, WIDTH),
-    "num_heads": (16, HEADS),
-    "in_channels": (3, OneOf((3,))),
     "patch_size": (16, PIXELS),
-    "spatial_merge_size": (2, Whole(1, 16)),
-    "temporal_patch_size": (2, Whole(1, 16)),
-    "out_hidden_size": (3584, WIDTH),
     "num_position_embeddings": (2304, WIDTH),
-    "deepstack_visual_indexes": ((8, 16, 24), Listed(Whole(0, DEPTH.high), Whole(0, DEPTH.high))),
-    "rope_parameters": (None, Maybe(Object())),
-}
-AXIAL = {
-    "rope_type": ("axial", OneOf(("axial",))),
-    "rope_theta": (THETA, OneOf((THETA, int(THETA)))),
+    "deepstack_visual_indexes": ((8, 16, 24), LAYERS),
 }
 TEXT = {
     "model_type": ("qwen3_vl_text", OneOf(("qwen3_vl_text",))),
@@ -72,27 +65,23 @@ TEXT = {
     "max_position_embeddings": (128000, Whole(1, 1 << 31)),
     "rms_norm_eps": (1e-6, EPS),
     "attention_bias": (False, FLAG),
-    "rope_theta": (None, Maybe(Between(0, 1e18))),
+    "rope_theta": (None, Maybe(ROTARY)),
     "rope_parameters": (None, Maybe(Object())),
     "rope_scaling": (None, Maybe(Object())),
 }
 ROPE = {
     "type": ("default", OneOf(("default",))),
     "rope_type": ("default", OneOf(("default",))),
-    "rope_theta": (500000.0, Between(0, 1e18)),
-    "mrope_section": ((24, 20, 20), Listed(Whole(3, 3), Whole(1, 1 << 13))),
+    "rope_theta": (500000.0, ROTARY),
+    "mrope_section": ((24, 20, 20), SECTIONS),
     "mrope_interleaved": (True, OneOf((True,))),
     "partial_rotary_factor": (None, Maybe(OneOf((1, 1.0)))),
 }
 
 
 @dataclass(frozen=True)
-class Qwen3VLConfig(ModelConfig):
-    vision: QwenVisionConfig
-
-    @property
-    def joined(self) -> bool:
-        return True
+class Qwen3VLConfig(QwenVLConfig):
+    vision: Qwen3VisionConfig
 
 
 def parse_config(path: Path, raw: dict[str, Any]) -> Qwen3VLConfig:
@@ -101,9 +90,7 @@ def parse_config(path: Path, raw: dict[str, Any]) -> Qwen3VLConfig:
     at = f"{path}/config.json"
     whole = fields(at, raw, WHOLE, COPY)
     decoder = _decoder(at, whole["text_config"] or {}, bool(whole["tie_word_embeddings"]))
-    if whole["image_token_id"] >= decoder.vocab:
-        wanted = f"an id within the vocabulary of {decoder.vocab}"
-        raise wrong(at, "image_token_id", whole["image_token_id"], wanted, COPY)
+    check_image_token(at, whole["image_token_id"], decoder, COPY)
     vision = _vision(at, whole["vision_config"] or {}, decoder)
     return Qwen3VLConfig(raw["model_type"], vision, decoder, whole["image_token_id"])
 
@@ -118,9 +105,7 @@ def _decoder(at: str, given: dict[str, Any], tied: bool) -> DecoderConfig:
         raise wrong(at, f"{under}num_key_value_heads", kv_heads, wanted, COPY)
     if size % 2:
         raise wrong(at, f"{under}head_dim", size, "an even number", COPY)
-    name = "rope_scaling" if t["rope_scaling"] else "rope_parameters"
-    outer = {} if t["rope_theta"] is None else {"rope_theta": t["rope_theta"]}
-    rope = fields(at, outer | (t[name] or {}), ROPE, COPY, f"{under}{name}.")
+    rope = rope_fields(at, t, ROPE, COPY, under)
     return DecoderConfig(
         vocab=t["vocab_size"],
         hidden=t["hidden_size"],
@@ -135,41 +120,22 @@ def _decoder(at: str, given: dict[str, Any], tied: bool) -> DecoderConfig:
         o_bias=t["attention_bias"],
         qk_norm=True,
         rope_sections=tuple(rope["mrope_section"]),
+        rope_interleaved=True,
         tied=tied,
         max_length=t["max_position_embeddings"],
     )
 
 
-def _vision(at: str, given: dict[str, Any], decoder: DecoderConfig) -> QwenVisionConfig:
+def _vision(at: str, given: dict[str, Any], decoder: DecoderConfig) -> Qwen3VisionConfig:
     under = "vision_config."
-    v = fields(at, given, VISION, COPY, under)
-    fields(at, v["rope_parameters"] or {}, AXIAL, COPY, f"{under}rope_parameters.")
-    width, heads, side = v["hidden_size"], v["num_heads"], math.isqrt(v["num_position_embeddings"])
-    if width % (4 * heads):
-        wanted = f"one of which the width {width} is a multiple by 4, for rotation by two axes"
-        raise wrong(at, f"{under}num_heads", heads, wanted, COPY)
+    v, settings = vision_settings(at, given, TOWER, decoder, COPY)
+    side, deep = math.isqrt(v["num_position_embeddings"]), tuple(v["deepstack_visual_indexes"])
     if side**2 != v["num_position_embeddings"]:
         raise wrong(at, f"{under}num_position_embeddings", v["num_position_embeddings"], "a square", COPY)
-    if v["out_hidden_size"] != decoder.hidden:
-        wanted = f"text_config.hidden_size, which is {decoder.hidden}"
-        raise wrong(at, f"{under}out_hidden_size", v["out_hidden_size"], wanted, COPY)
-    deep = tuple(v["deepstack_visual_indexes"])
     if list(deep) != sorted(set(deep)) or any(layer >= v["depth"] for layer in deep):
         wanted = f"rising numbers of the {v['depth']} vision layers"
         raise wrong(at, f"{under}deepstack_visual_indexes", list(deep), wanted, COPY)
     if len(deep) >= decoder.layers:
         wanted = f"fewer than the decoder's {decoder.layers} layers"
         raise wrong(at, f"{under}deepstack_visual_indexes", list(deep), wanted, COPY)
-    return QwenVisionConfig(
-        hidden=width,
-        mlp=v["intermediate_size"],
-        layers=v["depth"],
-        heads=heads,
-        side=side,
-        out=decoder.hidden,
-        deepstack=deep,
-        patch_size=v["patch_size"],
-        frames=v["temporal_patch_size"],
-        merge=v["spatial_merge_size"],
-        activation=v["hidden_act"],
-    )
+    return Qwen3VisionConfig(**settings, side=side, deepstack=deep)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mllm_align.models.config import DecoderConfig
 from mllm_align.models.families.qwen3_vl.config import Qwen3VLConfig
-from mllm_align.models.families.qwen3_vl.vision import QwenVisionConfig
+from mllm_align.models.families.qwen3_vl.vision import Qwen3VisionConfig
 
 
 def _preset(tower: str, hidden: int, mlp: int, layers: int, heads: int, tied: bool) -> Qwen3VLConfig:
@@ -20,6 +20,7 @@ def _preset(tower: str, hidden: int, mlp: int, layers: int, heads: int, tied: bo
         norm_eps=1e-6,
         qk_norm=True,
         rope_sections=(24, 20, 20),
+        rope_interleaved=True,
         tied=tied,
         max_length=262144,
     )
@@ -27,7 +28,7 @@ def _preset(tower: str, hidden: int, mlp: int, layers: int, heads: int, tied: bo
         "small": {"hidden": 1024, "mlp": 4096, "layers": 24, "deepstack": (5, 11, 17)},
         "large": {"hidden": 1152, "mlp": 4304, "layers": 27, "deepstack": (8, 16, 24)},
     }
-    vision = QwenVisionConfig(heads=16, side=48, out=hidden, **sizes[tower])
+    vision = Qwen3VisionConfig(heads=16, side=48, out=hidden, **sizes[tower])
     return Qwen3VLConfig("qwen3_vl", vision, decoder, 151655)
 
 

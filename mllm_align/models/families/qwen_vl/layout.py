@@ -1,4 +1,4 @@
-"""Qwen3-VL's images: one grid of patches each, of about the image's own size and shape."""
+"""Images of Qwen2.5-VL and Qwen3-VL: one grid of patches each, of about the image's own size and shape."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARPEST = 200  # the longer side in times of the shorter one
 class QwenLayout:
     """patch: side of a patch in pixels. merge: side of a cell in patches; a tile is one cell, which becomes
     one embedding. frames: copies of an image that the image processor makes. fewest, most: pixels of a
-    resized image.
+    resized image. window: side, in cells, of the squares that the tower takes an image in; 0: line by line.
     """
 
     patch: int
@@ -29,8 +29,10 @@ class QwenLayout:
     fewest: int
     most: int
     token: str = "<|image_pad|>"
+    window: int = 0
     taps = 0
     axes = 3
+    overview = slice(None)
     tokens = 1
 
     @property
@@ -83,8 +85,18 @@ class QwenLayout:
 
     def runs(self, height: int, width: int, images: int, tile: int) -> list[Run]:
         cells = self.cells(height, width)
-        rows = 1 + tile + np.arange(cells[0] * cells[1], dtype=np.int32)
+        rows = 1 + tile + np.argsort(self.order(*cells)).astype(np.int32)
         return [Run(rows, grid=cells)]
+
+    def order(self, down: int, across: int) -> np.ndarray:
+        """Numbers, counted line by line, of an image's cells in the tower's order: window by window, those
+        at the right and at the bottom as large as the image leaves them (arXiv 2502.13923, section 2.1.1).
+        """
+        cells = np.arange(down * across)
+        if not self.window:
+            return cells
+        row, column = np.divmod(cells, across)
+        return np.lexsort((cells, column // self.window, row // self.window))
 
     def empty(self) -> Pixels:
         return Pixels(
@@ -116,10 +128,8 @@ class QwenLayout:
         once = patches.reshape(-1, 3, self.frames, self.patch**2)[:, :, 0]
         lines = np.indices((self.merge * down, self.merge * across), np.int16)
         lines = lines.reshape(2, down, self.merge, across, self.merge).transpose(1, 3, 2, 4, 0)
-        tiles = down * across, self.merge**2
-        return Pixels(
-            np.ascontiguousarray(once.reshape(*tiles, -1)), np.ascontiguousarray(lines.reshape(*tiles, 2))
-        )
+        tiles, order = (down * across, self.merge**2), self.order(down, across)
+        return Pixels(once.reshape(*tiles, -1)[order], lines.reshape(*tiles, 2)[order])
 
     def noise(self, draw: Callable[[tuple[int, ...]], Any], shape: tuple[int, ...]) -> Any:
         return draw(shape)

@@ -1,12 +1,14 @@
-"""A tiny random Qwen3-VL checkpoint with tokenizer and processor, made without a download."""
+"""A tiny random Qwen2.5-VL or Qwen3-VL checkpoint with tokenizer and processor, without a download."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from images_only import QwenImages
+from images_only import Qwen3Images, Qwen25Images
 from tiny_llava import draw_weights, train_tokenizer
 from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
     Qwen2VLImageProcessorPil,
     Qwen3VLConfig,
@@ -27,9 +29,17 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
+# as published, a system turn of its own where none is given
+SYSTEM = "{% if messages[0].role != 'system' %}{{ '<|im_start|>system\\nder.<|im_end|>\\n' }}{% endif %}"
+CLASSES = {
+    "qwen2_5_vl": (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen25Images),
+    "qwen3_vl": (Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3Images),
+}
 
-def save_qwen3_vl(
+
+def save_qwen_vl(
     folder: Path,
+    kind: str,
     *,
     text: dict[str, Any],
     vision: dict[str, Any],
@@ -40,13 +50,15 @@ def save_qwen3_vl(
 ) -> None:
     """Writes a normal HF folder.
 
-    text, vision: config fields. area: fewest and most pixels of an image. settings: of the image processor.
+    kind: one of CLASSES. text, vision: config fields. area: fewest and most pixels of an image.
+    settings: of the image processor.
     """
     trained = json.loads(train_tokenizer(tokenizer_vocab, SPECIAL, **NAMED)._tokenizer.to_str())["model"]
     merges = [tuple(pair) for pair in trained["merges"]]
     tokenizer = Qwen2Tokenizer(trained["vocab"], merges, **NAMED, extra_special_tokens=EXTRA)
     names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
-    config = Qwen3VLConfig(
+    config_class, model_class, processor_class = CLASSES[kind]
+    config = config_class(
         vision_config=vision,
         text_config={"eos_token_id": tokenizer.eos_token_id, **text},
         tie_word_embeddings=tied,
@@ -59,14 +71,18 @@ def save_qwen3_vl(
         temporal_patch_size=vision.get("temporal_patch_size", 2),
         **settings,
     )
-    processor = QwenImages(images, tokenizer, chat_template=CHAT_TEMPLATE)
-    model = Qwen3VLForConditionalGeneration(config)
+    template = (SYSTEM if kind == "qwen2_5_vl" else "") + CHAT_TEMPLATE
+    processor = processor_class(images, tokenizer, chat_template=template)
+    model = model_class(config)
     draw_weights(model)
+    model.generation_config.bos_token_id = None  # a default is beyond the small vocabulary
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     # as published folders name it
     for file in (folder / "processor_config.json", folder / "tokenizer_config.json"):
-        file.write_text(file.read_text().replace('"QwenImages"', '"Qwen3VLProcessor"'))
+        file.write_text(
+            file.read_text().replace(processor_class.__name__, processor_class.__bases__[1].__name__)
+        )
     (folder / "model.safetensors").chmod(0o644)

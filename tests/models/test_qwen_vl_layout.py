@@ -1,13 +1,14 @@
-"""Qwen3-VL's images, tokens and settings, against transformers' own image processor and processor."""
+"""Qwen2.5-VL's and Qwen3-VL's images, tokens and settings, against transformers' own processors."""
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conversations import CHATS, picture, same_ids
 from goldens import FIXTURES, goldens
-from oracle.images_only import QwenImages
+from oracle.images_only import Qwen3Images, Qwen25Images
 from refusals import assert_refusal
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
@@ -15,7 +16,7 @@ from mllm_align.data.encode import Encoder
 from mllm_align.data.inspect import describe
 from mllm_align.data.layout import Run, counts, rotary
 from mllm_align.data.records import parse_record
-from mllm_align.models.families.qwen3_vl.layout import QwenLayout
+from mllm_align.models.families.qwen_vl.layout import QwenLayout
 from mllm_align.models.processor import load_processor
 
 SIZES = [
@@ -47,6 +48,24 @@ def test_images_are_resized_as_transformers_resizes_them(patch, merge, fewest, m
         smart_resize(2, 402, patch * merge, fewest, most)
 
 
+@pytest.mark.parametrize("down, across", [(1, 1), (3, 5), (4, 4), (9, 2), (1, 11), (8, 10)])
+def test_cells_come_window_by_window(down, across):
+    """As they are found by going through windows, lines of a window and its columns in turn."""
+    layout = QwenLayout(14, 2, 2, 784, 1 << 20, window=4)
+    wanted = [
+        row * across + column
+        for top in range(0, down, 4)
+        for left in range(0, across, 4)
+        for row in range(top, min(top + 4, down))
+        for column in range(left, min(left + 4, across))
+    ]
+    assert layout.order(down, across).tolist() == wanted
+    (run,) = layout.runs(28 * down, 28 * across, 1, 7)
+    assert run.grid == (down, across) == layout.cells(28 * down, 28 * across)
+    assert [wanted[row - 8] for row in run.rows] == list(range(down * across))
+    assert replace(layout, window=0).order(down, across).tolist() == list(range(down * across))
+
+
 def test_rotation_counts_lines_and_columns_from_where_an_image_begins():
     """Text, an image of 2 x 3 cells, text, one of 3 x 1, text."""
     image = np.array([-1, -1, *range(1, 7), -1, *range(7, 10), -1])
@@ -62,12 +81,15 @@ def test_rotation_counts_lines_and_columns_from_where_an_image_begins():
 # ---- token ids and pixels ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def both():
+PROCESSORS = {"qwen2_5_vl": Qwen25Images, "qwen3_vl": Qwen3Images}
+
+
+@pytest.fixture(scope="module", params=PROCESSORS)
+def both(request):
     """An encoder, and transformers' processor of the same folder."""
-    golden = goldens("qwen3_vl")
+    golden = goldens(request.param)
     coder = Encoder(load_processor(golden.folder.path), golden.layout, golden.config.image_token)
-    return coder, QwenImages.from_pretrained(golden.folder.path)
+    return coder, PROCESSORS[request.param].from_pretrained(golden.folder.path)
 
 
 @pytest.mark.parametrize("messages, sizes", CHATS.values(), ids=CHATS)
@@ -78,21 +100,21 @@ def test_ids_and_pixels_are_those_of_the_processor(both, messages, sizes):
     one, made = same_ids(coder, theirs, messages, images, (asked + "{}<|im_end|>").format, images or None)
     patches, place = coder.pixels(one)
     assert patches.shape[:2] == place.shape[:2] == (one.shape.tiles, 4)
-    if images:
-        wanted = np.asarray(made["pixel_values"]).reshape(-1, 3, 2, 64)
+    prefix, first = coder.prefix(one), 0
+    assert prefix.rope.shape == (3, len(prefix.tokens))
+    rows = prefix.image[prefix.image >= 0] - 1
+    assert sorted(rows) == list(range(one.shape.tiles))
+    for _, down, across in np.asarray(made["image_grid_thw"]) if images else ():
+        wanted = np.asarray(made["pixel_values"])[first : first + down * across].reshape(-1, 3, 2, 64)
+        number = np.arange(down * across)  # of the processor's patches: cell by cell, cells line by line
+        line, column = np.divmod(number // 4, across // 2)
+        line, column = 2 * line + number // 2 % 2, 2 * column + number % 2
+        own = rows[first // 4 : (first + down * across) // 4]
+        assert own.min() == first // 4
+        np.testing.assert_array_equal(place[own].reshape(-1, 2), np.stack([line, column], axis=1))
         for frame in (0, 1):
-            np.testing.assert_array_equal(patches.reshape(-1, 3, 64), wanted[:, :, frame])
-        grids = np.asarray(made["image_grid_thw"]) // [1, 2, 2]
-        prefix = coder.prefix(one)
-        seen = np.split(place.reshape(-1, 2), 4 * grids.prod(1).cumsum()[:-1])
-        for (_, down, across), each in zip(grids, seen, strict=True):
-            assert each[:6].tolist()[:4] == [[0, 0], [0, 1], [1, 0], [1, 1]]
-            assert len(np.unique(each, axis=0)) == len(each) and each.max(0).tolist() == [
-                2 * down - 1,
-                2 * across - 1,
-            ]
-        assert prefix.image[prefix.image >= 0].tolist() == list(range(1, 1 + grids.prod(1).sum()))
-        assert prefix.rope.shape == (3, len(prefix.tokens))
+            np.testing.assert_array_equal(patches[own].reshape(-1, 3, 64), wanted[:, :, frame])
+        first += down * across
 
 
 def test_an_image_is_one_entry_of_an_inspected_record(both):
@@ -109,18 +131,31 @@ def test_an_image_that_is_too_long_is_refused_by_its_record(both):
     assert_refusal(lambda: both[0].encode(record, 2), "row 7", "233 times", "take it out")
 
 
-def test_side_files_as_published(tmp_path):
-    """preprocessor_config.json with the fast processor's name, and chat_template.json."""
-    folder = shutil.copytree(FIXTURES / "qwen3_vl", tmp_path / "model")
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_side_files_as_published(name, tmp_path):
+    """preprocessor_config.json, of Qwen3-VL with the fast processor's name, of Qwen2.5-VL with sizes as
+    older versions wrote them; and chat_template.json."""
+    folder = shutil.copytree(FIXTURES / name, tmp_path / "model")
     images = json.loads((folder / "processor_config.json").read_text())["image_processor"]
-    images |= {"image_processor_type": "Qwen2VLImageProcessorFast", "processor_class": "Qwen3VLProcessor"}
+    if name == "qwen3_vl":
+        images |= {
+            "image_processor_type": "Qwen2VLImageProcessorFast",
+            "processor_class": "Qwen3VLProcessor",
+        }
+    else:
+        area = images.pop("size")
+        images |= {"min_pixels": area["shortest_edge"], "max_pixels": area["longest_edge"]}
+        images |= {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
+        }
     (folder / "preprocessor_config.json").write_text(json.dumps(images))
     (folder / "video_preprocessor_config.json").write_text("{}")
     (folder / "processor_config.json").unlink()
     template = (folder / "chat_template.jinja").read_text()
     (folder / "chat_template.jinja").unlink()
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    ours, golden = load_processor(folder), goldens("qwen3_vl")
+    ours, golden = load_processor(folder), goldens(name)
     assert golden.folder.family.layout(golden.config, ours) == golden.layout
     assert ours.chat_template == template
     assert type(ours.image_processor).__name__ == "Qwen2VLImageProcessorPil"
