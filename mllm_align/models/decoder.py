@@ -114,14 +114,14 @@ class DecoderBlock(Block):
 
     def _attended(self, layer: Int[Array, ""] | None, arrays: tuple, places: tuple) -> Any:
         c, sizes = self.config, (self.prefix, self.responses)
-        attend = partial(prompt_group_attention, holes=self.holes, block=c.image_block)
+        attend: Any = partial(prompt_group_attention, holes=self.holes, block=c.image_block)
 
         def everywhere(arrays, places):
             return attend(*arrays, *sizes)
 
         if c.local is None or self._within(arrays[1].shape[1], c.local.window):
             return everywhere(arrays, places)
-        near = partial(attend, window=c.local.window)
+        near: Any = partial(attend, window=c.local.window)
 
         def nearby(arrays, places):
             return near(*arrays, *sizes, places=places)

@@ -56,7 +56,8 @@ def _short_segments(q, k, v, segments, size: int) -> Float[Array, "N S H E"]:
     q = blocks(q * q.shape[-1] ** -0.5, 0)[:, :, :, None]
     k, v = (blocks(x, 1).swapaxes(1, 2) for x in (k, v))
     order, of_keys = blocks(segments, 0, -1), blocks(segments, 1, -1)
-    out = _blocked(q, k, v, order, of_keys, jnp.ones(of_keys.shape, bool), size, equal=True)
+    known = of_keys, jnp.ones(of_keys.shape, bool)
+    out = _blocked(q, k, v, (order,), known, size, equal=True)
     return out.reshape(rows, count * size, *out.shape[2:])[:, :length]
 
 

@@ -54,8 +54,8 @@ def prompt_group_attention(
     rows, keys = q.shape[1], k.shape[1]
     length = (keys - prefix) // responses if responses else 0
     prefix_queries = rows - responses * length
-    padded = (_blocks(each, width=q.shape[-1])[1] for each in (rows, keys))
-    mask = PromptGroupMask(prefix, responses, length, prefix_queries, *padded, ahead, window)
+    total_q, total_k = (_blocks(each, width=q.shape[-1])[1] for each in (rows, keys))
+    mask = PromptGroupMask(prefix, responses, length, prefix_queries, total_q, total_k, ahead, window)
     if orders is None:
         has_key = _has_visible_key(visible, prefix, responses)[:, prefix - prefix_queries :]
         out = _attend(q, k, v, visible, mask, interpret)
@@ -308,6 +308,7 @@ def _attend(
     segments = kernels.SegmentIds(asking, seen)
     q = laid_out(q * size**-0.5, total_q)
     arrays = q, laid_out(k, total_k), laid_out(v, total_k), segments
+    out: Any
     if sequence is None:
         out = jax.vmap(kernel)(*arrays)
     else:
