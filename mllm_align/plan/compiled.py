@@ -146,7 +146,8 @@ def splash_flops(call: hlo.Instruction, planned: Sizes, program: str, image_bloc
 
 def _visited(planned: Sizes, program: str, queries: int, keys: int, size: int, ahead: int) -> float:
     """Share of the blocks of scores in which some query sees some key."""
-    from mllm_align.ops.splash import PromptGroupMask, _blocks
+    from mllm_align.ops.splash import _blocks
+    from mllm_align.ops.splash_mask import PromptGroupMask
     from mllm_align.sizes import bucket
 
     shape = planned.shape

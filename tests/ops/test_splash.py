@@ -10,28 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from definition import defined, pulled
+from definition import LENGTH, PREFIX, allowed, defined, pulled
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from mllm_align.ops import attention, splash
+from mllm_align.ops.splash_mask import PromptGroupMask
 
-BATCH, PREFIX, LENGTH, DIM = 3, 150, 70, 8  # nothing ends where a block of 128 does
+BATCH, DIM = 3, 8
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(request, monkeypatch):
     if "slow" not in request.keywords:
         monkeypatch.setattr(splash, "MAX_BLOCK", 128)
-
-
-def allowed(responses):
-    """[S, S]: may the query see the key?"""
-    total = PREFIX + responses * LENGTH
-    place = np.arange(total)
-    whose = np.where(place < PREFIX, 0, 1 + (place - PREFIX) // LENGTH)
-    same = (whose[:, None] == whose[None]) | (whose[None] == 0)
-    return same & (place[None] <= place[:, None])
 
 
 def inputs(responses, heads, groups, size=DIM):
@@ -173,31 +165,9 @@ def test_blocks_beyond_short_segments_are_skipped(longest):
     assert visited == (3 * blocks - 2 if longest else blocks**2)
 
 
-@pytest.mark.parametrize("responses", [0, 1, 2, 5])
-@pytest.mark.parametrize("asking", [1, PREFIX])
-def test_the_rule(responses, asking):
-    rows = asking + responses * LENGTH
-    mask = splash.PromptGroupMask(PREFIX, responses, LENGTH, asking, rows + 9, 1024)
-    total = PREFIX + responses * LENGTH
-    np.testing.assert_array_equal(mask[:rows, :total], allowed(responses)[PREFIX - asking :])
-    assert mask[:, :].any(1).all()  # padded queries see something
-
-
-@pytest.mark.parametrize("responses", [0, 1, 3])
-def test_the_rule_with_a_window_leaves_out_what_no_row_needs(responses):
-    """Of the prefix, queries of responses may need all: it may be shorter than its padding."""
-    total = PREFIX + responses * LENGTH
-    mask = splash.PromptGroupMask(PREFIX, responses, LENGTH, PREFIX, total, total, 9, 40)
-    place, late = np.arange(total), np.arange(total) >= PREFIX
-    near = place[None] > place[:, None] - 40
-    ahead = ~late[:, None] & ~late[None] & (place[None] < place[:, None] + 9)
-    wanted = (allowed(responses) | ahead) & (near | (late[:, None] & ~late[None]))
-    np.testing.assert_array_equal(mask[:, :], wanted)
-
-
 def test_blocks_above_the_diagonal_and_between_siblings_are_skipped():
     prefix, responses, length = 896, 4, 256
-    mask = splash.PromptGroupMask(prefix, responses, length, prefix, 1920, 1920)
+    mask = PromptGroupMask(prefix, responses, length, prefix, 1920, 1920)
     size = kernels.BlockSizes(*[128] * 8)
     cut = {"block_sizes": size, "head_shards": 1, "q_seq_shards": 1}
     kernel = kernels.make_splash_mha(masks.MultiHeadMask([mask] * 2), **cut)
@@ -206,11 +176,6 @@ def test_blocks_above_the_diagonal_and_between_siblings_are_skipped():
         assert info.partial_mask_blocks is None
         assert np.count_nonzero(info.block_mask) == visited
     assert splash.scores(prefix, responses, length) == visited * 128**2
-
-
-def test_long_rows_are_refused():
-    with pytest.raises(ValueError, match="32896 tokens"):
-        splash.PromptGroupMask(PREFIX, 1, LENGTH, PREFIX, 128, 2**15 + 128)
 
 
 COMPILE = """
