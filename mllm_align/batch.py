@@ -49,7 +49,8 @@ class Prefix:
         1 + t * I + i is embedding i of tile t.
     taps, mix: of families that resample images: W further rows that an embedding is mixed of, and their
         shares; the row `image` has what is left of 1. None where every embedding is a row.
-    order: attention; a query sees a key whose order is not later than its own. It rises along a row.
+    order: attention; a query sees a key whose order is not later than its own. It rises along a row, but
+        for embeddings that see each other, which have one order.
     rope: rotary positions, one for each axis.
     visible: False where a key is attended to by nothing (padding; masked image embeddings).
     length: how many of the P places are real. The last real one predicts each response's first token.

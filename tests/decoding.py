@@ -46,9 +46,9 @@ def row(features: np.ndarray, group: Group, tokens: Any, *forks: Fork) -> Row:
         if (array := getattr(own, name)) is not None
     }
     prefix = HostPrefix.causal(tokens, **fitted)
-    after = own.rope[:, -1:] + np.arange(1, 1 + max(count - len(own.tokens), 0), dtype=np.int32)
-    rope = np.concatenate([own.rope[:, :count], after], axis=1)
-    return Row(features, replace(prefix, rope=rope), forks)
+    after = np.arange(1, 1 + max(count - len(own.tokens), 0), dtype=np.int32)
+    order, rope = (np.concatenate([x[..., :count], x[..., -1:] + after], -1) for x in (own.order, own.rope))
+    return Row(features, replace(prefix, order=order, rope=rope), forks)
 
 
 def at_end(row: Row) -> list[Row]:

@@ -17,14 +17,14 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlavaNextProcessor, LlavaProcessor
 
 from mllm_align.batch import Group, HostPrefix, Pixels, PromptGroup, Shape, pad
-from mllm_align.data.layout import mixed, rotary, whole_tiles
+from mllm_align.data.layout import mixed, ordered, rotary, whole_tiles
 from mllm_align.models.huggingface import Folder, load_params, open_folder
 from mllm_align.models.processor import load_processor
 from mllm_align.models.vlm import VisionLanguageModel
 
 FIXTURES = Path(__file__).parent / "fixtures" / "goldens"
 NAMES = ("llava15", "llavanext")
-ALL = (*NAMES, "onevision", "idefics3", "qwen2_5_vl", "qwen3_vl")
+ALL = (*NAMES, "onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "gemma3")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,8 @@ class Goldens:
             runs = self.layout.runs(height, width, 1, 0)
             shares, rope = mixed(image, runs, self.layout.taps), rotary(image, runs, self.layout.axes)
             pixels = self.processed(pair) if at else self.stored(i, pair)
-            prompt = replace(HostPrefix.causal(prefix, image, pixels, **shares), rope=rope)
+            order = ordered(image, runs)
+            prompt = replace(HostPrefix.causal(prefix, image, pixels, **shares), order=order, rope=rope)
             groups.append(Group((prompt,), (chosen, rejected)))
         return groups
 

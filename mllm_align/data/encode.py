@@ -22,7 +22,7 @@ from mllm_align.batch import Group, HostPrefix, Pixels, Shape
 from mllm_align.data import distortion
 from mllm_align.data.control import ControlTokens, Spans
 from mllm_align.data.images import ImageSource, image_size, load_rgb
-from mllm_align.data.layout import Layout, counts, mixed, rotary
+from mllm_align.data.layout import Layout, counts, mixed, ordered, rotary
 from mllm_align.data.preferences import conversation
 from mllm_align.data.records import Record
 from mllm_align.data.template import ChatTemplate
@@ -339,7 +339,7 @@ class Encoder:
         rows = np.concatenate([*image, np.full(len(text), -1, np.int32)])
         shares = mixed(rows, runs, self.layout.taps)
         prefix = HostPrefix.causal(np.concatenate([*tokens, text]), rows, **shares)
-        return replace(prefix, rope=rotary(rows, runs, self.layout.axes))
+        return replace(prefix, order=ordered(rows, runs), rope=rotary(rows, runs, self.layout.axes))
 
     def pixels(self, encoded: Encoded, draw: Draw = (0, 0)) -> Pixels:
         """Of all of a record's images: patches [t, N, C] float32, place [t, N, 2] int16. draw: the seed and

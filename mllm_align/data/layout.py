@@ -25,12 +25,14 @@ class Run:
     taps [W, r] int32, mix [W, r] float32: further rows that each embedding is mixed of, and their shares,
     as in `Prefix`; None where each is its row.
     grid: (lines, columns) that they fill line by line, of a layout with three axes of rotary positions.
+    block: they see each other, and not only those before them.
     """
 
     rows: np.ndarray
     taps: np.ndarray | None = None
     mix: np.ndarray | None = None
     grid: tuple[int, int] | None = None
+    block: bool = False
 
 
 class Layout(Protocol):
@@ -108,10 +110,24 @@ def mixed(image: np.ndarray, runs: Sequence[Run], taps: int) -> dict[str, Any]:
     if not taps:
         return {}
     out = {name: np.zeros((taps, len(image)), dtype) for name, dtype in (("taps", "i4"), ("mix", "f4"))}
-    places = np.split(np.flatnonzero(image >= 0), np.cumsum([len(run.rows) for run in runs]))
-    for run, place in zip(runs, places, strict=False):
+    for run, place in zip(runs, _places(image, runs), strict=True):
         if run.taps is not None:
             out["taps"][:, place], out["mix"][:, place] = run.taps, run.mix
+    return out
+
+
+def _places(image: np.ndarray, runs: Sequence[Run]) -> list[np.ndarray]:
+    """Where in the prompt each run's embeddings stand."""
+    return np.split(np.flatnonzero(image >= 0), np.cumsum([len(run.rows) for run in runs]))[: len(runs)]
+
+
+def ordered(image: np.ndarray, runs: Sequence[Run]) -> np.ndarray:
+    """[p] int32: who sees whom (see `Prefix.order`) in a prompt whose embeddings, where `image` is not -1,
+    are those of the runs. Text counts on; the embeddings of a block have the order of its first."""
+    out = np.arange(len(image), dtype=np.int32)
+    for run, place in zip(runs, _places(image, runs), strict=True):
+        if run.block:
+            out[place] = place[0]
     return out
 
 
@@ -124,8 +140,7 @@ def rotary(image: np.ndarray, runs: Sequence[Run], axes: int) -> np.ndarray:
     longer of the two (Qwen2-VL, arXiv 2409.12191, section 2.1).
     """
     out = np.tile(np.arange(len(image), dtype=np.int32), (axes, 1))
-    places = np.split(np.flatnonzero(image >= 0), np.cumsum([len(run.rows) for run in runs]))
-    for run, place in zip(runs, places, strict=False):
+    for run, place in zip(runs, _places(image, runs), strict=True):
         if run.grid is not None:
             first, stop = place[0], place[-1] + 1
             lines, columns = np.divmod(np.arange(len(place), dtype=np.int32), run.grid[1])

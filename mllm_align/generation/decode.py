@@ -135,7 +135,8 @@ def cache_shardings(config: ModelConfig, mesh: Mesh) -> Cache:
     last = sharding_of(mesh, ("rows", "kv_heads"), (batch_shards(mesh), heads))
     stacked = sharding_of(mesh, (None, "rows", "kv_heads"), (1, batch_shards(mesh), heads))
     layers = (stacked, stacked) if config.decoder.layers > 1 else None
-    return Cache(layers, (last, last), rows, rows)  # type: ignore[arg-type]
+    place = None if config.decoder.local is None else rows
+    return Cache(layers, (last, last), rows, rows, place)  # type: ignore[arg-type]
 
 
 class Generator:

@@ -1,10 +1,11 @@
 """Attention as the modules call it: the backend that fits, on each device's own rows and heads.
 
-TPU, heads of 64 to 128              splash (Pallas); those between both filled with zeros
+TPU, heads of 64 to 128, or 256      splash (Pallas); those between both filled with zeros
 NVIDIA, 16 bits, heads of 8 to 128   cuDNN flash attention; not where a prefix has keys that nobody
-                                     sees between others or a row has several segments, which it can't
-                                     say, nor under XLA's flags for deterministic operations, with which
-                                     it fails at the first step (JAX 0.11.2, cuDNN 9.19)
+                                     sees between others, a row has several segments, images see
+                                     themselves or there is a window, which it can't say, nor under XLA's
+                                     flags for deterministic operations, with which it fails at the first
+                                     step (JAX 0.11.2, cuDNN 9.19)
 elsewhere                            XLA, the definition
 """
 
@@ -27,12 +28,13 @@ DETERMINISTIC = ("xla_gpu_deterministic_ops", "xla_gpu_exclude_nondeterministic_
 ROW, HEADS = ("rows", None), ("rows", None, "heads", None)
 
 
-def backend(q: Any, holes: bool = False) -> Any:
-    """The module whose functions to call for queries [..., E] on the platform that is traced for."""
+def backend(q: Any, special: bool = False) -> Any:
+    """The module whose functions to call for queries [..., E] on the platform that is traced for. special:
+    keys that a query sees are not simply the first ones."""
     name, size = platform(), q.shape[-1]
-    if name == "tpu" and 64 <= size <= 128:
+    if name == "tpu" and (64 <= size <= 128 or size == 256):
         return splash
-    fits = q.dtype.itemsize == 2 and size % 8 == 0 and size <= 128 and not holes
+    fits = q.dtype.itemsize == 2 and size % 8 == 0 and size <= 128 and not special
     if name in ("gpu", "cuda") and fits and not deterministic():
         return cudnn
     return xla
@@ -72,35 +74,55 @@ def prompt_group_attention(
     prefix: int,
     responses: int,
     holes: bool = False,
+    *,
+    block: int = 0,
+    window: int | None = None,
+    places: tuple[Int[Array, "B Q"], Int[Array, "B S"]] | None = None,
 ) -> Float[Array, "B Q H E"]:
-    """Causal attention over rows [prefix | response 1 | ... | response K]; see `ops.attention`.
+    """Attention over rows [prefix | response 1 | ... | response K]; see `ops.attention`.
 
-    holes: some prefix has a key that nobody sees between others. Order rises along the prefix and along
-    each response, so the kernels take causality from the places.
+    holes: some prefix has a key that nobody sees between others. block: the most neighbours that see each
+    other, 0 for none. Without blocks order rises along the prefix and along each response, so the kernels
+    take causality from the index.
     """
-    module = backend(q, holes)
+    by_order = bool(block or window)  # and not by index
+    module = backend(q, holes or by_order)
     k, v = shared_heads(q, k), shared_heads(q, v)
-    if module is xla:
-        attend = partial(xla.prompt_group_attention, prefix=prefix, responses=responses)
-        names = (HEADS, HEADS, HEADS, ROW, ROW, ROW)
-        return per_shard(attend, names)(q, k, v, query_order, order, visible)
+    sizes, ranges = (prefix, responses), {"ahead": max(block, 1), "window": window}
+
+    def ordered(q, k, v, query_order, order, visible, *places):
+        if module is xla:
+            arrays = q, k, v, query_order, order, visible
+            return xla.prompt_group_attention(*arrays, *sizes, **ranges, places=places or None)
+        data = {"orders": (query_order, order), "places": places or None}
+        return module.prompt_group_attention(q, k, v, visible, *sizes, **ranges, **data)
+
+    if module is xla or by_order:
+        arrays = (q, k, v, query_order, order, visible, *(places if window and places else ()))
+        return per_shard(ordered, (HEADS,) * 3 + (ROW,) * (len(arrays) - 3))(*arrays)
     attend = partial(module.prompt_group_attention, prefix=prefix, responses=responses)
     return per_shard(attend, (HEADS, HEADS, HEADS, ROW))(q, k, v, visible)
 
 
 def fork_attention(
-    q: Float[Array, "B F H E"], prefix: Any, own: Any, seen: Bool[Array, "B F P"], step: Any
+    q: Float[Array, "B F H E"],
+    prefix: Any,
+    own: Any,
+    seen: Bool[Array, "B F P"],
+    step: Any,
+    first: Any = None,
 ) -> Float[Array, "B F H E"]:
     """One token of each of F forks; see `ops.attention`."""
     prefix = tuple(shared_heads(q, x, 1) for x in prefix)
     own = tuple(shared_heads(q, x, 2) for x in own)
     cache, kept = ("rows", "heads", None, None), ("rows", None, "heads", None, None)
 
-    def attend(q, prefix_k, prefix_v, own_k, own_v, seen, step):
-        return xla.fork_attention(q, (prefix_k, prefix_v), (own_k, own_v), seen, step)
+    def attend(q, prefix_k, prefix_v, own_k, own_v, seen, *steps):
+        return xla.fork_attention(q, (prefix_k, prefix_v), (own_k, own_v), seen, *steps)
 
-    names = (HEADS, cache, cache, kept, kept, ("rows", None, None), ())
-    return per_shard(attend, names)(q, *prefix, *own, seen, jnp.asarray(step))
+    steps = [jnp.asarray(each) for each in (step, first) if each is not None]
+    names = (HEADS, cache, cache, kept, kept, ("rows", None, None), *[()] * len(steps))
+    return per_shard(attend, names)(q, *prefix, *own, seen, *steps)
 
 
 def shared_heads(q: jax.Array, kept: jax.Array, axis: int = 2) -> jax.Array:

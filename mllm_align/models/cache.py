@@ -16,13 +16,15 @@ class Cache:
     """Keys and values of B prefixes, from which any number of continuations may fork.
 
     layers, last: (keys, values), [L-1, B, G, P, E] of the stacked layers (None where there is but one
-    layer) and [B, G, P, E] of the last. order, visible: as in the `batch.Prefix` they come from.
+    layer) and [B, G, P, E] of the last. order, visible: as in the `batch.Prefix` they come from. place: the
+    first axis of its `rope`, of decoders with local layers.
     """
 
     layers: Any
     last: Any
     order: Int[Array, "B P"]
     visible: Bool[Array, "B P"]
+    place: Int[Array, "B P"] | None = None
 
     def empty(self, forks: int, length: int) -> tuple[Array, Array]:
         """An empty cache for the forks' own tokens: keys and values, zeros [L, B, F, G, R, E] each."""

@@ -37,8 +37,29 @@ class Llama3Rope:
 
 
 @dataclass(frozen=True)
+class LinearRope:
+    """All waves are slowed by `factor`."""
+
+    factor: float
+
+
+@dataclass(frozen=True)
+class LocalLayers:
+    """Layers that see a window, and have rotary frequencies of their own.
+
+    layers: for each of a decoder's whether it is one. window: a query sees keys less than so many rotary
+    positions before it.
+    """
+
+    layers: tuple[bool, ...]
+    window: int
+    rope_theta: float
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
-    """A Llama-family decoder: Vicuna, Mistral, Yi and Qwen2 differ only in these numbers."""
+    """A Llama-family decoder: Vicuna, Mistral, Yi and Qwen2 differ only in these numbers, Gemma in a few
+    settings."""
 
     vocab: int
     hidden: int
@@ -48,8 +69,22 @@ class DecoderConfig:
     kv_heads: int
     head_dim: int
     rope_theta: float = 10000.0
-    rope_scaling: Llama3Rope | None = None
+    rope_scaling: Llama3Rope | LinearRope | None = None
+    local: LocalLayers | None = None
+    """None where all layers see everything before them."""
+    image_block: int = 0
+    """The most embeddings of an image, which then see each other; 0 where all tokens see what is before
+    them."""
+    activation: str = "silu"
+    query_scale: float = 1.0
+    """What queries are multiplied by, beside head_dim^-0.5."""
+    scaled_embedding: bool = False
+    """Embeddings of text are multiplied by hidden^0.5."""
     norm_eps: float = 1e-6
+    norm_offset: float = 0.0
+    """What is added to the gains of norms."""
+    post_norms: bool = False
+    """The results of attention and feed-forward are normed, too, before they are added."""
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False

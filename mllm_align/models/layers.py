@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from mllm_align.models.config import Llama3Rope
+from mllm_align.models.config import LinearRope, Llama3Rope
 from mllm_align.ops.linear import matmul
 
 ACTIVATIONS = {
@@ -57,14 +57,22 @@ class Linear(nn.Module):
 
 
 class RMSNorm(nn.Module):
+    """offset: added to the stored gain. Gemma's 1 makes it `1 + scale`, multiplied in float32; Llama's gain
+    is multiplied after the cast."""
+
     eps: float
+    offset: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        scale = parameter(self, "scale", nn.initializers.ones, ("norm",), x.shape[-1:])
+        start = nn.initializers.constant(1.0 - self.offset)
+        scale = parameter(self, "scale", start, ("norm",), x.shape[-1:])
+        scale = scale.reshape((1,) * (x.ndim - 1) + (-1,))
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.square(wide).mean(-1, keepdims=True) + self.eps)
-        return wide.astype(x.dtype) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+        if self.offset:
+            return (wide * (self.offset + scale.astype(jnp.float32))).astype(x.dtype)
+        return wide.astype(x.dtype) * scale
 
 
 class LayerNorm(nn.Module):
@@ -81,12 +89,16 @@ class LayerNorm(nn.Module):
         return wide.astype(x.dtype) * scale + bias
 
 
-def frequencies(size: int, theta: float, scaling: Llama3Rope | None = None) -> Float[Array, " E/2"]:
+def frequencies(
+    size: int, theta: float, scaling: Llama3Rope | LinearRope | None = None
+) -> Float[Array, " E/2"]:
     """Rotary frequencies of heads of `size`, in radians per position."""
     half = size // 2
     frequency = theta ** -(jnp.arange(half, dtype=jnp.float32) / half)
     if scaling is None:
         return frequency
+    if isinstance(scaling, LinearRope):
+        return frequency / scaling.factor
     s, turns = scaling, scaling.original * frequency / (2 * jnp.pi)
     kept = jnp.clip((turns - s.low) / (s.high - s.low), 0, 1)
     return frequency * ((1 - kept) / s.factor + kept)

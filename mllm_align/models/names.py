@@ -14,6 +14,12 @@ SCORE_WEIGHT = "score.weight"
 """Of a reward model's head, [1, D], as transformers' sequence-classification classes call it."""
 HEAD = "lm_head.weight"
 Path = tuple[str, ...]
+NORMS = {"norm_2": "post_attention"}
+POST_NORMS = {
+    "post_norm_1": "post_attention",
+    "norm_2": "pre_feedforward",
+    "post_norm_2": "post_feedforward",
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,8 @@ def decoder(config: DecoderConfig, module: str) -> Iterator[Entry]:
         for ours, (theirs, shape_, bias) in decoder_linears(config).items():
             yield from linear((*block, ours), f"{here}.{theirs}", shape_, bias, layer)
         yield from norm((*block, "norm_1"), f"{here}.input_layernorm", c.hidden, False, layer)
-        yield from norm((*block, "norm_2"), f"{here}.post_attention_layernorm", c.hidden, False, layer)
+        for ours, theirs in (POST_NORMS if c.post_norms else NORMS).items():
+            yield from norm((*block, ours), f"{here}.{theirs}_layernorm", c.hidden, False, layer)
         for name in "qk" if c.qk_norm else "":
             path, theirs = (*block, f"norm_{name}"), f"{here}.self_attn.{name}_norm"
             yield from norm(path, theirs, c.head_dim, False, layer)

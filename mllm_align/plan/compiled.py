@@ -66,7 +66,7 @@ def compile_program(job: Job, devices: int, whole: bool) -> Compiled:
         memory = result.get("memory") or buffers(_only(job.folder, BUFFERS).read_text(encoding="utf-8"))
 
     def kernel(call: hlo.Instruction) -> float | None:
-        return splash_flops(call, job.planned, job.program)
+        return splash_flops(call, job.planned, job.program, job.model.decoder.image_block)
 
     counts = count(module, devices, unknown=job.planned.tokens, kernel_flops=kernel)
     return Compiled(memory, None, counts, metadata, seconds)
@@ -130,8 +130,9 @@ def total(memory: dict[str, int]) -> int:
     return data + memory.get("code", 0)
 
 
-def splash_flops(call: hlo.Instruction, planned: Sizes, program: str) -> float | None:
-    """FLOPs of a splash attention kernel, from its shapes: all of each block of scores that it visits."""
+def splash_flops(call: hlo.Instruction, planned: Sizes, program: str, image_block: int = 0) -> float | None:
+    """FLOPs of a splash attention kernel, from its shapes: all of each block of scores that it visits, as
+    if it had no window."""
     name = re.match(r"splash_\w+?_(fwd|dq|dkv)", call.name)
     shapes = call.rest.partition("operand_layout_constraints={")[2].partition("frontend_attributes")[0]
     found = [a.dims for a in hlo.arrays(shapes) if a.dtype != "s8" and len(a.dims) > 2]
@@ -139,13 +140,14 @@ def splash_flops(call: hlo.Instruction, planned: Sizes, program: str) -> float |
         return None
     *batch, queries, size = found[0]  # rows (if more than one) and heads come first
     keys = found[1][-2]
-    share = _visited(planned, program, queries, keys)
+    share = _visited(planned, program, queries, keys, size, max(image_block, 1))
     return 2.0 * PRODUCTS[name[1]] * prod(batch) * queries * keys * size * share
 
 
-def _visited(planned: Sizes, program: str, queries: int, keys: int) -> float:
+def _visited(planned: Sizes, program: str, queries: int, keys: int, size: int, ahead: int) -> float:
     """Share of the blocks of scores in which some query sees some key."""
-    from mllm_align.ops.splash import PromptGroupMask, _blocks
+    from mllm_align.ops.splash import _blocks
+    from mllm_align.ops.splash_mask import PromptGroupMask
     from mllm_align.sizes import bucket
 
     shape = planned.shape
@@ -155,13 +157,13 @@ def _visited(planned: Sizes, program: str, queries: int, keys: int) -> float:
             (prefix, len(view)) for (prefix, _), view in zip(shape.prefixes, planned.views, strict=True)
         ]
         length = shape.response
-    found = [each for each in rows if _blocks(each[0] + each[1] * length)[1] == keys]
+    found = [each for each in rows if _blocks(each[0] + each[1] * length, width=size)[1] == keys]
     if not found:
         return 1.0  # the vision tower's
     prefix, responses = found[0]
     num_prefix_queries = prefix if queries == keys else 1
-    mask = PromptGroupMask(prefix, responses, length, num_prefix_queries, queries, keys)
-    of_q, of_k = _blocks(queries)[0], _blocks(keys)[0]
+    mask = PromptGroupMask(prefix, responses, length, num_prefix_queries, queries, keys, ahead)
+    of_q, of_k = (_blocks(each, width=size)[0] for each in (queries, keys))
     visited = [
         mask[q : q + of_q, k : k + of_k].any()
         for q in range(0, queries, of_q)

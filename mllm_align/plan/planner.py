@@ -21,7 +21,7 @@ from mllm_align.plan.report import Plan, ProgramPlan, heading, program_plan, pro
 from mllm_align.plan.targets import Sizes, sizes
 from mllm_align.plan.worker import Job
 from mllm_align.progress import progress_bar
-from mllm_align.training.flops import decoder_flops, group_flops, train_flops, vision_flops
+from mllm_align.training.flops import decoder_flops, group_flops, pairs, train_flops, vision_flops
 from mllm_align.training.run_folder import base_folder
 
 LARGEST_TENSOR = 8
@@ -119,9 +119,9 @@ def _model_flops(program: str, config: Any, model: ModelConfig, size: Sizes) -> 
     if program == "features":
         return vision_flops(model, s.tiles)
     if program == "prefill":
-        return decoder_flops(model, s.tiles, s.prefix, s.prefix**2 / 2, 0)
+        return decoder_flops(model, s.tiles, s.prefix, pairs(model.decoder, s.prefix), 0)
     if program == "decode":
-        seen = size.tokens * (s.prefix + size.tokens / 2)
+        seen = pairs(model.decoder, size.tokens, s.prefix)
         return targets.samples(config) * decoder_flops(model, 0, size.tokens, seen, size.tokens)
     logits = "score" not in config.objective.needs and program != "reward"
     each = [

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 
 from mllm_align.data.encode import Encoded
-from mllm_align.models.config import ModelConfig
+from mllm_align.models.config import DecoderConfig, ModelConfig
 from mllm_align.models.families.registry import family_of
 
 # Dense bfloat16 peak of one chip in FLOP/s, as the vendors publish it, by JAX's `device_kind`.
@@ -37,9 +37,21 @@ def vision_flops(config: ModelConfig, tiles: int) -> float:
     return family_of(config).tower_flops(config, tiles)
 
 
+def pairs(decoder: DecoderConfig, queries: int, before: int = 0) -> float:
+    """Pairs of a query and a key that it sees, of tokens that follow `before` others: the mean of all
+    layers. Causal attention counts its visible half, also of images that see themselves."""
+    whole = queries * before + queries**2 / 2
+    if decoder.local is None:
+        return whole
+    window, near = decoder.local.window, sum(decoder.local.layers)
+    free = min(max(window - before, 0), queries)  # tokens that see everything before them there, too
+    cut = free * before + free**2 / 2 + (queries - free) * window
+    return whole + (cut - whole) * near / decoder.layers
+
+
 def decoder_flops(config: ModelConfig, tiles: int, tokens: int, seen: float, predicted: int) -> float:
-    """Of projector, decoder and vocabulary, forward. tokens: that are run. seen: pairs of a query and a
-    key that it sees, summed. predicted: positions whose next token is asked for."""
+    """Of projector, decoder and vocabulary, forward. tokens: that are run. seen: `pairs` of all of them,
+    summed. predicted: positions whose next token is asked for."""
     d, projector = config.decoder, family_of(config).projector_flops(config, tiles)
     width = d.heads * d.head_dim
     linear = d.hidden * (2 * width + 2 * d.kv_heads * d.head_dim + 3 * d.mlp)
@@ -50,10 +62,9 @@ def decoder_flops(config: ModelConfig, tiles: int, tokens: int, seen: float, pre
 def group_flops(
     config: ModelConfig, tiles: int, prefix: int, answers: Sequence[int], logits: bool = True
 ) -> tuple[float, float]:
-    """(vision tower, the rest) of one forward pass over a prompt group, in FLOPs; causal attention counts
-    its visible half. prefix, answers: lengths in tokens. logits: with the vocabulary, which a reward model
-    leaves out."""
-    seen = prefix**2 / 2 + sum(n * prefix + n**2 / 2 for n in answers)
+    """(vision tower, the rest) of one forward pass over a prompt group, in FLOPs. prefix, answers: lengths
+    in tokens. logits: with the vocabulary, which a reward model leaves out."""
+    seen = pairs(config.decoder, prefix) + sum(pairs(config.decoder, n, prefix) for n in answers)
     predicted = 1 + sum(max(n - 1, 0) for n in answers) if logits else 0
     tokens = prefix + sum(answers)
     return vision_flops(config, tiles), decoder_flops(config, tiles, tokens, seen, predicted)

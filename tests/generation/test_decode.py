@@ -71,8 +71,10 @@ def same(ours, theirs):
         ("llavanext", "policy"),
         ("onevision", "policy"),
         ("qwen3_vl", "policy"),
-        pytest.param("idefics3", "policy", marks=pytest.mark.slow),
-        pytest.param("qwen2_5_vl", "policy", marks=pytest.mark.slow),
+        *(
+            pytest.param(name, "policy", marks=pytest.mark.slow)
+            for name in ("idefics3", "qwen2_5_vl", "gemma3")
+        ),
     ],
 )
 def test_greedy_tokens_are_those_of_transformers(name, tag):
@@ -112,7 +114,7 @@ def token_logps(logits, tokens):
         "llavanext",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("onevision", "idefics3", "qwen2_5_vl", "qwen3_vl")
+            for name in ("onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "gemma3")
         ),
     ],
 )

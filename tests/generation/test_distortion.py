@@ -155,6 +155,7 @@ def of_all(model, rows, tokens):
         pytest.param("idefics3", 0.9, marks=pytest.mark.slow),
         pytest.param("qwen2_5_vl", 0.9, marks=pytest.mark.slow),
         pytest.param("qwen3_vl", 0.8, marks=pytest.mark.slow),
+        pytest.param("gemma3", 0.7, marks=pytest.mark.slow),
     ],
 )
 def test_gathered_rows_compute_what_masked_rows_do(name, rate):
@@ -163,7 +164,7 @@ def test_gathered_rows_compute_what_masked_rows_do(name, rate):
     short = [gathered(each) for each in masked]
     for one, other in zip(short, masked, strict=True):
         hides = (~other.prefix.visible).sum()
-        assert hides > 5 and len(one.prefix.tokens) == len(other.prefix.tokens) - hides
+        assert hides > 3 and len(one.prefix.tokens) == len(other.prefix.tokens) - hides
     tokens = model.decoder(masked, model.stop_mask)
     assert [[x.tolist() for x in each] for each in model.decoder(short, model.stop_mask)] == [
         [x.tolist() for x in each] for each in tokens

@@ -25,6 +25,7 @@ from mllm_align.sharding import make_mesh, traced_within
         ("tpu", "bfloat16", 72, False, splash),
         ("tpu", "bfloat16", 32, False, xla),
         ("tpu", "bfloat16", 160, False, xla),
+        ("tpu", "bfloat16", 256, False, splash),
         ("gpu", "bfloat16", 128, False, cudnn),
         ("gpu", "float16", 64, False, cudnn),
         ("gpu", "bfloat16", 72, False, cudnn),
@@ -41,10 +42,16 @@ def test_backends(monkeypatch, platform, dtype, size, holes, expected):
 
 @pytest.mark.parametrize("config", presets().values(), ids=presets())
 def test_published_models_run_on_kernels(monkeypatch, config):
+    """But for decoders whose images see themselves, on NVIDIA GPUs."""
     for platform, kernel in (("tpu", splash), ("gpu", cudnn)):
         monkeypatch.setattr(attention, "platform", lambda name=platform: name)
-        for size in (config.decoder.head_dim, config.vision.hidden // config.vision.heads):
-            assert attention.backend(jax.ShapeDtypeStruct((1, 1, 1, size), "bfloat16")) is kernel
+        special = config.decoder.image_block > 0
+        decoder, tower = config.decoder.head_dim, config.vision.hidden // config.vision.heads
+        for size, data, wanted in (
+            (tower, False, kernel),
+            (decoder, special, xla if special and kernel is cudnn else kernel),
+        ):
+            assert attention.backend(jax.ShapeDtypeStruct((1, 1, 1, size), "bfloat16"), data) is wanted
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from mllm_align.training.step import TrainState, make_step
 LOSSES = ("sigmoid", "ipo", "hinge", "robust", "sft")
 
 
-# the tower of idefics3 is onevision's, its decoder llava15's; qwen2_5_vl shares much with qwen3_vl
-SLOW = dict.fromkeys(("idefics3", "qwen2_5_vl"), pytest.mark.slow)
+# the tower of idefics3 is onevision's, its decoder llava15's; qwen2_5_vl shares much with qwen3_vl; gemma3
+# takes long to compile
+SLOW = dict.fromkeys(("idefics3", "qwen2_5_vl", "gemma3"), pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in ALL])

@@ -32,6 +32,9 @@ BILLIONS = {
     "qwen3-vl-4b": 4.437815808,
     "qwen3-vl-8b": 8.767123696,
     "qwen3-vl-32b": 33.357390064,
+    "gemma-3-4b": 4.3,
+    "gemma-3-12b": 12.19,
+    "gemma-3-27b": 27.43,
     "smolvlm-256m": 0.256,
     "smolvlm-500m": 0.507,
     "smolvlm-2.2b": 2.25,
@@ -51,7 +54,7 @@ def test_as_many_parameters_as_published(name):
 
 
 def test_heads_make_up_the_width_of_attention():
-    """But for Qwen3, whose heads have a size of their own."""
+    """But for Qwen3 and Gemma 3, whose heads have a size of their own."""
     for config in PRESETS.values():
         d = config.decoder
         assert d.heads % d.kv_heads == 0 and (d.qk_norm or d.heads * d.head_dim == d.hidden)

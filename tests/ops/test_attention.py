@@ -233,3 +233,75 @@ def test_forks_in_bfloat16_are_near_and_ignore_what_is_not_theirs():
     later = jax.tree.map(lambda x: x.at[:, :, 4:].add(5), prefix)
     unwritten = jax.tree.map(lambda x: x.at[..., 3:, :].add(5), own)
     np.testing.assert_array_equal(forked(q, later, unwritten, seen, 2)[:, 1], found[:, 1])
+
+
+@pytest.mark.parametrize("window, heads, groups, step", [(3, 2, 2, 4), (2, 4, 2, 0)])
+def test_forks_with_a_window_see_their_last_tokens(window, heads, groups, step):
+    """As if the earlier ones were not there."""
+    rng, forks, room = np.random.default_rng(0), 2, 6
+    q = rng.standard_normal((BATCH, forks, heads, DIM))
+    own = [rng.standard_normal((BATCH, forks, groups, room, DIM)) for _ in range(2)]
+    prefix = [rng.standard_normal((BATCH, groups, PREFIX, DIM)) for _ in range(2)]
+    q, prefix, own = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (q, prefix, own))
+    seen, first = np.ones((BATCH, forks, PREFIX), bool), step - window + 1
+    found = forked(q, prefix, own, seen, step, first)
+    cut = [x[..., max(first, 0) :, :] for x in own]
+    np.testing.assert_allclose(found, forked(q, prefix, cut, seen, step - max(first, 0)), atol=2e-6)
+    if first > 0:
+        assert np.abs(found - forked(q, prefix, own, seen, step)).max() > 1e-3
+
+
+# ---- blocks that see themselves, and windows ---------------------------------------------------------
+
+BLOCKS = ((2, 6), (8, 11))  # of the prefix, before keys are taken out
+
+
+@pytest.mark.parametrize(
+    "asking, window",
+    [
+        ("all rows", 3),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("all rows", None), ("one row", 6))),
+    ],
+)
+def test_blocks_and_windows(asking, window):
+    """Against the masks written out: a key counts if it is before the query or in its block, and near.
+    Places have gaps, as where masked embeddings were taken out."""
+    rng, span, total = np.random.default_rng(0), 5, PREFIX + 2 * LENGTH
+    q, k, v = (rng.standard_normal((BATCH, total, n, DIM)) for n in (4, 2, 2))
+    place, visible = np.zeros((BATCH, total), np.int32), rng.random((BATCH, total)) < 0.8
+    order, mask = place.copy(), np.zeros((BATCH, total, total), bool)
+    for b, real in enumerate((PREFIX, PREFIX - 2)):
+        at = np.sort(rng.choice(PREFIX + 4, real, replace=False))
+        start = np.array([next((a for a, z in BLOCKS if a <= x < z), x) for x in at])
+        after = at[-1] + 1 + np.arange(LENGTH)
+        place[b], order[b] = (
+            np.concatenate([x, np.zeros(PREFIX - real), after, after]) for x in (at, start)
+        )
+        visible[b, real:PREFIX] = False
+        whose = np.repeat([0, 1, 2], (PREFIX, LENGTH, LENGTH))
+        block = [next((n for n, (a, z) in enumerate(BLOCKS) if a <= x < z), -1) for x in place[b, :PREFIX]]
+        block = np.array([*block, *[-1] * 2 * LENGTH])
+        for i, j in np.ndindex(total, total):
+            alike = block[i] == block[j] != -1
+            own = whose[j] in (0, whose[i]) and (place[b, j] <= place[b, i] or alike)
+            near = window is None or place[b, i] - place[b, j] < window
+            mask[b, i, j] = own and near and visible[b, j]
+    rows = np.arange(total) if asking == "all rows" else np.array([PREFIX - 3, *range(PREFIX, total)])
+    sees = mask[:, rows].any(-1)
+    sees[1] &= ~((rows >= PREFIX - 2) & (rows < PREFIX))
+    cotangent = rng.standard_normal((BATCH, len(rows), 4, DIM)) * sees[:, :, None, None]
+
+    def ours(q, k, v):
+        places = None if window is None else (jnp.asarray(place[:, rows]), jnp.asarray(place))
+        arrays = jnp.asarray(order[:, rows]), jnp.asarray(order), jnp.asarray(visible)
+        options = {"ahead": 4, "window": window, "places": places, "span": span, "block": 2}
+        return prompt_group_attention(q, k, v, *arrays, PREFIX, 2, **options)
+
+    found = pulled(ours, q[:, rows], k, v, cotangent)
+    for b in range(BATCH):
+        kept = rows[sees[b]]
+        whole = plain_attention(q[b, kept], k[b], v[b], mask[b, kept], cotangent[b, sees[b]])
+        for ours_, wanted in zip((found[0][b, sees[b]], found[1][b, sees[b]]), whole[:2], strict=True):
+            np.testing.assert_allclose(ours_, wanted, atol=1e-5)
+        for ours_, wanted in zip((found[2][b], found[3][b]), whole[2:], strict=True):
+            np.testing.assert_allclose(ours_, wanted, atol=1e-5)

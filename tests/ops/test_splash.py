@@ -10,28 +10,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from definition import defined, pulled
+from definition import LENGTH, PREFIX, allowed, defined, pulled
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from mllm_align.ops import attention, splash
+from mllm_align.ops.splash_mask import PromptGroupMask
 
-BATCH, PREFIX, LENGTH, DIM = 3, 150, 70, 8  # nothing ends where a block of 128 does
+BATCH, DIM = 3, 8
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(request, monkeypatch):
     if "slow" not in request.keywords:
         monkeypatch.setattr(splash, "MAX_BLOCK", 128)
-
-
-def allowed(responses):
-    """[S, S]: may the query see the key?"""
-    total = PREFIX + responses * LENGTH
-    place = np.arange(total)
-    whose = np.where(place < PREFIX, 0, 1 + (place - PREFIX) // LENGTH)
-    same = (whose[:, None] == whose[None]) | (whose[None] == 0)
-    return same & (place[None] <= place[:, None])
 
 
 def inputs(responses, heads, groups, size=DIM):
@@ -70,6 +62,52 @@ def test_bfloat16_is_near():
     expected = defined(*qkv, cotangent, visible, sees, PREFIX, 2)
     for a, b in zip(found, expected, strict=True):
         assert np.linalg.norm(a - b) < 0.01 * np.linalg.norm(b)
+
+
+def reaching(asking, window):
+    """Orders, places, visible keys, and which queries see one, of rows with two blocks in the prefix."""
+    rng, total = np.random.default_rng(1), PREFIX + 2 * LENGTH
+    order, place, visible = (np.zeros((BATCH, total), np.int32) for _ in range(3))
+    for b, real in enumerate((PREFIX, PREFIX - 27, PREFIX - 1)):
+        at = np.sort(rng.choice(PREFIX + 40, real, replace=False))  # of more tokens, some taken out
+        block = np.where((at >= 20) & (at < 61), 20, np.where((at >= 70) & (at < 110), 70, at))
+        after = at[-1] + 1 + np.arange(LENGTH)
+        order[b], place[b] = (
+            np.concatenate([x, np.zeros(PREFIX - real), after, after]) for x in (block, at)
+        )
+        visible[b, :real], visible[b, PREFIX:] = rng.random(real) < 0.8, rng.random(2 * LENGTH) < 0.9
+    visible[2, PREFIX:] = False
+    rows = np.arange(total) if asking == PREFIX else np.r_[100, PREFIX:total]
+    whose = np.where(np.arange(total) < PREFIX, 0, 1 + (np.arange(total) - PREFIX) // LENGTH)
+    mask = (order[:, None] <= order[:, rows, None]) & (visible[:, None] > 0)
+    mask &= (whose[None] == whose[rows, None]) | (whose[None] == 0)
+    if window:
+        mask &= place[:, None] > place[:, rows, None] - window
+    return order, place, visible > 0, rows, mask.any(-1)[:, :, None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asking, window", [(PREFIX, None), (PREFIX, 60), (1, 60)])
+def test_blocks_and_windows(asking, window, monkeypatch):
+    monkeypatch.setattr(splash, "MAX_BLOCK", 128)
+    (q, k, v, cotangent), _, _ = inputs(2, 2, 1)
+    order, place, visible, rows, sees = reaching(asking, window)
+    data = jnp.asarray(order[:, rows]), jnp.asarray(order)
+    ranges: dict = {"ahead": 41, "window": window}
+    ranges["places"] = None if window is None else (jnp.asarray(place[:, rows]), jnp.asarray(place))
+
+    def ours(q, k, v):
+        arrays = q, k, v, visible, PREFIX, 2, True
+        return splash.prompt_group_attention(*arrays, **ranges, orders=data)
+
+    def definition(q, k, v):
+        return attention.prompt_group_attention(q, k, v, *data, visible, PREFIX, 2, **ranges)
+
+    q, cotangent = q[:, rows], cotangent[:, rows] * sees
+    expected, found = pulled(definition, q, k, v, cotangent), pulled(ours, q, k, v, cotangent)
+    assert asking == 1 or not sees.all()
+    for a, b in zip(found, [expected[0] * sees, *expected[1:]], strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def test_some_rows_of_the_prefix_get_what_all_rows_get():
@@ -127,19 +165,9 @@ def test_blocks_beyond_short_segments_are_skipped(longest):
     assert visited == (3 * blocks - 2 if longest else blocks**2)
 
 
-@pytest.mark.parametrize("responses", [0, 1, 2, 5])
-@pytest.mark.parametrize("asking", [1, PREFIX])
-def test_the_rule(responses, asking):
-    rows = asking + responses * LENGTH
-    mask = splash.PromptGroupMask(PREFIX, responses, LENGTH, asking, rows + 9, 1024)
-    total = PREFIX + responses * LENGTH
-    np.testing.assert_array_equal(mask[:rows, :total], allowed(responses)[PREFIX - asking :])
-    assert mask[:, :].any(1).all()  # padded queries see something
-
-
 def test_blocks_above_the_diagonal_and_between_siblings_are_skipped():
     prefix, responses, length = 896, 4, 256
-    mask = splash.PromptGroupMask(prefix, responses, length, prefix, 1920, 1920)
+    mask = PromptGroupMask(prefix, responses, length, prefix, 1920, 1920)
     size = kernels.BlockSizes(*[128] * 8)
     cut = {"block_sizes": size, "head_shards": 1, "q_seq_shards": 1}
     kernel = kernels.make_splash_mha(masks.MultiHeadMask([mask] * 2), **cut)
@@ -148,11 +176,6 @@ def test_blocks_above_the_diagonal_and_between_siblings_are_skipped():
         assert info.partial_mask_blocks is None
         assert np.count_nonzero(info.block_mask) == visited
     assert splash.scores(prefix, responses, length) == visited * 128**2
-
-
-def test_long_rows_are_refused():
-    with pytest.raises(ValueError, match="32896 tokens"):
-        splash.PromptGroupMask(PREFIX, 1, LENGTH, PREFIX, 128, 2**15 + 128)
 
 
 COMPILE = """

@@ -27,6 +27,7 @@ from peft.utils import ModulesToSaveWrapper
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
+    Gemma3ForConditionalGeneration,
     Idefics3ForConditionalGeneration,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
@@ -48,6 +49,7 @@ CLASSES = {
     "smolvlm": SmolVLMForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
+    "gemma3": Gemma3ForConditionalGeneration,
 }
 
 
@@ -113,6 +115,10 @@ def main() -> None:
         inputs[k] = torch.from_numpy(ids[k]).long()
     if "image_grid_thw" in inputs:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).long()
+
+    inputs.pop("num_crops", None)
+    if model.config.model_type == "gemma3":  # without them embeddings of an image see only those before
+        inputs["token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).long()
 
     logps = score(model, inputs, torch.from_numpy(ids["completion_mask"]).long())
     np.savez(

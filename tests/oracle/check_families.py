@@ -19,11 +19,14 @@ import numpy as np
 import torch
 from images_only import Images
 from PIL import Image
+from tiny_gemma3 import save_gemma3
 from tiny_idefics3 import CLASSES as IDEFICS3_CLASSES
 from tiny_idefics3 import save_idefics3
 from tiny_onevision import canvases, save_onevision
 from tiny_qwen_vl import CLASSES, save_qwen_vl
 from transformers import (
+    Gemma3ForConditionalGeneration,
+    Gemma3Processor,
     Idefics3Processor,
     LlavaOnevisionForConditionalGeneration,
 )
@@ -86,6 +89,23 @@ QWEN = {
         "area": (18 * 18, 90 * 90),
     },
 }
+SLIDING, FULL = "sliding_attention", "full_attention"
+GEMMA3 = {
+    # as published, in small: every sixth layer sees everything, the last one a window
+    "gemma3": {
+        "tied": True,
+        "text": {"num_hidden_layers": 7, "head_dim": 12, "query_pre_attn_scalar": 9, "sliding_window": 12}
+        | {"rope_parameters": {FULL: {"rope_type": "linear", "factor": 8.0}}},
+        "image_size": 64,
+        "tokens": 16,
+    },
+    "gemma3 windows everywhere": {
+        "text": {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5, "attention_bias": True}
+        | {"layer_types": [SLIDING, SLIDING], "hidden_activation": "silu"},
+        "image_size": 50,
+        "tokens": 9,
+    },
+}
 
 
 def save(folder: Path, name: str, variant: dict) -> tuple[type, type]:
@@ -94,6 +114,10 @@ def save(folder: Path, name: str, variant: dict) -> tuple[type, type]:
     if name in QWEN:
         save_qwen_vl(folder, vision=EYES | variant.pop("vision"), **common, **variant)
         return CLASSES[variant["kind"]][1:]
+    if name in GEMMA3:
+        vision = VISION | {"image_size": variant.pop("image_size"), "patch_size": 8}
+        save_gemma3(folder, vision=vision, **common, **variant)
+        return Gemma3ForConditionalGeneration, Gemma3Processor
     patch = 4 if variant.get("shuffle") == 4 else 8
     vision = VISION | {"image_size": variant.pop("image_size"), "patch_size": patch}
     if name in ONEVISION:
@@ -118,13 +142,13 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    for name, variant in (IDEFICS3 | ONEVISION | QWEN).items():
+    for name, variant in (IDEFICS3 | ONEVISION | QWEN | GEMMA3).items():
         model_class, processor_class = save(args.out / name, name, variant)
         model = model_class.from_pretrained(args.out / name, dtype=torch.float32).eval()
         processor, arrays = processor_class.from_pretrained(args.out / name), {}
         for i, row in enumerate(json.loads(args.rows.read_text())):
             images = [Image.open(file) for file in row["images"]] or None
-            if name in ONEVISION and images:
+            if name in ONEVISION | GEMMA3 and images:
                 images = [images]  # of one conversation
             text = ask(processor, row["messages"], row["answer"])
             inputs = processor(text=text, images=images, return_tensors="pt", add_special_tokens=False)

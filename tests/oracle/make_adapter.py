@@ -14,7 +14,7 @@ import torch
 from check_export import load_model
 from peft import LoraConfig, get_peft_model
 
-LLAVA = dict.fromkeys(("llava", "llava_next", "llava_onevision"), "multi_modal_projector")
+LLAVA = dict.fromkeys(("llava", "llava_next", "llava_onevision", "gemma3"), "multi_modal_projector")
 QWEN = dict.fromkeys(("qwen2_5_vl", "qwen3_vl"), "visual.merger")
 PROJECTORS = LLAVA | QWEN | {"idefics3": "connector"}
 

@@ -3,7 +3,7 @@
     python tests/oracle/make_goldens.py [--out FOLDER]      # needs the extra `oracle`
 
     pairs.jsonl, images/   8 preference pairs; the first four pictures are L, P, RGBA and RGB
-    llava15/, llavanext/, onevision/, idefics3/, qwen2_5_vl/, qwen3_vl/
+    llava15/, llavanext/, onevision/, idefics3/, qwen2_5_vl/, qwen3_vl/, gemma3/
                            normal HF folders: the base (reference) model, tokenizer, processor
     <model>.npz            arrays, <model>.json: numbers and versions
 
@@ -30,12 +30,14 @@ from images_only import Images, Qwen3Images, Qwen25Images
 from noise import perturb
 from PIL import Image as PILImage
 from safetensors.numpy import load_file, save_file
+from tiny_gemma3 import save_gemma3
 from tiny_idefics3 import save_idefics3
 from tiny_llava import five_grids, pseudo_words, save_llava, smooth_picture
 from tiny_onevision import save_onevision
 from tiny_qwen_vl import save_qwen_vl
 from transformers import (
     AutoProcessor,
+    Gemma3ForConditionalGeneration,
     Idefics3ForConditionalGeneration,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
@@ -146,6 +148,23 @@ MODELS = {
         "area": (32 * 32, 64 * 80),
         "tokenizer_vocab": 384,
     },
+    "gemma3": {
+        "kind": "gemma3",
+        "text": TEXT
+        | {
+            "num_hidden_layers": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 12,  # not the size of a head
+            "layer_types": ["sliding_attention", "full_attention"] * 2,
+            "sliding_window": 8,  # less than an image
+            "rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}},
+            "max_position_embeddings": 8192,
+        },
+        "vision": VISION | {"image_size": 84},
+        "tokens": 9,
+        "tokenizer_vocab": 384,
+    },
 }
 CLASSES = {
     "llava": LlavaForConditionalGeneration,
@@ -154,12 +173,14 @@ CLASSES = {
     "idefics3": Idefics3ForConditionalGeneration,
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
+    "gemma3": Gemma3ForConditionalGeneration,
 }
 SAVE = {
     "llava_onevision": lambda folder, kind, **spec: save_onevision(folder, **spec),
     "idefics3": save_idefics3,
     "qwen2_5_vl": save_qwen_vl,
     "qwen3_vl": save_qwen_vl,
+    "gemma3": lambda folder, kind, **spec: save_gemma3(folder, **spec),
 }
 PROCESSORS = {"llava_onevision": Images, "qwen2_5_vl": Qwen25Images, "qwen3_vl": Qwen3Images}
 
@@ -178,6 +199,7 @@ BATCH = 4  # pairs of the golden batch: the first rows of pairs.jsonl
 BETA, LABEL_SMOOTHING = 0.1, 0.1
 LOSSES = ["sigmoid", "ipo", "hinge", "robust", "sft"]
 NEW_TOKENS = 16
+OF_TOKENS = ("input_ids", "attention_mask", "completion_mask", "mm_token_type_ids", "token_type_ids")
 TRAJECTORY = {"steps": 4, "batch": 2, "lr": 1e-3}
 # Full gradients that are stored: name in model.safetensors -> name in the torch module.
 GRADIENTS = {
@@ -208,6 +230,12 @@ OTHER_GRADIENTS = {
         "model.visual.blocks.1.attn.qkv.weight",
         "model.visual.deepstack_merger_list.1.linear_fc1.weight",
         "model.visual.pos_embed.weight",
+    ),
+    "gemma3": (
+        "model.language_model.layers.0.self_attn.q_norm.weight",
+        "model.language_model.layers.1.post_feedforward_layernorm.weight",
+        "model.multi_modal_projector.mm_input_projection_weight",
+        "model.vision_tower.embeddings.position_embedding.weight",
     ),
 }
 
@@ -322,7 +350,7 @@ def alone_logps(model, collate, rows: list[dict], shape: tuple[int, int]) -> np.
         for j, at in ((0, i), (1, len(rows) + i)):
             one = {k: v.chunk(2)[j] for k, v in pair.items()}
             length = int(one["attention_mask"].sum())
-            for k in ("input_ids", "attention_mask", "completion_mask", "mm_token_type_ids"):
+            for k in OF_TOKENS:
                 if k in one:
                     one[k] = one[k][:, :length]
             out[at, : length - 1] = per_token_logps(model, one)[0].numpy()
@@ -418,9 +446,9 @@ def goldens(name: str, kind: str, out: Path) -> None:
         "beta": BETA,
         "label_smoothing": LABEL_SMOOTHING,  # TRL uses it in `robust` alone
         "attention": base.config._attn_implementation,
-        "image_token_id": processor.image_token_id,
+        "image_token_id": base.config.image_token_id,
         "tokens": batch["attention_mask"].sum(1).tolist(),
-        "image_tokens": (batch["input_ids"] == processor.image_token_id).sum(1).tolist(),
+        "image_tokens": (batch["input_ids"] == base.config.image_token_id).sum(1).tolist(),
         "completion_tokens": batch["completion_mask"].sum(1).tolist(),
     }
 

@@ -20,7 +20,8 @@ from mllm_align.scoring import response_logps
 assert compiling and oracle  # fixtures
 pytestmark = pytest.mark.oracle
 VARIANTS = ["smolvlm", "text", "whole", "onevision", "onevision scaled", "qwen2.5"]
-VARIANTS += ["qwen2.5 cells of nine", "qwen3", "qwen3 cells of nine"]
+VARIANTS += ["qwen2.5 cells of nine", "qwen3", "qwen3 cells of nine", "gemma3", "gemma3 windows everywhere"]
+TIED = ("smolvlm", "onevision", "qwen2.5", "qwen3", "gemma3")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def live(tmp_path_factory):
 def test_ids_and_log_probs_of_conversations(live, name):
     out, rows = live
     bundle = load(out / name, "float32", one_device())
-    assert bundle.config.decoder.tied == (name in ("smolvlm", "onevision", "qwen2.5", "qwen3"))
+    assert bundle.config.decoder.tied == (name in TIED)
     pairs = [
         {"prompt": row["messages"], "images": row["images"], "chosen": ANSWERS[0], "rejected": ANSWERS[1]}
         for row in rows[::2]

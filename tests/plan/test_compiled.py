@@ -249,8 +249,8 @@ def test_kernels_of_a_slice_visit_what_the_responses_leave_to_be_seen(responses,
     pytest.importorskip("libtpu")
     seen, count = [], compiling.splash_flops
 
-    def counted(call, planned, program):
-        seen.append((call, planned, count(call, planned, program)))
+    def counted(call, planned, program, block):
+        seen.append((call, planned, count(call, planned, program, block)))
         return seen[-1][-1]
 
     monkeypatch.setattr(compiling, "splash_flops", counted)

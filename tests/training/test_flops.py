@@ -11,7 +11,7 @@ import pytest
 
 from mllm_align.batch import Shape
 from mllm_align.data.encode import Encoded
-from mllm_align.models.config import DecoderConfig
+from mllm_align.models.config import DecoderConfig, LocalLayers
 from mllm_align.models.families.llava.config import LlavaConfig
 from mllm_align.models.families.llava.vision import ClipConfig
 from mllm_align.models.families.registry import family_of
@@ -20,6 +20,7 @@ from mllm_align.training.flops import (
     decoder_flops,
     forward_flops,
     group_flops,
+    pairs,
     peak_flops,
     step_flops,
     train_flops,
@@ -128,6 +129,16 @@ def test_a_group_counts_what_its_tokens_see():
     assert rest < wanted
     linear = decoder_flops(CONFIG, 2, 410, 0, 109)
     assert rest - linear == pytest.approx(wanted - linear, rel=1e-2)
+
+
+@pytest.mark.parametrize("queries, before", [(30, 0), (30, 7), (5, 40), (200, 300)])
+def test_layers_with_a_window_count_what_they_see(queries, before):
+    local = LocalLayers((True, False, True), window=20, rope_theta=1e4)
+    at = before + np.arange(queries)
+    wanted = [np.minimum(at + 0.5, 20).sum(), (at + 0.5).sum(), np.minimum(at + 0.5, 20).sum()]
+    found = pairs(replace(CONFIG.decoder, layers=3, local=local), queries, before)
+    assert found == pytest.approx(np.mean(wanted), abs=1)
+    assert pairs(CONFIG.decoder, queries, before) == queries * before + queries**2 / 2
 
 
 def test_a_reward_model_has_no_vocabulary():

@@ -9,6 +9,7 @@ from mllm_align.errors import InputError, one_line, refusal
 from mllm_align.files import read_json
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.base import ModelFamily
+from mllm_align.models.families.gemma3.family import Gemma3
 from mllm_align.models.families.idefics3.family import Idefics3
 from mllm_align.models.families.llava.family import Llava, LlavaNext
 from mllm_align.models.families.onevision.family import OneVision
@@ -26,6 +27,7 @@ FAMILIES.register("idefics3")(Idefics3())
 FAMILIES.register("smolvlm")(Idefics3())
 FAMILIES.register("qwen2_5_vl")(Qwen25VL())
 FAMILIES.register("qwen3_vl")(Qwen3VL())
+FAMILIES.register("gemma3")(Gemma3())
 
 
 def family_of(config: ModelConfig) -> ModelFamily[Any]:

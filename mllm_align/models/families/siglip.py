@@ -1,4 +1,4 @@
-"""SigLIP's vision transformer, and the pixel shuffle that some families regroup its features with."""
+"""SigLIP's vision transformer, and the regrouping of its features: a pixel shuffle, or their average."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from mllm_align.sharding import constrain
 
 @dataclass(frozen=True)
 class SiglipConfig(VitConfig):
-    """shuffle: side, in patches, of the cells that become one embedding each. post_norm: whether the last
-    norm is taken of the hidden states."""
+    """shuffle: side, in patches, of the cells that become one embedding each. pool: as shuffle, but of the
+    patches' average. post_norm: whether the last norm is taken of the hidden states."""
 
     activation: str = "gelu_pytorch_tanh"
     norm_eps: float = 1e-6
     shuffle: int = 1
+    pool: int = 1
     post_norm: bool = True
 
     @property
     def tokens(self) -> int:
-        return (self.side // self.shuffle) ** 2
+        return (self.side // self.shuffle // self.pool) ** 2
 
     @property
     def features(self) -> int:
@@ -41,7 +42,8 @@ class SiglipTower(nn.Module):
 
     @nn.compact
     def __call__(self, patches: Float[Array, "n N C"], place: Int[Array, "n N 2"]) -> Float[Array, "n I F"]:
-        """Hidden states after `config.layers` blocks, a cell of patches side by side in each feature.
+        """Hidden states after `config.layers` blocks, a cell of patches side by side in each feature, or
+        their average.
 
         A tile is whole: its patches have the places of the table, line by line.
         """
@@ -53,6 +55,9 @@ class SiglipTower(nn.Module):
         x, _ = scanned(Block, c.layers, self.remat)(c, name="layers")(x)
         if c.post_norm:
             x = LayerNorm(c.norm_eps, name="post_norm")(x)
+        if c.pool > 1:
+            cells = shuffled(x, c.side, c.pool)
+            return cells.reshape(*cells.shape[:2], c.pool**2, c.hidden).mean(2)
         return shuffled(x, c.side, c.shuffle)
 
 

@@ -26,6 +26,17 @@ CONVERT = (
 L = TypeVar("L", bound=LlavaLikeConfig)
 
 
+def canonical_name(name: str) -> str:
+    """Of a tensor of LLaVA's kind of models."""
+    # llava-hf:  language_model.model.layers.0...   language_model.lm_head  vision_tower.vision_model...
+    # 4.52:      model.language_model.layers.0...   lm_head                 model.vision_tower...
+    # 5.x:       either, with or without `vision_model`
+    name = name.removeprefix("model.")
+    name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
+    name = re.sub(r"^language_model\.model\.", "language_model.", name)
+    return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
+
+
 class LlavaLike(ModelFamily[L]):
     """What all LLaVAs have, whatever their tower is: names, a projector of two linear maps, AnyRes."""
 
@@ -37,13 +48,7 @@ class LlavaLike(ModelFamily[L]):
     }
 
     def canonical(self, name: str) -> str:
-        # llava-hf:  language_model.model.layers.0...   language_model.lm_head  vision_tower.vision_model...
-        # 4.52:      model.language_model.layers.0...   lm_head                 model.vision_tower...
-        # 5.x:       either, with or without `vision_model`
-        name = name.removeprefix("model.")
-        name = re.sub(r"^language_model\.lm_head\.", "lm_head.", name)
-        name = re.sub(r"^language_model\.model\.", "language_model.", name)
-        return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
+        return canonical_name(name)
 
     def entries(self, config: L) -> Iterator[Entry]:
         yield from self.of_tower(config, self.modules["vision_tower"])
