@@ -103,7 +103,7 @@ def _pairs(study: Makers, random: bool) -> Made:
     """The best candidate against the worst, or two that are drawn at random, of the same records."""
     answers, out = study.data / "candidates.jsonl", study.data / "best_worst.jsonl"
     if not answers.exists():
-        settings = {"samples": SAMPLES, "seed": study.seed, "batch_size": 64}
+        settings: dict[str, Any] = {"samples": SAMPLES, "seed": study.seed, "batch_size": 64}
         generate(study.sft, study.captions(), CANDIDATES, out=answers, **settings)
     config = JudgeConfig(SceneOracle(study.read.folder, order="f1"))
     counts = pair(study.captions(), out, config, responses=[answers])

@@ -165,12 +165,16 @@ def _with_second(
 ) -> Iterator[Encoded | Identical]:
     """Each record with its second prefix. Images of its own are encoded as a data set of its own is."""
     others = [rejected_record(record, kind) for record in records]
-    second: Iterable[Any] = [None] * len(records)
+    second: Iterable[Encoded | Identical | None] = [None] * len(records)
     if kind == "record":
         second = encode_each(others, encoder, responses, beside, opening=opening)
     for encoded, other in zip(every, second, strict=True):
-        fault = next((each for each in (encoded, other) if isinstance(each, Identical)), None)
-        yield fault or with_second(encoded, kind, other)
+        if isinstance(encoded, Identical):
+            yield encoded
+        elif isinstance(other, Identical):
+            yield other
+        else:
+            yield with_second(encoded, kind, other)
 
 
 def encode_each(
