@@ -35,6 +35,7 @@ def run(bundle, tmp_path_factory):
     return out, mllm_align.train(CONFIG, bundle, PAIRS, out)
 
 
+@pytest.mark.parametrize("bundle", ["onevision", "idefics3", "qwen2_5_vl", "qwen3_vl"], indirect=True)
 def test_a_stopped_lora_run_and_what_is_exported_of_it(bundle, run, tmp_path):
     def stop(values):
         if values["step"] == 1:
