@@ -18,7 +18,7 @@ from mllm_align.training.programs import batch_structs, struct, train_program
 
 assert compiling  # a fixture
 
-PLANNED = Sizes(Shape(prefix=64, response=32, tiles=1), 4, 2)
+PLANNED = Sizes(Shape(prefix=64, response=32, tiles=1), 4, ((0, 1),))
 SAMPLING = SamplingConfig(max_tokens=4)
 
 
@@ -41,7 +41,7 @@ def programs(bundle):
     model, mesh, dtype = bundle.config, bundle.mesh, bundle.dtype
     config = replace(TINY, dtype=str(dtype))
     made = train_program(config, model, mesh, 10)
-    batch = batch_structs(config, model, mesh, PLANNED.shape, 2)
+    batch = batch_structs(config, model, mesh, PLANNED.shape, PLANNED.views)
     rows, whole = batch.responses.weight.sharding, replicated(mesh)
     keys, sample_keys = (
         struct((*batch.responses.weight.shape, *n), jnp.uint32, rows) for n in ((2,), (2, 2))

@@ -61,7 +61,7 @@ class Side:
             shape = shape.union(group.shape)
         program = train_program(config, self.bundle.config, self.mesh, 1)
         batch = assemble(stack([pad(groups, shape, 8)]), batch_sharding(self.mesh))
-        wanted = batch_structs(config, self.bundle.config, self.mesh, shape, 2)
+        wanted = batch_structs(config, self.bundle.config, self.mesh, shape, ((0, 1),))
         assert jax.tree.map(lambda x, y: (x.shape, x.dtype) == (y.shape, y.dtype), batch, wanted)
         trained = init_trained(self.bundle, config)
         placed = jax.tree.map(lambda x: x.sharding, program.state)

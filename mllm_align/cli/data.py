@@ -210,13 +210,13 @@ class DataSelect:
         from mllm_align.curation.select import Measured, select, told
 
         reward = None if self.reward is None else str(self.reward)
-        options = {"reward": reward, "score": self.score, "similarity": self.similarity}
+        options: dict[str, Any] = {"reward": reward, "score": self.score, "similarity": self.similarity}
         options |= {"model": None if self.model is None else str(self.model), "score_name": self.score_name}
-        settings = {"domains": self.domains, "seed": self.seed}
-        measured = Measured(self.by, **options, **settings, batch_size=self.batch_size)
+        options |= {"domains": self.domains, "seed": self.seed}
+        measured = Measured(self.by, **options, batch_size=self.batch_size)
         rest = {"keep": self.keep, "lowest": self.lowest, "per": self.per}
         found = select(self.files, self.out, measured, **rest, data=self.data)
-        asked = {"files": self.files, "by": self.by, **options, **settings, **rest}
+        asked = {"files": self.files, "by": self.by, **options, **rest}
         log_beside(self.out, event="select", **asked, **found)
         print(told(measured, found))
         written(self.out)

@@ -177,7 +177,9 @@ def _stamp(
     for i, candidates in usable.items():
         record = items[i].record
         turns = [message.chat() for message in record.messages]
-        digest.update(json.dumps([record.id, turns, [each.text for each in candidates]]).encode())
+        digest.update(
+            json.dumps([record.id, turns, record.preferences, [each.text for each in candidates]]).encode()
+        )
         for source in record.images:
             digest.update(image_digest(source))
     return {"config": to_json(config.annotator), "model": model, "data": digest.hexdigest()[:16]}

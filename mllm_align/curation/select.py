@@ -235,13 +235,13 @@ def _domains(
         states = model_states(model, [item.record for item in items], folder, config, measured.batch_size)
     except KeyboardInterrupt as error:
         raise Interrupted(f"interrupted; the states so far are kept in {folder}") from error
-    places = [i for i, each in enumerate(states) if each is not None]
-    if not places:
+    known = {i: each for i, each in enumerate(states) if each is not None}
+    if not known:
         raise InputError("every record is longer than the model's limit; raise --data.max-length")
-    found = domains(np.stack([states[i] for i in places]), measured.domains, measured.seed)
+    found = domains(np.stack([*known.values()]), measured.domains, measured.seed)
     scores: list[float | None] = [None] * len(items)
     labelled = list(items)
-    for i, label, entropy in zip(places, found.labels, found.entropy, strict=True):
+    for i, label, entropy in zip(known, found.labels, found.entropy, strict=True):
         scores[i] = float(entropy)
         labelled[i] = replace(items[i], fields=items[i].fields | {"domain": int(label)})
     return labelled, scores, {"domains": {"sizes": found.sizes, "accuracy": round(found.accuracy, 4)}}

@@ -78,10 +78,16 @@ def test_states_of_a_model_are_kept(tmp_path, monkeypatch):
     (batch,) = [*Batches(encoded, encoder, size=1, shuffle=False, shapes=1, multiple=1).iterate(0, 1, 1, 1)]
     group = jax.tree.map(lambda x: x[0], batch.group)
     of = variables(bundle().params, None)
-    features = model.apply(of, group.prefix.pixels, method="features")
-    _, hidden = model.apply(of, features, group.prefix, group.responses, method="hidden")
+
+    @jax.jit
+    def hidden(group):
+        features = model.apply(of, group.prefix.pixels, method="features")
+        return model.apply(of, features, group.prefix, group.responses, method="hidden")[1]
+
     count = len(encoded[0].responses[0])
-    np.testing.assert_allclose(states[0], np.asarray(hidden)[0, 0, :count].mean(0), rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        states[0], np.asarray(hidden(group))[0, 0, :count].mean(0), rtol=1e-3, atol=1e-4
+    )
     calls = []
     monkeypatch.setattr(module, "response_states", lambda *args, done: calls.append(args))
     again = model_states(str(MODEL), records, tmp_path / "states", DataConfig(), 2)

@@ -105,4 +105,6 @@ def test_second_images_of_a_record(pictures, tmp_path):
     refused("rejected_images: has 2 images, and the record has 1", rejected_images=["a.png", "b.png"])
     refused("rejected_images: has 1 images, and the record has 0", images=[], rejected_images=["a.png"])
     refused("found str", "a list of images", rejected_images="a.png")
+    three = {"images": ["a.png"] * 2, "neighbour_images": ["a.png"] * 3}
+    refused("neighbour_images: has 3 images, and the record has 2", **three)
     refused("neighbour_images[0]", "leaves the image folder", neighbour_images=["/etc/x.png"])

@@ -6,7 +6,7 @@ from PIL import Image
 
 from mllm_align.data.distortion import CROP_RATIO, CROP_SCALE, cropped, numbers
 
-WIDTH, HEIGHT = 320, 200
+WIDTH, HEIGHT = 160, 100
 
 
 def ramp() -> Image.Image:
@@ -19,7 +19,7 @@ def ramp() -> Image.Image:
 def test_a_crop_is_a_small_part_scaled_to_the_whole():
     """Over many draws, the parts' areas and ratios fill their ranges, and their places the image."""
     image, parts = ramp(), []
-    for number in range(300):
+    for number in range(200):
         made = cropped(image, numbers(0, "a", number))
         assert made.size == image.size and made.mode == "RGB"
         seen = np.asarray(made, np.float64)[..., :2] / 255

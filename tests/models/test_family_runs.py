@@ -23,7 +23,12 @@ pytestmark = pytest.mark.slow
 CONFIG = replace(TINY, steps=2, save_every=1)
 
 
-@pytest.fixture(scope="module", params=["onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "gemma3"])
+def of(*names):
+    """The two Qwens share most of what is run here."""
+    return pytest.mark.parametrize("bundle", names, indirect=True)
+
+
+@pytest.fixture(scope="module")
 def bundle(request, compiling):
     return mllm_align.load(FIXTURES / request.param, "float32", one_device())
 
@@ -35,7 +40,7 @@ def run(bundle, tmp_path_factory):
     return out, mllm_align.train(CONFIG, bundle, PAIRS, out)
 
 
-@pytest.mark.parametrize("bundle", ["onevision", "idefics3", "qwen2_5_vl", "qwen3_vl"], indirect=True)
+@of("onevision", "idefics3", "qwen3_vl")
 def test_a_stopped_lora_run_and_what_is_exported_of_it(bundle, run, tmp_path):
     def stop(values):
         if values["step"] == 1:
@@ -55,7 +60,7 @@ def test_a_stopped_lora_run_and_what_is_exported_of_it(bundle, run, tmp_path):
             assert one["chosen_logp"] == pytest.approx(other["chosen_logp"], abs=1e-3)
 
 
-@pytest.mark.parametrize("bundle", ["onevision", "qwen2_5_vl", "qwen3_vl", "gemma3"], indirect=True)
+@of("onevision", "qwen2_5_vl", "qwen3_vl", "gemma3")
 def test_on_a_mesh_with_stored_features_as_on_one_device(bundle, run, tmp_path):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
     stored = replace(CONFIG, features="stored")
@@ -65,6 +70,7 @@ def test_on_a_mesh_with_stored_features_as_on_one_device(bundle, run, tmp_path):
         assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
 
 
+@of("onevision", "idefics3", "qwen2_5_vl", "gemma3")
 def test_its_own_answers_are_rejected_ranked_and_rewarded(bundle, tmp_path):
     short = SamplingConfig(max_tokens=6)
     job = BDHSConfig(similarity="lexical", iterations=1, sentence_tokens=6, batch_size=4, sampling=short)

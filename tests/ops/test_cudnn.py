@@ -111,3 +111,5 @@ def test_jax_takes_the_calls_of_the_vision_tower(monkeypatch):
     for attend in (cudnn.full_attention, lambda *qkv: cudnn.full_attention(*qkv, segments)):
         text = lowered(attend, *[(5, 577, 16, 64)] * 3)
         assert text.count("@__cudnn$fmhaSoftmax(") == text.count("@__cudnn$fmhaSoftmaxBackward(") == 1
+    short = lowered(lambda *qkv: cudnn.full_attention(*qkv, segments, 64), *[(5, 577, 16, 64)] * 3)
+    assert "fmha" not in short and "577x577" not in short

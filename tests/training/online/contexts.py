@@ -39,7 +39,7 @@ def context(
 class NoImages:
     """An encoder that reads no pixels: batches are small and quick."""
 
-    def group(self, record: Encoded, features: Any = None) -> Group:
+    def group(self, record: Encoded, features: Any = None, draw: Any = (0, 0)) -> Group:
         group = prepared()[0].group(record)
         (prefix,) = group.prefixes
         return replace(
