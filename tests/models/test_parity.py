@@ -176,6 +176,7 @@ def test_losses_of_single_pairs(golden, ours, loss):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("golden", [name for name in ALL if name != "gemma3"], indirect=True)  # takes long
 def test_four_steps_of_full_fine_tuning(golden):
     expected = golden.numbers["trajectory"]
     groups = [golden.groups(f"trajectory/step{i}/") for i in range(expected["steps"])]
