@@ -168,8 +168,10 @@ def _with_second(
     if kind == "record":
         second = encode_each(others, encoder, responses, beside, opening=opening)
     for encoded, other in zip(every, second, strict=True):
-        fault = next((each for each in (encoded, other) if isinstance(each, Identical)), None)
-        yield fault or with_second(encoded, kind, other)
+        if isinstance(encoded, Identical) or isinstance(other, Identical):
+            yield encoded if isinstance(encoded, Identical) else other
+        else:
+            yield with_second(encoded, kind, other)
 
 
 def encode_each(
