@@ -88,7 +88,7 @@ class Odd(Good):
     [
         (Thawed(), "it must be of type Objective"),
         (Bare(), "objective Bare is no frozen dataclass; put @dataclass(frozen=True) above it"),
-        (Needy(), "objective Needy needs features; the train step has reference, rollout, score, values"),
+        (Needy(), "objective Needy needs features; the train step has changes, kl, reference, rollout"),
         (Torn(), "objective Torn needs score and reference; what scores predicts no tokens"),
         (Worded(), "objective Worded needs 'reference'; it must be a frozenset of names"),
         (Countless(), "objective Countless does not say how many responses it compares"),
