@@ -14,7 +14,7 @@ import tempfile
 import warnings
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import astuple, dataclass, fields
 from functools import cache
@@ -164,7 +164,7 @@ def _with_second(
 ) -> Iterator[Encoded | Identical]:
     """Each record with its second prefix. Images of its own are encoded as a data set of its own is."""
     others = [rejected_record(record, kind) for record in records]
-    second: Iterable[Any] = [None] * len(records)
+    second: Any = [None] * len(records)
     if kind == "record":
         second = encode_each(others, encoder, responses, beside, opening=opening)
     for encoded, other in zip(every, second, strict=True):
