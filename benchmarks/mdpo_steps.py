@@ -12,8 +12,10 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from itertools import pairwise
 from pathlib import Path
 
@@ -53,7 +55,8 @@ def main() -> None:
 
     def turn(name: str, number: int) -> dict[str, float]:
         watch, other = Watch(), other_cpu_seconds()
-        train(configs[name], bundle, data, work / f"{name}-{number}", callbacks=[watch])
+        with redirect_stdout(sys.stderr):
+            train(configs[name], bundle, data, work / f"{name}-{number}", callbacks=[watch])
         steps = [[b - a for a, b in zip(*each, strict=True)] for each in pairwise(watch.seen)]
         wall, cpu = (statistics.median(each) for each in zip(*steps, strict=True))
         others = round(other_cpu_seconds() - other, 1)

