@@ -1,7 +1,4 @@
-"""rDPO with LoRA on LLaVA 1.6-7B, with the released settings of Re-Align (arXiv 2502.13146).
-
-Every record needs a retrieved image (`rejected_images`).
-"""
+"""rDPO with LoRA on LLaVA 1.6-7B, with the released settings of Re-Align (arXiv 2502.13146)."""
 
 from mllm_align import RDPO, Config, DataConfig, LoraConfig, MeshConfig, OptimConfig
 

@@ -85,7 +85,9 @@ def test_generate_gives_texts_and_writes_them(tmp_path, monkeypatch):
     texts = mllm_align.generate(bundle(), PAIRS, short, samples=2, out=tmp_path / "said.jsonl")
     assert [len(each) for each in texts] == [2] * 8
     lines = [json.loads(line) for line in (tmp_path / "said.jsonl").read_text().splitlines()]
-    assert lines == [{"index": i, "responses": each} for i, each in enumerate(texts)]
+    ids = [row.get("id", str(i)) for i, row in enumerate(rows())]
+    assert [(line["index"], line["id"]) for line in lines] == list(enumerate(ids))
+    assert [line["responses"] for line in lines] == texts
     given = [{"prompt": row["prompt"], "images": [str(PAIRS.parent / row["images"][0])]} for row in rows(2)]
     assert [len(each) for each in mllm_align.generate(bundle(), given, short)] == [1, 1]
     with pytest.raises(InputError, match="is the data file itself"):

@@ -206,6 +206,8 @@ def test_data_are_known_by_their_tokens(monkeypatch):
             SimpleNamespace(prefix=np.array(p, np.int32), responses=[np.array(r, np.int32) for r in rest])
             for p, *rest in records
         ]
+        for each in made:
+            each.parts = (each,)
         return run_folder.metadata(CONFIG, bundle, "d.jsonl", None, made)["data_fingerprint"]
 
     base = fingerprint(([1, 2], [3], [4]))
