@@ -24,7 +24,7 @@ CONFIG = replace(TINY, steps=2, save_every=1)
 
 
 def of(*names):
-    """The two Qwens share most of what is run here."""
+    """Families whose traits matter to a test: all of them train and export in test_train_export_live.py."""
     return pytest.mark.parametrize("bundle", names, indirect=True)
 
 
@@ -40,7 +40,7 @@ def run(bundle, tmp_path_factory):
     return out, mllm_align.train(CONFIG, bundle, PAIRS, out)
 
 
-@of("onevision", "idefics3", "qwen3_vl")
+@of("qwen3_vl")
 def test_a_stopped_lora_run_and_what_is_exported_of_it(bundle, run, tmp_path):
     def stop(values):
         if values["step"] == 1:
@@ -60,7 +60,7 @@ def test_a_stopped_lora_run_and_what_is_exported_of_it(bundle, run, tmp_path):
             assert one["chosen_logp"] == pytest.approx(other["chosen_logp"], abs=1e-3)
 
 
-@of("onevision", "qwen2_5_vl", "qwen3_vl", "gemma3")
+@of("qwen2_5_vl", "qwen3_vl", "gemma3")
 def test_on_a_mesh_with_stored_features_as_on_one_device(bundle, run, tmp_path):
     mesh = make_mesh(MeshConfig(data=1, fsdp=2, tensor=2), jax.devices()[:4])
     stored = replace(CONFIG, features="stored")
