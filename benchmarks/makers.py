@@ -13,41 +13,20 @@ cascade ten more for the reward models.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import study
 from scenes_study.makers import MAKERS, Makers
-from scenes_study.rows import difference, read_rows, same, spread
+from scenes_study.rows import difference, read_rows, spread
 
 from mllm_align.errors import InputError
-from mllm_align.files import new_file
-from mllm_align.testbed.quickstart.experiment import take
-from mllm_align.testbed.quickstart.phases import Base, Clock, Pictures, Recipe
+from mllm_align.testbed.quickstart.phases import Recipe
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "makers"
 FIGURES = ("chair_i", "recall", "details", "pope")
-
-
-def run(work: Path, seeds: list[int], only: list[str], results: Path, recipe: Recipe) -> None:
-    take(work, len(seeds), recipe)
-    clock, pictures = Clock(work / "seconds.json"), Pictures(work / "scenes", recipe.scenes)
-    base = Base(work / "base", 0, recipe, pictures, clock)
-    for seed in seeds:
-        study = Makers(work / f"seed-{seed}", seed, recipe, pictures, clock)
-        for name in only or MAKERS:
-            file, before = results / f"{name}-{seed}.json", read_rows(results)[0].get(name, {}).get(seed)
-            if before is not None and same(before["settings"], study.stamp(name)["settings"]):
-                continue
-            study.begin(base)
-            began = time.perf_counter()
-            row = study.row(name)
-            with new_file(file) as out:
-                out.write(json.dumps(row, separators=(",", ":")) + "\n")
-            print(f"{name}, seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
 
 
 def report(results: Path) -> str:
@@ -84,7 +63,8 @@ def main(argv: list[str] | None = None, recipe: Recipe | None = None) -> None:
     if options.work is None and not options.report:
         parser.error("give --work DIR, or --report")
     if not options.report:
-        run(options.work, options.seeds, options.only, options.results, recipe or Recipe())
+        places = options.work, options.seeds, options.only, options.results
+        study.run(*places, recipe or Recipe(), Makers, tuple(MAKERS))
     print(report(options.results))
 
 
