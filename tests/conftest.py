@@ -15,7 +15,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import jax
 
+from mllm_align import progress
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
+progress.EVERY = 1e9  # what a command says hangs on no machine's speed

@@ -49,14 +49,16 @@ def test_a_terminal_gets_a_bar_that_stays(stderr):
     assert file.getvalue().endswith("\n")
 
 
-def test_elsewhere_short_work_says_nothing(stderr):
+def test_elsewhere_short_work_says_nothing(stderr, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 10.0)
     file = stderr(False)
     with progress.progress_bar(4, "reading") as bar:
         bar.update(4)
     assert file.getvalue() == ""
 
 
-def test_elsewhere_a_line_comes_every_ten_seconds(stderr, clock):
+def test_elsewhere_a_line_comes_every_ten_seconds(stderr, clock, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 10.0)
     file = stderr(False)
     with progress.progress_bar(1000, "reading", unit="tile") as bar:
         said = []
