@@ -123,6 +123,12 @@ def wrong(at: str, name: str, value: Any, wanted: str, remedy: str) -> InputErro
     return refusal(at, f"{name} is {found}, wanted {wanted}", remedy)
 
 
+def check_token(at: str, whole: Mapping[str, Any], name: str, vocab: int, remedy: str) -> None:
+    """Raises InputError for a token's id that is not within the vocabulary."""
+    if whole[name] >= vocab:
+        raise wrong(at, name, whole[name], f"an id within the vocabulary of {vocab}", remedy)
+
+
 def fields(
     at: str, raw: Mapping[str, Any], table: Mapping[str, tuple[Any, Range]], remedy: str, under: str = ""
 ) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from mllm_align.models.ranges import (
     OneOf,
     Whole,
     check,
+    check_token,
     fields,
     wrong,
 )
@@ -95,9 +96,7 @@ def parse_config(path: Path, raw: dict[str, Any]) -> Gemma3Config:
     vision = _vision(at, whole["vision_config"] or {}, whole["mm_tokens_per_image"])
     text = whole["text_config"] or {}
     decoder = _decoder(at, text, bool(whole["tie_word_embeddings"]), vision.tokens)
-    if whole["image_token_index"] >= decoder.vocab:
-        wanted = f"an id within the vocabulary of {decoder.vocab}"
-        raise wrong(at, "image_token_index", whole["image_token_index"], wanted, COPY)
+    check_token(at, whole, "image_token_index", decoder.vocab, COPY)
     return Gemma3Config(raw["model_type"], vision, decoder, whole["image_token_index"])
 
 

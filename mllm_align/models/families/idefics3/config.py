@@ -25,6 +25,7 @@ from mllm_align.models.ranges import (
     Object,
     OneOf,
     Whole,
+    check_token,
     fields,
     wrong,
 )
@@ -64,9 +65,7 @@ def parse_config(path: Path, raw: dict[str, Any]) -> Idefics3Config:
     whole = fields(at, raw, WHOLE, COPY)
     text = TEXT if whole["text_config"] is None else whole["text_config"]
     decoder = replace(decoder_config(at, text, COPY), tied=bool(whole["tie_word_embeddings"]))
-    if whole["image_token_id"] >= decoder.vocab:
-        wanted = f"an id within the vocabulary of {decoder.vocab}"
-        raise wrong(at, "image_token_id", whole["image_token_id"], wanted, COPY)
+    check_token(at, whole, "image_token_id", decoder.vocab, COPY)
     vision = _vision(at, whole["vision_config"] or {}, whole["scale_factor"])
     return Idefics3Config(raw["model_type"], vision, decoder, whole["image_token_id"])
 

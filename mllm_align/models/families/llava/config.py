@@ -25,6 +25,7 @@ from mllm_align.models.ranges import (
     Object,
     OneOf,
     Whole,
+    check_token,
     fields,
     wrong,
 )
@@ -104,9 +105,7 @@ def parse_config(path: Path, raw: dict[str, Any]) -> LlavaConfig:
     decoder = decoder_config(at, whole["text_config"] or {}, COPY)
     # transformers takes the decoder's own flag in LLaVA 1.5 alone
     decoder = replace(decoder, tied=bool(whole["tie_word_embeddings"] or (decoder.tied and not anyres)))
-    if whole["image_token_index"] >= decoder.vocab:
-        wanted = f"an id within the vocabulary of {decoder.vocab}"
-        raise wrong(at, "image_token_index", whole["image_token_index"], wanted, COPY)
+    check_token(at, whole, "image_token_index", decoder.vocab, COPY)
     return LlavaConfig(
         family=family,
         vision=vision,

@@ -25,8 +25,8 @@ from mllm_align.models.ranges import (
     Object,
     OneOf,
     Whole,
+    check_token,
     fields,
-    wrong,
 )
 
 COPY = "take a LLaVA-OneVision folder, or copy the file again from where it came from"
@@ -96,9 +96,7 @@ def parse_config(path: Path, raw: dict[str, Any]) -> OneVisionConfig:
     whole = fields(at, raw, WHOLE, COPY)
     decoder = decoder_config(at, {"model_type": "qwen2", **(whole["text_config"] or {})}, COPY)
     decoder = replace(decoder, tied=bool(whole["tie_word_embeddings"] or decoder.tied))
-    if whole["image_token_index"] >= decoder.vocab:
-        wanted = f"an id within the vocabulary of {decoder.vocab}"
-        raise wrong(at, "image_token_index", whole["image_token_index"], wanted, COPY)
+    check_token(at, whole, "image_token_index", decoder.vocab, COPY)
     tower = vit.settings(at, whole["vision_config"] or SO400M, VISION, COPY)
     layer = raw.get("vision_feature_layer", -1)
     tower["layers"] = vit.feature_layer(at, layer, tower["layers"], COPY)

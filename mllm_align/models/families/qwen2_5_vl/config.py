@@ -19,11 +19,10 @@ from mllm_align.models.families.qwen_vl.config import (
     VISION,
     WHOLE,
     QwenVLConfig,
-    check_image_token,
     rope_fields,
     vision_settings,
 )
-from mllm_align.models.ranges import DEPTH, PIXELS, WIDTH, Maybe, OneOf, check, fields, wrong
+from mllm_align.models.ranges import DEPTH, PIXELS, WIDTH, Maybe, OneOf, check, check_token, fields, wrong
 
 COPY = "take a Qwen2.5-VL folder, or copy the file again from where it came from"
 
@@ -67,7 +66,7 @@ def parse_config(path: Path, raw: dict[str, Any]) -> Qwen25VLConfig:
     at = f"{path}/config.json"
     whole = fields(at, raw, WHOLE, COPY)
     decoder = _decoder(at, raw, whole)
-    check_image_token(at, whole["image_token_id"], decoder, COPY)
+    check_token(at, whole, "image_token_id", decoder.vocab, COPY)
     v, settings = vision_settings(at, whole["vision_config"] or {}, TOWER, decoder, COPY)
     unit = v["patch_size"] * v["spatial_merge_size"]
     if v["window_size"] < unit:

@@ -19,7 +19,6 @@ from mllm_align.models.families.qwen_vl.config import (
     VISION,
     WHOLE,
     QwenVLConfig,
-    check_image_token,
     rope_fields,
     vision_settings,
 )
@@ -34,6 +33,7 @@ from mllm_align.models.ranges import (
     Object,
     OneOf,
     Whole,
+    check_token,
     fields,
     wrong,
 )
@@ -90,7 +90,7 @@ def parse_config(path: Path, raw: dict[str, Any]) -> Qwen3VLConfig:
     at = f"{path}/config.json"
     whole = fields(at, raw, WHOLE, COPY)
     decoder = _decoder(at, whole["text_config"] or {}, bool(whole["tie_word_embeddings"]))
-    check_image_token(at, whole["image_token_id"], decoder, COPY)
+    check_token(at, whole, "image_token_id", decoder.vocab, COPY)
     vision = _vision(at, whole["vision_config"] or {}, decoder)
     return Qwen3VLConfig(raw["model_type"], vision, decoder, whole["image_token_id"])
 

@@ -57,12 +57,6 @@ class QwenVLConfig(ModelConfig):
         return True
 
 
-def check_image_token(at: str, token: int, decoder: DecoderConfig, remedy: str) -> None:
-    if token >= decoder.vocab:
-        wanted = f"an id within the vocabulary of {decoder.vocab}"
-        raise wrong(at, "image_token_id", token, wanted, remedy)
-
-
 def rope_fields(
     at: str, text: Mapping[str, Any], table: Mapping[str, Any], remedy: str, under: str
 ) -> dict[str, Any]:
