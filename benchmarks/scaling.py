@@ -38,6 +38,16 @@ SLICES = {
 }
 KINDS = {"lora": "DPO, LoRA rank 128", "full": "DPO, all of projector and decoder"}
 ROUNDS = (("llava-1.6-7b", "v5e:4x4"), ("llava-1.6-34b", "v6e:8x8"))
+INT8 = (  # (model, slice, LoRA's rank, pairs of a step): a model's parameters on each chip
+    ("llava-1.6-7b", "v5e:1x1", 128, 1),
+    ("llava-1.6-7b", "v5e:1x1", 64, 2),
+    ("qwen2.5-vl-7b", "v5e:1x1", 64, 2),
+    ("qwen3-vl-8b", "v5e:1x1", 64, 2),
+    ("llava-1.6-13b", "v6e:1x1", 128, 2),
+    ("gemma-3-12b", "v6e:1x1", 128, 2),
+    ("llava-1.6-34b", "v5p:2x2x1", 128, 2),
+    ("llava-1.6-34b", "v5p:2x2x1", 64, 2),
+)
 WEAK = (("v5e:4x4", 16), ("v5e:8x8", 64), ("v5e:16x16", 256))
 
 
@@ -85,6 +95,23 @@ def one(model: str, kind: str, where: str) -> Plan:
     return plan(config, model, where, programs=["train"])
 
 
+def in_int8(model: str, where: str, rank: int, pairs: int) -> Plan:
+    """Pairs one by one; of several chips each has all parameters, as if it were alone."""
+    chips = topology(where).chips
+    config = Config(
+        lora=LoraConfig(rank=rank, alpha=2.0 * rank, base="int8"),
+        data=DataConfig(multiple=128),
+        mesh=MeshConfig(data=chips),
+        batch_size=pairs * chips,
+        micro_batches=pairs,
+    )
+    return plan(config, model, where, programs=["train"])
+
+
+def int8_file(model: str, where: str, rank: int, pairs: int) -> Path:
+    return RESULTS / f"{model}_int8_{where.partition(':')[0]}_{rank}_{pairs}.json"
+
+
 def rounds_file(model: str) -> Path:
     return RESULTS / f"{model}_ppo.json"
 
@@ -98,6 +125,10 @@ def make() -> None:
                 data=DataConfig(multiple=128), mesh=MeshConfig(data=1, fsdp=-1), batch_size=2 * chips
             )
             save(plan(config, "llava-1.6-7b", where, programs=["train"]), file)
+    for row in INT8:
+        if not (file := int8_file(*row)).exists():
+            print(file.stem, flush=True)
+            save(in_int8(*row), file)
     for model, where in ROUNDS:
         file = rounds_file(model)
         if not file.exists():
@@ -140,6 +171,16 @@ GiB, TFLOP and GB sent are of one chip and one step.
 |---|---|---|--:|--:|--:|--:|--:|--:|---|
 """
 
+IN_INT8 = """
+## A base in int8, on one chip
+
+LoRA with `--lora.base int8`. Pairs of a step run one by one, each with the model's longest prompt and the
+reference in the step. The 34B's rows are of one of four chips that each hold all parameters: v5p's 95 GiB
+are nearest to a GPU's 80 GB, for which there is no plan.
+
+| model | LoRA rank | pairs a step | chip | GiB of | GiB | TFLOP | bound, s | pairs/s | limit |
+|---|--:|--:|---|--:|--:|--:|--:|--:|---|
+"""
 BDHS = """
 ## BDHS: the smallest v5e slice
 
@@ -168,6 +209,7 @@ def page() -> str:
             text += "".join(line(model, KINDS[kind], p) for p in plans)
             if not plans:
                 text += f"| {model} | {KINDS[kind]} | {chip} | none of {len(SLICES[chip])} fits |||||||\n"
+    text += IN_INT8 + "".join(int8_line(*row) for row in INT8 if int8_file(*row).exists())
     files = [(model, RESULTS / f"{name}.json") for name, model, kind, _ in rows() if kind == "bdhs"]
     text += BDHS + programs(files)
     text += PPO + programs([(model, rounds_file(model)) for model, _ in ROUNDS])
@@ -198,6 +240,17 @@ def line(model: str, kind: str, made: dict) -> str:
     cells = [model, kind, f"{made['topology']} ({made['vendor_name']})", str(made["chips"])]
     cells += [f"{p['needed'] / 2**30:.1f}", f"{p['flops'] / 1e12:.0f}", f"{sent / 1e9:.1f}"]
     cells += [f"{p['bound']:.2f}", f"{p['rates'].get('pairs/s', 0):.1f}", p["limit"]]
+    return f"| {' | '.join(cells)} |\n"
+
+
+def int8_line(model: str, where: str, rank: int, pairs: int) -> str:
+    made, chip = json.loads(int8_file(model, where, rank, pairs).read_text()), topology(where).chip
+    p = made["programs"][0]
+    cells = [model, str(rank), str(pairs), chip.name, f"{chip.usable / 2**30:.1f}"]
+    if not p["fits"]:
+        return f"| {' | '.join(cells)} | does not fit |||||\n"
+    cells += [f"{p['needed'] / 2**30:.1f}", f"{p['flops'] / 1e12:.0f}", f"{p['bound']:.2f}"]
+    cells += [f"{p['rates']['pairs/s'] / made['chips']:.2f}", p["limit"]]
     return f"| {' | '.join(cells)} |\n"
 
 

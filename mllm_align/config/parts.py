@@ -96,6 +96,9 @@ class LoraConfig:
     """The low-rank term is multiplied by alpha / rank."""
     targets: tuple[str, ...] = LORA_TARGETS
     """Which linear maps of every decoder block."""
+    base: Literal["full", "int8"] = "full"
+    """What the frozen matrices of blocks are kept in: full = the dtype of the computation, int8 = half of
+    bfloat16's memory, with a scale for each output channel."""
 
     def __post_init__(self):
         check_types(self, "lora.")

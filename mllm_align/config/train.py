@@ -166,6 +166,11 @@ class Config:
         return self.batch_size // self.micro_batches
 
     @property
+    def int8(self) -> bool:
+        """Whether the frozen base is kept in int8."""
+        return self.lora is not None and self.lora.base == "int8"
+
+    @property
     def rounds(self) -> Rounds:
         """How updates go with batches of the data."""
         return Rounds() if self.online is None else self.online.rounds

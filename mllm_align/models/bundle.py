@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from mllm_align.models.config import ModelConfig
 from mllm_align.models.huggingface import Folder, load_params
 from mllm_align.models.policy import SCORE
 from mllm_align.models.processor import Processor, end_tokens, load_processor
+from mllm_align.models.quantised import count, with_int8
 from mllm_align.models.sources import open_model
 from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.registry import Registry
@@ -30,8 +31,9 @@ OTHERS = Registry("source of a model", "mllm_align.training.run_folder")
 
 @dataclass(frozen=True, repr=False)
 class Bundle:
-    """params: the checkpoint's, in `dtype`, sharded over `mesh`. trained: what a run has put over them
-    (see models/policy.py), float32; of a checkpoint as it is empty, but for the head of a reward model.
+    """params: the checkpoint's, in `dtype` (matrices of blocks in int8, if config.int8), sharded over
+    `mesh`. trained: what a run has put over them (see models/policy.py), float32; of a checkpoint as it is
+    empty, but for the head of a reward model.
     """
 
     folder: Folder
@@ -50,25 +52,29 @@ class Bundle:
     def lora_scale(self) -> float:
         return 1.0 if self.lora is None else self.lora.scale
 
+    @property
+    def kept(self) -> str:
+        """What the parameters are kept in."""
+        return f"{self.dtype}, blocks in int8" if self.config.int8 else str(self.dtype)
+
     def __repr__(self) -> str:
-        count = sum(x.size for x in jax.tree.leaves(self.params))
         mesh = ", ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         lines = [
             f"Bundle of {self.folder.named or self.folder.path} ({self.config.family})",
-            f"  parameters  {count:,} in {self.dtype}",
+            f"  parameters  {count(self.params):,} in {self.kept}",
             f"  mesh        {mesh} ({self.mesh.devices.flat[0].device_kind})",
             f"  trained     {self._trained()}",
         ]
         return "\n".join(lines)
 
     def _trained(self) -> str:
-        count = sum(x.size for x in jax.tree.leaves(self.trained))
-        if not count:
+        numbers = count(self.trained)
+        if not numbers:
             return "nothing"
         parts = sorted(self.trained.get("params", {}))
         if self.trained.get("lora") and self.lora is not None:
             parts = [f"LoRA of rank {self.lora.rank}", *parts]
-        return f"{count:,} in float32: {', '.join(parts)}"
+        return f"{numbers:,} in float32: {', '.join(parts)}"
 
 
 def compute_dtype(name: Dtype, mesh: Mesh) -> Any:
@@ -81,6 +87,8 @@ def compute_dtype(name: Dtype, mesh: Mesh) -> Any:
 @cache  # tracing takes a second
 def abstract_params(config: ModelConfig) -> Any:
     """The parameter tree as shapes boxed with their logical axes; allocates nothing."""
+    if config.int8:
+        return with_int8(abstract_params(replace(config, int8=False)))
     v = config.vision
 
     def init() -> Any:
@@ -136,6 +144,16 @@ def opened(
     return model if isinstance(model, Bundle) else load(model, dtype, mesh)
 
 
+def kept_as(bundle: Bundle, int8: bool) -> Bundle:
+    """The bundle with the matrices of its blocks in int8, or not: read from its folder again where they are
+    kept otherwise, so that no number depends on what they were kept in before."""
+    if bundle.config.int8 == int8:
+        return bundle
+    folder = bundle.folder.kept(int8)
+    places = tree_lookup(base_shardings(folder.config, bundle.mesh))
+    return replace(bundle, folder=folder, params=load_params(folder, bundle.dtype, places))
+
+
 def _units(config: ModelConfig) -> dict[str, int]:
     """What the axes of heads are cut between."""
     d = config.decoder
@@ -171,7 +189,7 @@ def base_shardings(config: ModelConfig, mesh: Mesh) -> Any:
 def lora_shardings(config: ModelConfig, lora: Any, mesh: Mesh) -> Any:
     """`a` is cut like the input axis of its kernel, `b` like the output axis; that of the two which the
     embedding's axis does not cut has its rank cut instead. lora: shapes are enough."""
-    decoder = abstract_params(config)["decoder"]
+    decoder = abstract_params(replace(config, int8=False))["decoder"]
 
     def boxed(path: Any, leaf: Any) -> nn.LogicallyPartitioned:
         _, stack, name, side = (key.key for key in path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 
@@ -126,6 +126,8 @@ class ModelConfig:
     vision: VisionConfig
     decoder: DecoderConfig
     image_token: int
+    int8: bool = field(default=False, kw_only=True)
+    """Whether the matrices of blocks are kept in int8, and so are frozen (`models/quantised.py`)."""
 
     @property
     def newline(self) -> bool:

@@ -7,7 +7,6 @@ come from safetensors only and no code from a folder is ever run.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.base import ModelFamily
 from mllm_align.models.families.registry import family_of, read_config
 from mllm_align.models.names import HEAD, SCORE_WEIGHT, Entry
+from mllm_align.models.placed import placed
 
 INDEX = "model.safetensors.index.json"
 ROWS = 1024  # of a matrix, read at once where all of it is not needed
@@ -44,6 +44,10 @@ class Folder:
     changes: tuple[Changes, ...] = ()
     named: Path | None = None
     step: int | None = None
+
+    def kept(self, int8: bool) -> Folder:
+        """The folder, to be read with the matrices of its blocks in int8, or in the computation's dtype."""
+        return self if self.config.int8 == int8 else replace(self, config=replace(self.config, int8=int8))
 
     @property
     def family(self) -> ModelFamily[Any]:
@@ -124,7 +128,8 @@ def load_params(
 ) -> dict[str, Any]:
     """The parameter tree, each leaf read slice by slice straight to the devices that keep it.
 
-    sharding: leaf path -> where it lives (default: the first device). only: which leaves to read.
+    sharding: leaf path -> where it lives (default: the first device); a `Quantised` of two for a matrix
+    that is kept in int8. only: which leaves to read.
     """
     leaves: dict[tuple[str, ...], list[Entry]] = {}
     for entry in folder.entries:
@@ -138,7 +143,7 @@ def load_params(
         node = tree
         for key in path[:-1]:
             node = node.setdefault(key, {})
-        node[path[-1]] = _leaf(reader, parts, np.dtype(dtype), where)
+        node[path[-1]] = placed(parts, reader, np.dtype(dtype), where)
     return tree
 
 
@@ -168,31 +173,6 @@ class Reader:
             count = part.get_shape()[0]
             for start in range(0, count, ROWS):
                 yield part[start : min(start + ROWS, count)]
-
-
-def _leaf(reader: Reader, parts: list[Entry], dtype: np.dtype, where) -> jax.Array:
-    shape = parts[0].to_ours(np.empty(parts[0].shape, bool)).shape
-    stacked = parts[0].layer is not None
-    if stacked:
-        shape = (len(parts), *shape)
-
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        """One device's share, in memory once: tensor by tensor into a place that the device can keep."""
-        out = _aligned([len(range(*i.indices(n))) for i, n in zip(index, shape, strict=True)], dtype)
-        chosen, within = (parts[index[0]], index[1:]) if stacked else (parts, index)
-        for place, entry in zip(out if stacked else [out], chosen, strict=True):
-            place[...] = entry.to_ours(reader(entry.name))[within]
-        return out
-
-    return jax.make_array_from_callback(shape, where, read)  # type: ignore[arg-type]
-
-
-def _aligned(shape: list[int], dtype: np.dtype) -> np.ndarray:
-    """An empty array at an address that JAX takes over on a CPU without a copy."""
-    size = math.prod(shape) * dtype.itemsize
-    room = np.empty(size + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    return room[start : start + size].view(dtype).reshape(shape)
 
 
 # ---- weights ---------------------------------------------------------------------------------------

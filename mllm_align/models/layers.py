@@ -36,7 +36,8 @@ def parameter(
 class Linear(nn.Module):
     """x @ kernel (+ bias), plus the low-rank term where the `lora` collection has one for this place.
 
-    The collection holds `a` [in, r] and `b` [r, out], already scaled by alpha / r.
+    The collection holds `a` [in, r] and `b` [r, out], already scaled by alpha / r. The kernel may be
+    `Quantised`.
     """
 
     features: int

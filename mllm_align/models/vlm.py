@@ -236,5 +236,5 @@ def variables(params: Params, lora: Params | None = None) -> dict[str, Params]:
 
 
 def cast(tree: Any, dtype: Any) -> Any:
-    """Every array in the dtype of the computation."""
-    return jax.tree.map(lambda x: x.astype(dtype), tree)
+    """Every array in the dtype of the computation, but for matrices in int8."""
+    return jax.tree.map(lambda x: x if x.dtype == jnp.int8 else x.astype(dtype), tree)

@@ -48,9 +48,7 @@ def plan(
     verdict first.
     Nothing is allocated. Raises InputError for names that are not known and meshes that can't be.
     """
-    name, shape_of = (
-        (str(model), config_of(base_folder(model))) if not isinstance(model, ModelConfig) else ("", model)
-    )
+    name, shape_of = "" if isinstance(model, ModelConfig) else str(model), _shape_of(config, model)
     if isinstance(config, Config):
         check_terms(config.objective)
     place = topology(where) if where else None
@@ -79,6 +77,12 @@ def plan(
     for text in (done.verdict, heading(done), *map(program_text, parts)):
         say(text)
     return done
+
+
+def _shape_of(config: Config | BDHSConfig, model: str | Path | ModelConfig) -> ModelConfig:
+    """The model as the config keeps it."""
+    found = model if isinstance(model, ModelConfig) else config_of(base_folder(model))
+    return replace(found, int8=isinstance(config, Config) and config.int8)
 
 
 def _plan(name: str, place: Topology | None, metadata: dict, size: Sizes, parts: list, words: str) -> Plan:
@@ -166,7 +170,7 @@ def sweep(
 ) -> list[Plan]:
     """Plans of the config's first program for the meshes of a slice: those that fit, the fastest bound
     first."""
-    shape_of = model if isinstance(model, ModelConfig) else config_of(base_folder(model))
+    shape_of = _shape_of(config, model)
     first = targets.names(config)[0] if isinstance(config, Config) else "decode"
     options = {"programs": (first,), **options}
     found = meshes(config, shape_of, topology(where))

@@ -179,6 +179,8 @@ def advice(bad: ProgramPlan, config: Any, mesh: dict[str, int]) -> str:
             change.append("train low-rank terms (lora)")
         if config.live_reference:
             change.append("store the reference (reference stored)")
+        if config.lora is not None and not config.int8:
+            change.append("keep the frozen base in int8 (lora.base int8)")
     elif each > 1:
         change.append(f"run fewer rows at once (batch_size {shards})")
     change.append(f"cut heads and feed-forward (mesh.tensor {2 * now.tensor})")

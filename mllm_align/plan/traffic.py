@@ -78,7 +78,7 @@ def _read(module: Module, fused: Computation, name: str, size: float) -> float:
         if name not in user.operands or user.opcode in ("parameter", "constant", "tuple") or is_piece(user):
             continue
         first = user.operands[0] == name
-        if user.opcode == "bitcast":
+        if user.opcode == "bitcast" or _retiled(module, user):
             total += _read(module, fused, user.name, size)
         elif user.opcode in SLICES and first:
             total += sum(a.bytes for a in user.arrays)
@@ -90,6 +90,12 @@ def _read(module: Module, fused: Computation, name: str, size: float) -> float:
         elif not (user.opcode == "dynamic-update-slice" and first):
             return size
     return total
+
+
+def _retiled(module: Module, each: Instruction) -> bool:
+    """Whether a fusion inside another names the same bytes by another tiling, as of int8 arrays."""
+    callee = each.called("calls") if "output_to_operand_aliasing={{}: (0" in each.rest else None
+    return callee is not None and module.computations[callee][module.roots[callee]].opcode == "copy"
 
 
 def _written(module: Module, fused: Computation, result: Instruction, size: float) -> float:

@@ -100,7 +100,7 @@ class StoredFeatures:
             for source in record.record.images:
                 digest.update(image_digest(source))
         named = {"model": self.bundle.folder.fingerprint, "images": digest.hexdigest()[:16]}
-        return named | {"dtype": str(np.dtype(self.bundle.dtype)), "shape": list(self.shape)}
+        return named | {"dtype": self.bundle.kept, "shape": list(self.shape)}
 
     def _done(self, stamp: dict[str, Any]) -> bool:
         if not self.stamp_file.exists():

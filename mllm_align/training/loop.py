@@ -34,7 +34,7 @@ from mllm_align.errors import (
     first_few,
     not_finite,
 )
-from mllm_align.models.bundle import Bundle, load
+from mllm_align.models.bundle import Bundle, kept_as, load
 from mllm_align.models.policy import SCORE, policy_alone
 from mllm_align.prepare import check_batch, prepare
 from mllm_align.processes import say
@@ -117,8 +117,9 @@ def _train(
         check_terms(objective)
     if not isinstance(model, Bundle):
         with waiting(f"opening {model}"):
-            model = load(run_folder.base_again(model, out), config.dtype, make_mesh(config.mesh))
-    bundle = model
+            folder = run_folder.base_again(model, out).kept(config.int8)
+            model = load(folder, config.dtype, make_mesh(config.mesh))
+    bundle = kept_as(model, config.int8)
     if SCORE in bundle.trained:
         problem = "is a reward model; name a model that answers (or go on from its run with --init-from)"
         raise InputError(f"{bundle.folder.named or bundle.folder.path} {problem}")

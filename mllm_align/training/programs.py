@@ -46,11 +46,11 @@ def struct(shape: Any, dtype: Any, where: Any) -> jax.ShapeDtypeStruct:
 
 
 def abstract_base(config: ModelConfig, mesh: Mesh, dtype: Any) -> Any:
-    """The checkpoint's parameters in the dtype of the computation."""
+    """The checkpoint's parameters in the dtype of the computation, or in int8."""
     places = base_shardings(config, mesh)
-    boxed = abstract_params(config)
+    boxed, int8 = abstract_params(config), jnp.dtype(jnp.int8)
     return jax.tree.map(
-        lambda leaf, where: struct(leaf.value.shape, dtype, where),
+        lambda leaf, where: struct(leaf.value.shape, int8 if leaf.value.dtype == int8 else dtype, where),
         boxed,
         places,
         is_leaf=lambda x: hasattr(x, "names"),

@@ -78,6 +78,7 @@ def metadata(
         **_judge(config, bundle),
         "part_files": part_files(config),
         "dtype": str(bundle.dtype),
+        "base_kept": bundle.kept,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": versions(),
     }
@@ -492,10 +493,11 @@ def load_run(
     of `load`."""
     config, folder, checkpoints, number = open_run(out, step)
     with closing(checkpoints):
-        if base is not None and base.folder.fingerprint == folder.fingerprint:
+        same = base is not None and base.folder.fingerprint == folder.fingerprint
+        if base is not None and same and base.config.int8 == config.int8:
             bundle = base
         else:
-            bundle = load(folder, dtype, mesh)
+            bundle = load(folder.kept(config.int8), dtype, mesh)
         trained = checkpoints.restore_trained(number, abstract_trained(config, bundle.config, bundle.mesh))
     return replace(bundle, trained=policy_alone(trained), lora=config.lora)
 
@@ -552,6 +554,7 @@ def export_run(
 
     run: its folder. out: the folder to make. dtype: of the written weights; default, as the base folder
     has them (adapter: float32). step: the newest checkpoint, the best evaluated one, or a step's number.
+    What was trained over a base in int8 is merged into the folder's own weights; "trained_over" tells it.
     The run's own config.json says what was trained. Returns what was written: counts of tensors and, for
     a merge into 16 bits, what rounding cost.
     """
@@ -574,4 +577,5 @@ def _export_run(
         report = export_adapter(folder, out, trained, lora.rank, lora.alpha, lora.targets, dtype)
     else:
         report = export_merged(folder, out, trained, 1.0 if lora is None else lora.scale, dtype)
-    return {"step": number, **report}
+    trained_over = {"trained_over": "int8"} if config.int8 else {}
+    return {"step": number, **trained_over, **report}

@@ -80,7 +80,7 @@ class StoredReference:
         settings += f" seed {seed}" * any(record.identity for record in records)
         name_weights(bundle.folder)
         stamp = (
-            f"model {bundle.folder.fingerprint} data {fingerprint(records, settings)} dtype {bundle.dtype}"
+            f"model {bundle.folder.fingerprint} data {fingerprint(records, settings)} dtype {bundle.kept}"
         )
         lengths = [[len(answer) for answer in record.responses] for record in records]
         if processes.on_first(self.path.exists):

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from mllm_align.batch import Shape
 from mllm_align.config import Config
 from mllm_align.models.bundle import Bundle
+from mllm_align.models.quantised import count
 from mllm_align.processes import say
 from mllm_align.training.metrics import duration
 
@@ -64,7 +63,7 @@ def number(count: float) -> str:
 
 
 def parameters(tree: Any) -> str:
-    return number(sum(x.size for x in jax.tree.leaves(tree)))
+    return number(count(tree))
 
 
 def start(
@@ -82,7 +81,7 @@ def start(
     devices, size = bundle.mesh.devices, config.batch_size
     parts = [f"LoRA of rank {config.lora.rank}"] if config.lora else []
     lines = {
-        "model": f"{bundle.config.family}, {parameters(bundle.params)} parameters in {bundle.dtype}, "
+        "model": f"{bundle.config.family}, {parameters(bundle.params)} parameters in {bundle.kept}, "
         f"on {devices.size} x {devices.flat[0].device_kind}",
         "trains": f"{parameters(trained)} parameters: {', '.join([*parts, *trained.get('params', {})])}",
         "data": ", ".join(

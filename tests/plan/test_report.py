@@ -57,6 +57,7 @@ def test_verdict_says_what_to_change():
     words = verdict([fits, large], config, mesh, WHERE)
     assert words.startswith("does not fit: train needs 17.00 of 15.75 GiB a chip; run fewer rows at once")
     assert "micro_batches 2" in words and "reference stored" in words and "mesh.tensor 2" in words
+    assert "lora.base int8" in words
     assert "\n" not in words
 
 

@@ -115,6 +115,28 @@ def test_a_parameter_that_is_sliced_twice_is_read_twice_and_never_more_than_whol
         assert bytes_of(LAYERS, line, before=fused(size)) == (read + size) * KIB
 
 
+def test_another_tiling_of_the_same_bytes_is_free_within_a_fusion():
+    """As the compiler calls stacked int8 matrices before it takes a layer's."""
+    fused = """%tiled (q: s8[100,1024]) -> s8[100,1024] {
+  %q = s8[100,1024]{1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %t = s8[100,1024]{1,0:T(8,128)(4,1)} copy(%q)
+}
+
+%fused (p: s8[100,1024], i: s32[]) -> s8[1,1024] {
+  %p = s8[100,1024]{1,0:T(32,128)(4,1)} parameter(0)
+  %i = s32[] parameter(1)
+  %f = s8[100,1024]{1,0:T(8,128)(4,1)} fusion(%p), kind=kLoop, ALIASING, calls=%tiled
+  ROOT %d = s8[1,1024]{1,0:T(8,128)(4,1)} dynamic-slice(%f, %i), dynamic_slice_sizes={1,1024}
+}
+
+"""
+    layers, on_chip = "%l = s8[100,1024] parameter(2)", "%i = s32[]{:S(6)} parameter(3)"
+    line = "ROOT %c = s8[1,1024] fusion(%l, %i), kind=kLoop, calls=%fused"
+    aliasing = fused.replace("ALIASING", "output_to_operand_aliasing={{}: (0, {})}")
+    assert bytes_of(layers, on_chip, line, before=aliasing) == 2 * KIB
+    assert bytes_of(layers, on_chip, line, before=fused.replace("ALIASING, ", "")) == 101 * KIB
+
+
 def test_memory_traffic_leaves_out_what_lies_on_chip():
     text = """
 ENTRY %main (a: f32[1024]) -> f32[1024] {

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
@@ -122,7 +123,8 @@ class Heads(nn.Module):
         lecun, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros
         kernel = parameter(self, "kernel", lecun, ("embed", None, "vision_heads"), (c.hidden, 3, c.hidden))
         bias = parameter(self, "bias", zeros, (None, "vision_heads"), (3, c.hidden))
-        return [(matmul(x, kernel[:, i]) + bias[None, None, i]).reshape(split) for i in range(3)]
+        kernels = [jax.tree.map(lambda x, i=i: x[..., i, :], kernel) for i in range(3)]  # maybe `Quantised`
+        return [(matmul(x, each) + bias[None, None, i]).reshape(split) for i, each in enumerate(kernels)]
 
 
 class Merger(nn.Module):
