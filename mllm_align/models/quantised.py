@@ -44,8 +44,8 @@ def _kept(path: Any, leaf: Any) -> Any:
         return nn.LogicallyPartitioned(jax.ShapeDtypeStruct(what, dtype), names)  # type: ignore[arg-type]
 
     shape, names = leaf.value.shape, leaf.names
-    channels = [(*each[:axis], *each[axis + 1 :]) for each in (shape, names)]
-    return Quantised(boxed(shape, names, jnp.int8), boxed(*channels, leaf.value.dtype))
+    sizes, axes = ((*each[:axis], *each[axis + 1 :]) for each in (shape, names))
+    return Quantised(boxed(shape, names, jnp.int8), boxed(sizes, axes, leaf.value.dtype))
 
 
 def round_into(place: np.ndarray, kernel: np.ndarray, within: tuple[slice, ...], dtype: Any) -> np.ndarray:

@@ -34,22 +34,19 @@ def test_rounding_by_hand_in_float64(dtype):
     values, exact = values_of(kernel, scale), scale.astype(np.float64)
     assert scale.dtype == dtype and values.dtype == np.int8
     largest = np.abs(kernel.astype(np.float64)).max(0)
-    np.testing.assert_allclose(
-        exact,
-        np.where(largest == 0, 1, largest / 127),
-        rtol=np.finfo(np.float32).eps * 4 if dtype is np.float32 else 2**-8,
-    )
+    wanted, rounding = np.where(largest == 0, 1, largest / 127), 1e-6 if dtype is np.float32 else 2**-8
+    np.testing.assert_allclose(exact, wanted, rtol=rounding)
     assert np.abs(values).max() <= 127 and (values[:, 1, 2] == 0).all()
     half = np.abs(kernel - values * exact).max(0) / np.where(largest == 0, 1, exact)
     assert half.max() <= 0.5 + 1e-5, "to the nearest multiple, the rounded scale's own"
 
 
 def test_of_16_bits_the_scale_is_rounded_before_it_divides():
-    """So a weight's error stays below half a step; dividing by the exact scale would move the largest
-    weight by a whole one."""
-    kernel = np.float32([[127.0 * 1.0019], [3.0]])
+    """So a weight's error stays within half a step: divided by the exact scale, 100.55 would become 100."""
+    kernel = np.array([[127 * 1.0019], [100.55]], np.float32)
     scale = scale_of(kernel, ml_dtypes.bfloat16)
-    assert scale == 1 and values_of(kernel, scale).ravel().tolist() == [127, 3]
+    assert scale == 1 and values_of(kernel, scale).ravel().tolist() == [127, 101]
+    assert np.rint(100.55 / 1.0019) == 100
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
