@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from mllm_align.models.attention import full_attention
@@ -122,7 +123,8 @@ class Heads(nn.Module):
         lecun, zeros = nn.initializers.lecun_normal(), nn.initializers.zeros
         kernel = parameter(self, "kernel", lecun, ("embed", None, "vision_heads"), (c.hidden, 3, c.hidden))
         bias = parameter(self, "bias", zeros, (None, "vision_heads"), (3, c.hidden))
-        return [(matmul(x, kernel[:, i]) + bias[None, None, i]).reshape(split) for i in range(3)]
+        made = [matmul(x, kernel[:, i]) + bias[None, None, i] for i in range(3)]
+        return [checkpoint_name(y, name).reshape(split) for y, name in zip(made, "qkv", strict=True)]
 
 
 class Merger(nn.Module):
