@@ -1,12 +1,13 @@
 """DPO pairs per second, this project against TRL, alternating on one machine; JSON on stdout.
 
     python benchmarks/dpo_vs_trl.py --trl-python VENV/bin/python > benchmarks/results/dpo_vs_trl.json
+    python benchmarks/dpo_vs_trl.py --trl-python VENV/bin/python --shape lifelike --family qwen3_vl
 
 Run it in this project's environment. VENV is one with the extra `oracle` (torch, TRL, PEFT); the model
 and pairs are created there. Each round runs TRL with its defaults, TRL with its fastest setting (gradient
-checkpointing off), this project, and this project with reference log-probs (and, where the tower is
-frozen, its features) stored beforehand in sequence, so that temporary slowdowns of the machine affect all
-of them; the ratio is between medians over rounds.
+checkpointing off), this project, this project with reference log-probs stored beforehand and, where the
+tower is frozen, with its features stored as well: in sequence, so that temporary slowdowns of the machine
+affect all of them; the ratios are between medians over rounds.
 """
 
 import argparse
@@ -18,6 +19,8 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).parent
+FAMILIES = ("llava_next", "llava_onevision", "qwen3_vl")
+SIDES = ("trl_default", "trl_best", "mllm_align", "reference_stored", "stored")
 
 
 def run(python: str, script: str, *options: str) -> dict:
@@ -34,17 +37,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--modes", nargs="+", choices=["lora", "full"], default=["lora", "full"])
-    parser.add_argument("--family", choices=["llava_next", "llava_onevision"], default="llava_next")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=[*SIDES])
+    parser.add_argument("--family", choices=FAMILIES, default="llava_next")
+    parser.add_argument("--shape", choices=["tiny", "lifelike"], default="tiny")
     parser.add_argument("--work", type=Path, help="folder for model and pairs; default: a temporary one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         if not (work / "model").exists():
-            subprocess.run(
-                [args.trl_python, str(HERE / "make_model.py"), "--out", str(work), "--family", args.family],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
+            make = [args.trl_python, str(HERE / "make_model.py"), "--out", str(work)]
+            make += ["--family", args.family, "--shape", args.shape]
+            subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
         results = {mode: compare(args, work, mode) for mode in args.modes}
     print(json.dumps(results, indent=1))
 
@@ -52,27 +55,29 @@ def main() -> None:
 def compare(args: argparse.Namespace, work: Path, mode: str) -> dict:
     common = ["--model", str(work / "model"), "--data", str(work / "pairs" / "pairs.jsonl")]
     common += ["--mode", mode, "--steps", str(args.steps), "--dtype", args.dtype]
+    trl, ours = (args.trl_python, "trl_dpo.py", *common), (sys.executable, "ours_dpo.py", *common)
     sides = {
-        "trl_default": (args.trl_python, "trl_dpo.py", *common, "--gc", "1"),
-        "trl_best": (args.trl_python, "trl_dpo.py", *common, "--gc", "0"),
-        "mllm_align": (sys.executable, "ours_dpo.py", *common),
-        "stored": (sys.executable, "ours_dpo.py", *common, "--stored", "reference"),
+        "trl_default": (*trl, "--gc", "1"),
+        "trl_best": (*trl, "--gc", "0"),
+        "mllm_align": ours,
+        "reference_stored": (*ours, "--stored", "reference"),
+        "stored": (*ours, "--stored", "reference", "features"),
     }
-    if mode == "lora":  # full fine-tuning trains the tower, too
-        sides["stored"] += ("features",)
-    rounds: dict[str, list[dict]] = {name: [] for name in sides}
+    # Full fine-tuning trains the tower, whose features then change with every step.
+    names = [name for name in sides if name in args.sides and (mode == "lora" or name != "stored")]
+    rounds: dict[str, list[dict]] = {name: [] for name in names}
     for _ in range(args.rounds):
-        for name, command in sides.items():
-            rounds[name].append(run(*command))
+        for name in names:
+            rounds[name].append(run(*sides[name]))
             print(mode, name, rounds[name][-1]["pairs_per_s"], file=sys.stderr, flush=True)
-    median = {name: statistics.median(r["pairs_per_s"] for r in each) for name, each in rounds.items()}
-    return {
-        "pairs_per_s": {n: [r["pairs_per_s"] for r in each] for n, each in rounds.items()},
-        "ratio_to_trl_best": round(median["mllm_align"] / median["trl_best"], 2),
-        "ratio_stored_to_trl_best": round(median["stored"] / median["trl_best"], 2),
-        "ratio_to_trl_default": round(median["mllm_align"] / median["trl_default"], 2),
-        "last_round": {name: each[-1] for name, each in rounds.items()},
-    }
+    pairs = {name: [r["pairs_per_s"] for r in each] for name, each in rounds.items()}
+    peak = {name: round(max(r["peak_rss_mib"] for r in each)) for name, each in rounds.items()}
+    result = {"pairs_per_s": pairs, "peak_rss_mib": peak}
+    if "trl_best" in pairs:
+        best = statistics.median(pairs["trl_best"])
+        ratio = {name: round(statistics.median(each) / best, 2) for name, each in pairs.items()}
+        result |= {"ratio_to_trl_best": ratio}
+    return result | {"last_round": {name: each[-1] for name, each in rounds.items()}}
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--mode", choices=["lora", "full"], default="lora")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--remat", choices=["none", "dots", "full"], default="none")
+    policies = ["none", "dots", "gate", "qkv", "attention", "full"]
+    parser.add_argument("--remat", choices=policies, default="none")
     parser.add_argument("--stored", nargs="*", choices=["reference", "features"], default=[])
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=2, help="of TRL: ours adds one pass over the data")

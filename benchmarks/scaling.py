@@ -48,6 +48,7 @@ INT8 = (  # (model, slice, LoRA's rank, pairs of a step): a model's parameters o
     ("llava-1.6-34b", "v5p:2x2x1", 128, 2),
     ("llava-1.6-34b", "v5p:2x2x1", 64, 2),
 )
+REMAT = ("v5e:2x2", "v6e:1x1")
 WEAK = (("v5e:4x4", 16), ("v5e:8x8", 64), ("v5e:16x16", 256))
 
 
@@ -116,8 +117,20 @@ def rounds_file(model: str) -> Path:
     return RESULTS / f"{model}_ppo.json"
 
 
+def remat_file(where: str) -> Path:
+    return RESULTS / f"remat_{where.replace(':', '_')}.json"
+
+
+def make_remat() -> None:
+    for where in REMAT:
+        if not remat_file(where).exists():
+            config = replace(dpo("lora", topology(where).chips), remat="auto")
+            save(plan(config, "llava-1.6-7b", where, programs=["train"], say=print), remat_file(where))
+
+
 def make() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
+    make_remat()
     for where, chips in WEAK:
         file = RESULTS / f"weak_{chips}.json"
         if not file.exists():
@@ -198,6 +211,17 @@ training, every token would gather all of them, and the 34B's decode on v5e:8x8 
 """
 
 
+REMAT_HEAD = """
+## Rematerialisation
+
+LLaVA-1.6-7B, LoRA DPO, as in the first table, by what a block keeps for its backward pass (`--remat`);
+`--remat auto` takes what is set in bold.
+
+| slice | remat | GiB | TFLOP | bound, s | pairs/s | of full's bound |
+|---|---|--:|--:|--:|--:|--:|
+"""
+
+
 def page() -> str:
     text, missing = HEAD, []
     for name, model, kind, chip in rows():
@@ -213,7 +237,7 @@ def page() -> str:
     files = [(model, RESULTS / f"{name}.json") for name, model, kind, _ in rows() if kind == "bdhs"]
     text += BDHS + programs(files)
     text += PPO + programs([(model, rounds_file(model)) for model, _ in ROUNDS])
-    text += weak()
+    text += remat() + weak()
     if missing:
         text += "\n## Not made yet\n\n" + "".join(f"- {name}\n" for name in missing)
     return text
@@ -252,6 +276,26 @@ def int8_line(model: str, where: str, rank: int, pairs: int) -> str:
     cells += [f"{p['needed'] / 2**30:.1f}", f"{p['flops'] / 1e12:.0f}", f"{p['bound']:.2f}"]
     cells += [f"{p['rates']['pairs/s'] / made['chips']:.2f}", p["limit"]]
     return f"| {' | '.join(cells)} |\n"
+
+
+def remat() -> str:
+    done = [json.loads(file.read_text()) for file in map(remat_file, REMAT) if file.exists()]
+    if not done:
+        return ""
+    text = REMAT_HEAD
+    for made in done:
+        place = f"{made['topology']} ({made['vendor_name']})"
+        least = made["policies"]["full"]["bound"]
+        for name, p in made["policies"].items():
+            taken = f"**{name}**" if name == made["remat"] else name
+            if p["memory"] is None:
+                text += f"| {place} | {taken} | does not fit |||||\n"
+                continue
+            room = "" if p["fits"] else ", does not fit"
+            text += f"| {place} | {taken} | {p['needed'] / 2**30:.1f} of {p['usable'] / 2**30:.1f}{room} "
+            text += f"| {p['flops'] / 1e12:.0f} | {p['bound']:.2f} | {p['rates']['pairs/s']:.1f} "
+            text += f"| {p['bound'] / least:.2f} |\n"
+    return text
 
 
 def weak() -> str:

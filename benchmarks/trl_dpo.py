@@ -31,13 +31,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "oracle"))
 
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from images_only import Images
+from images_only import Images, Qwen3Images
 from peft import LoraConfig
 from transformers import (
     AutoProcessor,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
+    Qwen3VLForConditionalGeneration,
     TrainerCallback,
 )
 from transformers.utils import logging
@@ -51,7 +52,9 @@ CLASSES = {
     "llava": LlavaForConditionalGeneration,
     "llava_next": LlavaNextForConditionalGeneration,
     "llava_onevision": LlavaOnevisionForConditionalGeneration,
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
 }
+PROCESSORS = {"llava_onevision": Images, "qwen3_vl": Qwen3Images}  # without videos
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "numpy", "pillow")
 
 
@@ -141,8 +144,7 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     load_before = os.getloadavg()
     model = load_model(args.model)
-    onevision = model.config.model_type == "llava_onevision"
-    processor = (Images if onevision else AutoProcessor).from_pretrained(args.model)
+    processor = PROCESSORS.get(model.config.model_type, AutoProcessor).from_pretrained(args.model)
     lora = LoraConfig(r=args.lora_r, lora_alpha=2 * args.lora_r, target_modules=LORA_TARGETS)
     clock = Clock(args.warmup)
     with tempfile.TemporaryDirectory() as scratch:

@@ -154,8 +154,9 @@ class Sets(Study):
         path = self.data / f"set-{variant.name}.jsonl"
         if not path.exists():
             made = SETS[variant.name]
-            # Without a rejected response, or with one that is the chosen one, there is nothing to learn.
-            usable = [r for r in made.make(self, made.count) if r["rejected"] not in (None, r["chosen"])]
+            # A rejected response that is missing, empty (as a sample may be) or the chosen one is no use.
+            every = made.make(self, made.count)
+            usable = [r for r in every if (r["rejected"] or "").strip() and r["rejected"] != r["chosen"]]
             with new_file(path) as file:
                 file.writelines(json.dumps(row) + "\n" for row in usable)
         return path, {"pairs": self._described(path)}

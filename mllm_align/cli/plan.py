@@ -21,7 +21,7 @@ class Plan:
     Prints the verdict, then what it follows from. Compiles the run's real programs (of a BDHS config:
     those of generation) with the TPU compiler, which the extra `plan` brings, and allocates nothing.
     Times are bounds from published figures, not measurements. Without --topology, for the devices of this
-    machine.
+    machine. With --remat auto, of every rematerialisation, and which of them a run takes.
     """
 
     COMMON: ClassVar[tuple[str, ...]] = (

@@ -20,7 +20,7 @@ from mllm_align.config.parts import (
     OptimConfig,
 )
 
-Remat = Literal["none", "dots", "full"]
+Remat = Literal["auto", "none", "dots", "gate", "qkv", "attention", "full"]
 TRACKERS = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}  # name -> package
 PARTS = ("vision_tower", "projector", "image_newline", "decoder")
 
@@ -72,7 +72,10 @@ class Config:
     dtype: Dtype = "auto"
     """Of the computation; what is trained is float32. auto: float32 on CPU, bfloat16 elsewhere."""
     remat: Remat = "full"
-    """What a block keeps for its backward pass: none = all of it, dots = matrix products, full = input."""
+    """What a block keeps for its backward pass; the rest is computed again. none: all of it; dots: matrix
+    products and attention; gate: those but the feed-forward's up; qkv: queries, keys, values, attention;
+    attention: its output; full: the block's input alone. auto: the first from dots on that fits in the
+    devices' memory, found by compiling before the first step; on a CPU none."""
     nonfinite: Literal["stop", "skip"] = "stop"
     """At a loss or gradient that is not finite: stop, or leave the step out and count it. The records are
     written to log.jsonl either way, and the parameters stay as they were. So with held-out batches, and

@@ -13,17 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 from mllm_align.models.attention import fork_attention, prompt_group_attention
 from mllm_align.models.cache import Cache
 from mllm_align.models.config import DecoderConfig
-from mllm_align.models.layers import (
-    ACTIVATIONS,
-    Linear,
-    RMSNorm,
-    frequencies,
-    parameter,
-    rematerialised,
-    rope,
-    rotations,
-    scanned,
-)
+from mllm_align.models.layers import ACTIVATIONS, Linear, RMSNorm, frequencies, parameter, rope, rotations
+from mllm_align.models.remat import rematerialised, scanned
 from mllm_align.sharding import constrain
 
 

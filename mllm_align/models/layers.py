@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from mllm_align.models.config import LinearRope, Llama3Rope
@@ -53,8 +54,9 @@ class Linear(nn.Module):
             bias = parameter(self, "bias", nn.initializers.zeros, self.axes[1:], shape[1:])
             y = y + bias.reshape((1,) * (y.ndim - 1) + (-1,))
         if self.has_variable("lora", "a"):
-            y = y + matmul(matmul(x, self.get_variable("lora", "a")), self.get_variable("lora", "b"))
-        return y
+            low_rank = checkpoint_name(matmul(x, self.get_variable("lora", "a")), "low_rank")
+            y = y + matmul(low_rank, self.get_variable("lora", "b"))
+        return checkpoint_name(y, self.name or "")  # by which rematerialisation tells it (`remat.py`)
 
 
 class RMSNorm(nn.Module):
@@ -125,34 +127,3 @@ def rope(x: Float[Array, "B S H E"], turned: Float[Array, "B S E"]) -> Float[Arr
     cos, sin = jnp.split(turned[:, :, None, :].astype(x.dtype), 2, axis=-1)
     first, second = jnp.split(x, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-REMAT = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-def rematerialised(block: type[nn.Module], remat: str) -> type[nn.Module]:
-    """The block, keeping for its backward pass what `remat` says (see `scanned`)."""
-    if REMAT[remat] is None:
-        return block
-    return nn.remat(block, policy=REMAT[remat], prevent_cse=False)
-
-
-def scanned(block: type[nn.Module], layers: int, remat: str, *, over: int = 0, shared: int = 0) -> type:
-    """A stack of equal blocks as one scan: parameters get a leading `layers` axis, traced once.
-
-    After x, a block takes `over` arguments of which every layer gets its own (layers leading, or None)
-    and `shared` ones that all get as they are. remat says what a block keeps for its backward pass:
-    everything ("none"), the results of its matrix products ("dots"), or only its input ("full").
-    """
-    return nn.scan(
-        rematerialised(block, remat),
-        variable_axes={"params": 0, "lora": 0},
-        split_rngs={"params": True},
-        in_axes=(0,) * over + (nn.broadcast,) * shared,  # type: ignore[arg-type]
-        length=layers,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )

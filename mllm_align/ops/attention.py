@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 MASKED = -1e30  # finite, so that a row with no visible key gives no NaN
@@ -226,7 +227,8 @@ def _attend_forward(q, k, v, asking, known, equal):
         out = _einsum("bgqk,bgke->bgqe", weights.astype(v.dtype), v) / total
         return None, (out.astype(v.dtype), largest + jnp.log(total))
 
-    _, (out, lse) = jax.lax.scan(of_block, None, (q, asking))
+    _, made = jax.lax.scan(of_block, None, (q, asking))
+    out, lse = (checkpoint_name(each, "attention") for each in made)
     return out, (q, k, v, asking, known, out, lse)
 
 

@@ -25,7 +25,7 @@ runs the same calls on any platform, with the scores in memory: for tests.
 from __future__ import annotations
 
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from jaxtyping import Array, Bool, Float, Int
 from mllm_align.ops import attention as xla
 
 TILE = 128  # of queries and keys in the kernels
+FORWARD = "dot_product_attention_fwd_wrapper"  # the primitive that JAX differentiates
 
 Implementation = Literal["cudnn", "xla"]
 
@@ -99,6 +100,11 @@ def full_attention(
         lambda q, k, v: xla.full_attention(q, k, v, segments),
         *(q, k, v),
     )
+
+
+def is_forward_kernel(primitive: Any, *_: Any, **__: Any) -> bool:
+    """A rematerialisation policy: keep what the forward kernel gives, output and log-sum-exp."""
+    return primitive.name == FORWARD
 
 
 def _bidirectional(q, k, v, lengths: Int[Array, " N"], implementation) -> Float[Array, "N S H E"]:

@@ -124,12 +124,6 @@ def buffers(text: str) -> dict[str, int]:
     return kinds
 
 
-def total(memory: dict[str, int]) -> int:
-    """Bytes that a program needs on a chip."""
-    data = memory["arguments"] + memory["outputs"] - memory["aliased"] + memory["temporaries"]
-    return data + memory.get("code", 0)
-
-
 def splash_flops(call: hlo.Instruction, planned: Sizes, program: str, image_block: int = 0) -> float | None:
     """FLOPs of a splash attention kernel, from its shapes: all of each block of scores that it visits, as
     if it had no window."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,19 @@ from mllm_align.models.sources import config_of
 from mllm_align.plan import targets
 from mllm_align.plan.chips import Topology, topology
 from mllm_align.plan.compiled import compile_program
-from mllm_align.plan.report import Plan, ProgramPlan, heading, program_plan, program_text, verdict
+from mllm_align.plan.report import (
+    Plan,
+    ProgramPlan,
+    heading,
+    policies_text,
+    program_plan,
+    program_text,
+    verdict,
+)
 from mllm_align.plan.targets import Sizes, sizes
 from mllm_align.plan.worker import Job
 from mllm_align.progress import progress_bar
+from mllm_align.training.fitting import LADDER
 from mllm_align.training.flops import decoder_flops, group_flops, pairs, train_flops, vision_flops
 from mllm_align.training.run_folder import base_folder
 
@@ -43,9 +53,9 @@ def plan(
 
     model: a name of `families.registry.presets`, a Hugging Face folder (only config.json is read), or its
     config. where: a topology's name (see `plan.chips.topology`); None, the devices of this machine.
-    programs: some of train, reference, features, prefill, decode, score, reward. prefix, response: tokens
-    in place of the longest prompt's and 256. whole: make machine code too. say: gets the report, the
-    verdict first.
+    programs: some of train, reference, features, prefill, decode, score, reward; with `remat auto`, train
+    is compiled under every policy. prefix, response: tokens in place of the longest prompt's and 256.
+    whole: make machine code too. say: gets the report, the verdict first.
     Nothing is allocated. Raises InputError for names that are not known and meshes that can't be.
     """
     name, shape_of = "" if isinstance(model, ModelConfig) else str(model), _shape_of(config, model)
@@ -62,19 +72,30 @@ def plan(
     size = sizes(config, shape_of, prefix, response)
     parts: list[ProgramPlan] = []
     metadata: dict[str, Any] = {}
+    policies: dict[str, ProgramPlan] = {}
+
+    def planned(each: str, config: Config | BDHSConfig) -> ProgramPlan:
+        job = Job(each, config, shape_of, size, place, Path())
+        compiled = compile_program(job, place.chips if place else 0, whole)
+        metadata.update({} if metadata else compiled.metadata)
+        output = _output(compiled.metadata["rows"], size, config)[each]
+        model_flops = _model_flops(each, config, shape_of, size) * compiled.metadata["rows"]
+        return program_plan(each, compiled, place, model_flops / compiled.metadata["devices"], output)
+
     with progress_bar(len(wanted), "compiling", "program") as bar:
         for each in wanted:
-            job = Job(each, config, shape_of, size, place, Path())
-            compiled = compile_program(job, place.chips if place else 0, whole)
-            metadata = metadata or compiled.metadata
-            output = _output(compiled.metadata["rows"], size, config)[each]
-            model_flops = _model_flops(each, config, shape_of, size) * compiled.metadata["rows"]
-            parts.append(
-                program_plan(each, compiled, place, model_flops / compiled.metadata["devices"], output)
-            )
+            if each == "train" and isinstance(config, Config) and config.remat == "auto":
+                policies = _policies(config, partial(planned, each), known_limit=place is not None)
+                config = replace(config, remat=_chosen(policies))  # type: ignore[arg-type]
+                parts.append(policies[config.remat])
+            else:
+                parts.append(planned(each, config))
             bar.update()
-    done = _plan(name, place, metadata, size, parts, verdict(parts, config, metadata["mesh"], place))
-    for text in (done.verdict, heading(done), *map(program_text, parts)):
+    words = verdict(parts, config, metadata["mesh"], place)
+    remat = config.remat if isinstance(config, Config) else ""
+    done = _plan(name, place, metadata, size, parts, words, remat, policies)
+    table = [policies_text(remat, policies)] * bool(policies)
+    for text in (done.verdict, heading(done), *table, *map(program_text, parts)):
         say(text)
     return done
 
@@ -85,7 +106,36 @@ def _shape_of(config: Config | BDHSConfig, model: str | Path | ModelConfig) -> M
     return replace(found, int8=isinstance(config, Config) and config.int8)
 
 
-def _plan(name: str, place: Topology | None, metadata: dict, size: Sizes, parts: list, words: str) -> Plan:
+def _policies(
+    config: Config, planned: Callable[[Config], ProgramPlan], known_limit: bool
+) -> dict[str, ProgramPlan]:
+    """Plans of the step under each rematerialisation of the ladder; where devices tell no limit of their
+    memory, under `none` alone."""
+    found: dict[str, ProgramPlan] = {}
+    for remat in LADDER if known_limit else ("none", *LADDER):
+        found[remat] = planned(replace(config, remat=remat))  # type: ignore[arg-type]
+        if found[remat].usable is None:
+            break
+    return found
+
+
+def _chosen(policies: dict[str, ProgramPlan]) -> str:
+    """As a run chooses (`training.fitting`)."""
+    if "full" not in policies:
+        return "none"
+    return next((each for each in LADDER if policies[each].has_room), "full")
+
+
+def _plan(
+    name: str,
+    place: Topology | None,
+    metadata: dict,
+    size: Sizes,
+    parts: list,
+    words: str,
+    remat: str,
+    policies: dict[str, ProgramPlan],
+) -> Plan:
     return Plan(
         topology=place.name if place else f"{metadata['devices']} x {metadata['device']}",
         vendor_name=place.vendor_name if place else None,
@@ -97,6 +147,8 @@ def _plan(name: str, place: Topology | None, metadata: dict, size: Sizes, parts:
         programs=parts,
         kept_whole=metadata["kept_whole"],
         verdict=words,
+        remat=remat,
+        policies=policies,
     )
 
 
@@ -188,6 +240,7 @@ def sweep(
             continue
         done = made.programs[0]
         bound = f"bound {done.bound:.4g} s by {done.limit}, {made.verdict}" if done.bound else made.verdict
+        bound = f"remat {made.remat}, {bound}" if made.policies else bound
         say(f"{at}: {bound}")
         if made.fits:
             plans.append(made)

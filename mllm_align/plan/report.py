@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mllm_align.plan.chips import GIB, Topology
-from mllm_align.plan.compiled import Compiled, total
+from mllm_align.plan.compiled import Compiled
 from mllm_align.plan.counts import Counts
 from mllm_align.sharding import mesh_config
+from mllm_align.training.fitting import ROOM, total
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,17 @@ class ProgramPlan:
     notes: list[str] = field(default_factory=list)
     compile_seconds: float = 0
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a run under `remat auto` takes it to fit."""
+        return bool(self.needed and self.usable and self.needed <= ROOM * self.usable)
+
 
 @dataclass(frozen=True)
 class Plan:
     """Programs of a config on a machine. mesh: devices along each axis. shape: padded prefix and response
-    tokens and tiles. tokens: maximum of a generated response."""
+    tokens and tiles. tokens: maximum of a generated response. remat: of the planned step; with `auto`, the
+    one chosen of `policies`, the plans of all that were tried."""
 
     topology: str
     vendor_name: str | None
@@ -59,6 +66,8 @@ class Plan:
     programs: list[ProgramPlan]
     kept_whole: list[str]
     verdict: str
+    remat: str = ""
+    policies: dict[str, ProgramPlan] = field(default_factory=dict)
 
     @property
     def fits(self) -> bool:
@@ -91,7 +100,8 @@ def program_plan(
 ) -> ProgramPlan:
     """The plan of a compiled program. produced: numbers of items per run (tokens, pairs), for rates.
     min_bytes: lower bound on the bytes that a run reads from a chip's memory."""
-    usable, resident = where.chip.usable if where else None, compiled.metadata.get("resident", 0)
+    usable = where.chip.usable if where else compiled.metadata.get("usable")
+    resident = compiled.metadata.get("resident", 0)
     rows, seconds = compiled.metadata["rows"], round(compiled.seconds, 1)
     if compiled.memory is None or compiled.counts is None:
         return ProgramPlan(
@@ -140,9 +150,9 @@ def program_plan(
 
 def verdict(programs: list[ProgramPlan], config: Any, mesh: dict[str, int], where: Topology | None) -> str:
     """Whether the programs fit, and what to change if not, in one line."""
-    if where is None:
-        return "compiles for the devices of this machine"
     bad = next((p for p in programs if not p.fits), None)
+    if bad is None and where is None:
+        return "compiles for the devices of this machine"
     if bad is None:
         if not programs:
             return "nothing compiled"
@@ -234,6 +244,17 @@ def program_text(plan: ProgramPlan) -> str:
         row("at the bound", ", ".join(f"{value:,.4g} {name}" for name, value in plan.rates.items()))
     for note in plan.notes:
         row("note", note)
+    return "\n".join(lines)
+
+
+def policies_text(chosen: str, policies: dict[str, ProgramPlan]) -> str:
+    """What a step takes under each rematerialisation."""
+    lines = [f"remat auto: {chosen}"]
+    for name, plan in policies.items():
+        usable = f" of {gib(plan.usable)}" if plan.usable else ""
+        takes = f"{gib(plan.needed)}{usable} GiB, {number(plan.flops)}FLOP a chip"
+        takes += f", bound {plan.bound:.4g} s" if plan.bound else ""
+        lines.append(f"  {name:13} {takes if plan.memory else 'does not fit: ' + refusal(plan.refused)}")
     return "\n".join(lines)
 
 

@@ -23,6 +23,7 @@ from mllm_align.models.policy import policy_variables
 from mllm_align.scoring import logps_program, rewards_program
 from mllm_align.sharding import batch_sharding, batch_shards, remade, replicated
 from mllm_align.sizes import bucket, round_up
+from mllm_align.training.fitting import bytes_of
 from mllm_align.training.online.rewarded import forward_program
 from mllm_align.training.optim import abstract_trained, value_config
 from mllm_align.training.programs import abstract_base, batch_structs, check_fits, struct, train_program
@@ -202,7 +203,7 @@ def cache_bytes(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, pla
     dtype, count = compute_dtype(config.dtype, mesh), rows(config, mesh, "decode")
     mesh = _sampling_mesh(config, mesh, "decode")
     kept = _cache(model, mesh, planned, count, dtype)
-    prefix = _bytes((kept.layers, kept.last))
+    prefix = bytes_of((kept.layers, kept.last))
     length = bucket(planned.shape.prefix, 32)
     return prefix * (length + samples(config) * bucket(planned.tokens)) // length
 
@@ -214,20 +215,14 @@ def resident_bytes(program: str, config: Config | BDHSConfig, model: ModelConfig
         return 0
     dtype, own = compute_dtype(config.dtype, mesh), config.online.mesh
     if program == "train":
-        other = _bytes(abstract_base(model, remade(mesh, own), dtype)) if own is not None else 0
+        other = bytes_of(abstract_base(model, remade(mesh, own), dtype)) if own is not None else 0
         if not config.online.rollout:
             return other
         # the step takes no frozen copy of what is trained; the rollout's reference does
         whole, made = abstract_base(model, mesh, dtype), train_program(config, model, mesh, steps=1000)
-        return other + _bytes(whole) - _bytes(made.base)
+        return other + bytes_of(whole) - bytes_of(made.base)
     made = train_program(config, model, mesh, steps=1000)
-    return _bytes(made.state) + (_bytes(made.base) if own is not None else 0)
-
-
-def _bytes(tree: Any) -> int:
-    """Bytes of a tree on one chip."""
-    leaves = jax.tree.leaves(tree)
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
+    return bytes_of(made.state) + (bytes_of(made.base) if own is not None else 0)
 
 
 def samples(config: Config | BDHSConfig) -> int:

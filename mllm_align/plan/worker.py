@@ -42,24 +42,13 @@ def _job(values: dict[str, Any], kind: type) -> Job:
     return Job(**{**values, "config": from_json(values["config"], kind)})
 
 
-def memory(compiled: Any) -> dict[str, int]:
-    """Bytes on one device."""
-    found = compiled.memory_analysis()
-    return {
-        "arguments": found.argument_size_in_bytes,
-        "outputs": found.output_size_in_bytes,
-        "aliased": found.alias_size_in_bytes,
-        "temporaries": found.temp_size_in_bytes,
-        "code": found.generated_code_size_in_bytes,
-    }
-
-
 def work(job: Job) -> dict[str, Any]:
     import jax
 
     from mllm_align.plan.chips import describe
     from mllm_align.plan.targets import cache_bytes, check, lower, resident_bytes, rows
     from mllm_align.sharding import make_mesh
+    from mllm_align.training.fitting import free, memory
 
     mesh = make_mesh(job.config.mesh, describe(job.topology) if job.topology else None)
     metadata: dict[str, Any] = {
@@ -69,6 +58,7 @@ def work(job: Job) -> dict[str, Any]:
         "mesh": dict(mesh.shape),
         "kept_whole": check(job.config, job.model, mesh),
         "resident": resident_bytes(job.program, job.config, job.model, mesh),
+        "usable": None if job.topology else free(mesh.local_devices, 0),
     }
     if job.program == "decode":
         metadata["cache"] = cache_bytes(job.config, job.model, mesh, job.planned)

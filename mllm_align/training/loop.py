@@ -44,6 +44,7 @@ from mllm_align.training import run_folder, terminal
 from mllm_align.training.callbacks import Callback, check_callbacks, gives_figures
 from mllm_align.training.checkpoint import Checkpoints, choose, kept, set_aside
 from mllm_align.training.features import StoredFeatures
+from mllm_align.training.fitting import fitting_remat
 from mllm_align.training.flops import step_flops
 from mllm_align.training.metrics import Log, add, divide, line
 from mllm_align.training.online.feed import Feed, open_maker
@@ -160,7 +161,7 @@ def _train(
     maker = open_maker(config, bundle, encoder, records, out)
     step = processes.on_first(lambda: _newest(place))
     before = now = run_folder.length(config, len(records))
-    shapes = _shapes(config, len(records))
+    shapes, about = _shapes(config, len(records)), {}
     if step:
         about = processes.on_first(lambda: Checkpoints(place).about(step))
         run_folder.check_checkpoint(place / str(step), about, config, described)
@@ -179,6 +180,9 @@ def _train(
         checkpoints = stack.enter_context(closing(Checkpoints(place, config.keep, True, step)))
         parts = config, bundle, encoder, records, held_out, maker, out, log, checkpoints, callbacks
         trainer = _Run(*parts, now, shapes, weights)
+        if config.remat == "auto":
+            described["remat"] = found = trainer.fit(about.get("remat"), initial)
+            processes.on_first(lambda: run_folder.note(out, remat=found))
         state = trainer.begin(step, initial)
         if now != before:
             processes.on_first(lambda: run_folder.lengthen(out, config, now))
@@ -279,10 +283,21 @@ class _Run:
         self.held_records = held_out
         self.steps, warmup = length.steps, length.warmup
         mixed = tuple(weights or ())
-        self.program = train_program(config, bundle.config, bundle.mesh, self.steps, warmup, mixed)
+        sizes = {"steps": self.steps, "warmup": warmup, "sources": mixed}
+        self._program = partial(train_program, model=bundle.config, mesh=bundle.mesh, **sizes)
+        self.program = self._program(config)
         self.base = {name: bundle.params[name] for name in self.program.base}
         self.rate = schedule(config.optim, config.optim.learning_rate, self.steps, warmup)
         self.trains_tower = "vision_tower" in trained_parts(config, bundle.config)
+
+    def fit(self, saved: Any, initial: Any) -> dict[str, Any]:
+        """Take the rematerialisation that fits; see `fitting_remat`. initial: as in `begin`."""
+        c, shape = self.config, self.batches.ladder[-1]
+        held = self.base, initial
+        found = fitting_remat(c, self.bundle.config, self.bundle.mesh, shape, self._program, held, saved)
+        self.program = self._program(replace(c, remat=found.policy))  # type: ignore[arg-type]
+        say(str(found))
+        return found.to_json()
 
     def begin(self, step: int, initial: Any = None) -> TrainState:
         """The state after `step` steps: of the checkpoint, or where the run starts. initial: what is

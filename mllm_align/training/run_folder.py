@@ -381,6 +381,13 @@ def lengthen(out: Path, config: Config, now: Length) -> None:
     _write(out, saved, read_metadata(out) | lengths(now))
 
 
+def note(out: Path, **facts: Any) -> None:
+    """Put down in run.json what was found after the run folder was made."""
+    described = read_metadata(out)
+    if described | facts != described:
+        _write(out, read_config(out), described | facts)
+
+
 def lengths(length: Length) -> dict[str, int]:
     """As run.json and checkpoints have it."""
     return {"steps": length.steps, "warmup_steps": length.warmup}

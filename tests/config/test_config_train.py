@@ -23,7 +23,7 @@ ORACLE = OnlinePairs(annotator=SceneOracle())
         (lambda: Config(freeze=("head",)), "some of vision_tower, projector"),
         (lambda: Config(lora=None, freeze=PARTS), "nothing is left to train"),
         (lambda: Config(dtype="float16"), "dtype is 'float16'; it must be one of auto, float32, bfloat16"),
-        (lambda: Config(remat="some"), "one of none, dots, full"),
+        (lambda: Config(remat="some"), "one of auto, none, dots, gate, qkv, attention, full"),
         (lambda: Config(nonfinite="ignore"), "nonfinite is 'ignore'; it must be one of stop, skip"),
         (lambda: Config(batch_size=6, micro_batches=4), "a multiple of micro_batches (4)"),
         (lambda: Config(epochs=0), "epochs is 0; it must be above 0"),

@@ -173,7 +173,10 @@ def test_what_padding_holds_does_not_matter(run, three):
     assert_close(gradient, three.gradient, 1e-5)
 
 
-@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.slow), "full"])
+@pytest.mark.parametrize(
+    "remat",
+    [*(pytest.param(r, marks=pytest.mark.slow) for r in ("dots", "gate", "qkv", "attention")), "full"],
+)
 def test_recomputing_changes_nothing(run, three, remat):
     logps, gradient = run(three.batch, three.weights, remat)
     np.testing.assert_allclose(logps, three.logps, atol=5e-6)

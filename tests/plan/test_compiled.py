@@ -18,11 +18,12 @@ from mllm_align.ops.splash import _blocks
 from mllm_align.plan import compiled as compiling
 from mllm_align.plan import hlo
 from mllm_align.plan.chips import topology
-from mllm_align.plan.compiled import buffers, compile_program, splash_flops, total
+from mllm_align.plan.compiled import buffers, compile_program, splash_flops
 from mllm_align.plan.hlo import Instruction
 from mllm_align.plan.planner import plan
 from mllm_align.plan.targets import sizes
 from mllm_align.plan.worker import Job
+from mllm_align.training.fitting import total
 
 PRESETS = presets()
 
@@ -41,11 +42,6 @@ allocation 4: size 9999, color 1, page 0, preallocated-temp:
     found = buffers(text)
     assert found == {"arguments": 150, "outputs": 107, "aliased": 100, "temporaries": 1000}
     assert total(found) == 1157
-
-
-def test_what_is_passed_on_in_place_counts_once():
-    memory = {"arguments": 100, "outputs": 80, "aliased": 70, "temporaries": 5}
-    assert total(memory) == 115 and total(memory | {"code": 3}) == 118
 
 
 # ---- the worker --------------------------------------------------------------------------------------

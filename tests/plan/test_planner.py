@@ -15,6 +15,7 @@ from mllm_align.plan.chips import GIB, topology
 from mllm_align.plan.compiled import Compiled
 from mllm_align.plan.counts import Counts
 from mllm_align.plan.planner import meshes, plan, save, sweep
+from mllm_align.training.fitting import LADDER
 from mllm_align.training.flops import decoder_flops, vision_flops
 
 PRESETS = presets()
@@ -105,6 +106,46 @@ def test_model_flops_and_tokens_of_a_second_prefix(compiled):
         flops += 3 * decoder_flops(model, 1, 608 + answers * 128, seen, 1 + answers * 127)
     assert found.model_flops == pytest.approx(2 * flops)
     assert found.rates == {"pairs/s": 32, "tokens/s": 32 * (2 * 608 + 3 * 128)}
+
+
+@pytest.fixture
+def by_remat(monkeypatch):
+    """What was compiled: steps of these GiB. Of 15.75 a run takes up to 14.96."""
+    sizes, tried = {"dots": None, "gate": 15.2, "qkv": 14.9, "attention": 12, "full": 9, "none": 1}, []
+
+    def compile_program(job, devices, whole):
+        facts = {"rows": 32, "devices": 16, "device": "TPU v5 lite", "mesh": {"data": 16}, "kept_whole": []}
+        tried.append((job.program, job.config.remat))
+        size = sizes[job.config.remat] if job.program == "train" else 1
+        if size is None:
+            return Compiled(None, "RESOURCE_EXHAUSTED: no", None, facts, 1.0)
+        memory = {"arguments": int(size * GIB), "outputs": 0, "aliased": 0, "temporaries": 0}
+        return Compiled(memory, None, Counts(flops=197e12 * (1 + 1 / size)), facts, 1.0)
+
+    monkeypatch.setattr(planner, "compile_program", compile_program)
+    return tried
+
+
+def test_auto_plans_every_rematerialisation_and_takes_what_a_run_takes(by_remat):
+    said = []
+    config = Config(batch_size=32, remat="auto", reference="stored")
+    made = plan(config, "llava-1.5-7b", "v5e:4x4", say=said.append)
+    assert by_remat == [("train", each) for each in LADDER] + [("reference", "qkv")]
+    assert made.remat == "qkv" and made.programs[0] is made.policies["qkv"] and made.fits
+    assert made.verdict.startswith("fits: train needs 14.90 of 15.75")
+    assert said[2].splitlines() == [
+        "remat auto: qkv",
+        "  dots          does not fit: RESOURCE_EXHAUSTED: no",
+        "  gate          15.20 of 15.75 GiB, 210 TFLOP a chip, bound 1.066 s",
+        "  qkv           14.90 of 15.75 GiB, 210 TFLOP a chip, bound 1.067 s",
+        "  attention     12.00 of 15.75 GiB, 213 TFLOP a chip, bound 1.083 s",
+        "  full          9.00 of 15.75 GiB, 219 TFLOP a chip, bound 1.111 s",
+    ]
+
+
+def test_auto_keeps_all_where_devices_tell_no_limit(by_remat):
+    made = plan(Config(batch_size=32, remat="auto"), "llava-1.5-7b")
+    assert (made.remat, by_remat) == ("none", [("train", "none")])
 
 
 def test_a_sweep_sorts_meshes_by_their_bound(compiled):

@@ -14,17 +14,8 @@ from mllm_align import Config
 from mllm_align.config import MeshConfig
 from mllm_align.plan import hlo, targets, worker
 from mllm_align.plan.counts import count
-from mllm_align.plan.worker import METADATA, RESULT, TEXT, Job, memory, work
+from mllm_align.plan.worker import METADATA, RESULT, TEXT, Job, work
 from mllm_align.registry import load_part
-
-
-def test_memory_of_a_program():
-    """A [64, 32] and a [32, 16] in, a [64, 16] out, in float32."""
-    program = jax.jit(lambda a, b: a @ b)
-    found = memory(program.lower(jnp.zeros((64, 32)), jnp.zeros((32, 16))).compile())
-    assert (found["arguments"], found["outputs"], found["aliased"]) == (4 * (2048 + 512), 4 * 1024, 0)
-    donated = jax.jit(lambda a: a + 1, donate_argnums=0).lower(jnp.zeros((64, 32))).compile()
-    assert memory(donated)["aliased"] == 4 * 2048
 
 
 @pytest.fixture
@@ -46,6 +37,7 @@ def test_a_job_of_this_machine(job):
         "mesh": {"slice": 1, "data": 2, "fsdp": 2, "tensor": 2},
         "kept_whole": ["norm"],
         "resident": 0,
+        "usable": None,
     }
     assert count(hlo.parse((job.folder / TEXT).read_text())).flops == 2 * 16**3
 

@@ -46,7 +46,7 @@ from mllm_align.data import encode
 from mllm_align.errors import Interrupted, NotFinite, Preempted
 from mllm_align.locks import alone
 from mllm_align.sharding import make_mesh
-from mllm_align.training import loop, metrics, run_folder
+from mllm_align.training import fitting, loop, metrics, run_folder
 from mllm_align.training.run_folder import open_run
 
 assert compiling  # a fixture
@@ -385,6 +385,32 @@ def test_a_second_ctrl_c_tells_what_is_saved(tmp_path, capsys):
     longer = replace(TINY, steps=6, save_every=2)
     with pytest.raises(Interrupted, match="interrupted; step 2 of 6 is saved"):
         train(longer, bundle(), PAIRS, tmp_path / "run", callbacks=[EachStep(twice)])
+
+
+@pytest.mark.slow
+def test_the_rematerialisation_that_fits_stays_that_of_the_run(tmp_path, monkeypatch):
+    """On a device with room for less than all: found once, noted, and taken again at a resume."""
+    sizes, tried = {"dots": 400, "gate": 300, "qkv": 200, "attention": 100}, []
+    monkeypatch.setattr(fitting, "needs", lambda program, batch: sizes[tried[-1]])
+    monkeypatch.setattr(fitting, "free", lambda devices, held: 240)
+    make = loop.train_program
+
+    def counted(config, **sizes):
+        tried.append(config.remat)
+        return make(replace(config, remat="none"), **sizes)  # compiled for other tests already
+
+    monkeypatch.setattr(loop, "train_program", counted)
+    config = replace(TINY, remat="auto", steps=1)
+    train(config, bundle(), PAIRS, tmp_path)
+    assert tried == ["auto", "qkv", "gate", "qkv"]
+    noted = json.loads((tmp_path / "run.json").read_text())["remat"]
+    assert noted["policy"] == "qkv" and noted["needed"] == {"qkv": 200, "gate": 300}
+    assert events(tmp_path, "start")[0]["remat"] == noted
+    assert run_folder.read_config(tmp_path).remat == "auto"
+    monkeypatch.setattr(fitting, "free", lambda devices, held: 10**9)
+    tried.clear()
+    train(replace(config, steps=2), bundle(), PAIRS, tmp_path)
+    assert tried == ["auto", "qkv"] and len(losses(tmp_path)) == 2
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """The shapes that a run's programs are made from: those of the arrays that the run then has."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -150,6 +151,29 @@ def test_a_step_gives_back_the_state_that_it_takes(model, mesh):
     count = len(jax.tree.leaves(made.state))
     assert all(donated[:count]) and not any(donated[count:])
     assert health is not None
+
+
+@pytest.mark.slow
+def test_gradients_of_frozen_weights_are_never_formed(model):
+    """Under LoRA: no product in the compiled step has the shape of a frozen kernel, as its gradient would;
+    of the low-rank terms and the projector there are such products."""
+    config = replace(LORA, lora=LoraConfig(rank=3), batch_size=2)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    with jax.numpy_dtype_promotion("standard"):
+        made = train_program(config, model, mesh, steps=10)
+        batch = batch_structs(config, model, mesh, Shape(37, 11, 1), ((0, 1),))  # no width of the model
+        text = made.step.lower(made.state, made.base, batch).compile().as_text()
+    found = re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", text)
+    products = {frozenset(map(int, sizes)) for sizes in found}
+
+    def kernels(tree):
+        matrices = [x.shape for name, x in by_path(tree).items() if not re.search("norm|bias", name)]
+        return {frozenset(shape[-2:]) for shape in matrices if len(shape) > 1}
+
+    trained = kernels(made.state.trained)
+    frozen = kernels({name: made.base[name] for name in ("decoder", "vision_tower")}) - trained
+    assert frozen and not products & frozen
+    assert trained <= products
 
 
 @pytest.mark.parametrize(

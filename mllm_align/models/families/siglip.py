@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, Int
 from mllm_align.models import names
 from mllm_align.models.families import vit
 from mllm_align.models.families.vit import Block, VitConfig
-from mllm_align.models.layers import LayerNorm, Linear, parameter, scanned
+from mllm_align.models.layers import LayerNorm, Linear, parameter
 from mllm_align.models.names import Entry
+from mllm_align.models.remat import scanned
 from mllm_align.sharding import constrain
 
 

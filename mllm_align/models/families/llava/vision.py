@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from mllm_align.models.families.vit import Block, VitConfig
-from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, parameter, scanned
+from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, parameter
+from mllm_align.models.remat import scanned
 from mllm_align.sharding import constrain
 
 

@@ -17,7 +17,8 @@ from mllm_align.models.families.qwen_vl.vision import (
     images_of,
     turns,
 )
-from mllm_align.models.layers import ACTIVATIONS, Linear, RMSNorm, scanned
+from mllm_align.models.layers import ACTIVATIONS, Linear, RMSNorm
+from mllm_align.models.remat import scanned
 from mllm_align.sharding import constrain
 
 

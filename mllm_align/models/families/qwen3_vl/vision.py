@@ -19,7 +19,8 @@ from mllm_align.models.families.qwen_vl.vision import (
     images_of,
     turns,
 )
-from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, parameter, scanned
+from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, parameter
+from mllm_align.models.remat import scanned
 from mllm_align.sharding import constrain
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from mllm_align.models.attention import full_attention
@@ -124,7 +125,8 @@ class Heads(nn.Module):
         kernel = parameter(self, "kernel", lecun, ("embed", None, "vision_heads"), (c.hidden, 3, c.hidden))
         bias = parameter(self, "bias", zeros, (None, "vision_heads"), (3, c.hidden))
         kernels = [jax.tree.map(lambda x, i=i: x[..., i, :], kernel) for i in range(3)]  # maybe `Quantised`
-        return [(matmul(x, each) + bias[None, None, i]).reshape(split) for i, each in enumerate(kernels)]
+        made = [matmul(x, each) + bias[None, None, i] for i, each in enumerate(kernels)]
+        return [checkpoint_name(y, name).reshape(split) for y, name in zip(made, "qkv", strict=True)]
 
 
 class Merger(nn.Module):
