@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from mllm_align.align.checks import check_flag, check_setting
 from mllm_align.align.contract import OBJECTIVES, Signals
 from mllm_align.align.pairwise import DPO
-from mllm_align.errors import InputError, quoted
+from mllm_align.errors import InputError
 
 NONE = "objective.references is empty; name folders or runs of other models (--objective.references A B)"
 
@@ -38,9 +38,6 @@ class MRPO(DPO):
         super().__post_init__()
         check_setting("clip", self.clip, 0, 1)
         check_flag("adaptive", self.adaptive)
-        if not (isinstance(self.references, tuple) and all(isinstance(x, str) for x in self.references)):
-            problem = f"objective.references is {quoted(self.references)}"
-            raise InputError(f"{problem}; it must be a tuple of names")
 
     def reference(self, signals: Signals) -> Float[Array, "B K"]:
         others = signals.responses.references

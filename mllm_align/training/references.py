@@ -61,7 +61,6 @@ def further_logps(
             alike = own.fingerprint == encoder.fingerprint
             given = records if alike else _again(records, own, model, config)
             if not processes.on_first(file.exists):
-                processes.on_first(lambda file=file: file.parent.mkdir(parents=True, exist_ok=True))
                 model = model if model.params else load(folder, config.dtype, bundle.mesh)
             found[name].append(stored_logps(file, model, own, given, config))
     return found

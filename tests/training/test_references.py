@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from goldens import FIXTURES
 from refusals import refusal
-from runs import MODEL, PAIRS, TINY, EachStep, bundle, compiling, events, losses, reward_run, rows, same
+from runs import MODEL, PAIRS, TINY, EachStep, bundle, compiling, events, losses, rows, same
+from safetensors.numpy import load_file, save_file
 
 import mllm_align
 from mllm_align import DPO, MRPO, train
@@ -17,8 +18,9 @@ from mllm_align.models.huggingface import open_folder
 from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
 from mllm_align.training.references import further_logps
+from mllm_align.training.run_folder import open_references
 
-assert compiling and reward_run  # fixtures
+assert compiling  # a fixture
 PLAIN = replace(TINY, objective=DPO(), steps=2)
 
 
@@ -86,11 +88,13 @@ def test_eight_devices_compute_what_one_does(other, tmp_path):
     assert eight["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
 
 
-@pytest.mark.slow
-def test_what_answers_nothing_is_refused(reward_run, tmp_path):
-    said = refusal(lambda: train(mrpo(reward_run), bundle(), PAIRS, tmp_path / "run"))
-    assert f"objective.references, {reward_run}: is a reward model" in said
-    assert not (tmp_path / "run").exists()
+def test_a_reward_model_is_refused(tmp_path):
+    folder = shutil.copytree(MODEL, tmp_path / "rewards")
+    tensors = load_file(folder / "model.safetensors")
+    head = np.ones((1, open_folder(MODEL).config.decoder.hidden), np.float32)
+    save_file(tensors | {"score.weight": head}, folder / "model.safetensors")
+    said = refusal(lambda: open_references(mrpo(MODEL, folder)))
+    assert said.startswith(f"objective.references, {folder}: is a reward model; name models that answer")
 
 
 def test_references_need_the_models_own_tokens(tmp_path):
