@@ -67,7 +67,7 @@ def test_by_hand(settings):
 
 
 def test_the_released_code_has_the_weights_in_each_others_place():
-    """Of two references; by hand, as its lines compute it: p1 p2 / (a p1 + (1 - a) p2)."""
+    """It takes p1 p2 / (a p2 + (1 - a) p1), a the share of p2: that is 1 / (a / p1 + (1 - a) / p2)."""
     one = OTHERS[:, :1]
     mine, theirs = by_hand(others=one)[0], by_hand(others=one, swapped=True)[0]
     found = float(loss(MRPO(0.3, references=NAMES[:1]), given(others=one)))

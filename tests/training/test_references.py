@@ -68,9 +68,13 @@ def test_a_run_as_reference_moves_the_loss_and_the_run_goes_on(other, tmp_path):
 
 
 @pytest.mark.slow
-def test_references_that_changed_are_refused(tmp_path):
+def test_a_reference_has_its_own_prompt_and_must_stay(tmp_path):
+    """The same weights with other words around the question are another reference."""
     folder = shutil.copytree(MODEL, tmp_path / "model")
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text().replace("USER", "QUESTION"))
     train(mrpo(folder, steps=1), bundle(), PAIRS, tmp_path / "run")
+    assert abs(losses(tmp_path / "run")[0] - np.log(2)) > 1e-5
     with open(folder / "config.json", "a") as file:
         file.write(" ")
     said = refusal(lambda: train(mrpo(folder, steps=1), bundle(), PAIRS, tmp_path / "run"))
