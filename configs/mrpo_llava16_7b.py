@@ -1,5 +1,4 @@
-"""MRPO with LoRA on LLaVA 1.6-7B, with the released settings of arXiv 2405.16388; give the other references
-as --objective.references A B."""
+"""MRPO with LoRA on LLaVA 1.6-7B, with the released settings; give --objective.references A B."""
 
 from mllm_align import MRPO, Config, DataConfig, LoraConfig, MeshConfig, OptimConfig
 
