@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ def run(
     only: list[str],
     results: Path,
     recipe: Recipe,
-    kind: type[Study] | None = None,
+    kind: Callable[..., Study] | None = None,
     all_names: Sequence[str] = tuple(NAMES),
 ) -> None:
     """Make the rows that are missing. kind: how a seed's rows are made; `Study` by default."""

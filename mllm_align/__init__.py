@@ -19,6 +19,7 @@ from etils import epy
 with epy.lazy_api_imports(globals()):
     from mllm_align.align.absolute import APO, BCO, KTO
     from mllm_align.align.contract import Objective, Signals, Terms
+    from mllm_align.align.multi_reference import MRPO
     from mllm_align.align.pairwise import DPO, EXO, IPO, Averaged, RobustDPO, SLiC
     from mllm_align.align.policy_gradient import GRPO, PPO, RLOO
     from mllm_align.align.reference_free import CPO, ORPO, SimPO
@@ -72,6 +73,7 @@ __all__ = [
     "IPO",
     "KTO",
     "MDPO",
+    "MRPO",
     "ORPO",
     "PPO",
     "RDPO",

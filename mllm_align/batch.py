@@ -102,6 +102,7 @@ class Responses:
     tokens, mask: each response with its end of sequence; mask is False at padding.
     weight: 0 for a group that only fills the batch.
     reference: nats per token under the reference, where computed beforehand: of each view's responses.
+    references: likewise under each of Q further references, of the first view's responses.
     sampler: nats per token under the policy that sampled the response; 0 elsewhere.
     changed: True at tokens in which chosen and rejected response differ (`data/segments.py`).
 
@@ -115,6 +116,7 @@ class Responses:
     mask: Bool[Array, "B K R"]
     weight: Float[Array, " B"]
     reference: tuple[Float[Array, "B k R"], ...] | None = None
+    references: Float[Array, "B Q K R"] | None = None
     sampler: Float[Array, "B K R"] | None = None
     changed: Bool[Array, "B K R"] | None = None
     old: Float[Array, "B K R"] | None = None
@@ -354,13 +356,14 @@ def blank(
     changed: bool = False,
     fields: Sequence[str] = (),
     features: tuple[int, int, Any] | None = None,
+    references: int = 0,
 ) -> PromptGroup:
     """A group whose leaves are make(shape without the leading axes, dtype): for tracing and compiling.
 
     tile: (patches, numbers of a patch) of one tile. axes: of rotary positions. taps: W, 0 for none.
     reference: with stored log-probs. changed: with that field of the responses. fields: further ones, a
     number for each token.
-    features: (I, F, dtype) of a tile, stored in place of its patches.
+    features: (I, F, dtype) of a tile, stored in place of its patches. references: Q, how many further ones.
     """
 
     def images(tiles: int) -> dict[str, Any]:
@@ -380,6 +383,7 @@ def blank(
         mask=make(answer, jnp.bool_),
         weight=make((), jnp.float32),
         reference=stored if reference else None,
+        references=make((references, *answer), jnp.float32) if references else None,
         changed=make(answer, jnp.bool_) if changed else None,
         **{name: make(answer, jnp.float32) for name in fields},
     )

@@ -22,6 +22,7 @@ from scenes_study.words import (
     EARLIER,
     HOW,
     MISSING,
+    OWN_COLUMNS,
     PAPERS,
     POPE,
     REWARDED,
@@ -145,9 +146,8 @@ def table(
     for name in names:
         each = rows.get(name, {})
         if each:
-            cells = [
-                cell(spread(each, *COLUMNS[c]), 1.0 if COLUMNS[c][0] == "words" else 100.0) for c in columns
-            ]
+            which = [(COLUMNS | OWN_COLUMNS)[c] for c in columns]
+            cells = [cell(spread(each, *w), 1.0 if w[0] == "words" else 100.0) for w in which]
             lines.append(f"| {titles[name]} (`{name}`) | {len(each)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

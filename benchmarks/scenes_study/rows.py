@@ -48,10 +48,13 @@ def _parts(name: str) -> tuple[Sequence[str], Sequence[str]]:
 
 
 def figure(row: Row, name: str, split: str = "broken") -> float:
-    """A figure of FIGURES, `details` (wrong claims about things that are there) or `pope` (accuracy).
+    """A figure of FIGURES, `details` (wrong claims about things that are there), `pope` (accuracy), or
+    `visual` (captions that are likelier under their picture than under another, of no split).
 
     nan where there is nothing to count.
     """
+    if name == "visual":
+        return row["visual"]["right"] / row["visual"]["pairs"] if "visual" in row else math.nan
     found = row["splits"][split]
     if name == "pope":
         right, asked = np.array(list(found["pope"].values())).sum(0)

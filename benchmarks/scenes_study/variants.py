@@ -192,10 +192,14 @@ class Study(Seed):
             facts |= {"training": _log(self.out / "runs" / name)}
             facts["training"]["seconds"] = round(time.perf_counter() - made, 1)
         measuring = time.perf_counter()
-        splits = {split: self._counted(bundle, split) for split in SPLITS}
+        found = self.measured(name, bundle)
         ended = time.perf_counter()
         seconds = {"measuring": round(ended - measuring, 1), "whole": round(ended - began, 1)}
-        return {"splits": splits, **facts, "seconds": seconds}
+        return {**found, **facts, "seconds": seconds}
+
+    def measured(self, name: str, bundle: Bundle) -> dict[str, Any]:
+        """What a row says of its model."""
+        return {"splits": {split: self._counted(bundle, split) for split in SPLITS}}
 
     def stamp(self, name: str) -> dict[str, Any]:
         """What decides a row: one that says something else is made anew."""

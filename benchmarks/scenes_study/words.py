@@ -41,6 +41,7 @@ COLUMNS = {
     "unbiased details": ("details", "unbiased"),
     "words": ("words", "broken"),
 }
+OWN_COLUMNS = {"visual": ("visual", "held_out")}  # that not every study's rows have
 BRIEF = ("POPE", "CHAIR_i", "CHAIR_s", "recall", "details", "unbiased CHAIR_i", "unbiased recall", "words")
 PAPERS = (
     (

@@ -12,11 +12,11 @@ from mllm_align.align.contract import REJECTED_IMAGES, Objective, Signals, Terms
 from mllm_align.batch import Responses
 from mllm_align.errors import InputError, one_line, quoted
 
-AVAILABLE = frozenset({"reference", "kl", "changes", "score", "rollout", "values"})
-"""What an objective can get: the reference's log-probabilities beside the policy's, and the divergence of
-whole distributions from its own; which tokens of a pair differ; or, in place of all, a score for each
-response; of a rollout the log-probabilities of before and advantages; the values of a value model, with
-returns."""
+AVAILABLE = frozenset({"reference", "references", "kl", "changes", "score", "rollout", "values"})
+"""What an objective can get: the reference's log-probabilities beside the policy's, those of further
+references, and the divergence of whole distributions from the reference's; which tokens of a pair differ;
+or, in place of all, a score for each response; of a rollout the log-probabilities of before and advantages;
+the values of a value model, with returns."""
 OF_PAIRS = frozenset({"reference", "kl", "changes"})
 """Those that go with a rejected image."""
 RESERVED = frozenset({"loss", "grad_norm", "skipped", "rollout/logp_gap"})
@@ -66,6 +66,8 @@ def check_terms(objective: Objective) -> None:
     given: Any = {name: real(shape) for name in objective.fields}
     if "changes" in objective.needs:
         given["changed"] = jax.ShapeDtypeStruct(shape, bool)
+    if objective.references:
+        given["references"] = real((2, len(objective.references), *shape[1:]))
     responses = Responses(tokens, mask, real(shape[:1]), **given)  # type: ignore[arg-type]
     logps: Any = tuple(real((2, len(view), 3)) for view in objective.views)
     reference = logps if "reference" in objective.needs else None
@@ -81,6 +83,8 @@ def check_terms(objective: Objective) -> None:
         terms = jax.eval_shape(objective, signals, state)
         problem = _problem(weights, terms)
         updated = state if problem else jax.eval_shape(objective.update, state, terms.stats)
+    except InputError:
+        raise
     except Exception as error:  # a user's program: anything may come out of it
         said = f"{type(error).__name__}: {one_line(error, 200)}"
         raise InputError(f"objective {type(objective).__name__} fails ({said}); mend it") from error

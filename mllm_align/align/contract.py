@@ -97,6 +97,7 @@ class Objective:
     unpaired: a group may lack the chosen or the rejected response, which is then empty. needs: what is
     computed for it beside the policy's log-probabilities, or given with its batches, of `checks.AVAILABLE`.
     rejected_image: what a second prefix shows, of REJECTED_IMAGES; None for groups of one prefix.
+    references: models beside the run's reference whose log-probabilities it needs, by folder or name.
     """
 
     responses: ClassVar[int]
@@ -109,6 +110,11 @@ class Objective:
     def rejected_image(self) -> str | None:
         """A class attribute or a field of those that have one."""
         return None
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """A field of those that have some."""
+        return ()
 
     @property
     def views(self) -> Views:

@@ -34,6 +34,12 @@ class Pairwise(Objective):
     def __post_init__(self):
         check_setting("beta", self.beta, 0)
 
+    def reference(self, signals: Signals) -> Float[Array, "B K"]:
+        """Log-probabilities that the policy's are compared with, nats per sequence."""
+        if signals.reference is None:
+            raise ValueError(f"{type(self).__name__} compares with a reference; none was given")
+        return signals.reference[0].sum(-1)
+
     def loss(self, h: Float[Array, " B"]) -> Float[Array, " B"]:
         """Of each pair, by its h."""
         raise NotImplementedError
@@ -48,10 +54,8 @@ class Pairwise(Objective):
         return {"pairs": responses.weight.sum()}
 
     def __call__(self, signals: Signals, state: Any = ()) -> Terms:
-        if signals.reference is None:
-            raise ValueError(f"{type(self).__name__} compares with a reference; none was given")
         policy = signals.policy[0].sum(-1)
-        ratios = policy - signals.reference[0].sum(-1)
+        ratios = policy - self.reference(signals)
         metrics = figures(self.beta * ratios, policy, signals.weight)
         losses = self.losses(ratios, signals.mask(), state)
         return Terms({"pairs": (losses * signals.weight).sum()}, metrics)
@@ -189,6 +193,8 @@ class Averaged(Objective):
             raise InputError(f"objective.pair is {quoted(self.pair)}; it must be one on pairs")
         if type(self.pair).init_state is not Objective.init_state:
             raise InputError(f"objective.pair is {quoted(self.pair)}; it must be one without a state")
+        if self.pair.needs - self.needs:
+            raise InputError(f"objective.pair is {quoted(self.pair)}; it must be one with one reference")
 
     @property
     def held_out(self) -> Objective:

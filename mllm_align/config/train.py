@@ -142,6 +142,9 @@ class Config:
         good = "kl" not in self.objective.needs or self.reference == "live"
         wanted = f"live: {kind} compares with all of the reference's distributions"
         require(good, "reference", self.reference, wanted)
+        good = "references" not in self.objective.needs or online is None
+        wanted = "another, or --online none: other references see the data's responses alone"
+        require(good, "objective", kind, wanted)
         if online is None:
             good = not self.objective.made
             require(good, "objective", kind, "another, or `online` must make the third response")

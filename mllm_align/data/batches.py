@@ -44,7 +44,8 @@ class Batches:
     mixture; then an epoch has of each set its share (see `mixture.py`). features: number of a
     record -> the tower's [t, I, F] for each prefix; without it images are read. borrowed: how many
     responses of the batch's next record follow a record's own (after the last comes the first). reference:
-    log-probs of each view, of each record those of its responses. redraw: crops and noise differ from epoch
+    log-probs of each view, of each record those of its responses. references: likewise of each further
+    reference, of the first view. redraw: crops and noise differ from epoch
     to epoch. changed: with the tokens in which the two responses of a pair differ.
     """
 
@@ -60,6 +61,7 @@ class Batches:
         shapes: int = 4,
         multiple: int = 32,
         reference: Sequence[Sequence[Sequence[np.ndarray]]] | None = None,
+        references: Sequence[Sequence[Sequence[np.ndarray]]] = (),
         local_rows: Sequence[int] | None = None,
         weights: Mapping[str, float] | None = None,
         features: Callable[[int], Sequence[np.ndarray]] | None = None,
@@ -71,7 +73,7 @@ class Batches:
         self.encoder = encoder
         self.size, self.micro, self.seed, self.shuffle = size, micro, seed, shuffle
         self.reference, self.features, self.borrowed = reference, features, borrowed
-        self.redraw, self.changed = redraw, changed
+        self.redraw, self.changed, self.references = redraw, changed, references
         self.local_rows = range(size // micro) if local_rows is None else local_rows
         self.per_epoch = -(-len(records) // size)
         self._parts = [tuple(range(i, min(i + size, len(records)))) for i in range(0, len(records), size)]
@@ -138,8 +140,13 @@ class Batches:
                     part, changed=changed_tokens(part.responses.tokens, part.responses.mask)
                 )
             if self.reference is not None:
-                stored = [self._stored(view, here, part) for view in range(len(part.views))]
-                part = with_responses(part, reference=tuple(stored))
+                views = zip(self.reference, part.views, strict=True)
+                stored = tuple(_stored(each, here, part, len(view)) for each, view in views)
+                part = with_responses(part, reference=stored)
+            if self.references:
+                count = len(part.views[0])
+                stored = [_stored(each, here, part, count) for each in self.references]
+                part = with_responses(part, references=np.stack(stored, 1))
             if self._sources is not None:
                 own = padded(self._sources[here], len(self.local_rows))
                 part = replace(part, source=own)  # type: ignore[arg-type]
@@ -157,15 +164,6 @@ class Batches:
             following = (np.zeros(0, np.int32),) * self.borrowed
         return Group(group.prefixes, (*group.responses, *following))
 
-    def _stored(self, view: int, records: Sequence[int], part: PromptGroup) -> np.ndarray:
-        assert self.reference is not None
-        size, _, length = part.responses.tokens.shape
-        out = np.zeros((size, len(part.views[view]), length), np.float32)
-        for row, record in enumerate(records):
-            for k, values in enumerate(self.reference[view][record]):
-                out[row, k, : len(values)] = values
-        return out
-
     def iterate(self, start: int, stop: int, threads: int, prefetch: int) -> Iterator[HostBatch]:
         """Batches start..stop-1 in order, made ahead of time by `threads`."""
         import grain  # here alone: batches can be made one by one without it
@@ -173,3 +171,15 @@ class Batches:
         # more threads than batches ahead would idle
         options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
         return iter(grain.MapDataset.range(start, stop).map(self).to_iter_dataset(options))
+
+
+def _stored(
+    logps: Sequence[Sequence[np.ndarray]], records: Sequence[int], part: PromptGroup, count: int
+) -> np.ndarray:
+    """[B, count, R]: log-probs of these records' responses, 0 at padding."""
+    size, _, length = part.responses.tokens.shape
+    out = np.zeros((size, count, length), np.float32)
+    for row, record in enumerate(records):
+        for k, values in enumerate(logps[record]):
+            out[row, k, : len(values)] = values
+    return out

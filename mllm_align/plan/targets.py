@@ -96,7 +96,8 @@ def names(config: Config | BDHSConfig) -> tuple[str, ...]:
     scoring = ("score",) if config.objective.fields else ()
     if _reward_model(config) is not None:
         scoring += ("reward",)
-    return ("train", *(("reference",) if config.stored_reference else ()), *generation, *scoring)
+    stored = config.stored_reference or config.objective.references
+    return ("train", *(("reference",) if stored else ()), *generation, *scoring)
 
 
 def _reward_model(config: Config | BDHSConfig) -> RewardModel | None:
@@ -209,8 +210,11 @@ def cache_bytes(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, pla
 
 
 def resident_bytes(program: str, config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh) -> int:
-    """Bytes on one chip that an online run holds beside what a program itself takes: what is trained and
-    its moments while it generates, and the other copy of the base where rollouts have their own mesh."""
+    """Bytes on one chip that a run holds beside what a program itself takes: the base while a further
+    reference is run; online what is trained and its moments while it generates, and the other copy of the
+    base where rollouts have their own mesh."""
+    if program == "reference" and isinstance(config, Config) and config.objective.references:
+        return _bytes(abstract_base(model, mesh, compute_dtype(config.dtype, mesh)))
     if not isinstance(config, Config) or config.online is None:
         return 0
     dtype, own = compute_dtype(config.dtype, mesh), config.online.mesh

@@ -32,13 +32,12 @@ from mllm_align.errors import (
     NotFinite,
     Preempted,
     first_few,
-    not_finite,
 )
 from mllm_align.models.bundle import Bundle, kept_as, load
+from mllm_align.models.huggingface import Folder
 from mllm_align.models.policy import SCORE, policy_alone
 from mllm_align.prepare import check_batch, prepare
 from mllm_align.processes import say
-from mllm_align.scoring import not_finite_among
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
 from mllm_align.training import run_folder, terminal
 from mllm_align.training.callbacks import Callback, check_callbacks, gives_figures
@@ -53,14 +52,13 @@ from mllm_align.training.optim import init_trained, schedule, trained_parts
 from mllm_align.training.preemption import notice_to_end
 from mllm_align.training.profiler import Profile
 from mllm_align.training.programs import check_fits, train_program
-from mllm_align.training.score import StoredReference
+from mllm_align.training.references import SKIP, further_logps, stored_logps
 from mllm_align.training.step import TrainState
 from mllm_align.training.terminal import Clock, waiting
 from mllm_align.training.trackers import Trackers, check_trackers
 from mllm_align.training.window import Window, culprits
 
 BATCHES = 2  # of an epoch, at least, for each shape that compiles
-SKIP = "see what they hold, or leave such steps out: --nonfinite skip"
 
 
 def train(
@@ -154,7 +152,8 @@ def _train(
         raise InputError(
             "data.shuffle is False, and data sets are drawn by weight; leave out --data.no-shuffle"
         )
-    described = run_folder.metadata(config, bundle, data, eval_data, records)
+    references = run_folder.open_references(config)
+    described = run_folder.metadata(config, bundle, data, eval_data, records, references)
     if init_from is not None:
         described["init_from"] = str(Path(init_from).resolve())
     processes.on_first(lambda: run_folder.check(out, config, described))
@@ -179,7 +178,7 @@ def _train(
         log = stack.enter_context(closing(Log(*places)))
         checkpoints = stack.enter_context(closing(Checkpoints(place, config.keep, True, step)))
         parts = config, bundle, encoder, records, held_out, maker, out, log, checkpoints, callbacks
-        trainer = _Run(*parts, now, shapes, weights)
+        trainer = _Run(*parts, now, shapes, weights, references)
         if config.remat == "auto":
             described["remat"] = found = trainer.fit(about.get("remat"), initial)
             processes.on_first(lambda: run_folder.note(out, remat=found))
@@ -265,21 +264,26 @@ class _Run:
         length: run_folder.Length,
         shapes: int,
         weights: Mapping[str, float] | None = None,
+        references: Sequence[Folder] = (),
     ):
         self.config, self.bundle, self.records, self.log = config, bundle, records, log
         self.maker, self.out, self.checkpoints, self.callbacks = maker, out, checkpoints, callbacks
         self.being_saved: list[int] = []  # steps
-        references = self._references(encoder, held_out, out)
+        reference = self._reference(encoder, held_out, out)
+        sets = {"references": records} | ({"references_eval": held_out} if held_out else {})
+        others = further_logps(references, bundle, encoder, sets, config, out)
         features = self._features(encoder, held_out, out)
         self.rows = config.rows_per_micro
         self.local_rows = local_rows(bundle.mesh, self.rows)
         shuffle = config.data.shuffle
-        self.batches = self._batches(encoder, records, references[0], features[0], shapes, shuffle, weights)
+        given = reference[0], others["references"], features[0]
+        self.batches = self._batches(encoder, records, *given, shapes, shuffle, weights)
         self.sources = [each.record.source for each in records] if weights else None
         self.held_out = None
         if held_out:
             shapes = _shapes(config, len(held_out))
-            self.held_out = self._batches(encoder, held_out, references[1], features[1], shapes)
+            given = reference[1], others["references_eval"], features[1]
+            self.held_out = self._batches(encoder, held_out, *given, shapes)
         self.held_records = held_out
         self.steps, warmup = length.steps, length.warmup
         mixed = tuple(weights or ())
@@ -317,20 +321,14 @@ class _Run:
         own = jax.jit(self.config.objective.init_state, out_shardings=places.objective)()
         return TrainState(zero, trained, moments, own)
 
-    def _references(self, encoder: Encoder, held_out: list[Encoded], out: Path):
+    def _reference(self, encoder: Encoder, held_out: list[Encoded], out: Path):
         """Stored reference log-probs of the training and the held-out data, where the config wants them."""
         c = self.config
         if not c.stored_reference:
             return None, None
 
         def view(name: str, records: list[Encoded]):
-            logps = StoredReference(out / name).load_or_make(
-                self.bundle, encoder, records, c.data, c.rows_per_micro, c.seed
-            )
-            broken = not_finite_among(records, logps) if c.nonfinite == "stop" else []
-            if broken:
-                raise not_finite("reference log-probs are", broken, len(records), SKIP)
-            return logps
+            return stored_logps(out / name, self.bundle, encoder, records, c)
 
         def stored(name: str, records: list[Encoded]):
             """Of each view."""
@@ -359,6 +357,7 @@ class _Run:
         encoder: Encoder,
         records,
         reference,
+        references,
         features,
         shapes: int,
         shuffle: bool = False,
@@ -375,6 +374,7 @@ class _Run:
             shapes=shapes,
             multiple=c.data.multiple,
             reference=reference,
+            references=references,
             local_rows=self.local_rows,
             weights=weights,
             features=features,

@@ -140,6 +140,5 @@ def batch_structs(
         (v.tokens, v.features, compute_dtype(config.dtype, mesh)) if config.features == "stored" else None
     )
     changed = "changes" in config.objective.needs
-    return blank(
-        make, shape, tile, views, axes, model.taps, stored, changed, config.objective.fields, features
-    )
+    given = stored, changed, config.objective.fields, features, len(config.objective.references)
+    return blank(make, shape, tile, views, axes, model.taps, *given)

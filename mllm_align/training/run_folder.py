@@ -6,6 +6,7 @@ log.jsonl      one line for every event: start, train, example, eval, save, done
 checkpoints/   trained parameters and optimizer state
 reference.npz  reference log-probs, if they were computed beforehand; those under a rejected image are in
                reference_second.npz
+references/    those under further references of the objective, a file for each
 features/      the vision tower's features, likewise
 answers/       what an endpoint said of the policy's responses, if one is the annotator
 """
@@ -47,7 +48,7 @@ from mllm_align.training.optim import abstract_trained, init_trained, schedule, 
 
 # What a start that failed may leave without a run: it was dear, and says itself what it belongs to.
 LEFT = {"reference.npz", "reference_eval.npz", "features", "features_eval", "answers"}
-LEFT |= {"reference_second.npz", "reference_eval_second.npz"}
+LEFT |= {"reference_second.npz", "reference_eval_second.npz", "references", "references_eval"}
 MOST_STEPS = 10**9  # counters are of 32 bits
 
 
@@ -59,9 +60,15 @@ class Length(NamedTuple):
 
 
 def metadata(
-    config: Config, bundle: Bundle, data: Any, held_out: Any, records: Sequence[Encoded]
+    config: Config,
+    bundle: Bundle,
+    data: Any,
+    held_out: Any,
+    records: Sequence[Encoded],
+    references: Sequence[Folder] = (),
 ) -> dict[str, Any]:
-    """What run.json says of a run beside its config. Raises InputError for a judge that is no model."""
+    """What run.json says of a run beside its config. references: as of `open_references`. Raises InputError
+    for a judge that is no model."""
     name_weights(bundle.folder)
     digest = hashlib.sha256()  # of the texts alone: a run's order of batches hangs on their lengths
     for record in records:
@@ -76,6 +83,7 @@ def metadata(
         "data_weights": data.named if isinstance(data, Mixture) else None,
         "eval_data": _name(held_out),
         **_judge(config, bundle),
+        **_references(references),
         "part_files": part_files(config),
         "dtype": str(bundle.dtype),
         "base_kept": bundle.kept,
@@ -117,6 +125,26 @@ def _judge(config: Config, bundle: Bundle) -> dict[str, str]:
         folder = bundle.folder  # digested already
     name_weights(folder)
     return {"judge": _model(folder)["model"], "judge_fingerprint": folder.fingerprint}
+
+
+def open_references(config: Config) -> list[Folder]:
+    """The models of the objective's further references, with their fingerprints. Raises InputError for what
+    is no model that answers."""
+    folders = [open_base(name) for name in config.objective.references]
+    for name, folder in zip(config.objective.references, folders, strict=True):
+        if folder.score is not None:
+            raise refusal(f"objective.references, {name}", "is a reward model", "name models that answer")
+        name_weights(folder)
+    return folders
+
+
+def _references(folders: Sequence[Folder]) -> dict[str, str]:
+    if not folders:
+        return {}
+    return {
+        "references": ", ".join(_model(folder)["model"] for folder in folders),
+        "references_fingerprint": " ".join(folder.fingerprint for folder in folders),
+    }
 
 
 def _name(data: Any) -> str | None:
@@ -266,6 +294,7 @@ def _check_same(out: Any, saved: dict[str, Any], described: dict[str, Any]) -> N
         ("from another projector", "projector"),
         ("on other data", "data"),
         ("with another judge", "judge"),
+        ("with other references", "references"),
     ):
         found, now = (d.get(f"{name}_fingerprint") for d in (saved, described))
         if found != now:

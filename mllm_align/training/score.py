@@ -96,6 +96,7 @@ class StoredReference:
     def _write(self, stamp: str, flat: np.ndarray) -> None:
         part = self.path.with_name(f".{self.path.name}.partial")
         try:
+            part.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
                 np.savez(file, stamp=np.array(stamp), logps=flat)
             part.replace(self.path)

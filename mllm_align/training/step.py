@@ -123,6 +123,8 @@ def make_loss(
         both = logps if reference is None else jax.tree.map(jnp.add, logps, reference)
         finite = [jnp.isfinite(view).all((1, 2)) for view in both] or [jnp.isfinite(scores).all(1)]
         finite += [] if values is None else [jnp.isfinite(values).all((1, 2))]
+        if responses.references is not None:
+            finite.append(jnp.isfinite(responses.references).all((1, 2, 3)))
         bad = ~jnp.stack(finite).all(0)
         return total, Computed(metrics, stats, bad)
 

@@ -1,6 +1,6 @@
 """Objectives that do not keep the contract are refused in one line that says what is wrong."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import pytest
@@ -13,8 +13,11 @@ from mllm_align.align.contract import OBJECTIVES
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_of_the_package_keeps_the_contract(name):
-    check_objective(OBJECTIVES[name]())
-    check_terms(OBJECTIVES[name]())
+    objective = OBJECTIVES[name]()
+    if "references" in objective.needs:
+        objective = replace(objective, references=("a", "b"))
+    check_objective(objective)
+    check_terms(objective)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Odd(Good):
     [
         (Thawed(), "it must be of type Objective"),
         (Bare(), "objective Bare is no frozen dataclass; put @dataclass(frozen=True) above it"),
-        (Needy(), "objective Needy needs features; the train step has changes, kl, reference, rollout"),
+        (Needy(), "objective Needy needs features; the train step has changes, kl, reference, references"),
         (Torn(), "objective Torn needs score and reference; what scores predicts no tokens"),
         (Worded(), "objective Worded needs 'reference'; it must be a frozenset of names"),
         (Countless(), "objective Countless does not say how many responses it compares"),

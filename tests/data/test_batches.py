@@ -257,11 +257,16 @@ def test_reference_values_stand_with_their_records():
     reference = [
         tuple(rng.standard_normal(len(answer), np.float32) for answer in r.responses) for r in records
     ]
-    made = batches(records, 4, micro=2, shuffle=True, reference=[reference])
+    others = [tuple(values - 1 for values in each) for each in reference]
+    further = [reference, others]
+    made = batches(records, 4, micro=2, shuffle=True, reference=[reference], references=further)
     for step in range(made.per_epoch):
         batch = made(step)
         group = rows(batch)
         (found,) = group.responses.reference
+        first, second = group.responses.references.swapaxes(0, 1)
+        assert np.array_equal(first, found)
+        assert np.array_equal(second, np.where(found == 0, 0, found - 1))
         assert found.shape == group.responses.tokens.shape
         assert found.dtype == np.float32
         for row, index in enumerate(batch.records):
@@ -273,7 +278,8 @@ def test_reference_values_stand_with_their_records():
 
 
 def test_no_reference_values_unless_given():
-    assert batches(some(3))(0).group.responses.reference is None
+    made = batches(some(3))(0).group.responses
+    assert made.reference is None and made.references is None
 
 
 # ---- from files --------------------------------------------------------------------------------------

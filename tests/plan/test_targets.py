@@ -9,6 +9,7 @@ from small_model import small
 
 from mllm_align import (
     MDPO,
+    MRPO,
     PPO,
     SFT,
     BDHSConfig,
@@ -81,6 +82,7 @@ def test_tokens_that_are_generated():
         (Config(), "train"),
         (Config(reference="stored"), "train reference"),
         (Config(reference="stored", objective=SFT()), "train"),
+        (Config(objective=MRPO(references=("a",))), "train reference"),
         (Config(online=ORACLE), "train features prefill decode"),
         (Config(online=OnlineBDHS()), "train features prefill decode"),
         (Config(online=Distorted()), "train"),
@@ -153,6 +155,8 @@ def test_online_runs_hold_their_state_while_they_generate():
     config = Config(lora=None, freeze=(), batch_size=8, online=OnlinePairs(annotator=SceneOracle()))
     assert [resident_bytes(name, Config(), model, mesh) for name in ("train", "decode")] == [0, 0]
     assert resident_bytes("train", config, model, mesh) == 0
+    others = Config(objective=MRPO(references=("a",)), dtype="float32")
+    assert resident_bytes("reference", others, model, mesh) == pytest.approx(base * 4 / 8, rel=0.01)
     moments = 3 * base * 4 / 8
     assert resident_bytes("decode", config, model, mesh) == pytest.approx(moments, rel=0.01)
     whole = dataclasses.replace(config, online=dataclasses.replace(config.online, mesh=MeshConfig(data=8)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from goldens import goldens, union
 
+from mllm_align.align.multi_reference import MRPO
 from mllm_align.align.sft import SFT
 from mllm_align.align.visual import MDPO
 from mllm_align.batch import Group, Shape, pad, stack, with_responses
@@ -28,6 +29,7 @@ from mllm_align.training.programs import (
 LORA = Config(batch_size=8, lora=LoraConfig(rank=2, alpha=4.0))
 FULL = replace(LORA, lora=None)
 STORED = replace(FULL, reference="stored")
+OTHERS = replace(LORA, objective=MRPO(references=("a", "b")))
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +102,9 @@ def featured(prefix, model):
 
 
 @pytest.mark.parametrize(
-    "config", [LORA, STORED, replace(LORA, features="stored")], ids=["live", "stored", "features"]
+    "config",
+    [LORA, STORED, replace(LORA, features="stored"), OTHERS],
+    ids=["live", "stored", "features", "references"],
 )
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_a_batch_has_the_shapes_of_the_loops(model, mesh, config, micro_batches):
@@ -115,6 +119,9 @@ def test_a_batch_has_the_shapes_of_the_loops(model, mesh, config, micro_batches)
     batch = stack([pad(groups, larger, rows) for _ in range(micro_batches)])
     if config.reference == "stored":
         batch = with_responses(batch, reference=(np.zeros(batch.responses.tokens.shape, np.float32),))
+    if config.objective.references:
+        size = micro_batches, rows, 2, *batch.responses.tokens.shape[2:]
+        batch = with_responses(batch, references=np.zeros(size, np.float32))
     found = batch_structs(config, model, mesh, larger, ((0, 1),))
     assert jax.tree.structure(found) == jax.tree.structure(batch)
     for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(batch), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -267,9 +267,7 @@ class Seed(_Phases):
         """Captions of a split and the counts of each; on those of ASKED also the correctness of POPE
         answers."""
         examples = self.read(split)
-        captions = [_item(e, PROMPT, "", {"scene": e.scene}) for e in examples]
-        lines = evaluate(bundle, captions, Captions(), batch_size=64).lines
-        measured = {name: [line[key] for line in lines] for name, key in MEASURED.items()}
+        measured = self._captioned(bundle, examples)
         if split not in ASKED:
             return measured
         rng = np.random.default_rng(self.seed)
@@ -283,6 +281,12 @@ class Seed(_Phases):
         lines = evaluate(bundle, questions, Questions(), batch_size=64).lines
         right = [(q.mode, line["right"]) for (_, q), line in zip(asked, lines, strict=True)]
         return measured | {"pope": right}
+
+    def _captioned(self, bundle: Bundle, examples: Sequence[builder.Example]) -> dict[str, Any]:
+        """Captions of pictures and the counts of each."""
+        captions = [_item(e, PROMPT, "", {"scene": e.scene}) for e in examples]
+        lines = evaluate(bundle, captions, Captions(), batch_size=64).lines
+        return {name: [line[key] for line in lines] for name, key in MEASURED.items()}
 
 
 def _item(
