@@ -76,7 +76,7 @@ def test_ids_and_pixels_are_those_of_the_processor(both, messages, sizes):
 
 
 def test_side_files_as_published(tmp_path):
-    """preprocessor_config.json with the fast processor's name, a processor_config.json of settings alone."""
+    """preprocessor_config.json with the fast processor's name, a processor_config.json of settings."""
     folder = shutil.copytree(FIXTURES / "internvl", tmp_path / "model")
     settings = json.loads((folder / "processor_config.json").read_text())
     images = settings.pop("image_processor") | {"image_processor_type": "GotOcr2ImageProcessorFast"}

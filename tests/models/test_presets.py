@@ -55,6 +55,7 @@ BILLIONS = {
 
 
 SLOW = {"qwen2.5-vl-7b", "qwen2.5-vl-32b", "qwen2.5-vl-72b"}  # a tower of eight stacks takes a second
+SLOW |= {name for name in PRESETS if name.startswith("internvl")} - {"internvl3-1b", "internvl3-38b"}
 
 
 @pytest.mark.parametrize(
