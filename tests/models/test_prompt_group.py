@@ -252,7 +252,7 @@ def test_a_second_prefix_is_a_group_of_its_own(two_prefixes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["onevision", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl"])
+@pytest.mark.parametrize("name", ["onevision", "qwen2_5_vl", "qwen3_vl", "gemma3"])
 def test_a_group_of_other_families_is_separate_groups(name):
     """Log-probs and gradients; what padding names as a row does not matter."""
     golden = goldens(name)
@@ -262,7 +262,7 @@ def test_a_group_of_other_families_is_separate_groups(name):
     elif name == "gemma3":
         assert all(len(group.prefix.tokens) > golden.config.decoder.local.window for group in groups)
     else:
-        assert len({len(group.prefix.patches) for group in groups}) == 2
+        assert len({len(group.prefix.patches) for group in groups}) == 2 and golden.config.joined
     weights = WEIGHTS[:, :2, :9]
 
     @jax.jit
