@@ -108,7 +108,8 @@ class Block(nn.Module):
         )
         if c.qk_norm:
             q, k = (RMSNorm(QK_EPS, name=f"norm_{name}")(h) for name, h in (("q", q), ("k", k)))
-        h = full_attention(*(h.reshape(split) for h in (q, k, v))).reshape(x.shape)
+        q, k, v = (h.reshape(split) for h in (q, k, v))
+        h = full_attention(q, k, v).reshape(x.shape)
         h = Linear(c.hidden, ("vision_heads", "embed"), bias=True, name="o")(h)
         x = x + self.scaled(h, "scale_1")
         h = norm(c.norm_eps, name="norm_2")(x)
