@@ -31,6 +31,8 @@ LONG = ("llava-onevision-0.5b", "llava-onevision-7b")  # a program takes long to
 LONG += ("qwen3-vl-2b", "qwen3-vl-8b")
 QWEN25 = ("qwen2.5-vl-3b", "qwen2.5-vl-7b")
 GEMMA = ("gemma-3-4b", "gemma-3-12b")
+INTERNVL = ("internvl3-2b", "internvl3-8b")
+SMALLEST = QWEN25 + GEMMA + INTERNVL
 SLICES = {
     "v5e": ("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
     "v6e": ("v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),
@@ -71,7 +73,7 @@ def rows() -> list[tuple[str, str, str, str]]:
     """(name of the file, model, kind, chip), the most wanted first."""
     found = [(f"{m}_{kind}_{chip}", m, kind, chip) for m in MODELS for kind in KINDS for chip in SLICES]
     found += [(f"{m}_lora_v5e", m, "lora", "v5e") for m in LONG]
-    found += [(f"{m}_lora_{chip}", m, "lora", chip) for m in QWEN25 + GEMMA for chip in ("v5e", "v6e")]
+    found += [(f"{m}_lora_{chip}", m, "lora", chip) for m in SMALLEST for chip in ("v5e", "v6e")]
     return found + [(f"{m}_bdhs_v5e", m, "bdhs", "v5e") for m in MODELS]
 
 
@@ -171,8 +173,8 @@ step is slower.
 Rows are of a model's longest prompt: 3,072 + 256 tokens and five tiles for LLaVA-1.6, 1,280 + 256 (256M) or
 1,536 + 256 (2.2B) tokens and 17 tiles for SmolVLM, 8,960 + 256 tokens and 37 tiles for LLaVA-OneVision.
 For Qwen2.5-VL and Qwen3-VL they are of an image of 1,280 embeddings, 1,408 + 256 tokens; for Gemma 3 they
-are of 384 + 256 tokens. Parameters, optimizer and batch are cut over all chips (`mesh.data 1,
-mesh.fsdp -1`).
+are of 384 + 256 tokens; for InternVL3 of 3,456 + 256 tokens and 13 tiles. Parameters, optimizer and batch
+are cut over all chips (`mesh.data 1, mesh.fsdp -1`).
 
 ## DPO: the smallest slice that fits, and one four times larger
 

@@ -24,7 +24,7 @@ from mllm_align.models.vlm import VisionLanguageModel
 
 FIXTURES = Path(__file__).parent / "fixtures" / "goldens"
 NAMES = ("llava15", "llavanext")
-ALL = (*NAMES, "onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "gemma3")
+ALL = (*NAMES, "onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl")
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,24 @@ class Goldens:
 
     def processed(self, pair: int) -> Pixels:
         """A picture as the folder's own processor makes it."""
-        made = self._processor.image_processor(self.pictures[pair], return_tensors="np")
+        process = self._processor.image_processor
+        cut = {"crop_to_patches": True} if hasattr(process, "crop_to_patches") else {}
+        made = process(self.pictures[pair], return_tensors="np", **cut)
         pixels = made["pixel_values"]
-        return self._patched(pixels if "image_grid_thw" in made else pixels[0], pair)
+        return self._patched(pixels if {"image_grid_thw", "num_patches"} & set(made) else pixels[0], pair)
 
     def stored(self, row: int, pair: int) -> Pixels:
         """A picture as it stands in a row of the stored batch."""
         pixels = self.arrays["pixel_values"]
         if "image_grid_thw" in self.arrays:  # of all rows behind each other
-            return self._patched(
-                np.split(pixels, self.arrays["image_grid_thw"].prod(1).cumsum()[:-1])[row], pair
-            )
-        return self._patched(pixels[row], pair)
+            ends = self.arrays["image_grid_thw"].prod(1).cumsum()
+        elif self.config.family == "internvl":  # likewise
+            half = len(self.arrays["row_index"]) // 2
+            sizes = (self.pictures[i].size for i in self.arrays["row_index"][:half])
+            ends = np.cumsum([self.layout.tiles(height, width)[0] for width, height in sizes])
+        else:
+            return self._patched(pixels[row], pair)
+        return self._patched(np.split(pixels, ends[:-1])[row], pair)
 
     def _patched(self, pixels: np.ndarray, pair: int) -> Pixels:
         width, height = self.pictures[pair].size

@@ -73,7 +73,7 @@ def same(ours, theirs):
         ("qwen3_vl", "policy"),
         *(
             pytest.param(name, "policy", marks=pytest.mark.slow)
-            for name in ("idefics3", "qwen2_5_vl", "gemma3")
+            for name in ("idefics3", "qwen2_5_vl", "gemma3", "internvl")
         ),
     ],
 )
@@ -114,7 +114,7 @@ def token_logps(logits, tokens):
         "llavanext",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "gemma3")
+            for name in ("onevision", "idefics3", "qwen2_5_vl", "qwen3_vl", "gemma3", "internvl")
         ),
     ],
 )

@@ -156,6 +156,7 @@ def of_all(model, rows, tokens):
         pytest.param("qwen2_5_vl", 0.9, marks=pytest.mark.slow),
         pytest.param("qwen3_vl", 0.8, marks=pytest.mark.slow),
         pytest.param("gemma3", 0.7, marks=pytest.mark.slow),
+        pytest.param("internvl", 0.95, marks=pytest.mark.slow),
     ],
 )
 def test_gathered_rows_compute_what_masked_rows_do(name, rate):

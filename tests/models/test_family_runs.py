@@ -70,7 +70,7 @@ def test_on_a_mesh_with_stored_features_as_on_one_device(bundle, run, tmp_path):
         assert four["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
 
 
-@of("onevision", "idefics3", "qwen2_5_vl", "gemma3")
+@of("onevision", "idefics3", "qwen2_5_vl", "gemma3", "internvl")
 def test_its_own_answers_are_rejected_ranked_and_rewarded(bundle, tmp_path):
     short = SamplingConfig(max_tokens=6)
     job = BDHSConfig(similarity="lexical", iterations=1, sentence_tokens=6, batch_size=4, sampling=short)

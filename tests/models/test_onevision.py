@@ -133,7 +133,7 @@ SIZES = (0, -4, 10**9, "64", None, [64], True, 64.0, math.nan)
         ("vision_config", "num_channels", (1, None)),
         ("text_config", "model_type", ("gemma", None, ["qwen2"])),
         ("text_config", "hidden_act", ("gelu",)),
-        ("text_config", "rope_scaling", ({"type": "yarn"}, {"rope_type": "dynamic"})),
+        ("text_config", "rope_scaling", ({"type": "yarn"}, {"rope_type": "longrope"})),
         ("text_config", "use_sliding_window", (1, None)),
         ("text_config", "layer_types", (["chunked_attention"], "full_attention", [])),
         ("text_config", "max_window_layers", (-1, None, "4")),

@@ -22,7 +22,7 @@ LOSSES = ("sigmoid", "ipo", "hinge", "robust", "sft")
 
 
 # The first families to fail are those of most traits of their own; the others take as long to compile.
-SLOW = dict.fromkeys(("onevision", "idefics3", "qwen2_5_vl", "gemma3"), pytest.mark.slow)
+SLOW = dict.fromkeys(("onevision", "idefics3", "qwen2_5_vl", "gemma3", "internvl"), pytest.mark.slow)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=SLOW.get(name, ())) for name in ALL])

@@ -35,6 +35,18 @@ BILLIONS = {
     "gemma-3-4b": 4.3,
     "gemma-3-12b": 12.19,
     "gemma-3-27b": 27.43,
+    "internvl3-1b": 0.938,
+    "internvl3-2b": 2.09,
+    "internvl3-8b": 7.94,
+    "internvl3-14b": 15.1,
+    "internvl3-38b": 38.4,
+    "internvl3-78b": 78.4,
+    "internvl3.5-1b": 1.06,
+    "internvl3.5-2b": 2.35,
+    "internvl3.5-4b": 4.73,
+    "internvl3.5-8b": 8.53,
+    "internvl3.5-14b": 15.1,
+    "internvl3.5-38b": 38.4,
     "smolvlm-256m": 0.256,
     "smolvlm-500m": 0.507,
     "smolvlm-2.2b": 2.25,
@@ -43,6 +55,7 @@ BILLIONS = {
 
 
 SLOW = {"qwen2.5-vl-7b", "qwen2.5-vl-32b", "qwen2.5-vl-72b"}  # a tower of eight stacks takes a second
+SLOW |= {name for name in PRESETS if name.startswith("internvl")} - {"internvl3-1b", "internvl3-38b"}
 
 
 @pytest.mark.parametrize(

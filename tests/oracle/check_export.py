@@ -29,6 +29,7 @@ from transformers import (
     AutoImageProcessor,
     Gemma3ForConditionalGeneration,
     Idefics3ForConditionalGeneration,
+    InternVLForConditionalGeneration,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
@@ -50,6 +51,7 @@ CLASSES = {
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "gemma3": Gemma3ForConditionalGeneration,
+    "internvl": InternVLForConditionalGeneration,
 }
 
 
@@ -109,14 +111,17 @@ def main() -> None:
     processor = AutoImageProcessor.from_pretrained(args.folder, backend="pil")
     pictures = read_pictures(args.data, rows)
     nested = not model.config.model_type.startswith("llava")  # the pictures of each row by themselves
-    inputs = dict(processor(images=[[p] for p in pictures] if nested else pictures, return_tensors="pt"))
+    images = [[picture] for picture in pictures] if nested else pictures
+    cut = {"crop_to_patches": True} if model.config.model_type == "internvl" else {}
+    inputs = dict(processor(images=images, return_tensors="pt", **cut))
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     for k in ("input_ids", "attention_mask"):
         inputs[k] = torch.from_numpy(ids[k]).long()
     if "image_grid_thw" in inputs:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).long()
 
-    inputs.pop("num_crops", None)
+    for k in ("num_crops", "num_patches"):
+        inputs.pop(k, None)
     if model.config.model_type == "gemma3":  # without them embeddings of an image see only those before
         inputs["token_type_ids"] = (inputs["input_ids"] == model.config.image_token_id).long()
 

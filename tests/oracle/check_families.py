@@ -17,17 +17,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 import numpy as np
 import torch
-from images_only import Images
+from images_only import Images, InternVLImages
 from PIL import Image
 from tiny_gemma3 import save_gemma3
 from tiny_idefics3 import CLASSES as IDEFICS3_CLASSES
 from tiny_idefics3 import save_idefics3
+from tiny_internvl import save_internvl
 from tiny_onevision import canvases, save_onevision
 from tiny_qwen_vl import CLASSES, save_qwen_vl
 from transformers import (
     Gemma3ForConditionalGeneration,
     Gemma3Processor,
     Idefics3Processor,
+    InternVLForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
 )
 from transformers.utils import logging
@@ -106,6 +108,24 @@ GEMMA3 = {
         "tokens": 9,
     },
 }
+INTERNVL = {
+    # as the towers of 38B and 78B are; up to twelve tiles
+    "internvl": {
+        "tied": True,
+        "vision": {"use_qk_norm": True, "norm_type": "rms_norm"},
+        "layer": -2,
+        "image_size": 32,
+    },
+    # as 3.5; of 50 pixels a side, 2 fill no patch
+    "internvl qwen3": {
+        "text": {"model_type": "qwen3", "head_dim": 12, "attention_bias": True},
+        "vision": {"attention_bias": True},
+        "shuffle": 1,
+        "min_patches": 2,
+        "max_patches": 5,
+        "image_size": 50,
+    },
+}
 
 
 def save(folder: Path, name: str, variant: dict) -> tuple[type, type]:
@@ -120,6 +140,9 @@ def save(folder: Path, name: str, variant: dict) -> tuple[type, type]:
         return Gemma3ForConditionalGeneration, Gemma3Processor
     patch = 4 if variant.get("shuffle") == 4 else 8
     vision = VISION | {"image_size": variant.pop("image_size"), "patch_size": patch}
+    if name in INTERNVL:
+        save_internvl(folder, vision=vision | variant.pop("vision"), **common, **variant)
+        return InternVLForConditionalGeneration, InternVLImages
     if name in ONEVISION:
         save_onevision(folder, vision=vision, **common, **variant)
         return LlavaOnevisionForConditionalGeneration, Images
@@ -142,7 +165,7 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    for name, variant in (IDEFICS3 | ONEVISION | QWEN | GEMMA3).items():
+    for name, variant in (IDEFICS3 | ONEVISION | QWEN | GEMMA3 | INTERNVL).items():
         model_class, processor_class = save(args.out / name, name, variant)
         model = model_class.from_pretrained(args.out / name, dtype=torch.float32).eval()
         processor, arrays = processor_class.from_pretrained(args.out / name), {}

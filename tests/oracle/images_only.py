@@ -1,6 +1,9 @@
 """transformers' processors without their part for videos, which needs torchvision; these need no torch."""
 
+import re
+
 from transformers import (
+    InternVLProcessor,
     LlavaOnevisionProcessor,
     ProcessorMixin,
     Qwen2_5_VLProcessor,
@@ -30,6 +33,24 @@ class Images(LlavaOnevisionProcessor):
             [image_token, video_token]
         )
         self.vision_aspect_ratio = vision_aspect_ratio
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+class InternVLImages(InternVLProcessor):
+    """Of InternVL."""
+
+    def __init__(
+        self, image_processor=None, tokenizer=None, image_seq_length=256, chat_template=None, **kwargs
+    ):
+        self.image_seq_length = image_seq_length
+        for name in ("start_image", "end_image"):
+            for field in (f"{name}_token", f"{name}_token_id"):
+                setattr(self, field, getattr(tokenizer, field))
+        self.image_token, self.video_token = tokenizer.context_image_token, tokenizer.video_token
+        self.image_token_id = tokenizer.context_image_token_id
+        tokens = {"image": self.image_token, "video": self.video_token}
+        named = (f"(?P<{name}>{re.escape(token)})" for name, token in tokens.items())
+        self.multimodal_pattern = re.compile("|".join(named))
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 

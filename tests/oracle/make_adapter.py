@@ -14,9 +14,9 @@ import torch
 from check_export import load_model
 from peft import LoraConfig, get_peft_model
 
-LLAVA = dict.fromkeys(("llava", "llava_next", "llava_onevision", "gemma3"), "multi_modal_projector")
+LLAVA = ("llava", "llava_next", "llava_onevision", "gemma3", "internvl")
 QWEN = dict.fromkeys(("qwen2_5_vl", "qwen3_vl"), "visual.merger")
-PROJECTORS = LLAVA | QWEN | {"idefics3": "connector"}
+PROJECTORS = dict.fromkeys(LLAVA, "multi_modal_projector") | QWEN | {"idefics3": "connector"}
 
 
 def main() -> None:

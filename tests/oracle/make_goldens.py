@@ -3,7 +3,7 @@
     python tests/oracle/make_goldens.py [--out FOLDER]      # needs the extra `oracle`
 
     pairs.jsonl, images/   8 preference pairs; the first four pictures are L, P, RGBA and RGB
-    llava15/, llavanext/, onevision/, idefics3/, qwen2_5_vl/, qwen3_vl/, gemma3/
+    llava15/, llavanext/, onevision/, idefics3/, qwen2_5_vl/, qwen3_vl/, gemma3/, internvl/
                            normal HF folders: the base (reference) model, tokenizer, processor
     <model>.npz            arrays, <model>.json: numbers and versions
 
@@ -26,12 +26,13 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import numpy as np
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from images_only import Images, Qwen3Images, Qwen25Images
+from images_only import Images, InternVLImages, Qwen3Images, Qwen25Images
 from noise import perturb
 from PIL import Image as PILImage
 from safetensors.numpy import load_file, save_file
 from tiny_gemma3 import save_gemma3
 from tiny_idefics3 import save_idefics3
+from tiny_internvl import save_internvl
 from tiny_llava import five_grids, pseudo_words, save_llava, smooth_picture
 from tiny_onevision import save_onevision
 from tiny_qwen_vl import save_qwen_vl
@@ -39,6 +40,7 @@ from transformers import (
     AutoProcessor,
     Gemma3ForConditionalGeneration,
     Idefics3ForConditionalGeneration,
+    InternVLForConditionalGeneration,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
@@ -85,6 +87,7 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e6, "factor": 2.0}  # as published
 SECTIONS = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 1, 1]}
 MROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [4, 2, 2]}
 MODELS = {
@@ -165,6 +168,14 @@ MODELS = {
         "tokens": 9,
         "tokenizer_vocab": 384,
     },
+    "internvl": {
+        "kind": "internvl",
+        "text": TEXT
+        | {"num_key_value_heads": 2, "max_position_embeddings": 8192, "rope_parameters": DYNAMIC},
+        "vision": VISION | {"attention_bias": True},
+        "max_patches": 4,
+        "tokenizer_vocab": 384,
+    },
 }
 CLASSES = {
     "llava": LlavaForConditionalGeneration,
@@ -174,6 +185,7 @@ CLASSES = {
     "qwen2_5_vl": Qwen2_5_VLForConditionalGeneration,
     "qwen3_vl": Qwen3VLForConditionalGeneration,
     "gemma3": Gemma3ForConditionalGeneration,
+    "internvl": InternVLForConditionalGeneration,
 }
 SAVE = {
     "llava_onevision": lambda folder, kind, **spec: save_onevision(folder, **spec),
@@ -181,8 +193,10 @@ SAVE = {
     "qwen2_5_vl": save_qwen_vl,
     "qwen3_vl": save_qwen_vl,
     "gemma3": lambda folder, kind, **spec: save_gemma3(folder, **spec),
+    "internvl": lambda folder, kind, **spec: save_internvl(folder, **spec),
 }
 PROCESSORS = {"llava_onevision": Images, "qwen2_5_vl": Qwen25Images, "qwen3_vl": Qwen3Images}
+PROCESSORS |= {"internvl": InternVLImages}
 
 # (width, height) and mode: LLaVA-1.6 cuts them into 3, 4 or 5 tiles, with rows or columns to unpad.
 PICTURES = [
@@ -236,6 +250,12 @@ OTHER_GRADIENTS = {
         "model.language_model.layers.1.post_feedforward_layernorm.weight",
         "model.multi_modal_projector.mm_input_projection_weight",
         "model.vision_tower.embeddings.position_embedding.weight",
+    ),
+    "internvl": (
+        "model.language_model.layers.0.self_attn.k_proj.bias",
+        "model.multi_modal_projector.layer_norm.weight",
+        "model.vision_tower.embeddings.cls_token",
+        "model.vision_tower.encoder.layer.1.lambda_1",
     ),
 }
 
@@ -333,13 +353,19 @@ def per_token_logps(model, batch: dict) -> torch.Tensor:
     return model(**inputs, labels=labels, fused_lm_head=True, use_cache=False).log_probs
 
 
-def part(batch: dict, rows: list[int]) -> dict:
+def shares(batch: dict, image_token: int) -> list[int]:
+    """How many entries of pixel_values, which are patches, tiles or pictures, belong to each row."""
+    if "image_grid_thw" in batch:
+        return batch["image_grid_thw"].prod(-1).tolist()
+    tokens, entries = (batch["input_ids"] == image_token).sum(1), len(batch["pixel_values"])
+    return [1] * len(tokens) if entries == len(tokens) else (tokens * entries // tokens.sum()).tolist()
+
+
+def part(batch: dict, rows: list[int], shares: list[int]) -> dict:
     """Some rows of a batch."""
-    out = {k: v[rows] for k, v in batch.items()}
-    if "image_grid_thw" in batch:  # the patches of all rows' pictures behind each other
-        each = batch["pixel_values"].split(batch["image_grid_thw"].prod(-1).tolist())
-        out["pixel_values"] = torch.cat([each[row] for row in rows])
-    return out
+    each = batch["pixel_values"].split(shares)
+    out = {k: v[rows] for k, v in batch.items() if k != "pixel_values"}
+    return out | {"pixel_values": torch.cat([each[row] for row in rows])}
 
 
 def alone_logps(model, collate, rows: list[dict], shape: tuple[int, int]) -> np.ndarray:
@@ -437,7 +463,8 @@ def goldens(name: str, kind: str, out: Path) -> None:
     arrays = {k: batch[k].numpy().astype(np.int32) for k in batch if k not in of_pixels}
     # TRL repeats every picture for the rejected half.
     assert torch.equal(*batch["pixel_values"].chunk(2))
-    own = part(batch, list(range(BATCH)))
+    each = shares(batch, base.config.image_token_id)
+    own = part(batch, list(range(BATCH)), each)
     arrays["pixel_values"] = own["pixel_values"].numpy()
     arrays["row_index"] = np.tile(np.arange(BATCH, dtype=np.int32), 2)
     numbers: dict = {
@@ -478,11 +505,10 @@ def goldens(name: str, kind: str, out: Path) -> None:
     with torch.no_grad():
         inputs = {k: own[k] for k in ("pixel_values", "image_sizes", "image_grid_thw") if k in own}
         features = policy.model.get_image_features(**inputs, return_dict=True).pooler_output
-    features = [x.reshape(-1, x.shape[-1]) for x in features]
-    arrays["policy/image_features"] = torch.cat(features).numpy()
-    assert [len(x) for x in features] == numbers["image_tokens"][:BATCH]
+    arrays["policy/image_features"] = torch.cat([x.reshape(-1, x.shape[-1]) for x in features]).numpy()
+    assert len(arrays["policy/image_features"]) == sum(numbers["image_tokens"][:BATCH])
 
-    pairs = [part(batch, [i, BATCH + i]) for i in range(BATCH)]
+    pairs = [part(batch, [i, BATCH + i], each) for i in range(BATCH)]
     numbers["loss"], numbers["loss_per_pair"], numbers["grad_norm"] = {}, {}, {}
     for loss in LOSSES:
         trainer.loss_types = [loss]

@@ -21,7 +21,8 @@ assert compiling and oracle  # fixtures
 pytestmark = pytest.mark.oracle
 VARIANTS = ["smolvlm", "text", "whole", "onevision", "onevision scaled", "qwen2.5"]
 VARIANTS += ["qwen2.5 cells of nine", "qwen3", "qwen3 cells of nine", "gemma3", "gemma3 windows everywhere"]
-TIED = ("smolvlm", "onevision", "qwen2.5", "qwen3", "gemma3")
+VARIANTS += ["internvl", "internvl qwen3"]
+TIED = ("smolvlm", "onevision", "qwen2.5", "qwen3", "gemma3", "internvl")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from mllm_align.models.ranges import (
 )
 
 LLAMA = {
-    "model_type": ("llama", OneOf(("llama", "mistral", "qwen2"))),
+    "model_type": ("llama", OneOf(("llama", "mistral", "qwen2", "qwen3"))),
     "hidden_act": ("silu", OneOf(("silu",))),
     "vocab_size": (32000, WIDTH),
     "hidden_size": (4096, WIDTH),
@@ -64,10 +64,12 @@ QWEN2 = {
         Maybe(Listed(Whole(1, DEPTH.high), OneOf(("full_attention", "sliding_attention")))),
     ),
 }
-KINDS = {"mistral": MISTRAL, "qwen2": QWEN2}
+QWEN3 = QWEN2 | {"head_dim": (128, Maybe(Whole(2, 1 << 14)))}
+KINDS = {"mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3}
+RULES = OneOf(("default", "llama3", "dynamic"))  # up to the max_length, the dynamic rule is the default one
 ROPE = {
-    "type": ("default", OneOf(("default", "llama3"))),
-    "rope_type": ("default", OneOf(("default", "llama3"))),
+    "type": ("default", RULES),
+    "rope_type": ("default", RULES),
     "rope_theta": (10000.0, Between(0, 1e18)),
     "partial_rotary_factor": (None, Maybe(OneOf((1, 1.0)))),
 }
@@ -89,7 +91,7 @@ def decoder_config(
     """
     kind = given.get("model_type")
     t = fields(at, given, LLAMA | KINDS.get(str(kind), {}), remedy, under)
-    qwen2 = kind == "qwen2"
+    qwen2, qwen3 = kind == "qwen2", kind == "qwen3"
     heads = t["num_attention_heads"]
     kv_heads = t["num_key_value_heads"] or heads
     if heads % kv_heads:
@@ -113,7 +115,8 @@ def decoder_config(
         norm_eps=float(t["rms_norm_eps"]),
         qkv_bias=t["attention_bias"] or qwen2,
         o_bias=t["attention_bias"] and not qwen2,
-        mlp_bias=t["mlp_bias"] and not qwen2,
+        mlp_bias=t["mlp_bias"] and not (qwen2 or qwen3),
+        qk_norm=qwen3,
         tied=bool(t["tie_word_embeddings"]),
         # within the window a sliding mask is the full one; longer records are refused
         max_length=min(_window(t) or t["max_position_embeddings"], t["max_position_embeddings"]),

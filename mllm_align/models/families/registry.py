@@ -11,6 +11,7 @@ from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.base import ModelFamily
 from mllm_align.models.families.gemma3.family import Gemma3
 from mllm_align.models.families.idefics3.family import Idefics3
+from mllm_align.models.families.internvl.family import InternVL
 from mllm_align.models.families.llava.family import Llava, LlavaNext
 from mllm_align.models.families.onevision.family import OneVision
 from mllm_align.models.families.qwen2_5_vl.family import Qwen25VL
@@ -28,6 +29,7 @@ FAMILIES.register("smolvlm")(Idefics3())
 FAMILIES.register("qwen2_5_vl")(Qwen25VL())
 FAMILIES.register("qwen3_vl")(Qwen3VL())
 FAMILIES.register("gemma3")(Gemma3())
+FAMILIES.register("internvl")(InternVL())
 
 
 def family_of(config: ModelConfig) -> ModelFamily[Any]:

@@ -1,4 +1,7 @@
-"""What CLIP's and SigLIP's vision transformers share: settings, blocks, names of tensors, FLOPs."""
+"""What CLIP's, SigLIP's and InternVL's vision transformers share: settings, blocks, FLOPs.
+
+The names of tensors are those of the first two.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ from jaxtyping import Array, Float
 
 from mllm_align.models import names
 from mllm_align.models.attention import full_attention
-from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear
+from mllm_align.models.layers import ACTIVATIONS, LayerNorm, Linear, RMSNorm, parameter
 from mllm_align.models.names import Entry
 from mllm_align.models.ranges import Whole, fields, wrong
 from mllm_align.sharding import constrain
+
+QK_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,12 @@ class VitConfig:
     patch_size: int
     activation: str = "gelu"
     norm_eps: float = 1e-5
+    rms_norm: bool = False
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    """Queries and keys are normed, all heads together."""
+    layer_scale: bool = False
+    """What a block adds to its states is multiplied by a learned vector."""
 
     @property
     def side(self) -> int:
@@ -90,18 +101,28 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "n S D"]):
         c = self.config
         split = (*x.shape[:2], c.heads, c.hidden // c.heads)
-        h = LayerNorm(c.norm_eps, name="norm_1")(x)
+        norm = RMSNorm if c.rms_norm else LayerNorm
+        h = norm(c.norm_eps, name="norm_1")(x)
         q, k, v = (
-            Linear(c.hidden, ("embed", "vision_heads"), bias=True, name=name)(h).reshape(split)
-            for name in ("q", "k", "v")
+            Linear(c.hidden, ("embed", "vision_heads"), bias=c.qkv_bias, name=name)(h) for name in "qkv"
         )
+        if c.qk_norm:
+            q, k = (RMSNorm(QK_EPS, name=f"norm_{name}")(h) for name, h in (("q", q), ("k", k)))
+        q, k, v = (h.reshape(split) for h in (q, k, v))
         h = full_attention(q, k, v).reshape(x.shape)
-        x = x + Linear(c.hidden, ("vision_heads", "embed"), bias=True, name="o")(h)
-        h = LayerNorm(c.norm_eps, name="norm_2")(x)
+        h = Linear(c.hidden, ("vision_heads", "embed"), bias=True, name="o")(h)
+        x = x + self.scaled(h, "scale_1")
+        h = norm(c.norm_eps, name="norm_2")(x)
         h = Linear(c.mlp, ("embed", "mlp"), bias=True, name="fc_1")(h)
         h = ACTIVATIONS[c.activation](h)
-        x = x + Linear(c.hidden, ("mlp", "embed"), bias=True, name="fc_2")(h)
+        h = Linear(c.hidden, ("mlp", "embed"), bias=True, name="fc_2")(h)
+        x = x + self.scaled(h, "scale_2")
         return constrain(x, "rows", None, None), None
+
+    def scaled(self, h: Float[Array, "n S D"], name: str) -> Float[Array, "n S D"]:
+        if not self.config.layer_scale:
+            return h
+        return h * parameter(self, name, nn.initializers.ones, ("norm",), h.shape[-1:])[None, None]
 
 
 def tensors(config: VitConfig, module: str, bias: bool) -> Iterator[Entry]:
