@@ -67,7 +67,9 @@ Testbed, SFT, budget (120 steps of 32 pairs), beta, rate, measuring and interval
 [the study of methods](study.md); only the pairs differ. Nothing was tuned for any set. Each row, one set
 of one seed, is a file in `benchmarks/results/data_study`; rows that are there are not made again. A smaller
 set is the beginning of a larger one of its kind. A better model: the SFT model after 120 more steps on
-1,000 true captions of pictures without the language bias (`sft_unbiased` there).
+1,000 true captions of pictures without the language bias (`sft_unbiased` there). The base model was trained
+anew for these rows, so they compare with each other, not with that study's. Two rows were made at a time,
+beside other work: the time is an upper bound.
 """
 
 
