@@ -214,7 +214,7 @@ def resident_bytes(program: str, config: Config | BDHSConfig, model: ModelConfig
     reference is run; online what is trained and its moments while it generates, and the other copy of the
     base where rollouts have their own mesh."""
     if program == "reference" and isinstance(config, Config) and config.objective.references:
-        return _bytes(abstract_base(model, mesh, compute_dtype(config.dtype, mesh)))
+        return bytes_of(abstract_base(model, mesh, compute_dtype(config.dtype, mesh)))
     if not isinstance(config, Config) or config.online is None:
         return 0
     dtype, own = compute_dtype(config.dtype, mesh), config.online.mesh
