@@ -174,7 +174,7 @@ def test_what_its_configuration_refuses(work, tmp_path):
     with pytest.raises(InputError, match="image_token_id is -1"):
         read_config(tmp_path)
     known = "'llava' or 'llava_next' or 'llava_onevision' or 'idefics3' or 'smolvlm' or "
-    known += "'qwen2_5_vl' or 'qwen3_vl' or 'gemma3' or 'toy'"
+    known += "'qwen2_5_vl' or 'qwen3_vl' or 'gemma3' or 'internvl' or 'toy'"
     with pytest.raises(InputError, match=known):
         (tmp_path / "config.json").write_text('{"model_type": "else"}')
         read_config(tmp_path)

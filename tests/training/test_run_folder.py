@@ -199,7 +199,7 @@ def test_data_are_known_by_their_tokens(monkeypatch):
     folder = SimpleNamespace(
         named=None, path=epath.Path("/m"), step=None, fingerprint="f", projector_fingerprint="p"
     )
-    bundle = SimpleNamespace(folder=folder, dtype="float32")
+    bundle = SimpleNamespace(folder=folder, dtype="float32", kept="float32")
 
     def fingerprint(*records):
         made = [
