@@ -166,3 +166,42 @@ def whole_tiles(tiles: np.ndarray, patch: int) -> Pixels:
     lines = np.indices((tiles.shape[1] // patch,) * 2, np.int16).reshape(2, -1).T
     place = np.broadcast_to(lines, (len(tiles), *lines.shape))
     return Pixels(np.ascontiguousarray(cut(tiles, patch)), np.ascontiguousarray(place))
+
+
+@dataclass(frozen=True)
+class TileLayout:
+    """What layouts of square tiles of one size share that patches fill line by line, in which each
+    embedding is a row of its tile's.
+
+    size, patch: sides of a tile and of a patch in pixels. tokens: embeddings of a tile. An image that is
+    cut has one tile more, that of the whole.
+    """
+
+    size: int
+    patch: int
+    tokens: int
+    taps = 0
+    axes = 1
+
+    def grid(self, height: int, width: int, images: int = 1) -> tuple[int, int] | None:
+        """See `Layout`."""
+        raise NotImplementedError
+
+    def tiles(self, height: int, width: int, images: int = 1) -> tuple[int, int]:
+        grid = self.grid(height, width)
+        return 1 if grid is None else 1 + grid[0] * grid[1], (self.size // self.patch) ** 2
+
+    def empty(self) -> Pixels:
+        return whole_tiles(np.zeros((0, self.size, self.size, 3), np.float32), self.patch)
+
+    def tiled(self, made: Any, image: Image.Image) -> Pixels:
+        """made: [T, 3, size, size] of the image. Raises ValueError where it has another shape."""
+        made = np.asarray(made, np.float32)
+        tiles, tile = self.tiles(image.height, image.width)[0], (3, self.size, self.size)
+        if made.shape != (tiles, *tile):
+            found = f"{len(made)} x {list(made.shape[1:])}"
+            raise ValueError(f"it gives pixels {found}, config.json asks for {tiles} x {list(tile)}")
+        return whole_tiles(made.transpose(0, 2, 3, 1), self.patch)
+
+    def noise(self, draw: Callable[[tuple[int, ...]], Any], shape: tuple[int, ...]) -> Any:
+        return draw(shape)

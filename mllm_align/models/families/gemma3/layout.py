@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +9,16 @@ import numpy as np
 from PIL import Image
 
 from mllm_align.batch import Pixels
-from mllm_align.data.layout import Run, whole_tiles
+from mllm_align.data.layout import Run, TileLayout, whole_tiles
 
 
 @dataclass(frozen=True)
-class Gemma3Layout:
-    """size, patch: sides of a tile and of a patch in pixels. tokens: embeddings of a tile. begin, end: what
-    stands around them; the template writes `begin` alone."""
+class Gemma3Layout(TileLayout):
+    """begin, end: what stands around a tile's embeddings; the template writes `begin` alone."""
 
-    size: int
-    patch: int
-    tokens: int
     token: str = "<image_soft_token>"
     begin: str = "<start_of_image>"
     end: str = "<end_of_image>"
-    taps = 0
-    axes = 1
     overview = slice(None)
 
     @property
@@ -46,17 +39,8 @@ class Gemma3Layout:
     def grid(self, height: int, width: int, images: int = 1) -> None:
         return None
 
-    def tiles(self, height: int, width: int, images: int = 1) -> tuple[int, int]:
-        return 1, (self.size // self.patch) ** 2
-
-    def empty(self) -> Pixels:
-        return whole_tiles(np.zeros((0, self.size, self.size, 3), np.float32), self.patch)
-
     def pixels(self, process: Any, image: Image.Image, images: int = 1) -> Pixels:
         made = np.asarray(process([[image]], return_tensors="np")["pixel_values"], np.float32)
         if made.shape != (wanted := (1, 3, self.size, self.size)):
             raise ValueError(f"it gives pixels {list(made.shape)}, config.json asks for {list(wanted)}")
         return whole_tiles(made.transpose(0, 2, 3, 1), self.patch)
-
-    def noise(self, draw: Callable[[tuple[int, ...]], Any], shape: tuple[int, ...]) -> Any:
-        return draw(shape)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,26 +10,20 @@ import numpy as np
 from PIL import Image
 
 from mllm_align.batch import Pixels
-from mllm_align.data.layout import Run, whole_tiles
+from mllm_align.data.layout import Run, TileLayout
 
 
 @dataclass(frozen=True)
-class Idefics3Layout:
-    """size, patch: sides of a tile and of a patch in pixels. tokens: embeddings of a tile. longest: pixels
-    of an image's longer side when it is cut. split: whether it is; else it is one tile. fence, whole: what
-    stands around a tile's embeddings, and before those of the whole image.
+class Idefics3Layout(TileLayout):
+    """longest: pixels of an image's longer side when it is cut. split: whether it is; else it is one tile.
+    fence, whole: what stands around a tile's embeddings, and before those of the whole image.
     """
 
-    size: int
-    patch: int
-    tokens: int
     longest: int
     split: bool = True
     token: str = "<image>"
     fence: str = "<fake_token_around_image>"
     whole: str = "<global-img>"
-    taps = 0
-    axes = 1
     overview = slice(-1, None)
 
     @property
@@ -57,29 +50,14 @@ class Idefics3Layout:
             return None
         return height // self.size, width // self.size
 
-    def tiles(self, height: int, width: int, images: int = 1) -> tuple[int, int]:
-        grid = self.grid(height, width)
-        return 1 if grid is None else 1 + grid[0] * grid[1], (self.size // self.patch) ** 2
-
     def runs(self, height: int, width: int, images: int, tile: int) -> list[Run]:
         """Each tile has text before it."""
         count, _ = self.tiles(height, width, images)
         rows = 1 + np.arange(tile * self.tokens, (tile + count) * self.tokens, dtype=np.int32)
         return [Run(each) for each in rows.reshape(count, -1)]
 
-    def empty(self) -> Pixels:
-        return whole_tiles(np.zeros((0, self.size, self.size, 3), np.float32), self.patch)
-
     def pixels(self, process: Any, image: Image.Image, images: int = 1) -> Pixels:
-        made = np.asarray(process([[image]], return_tensors="np")["pixel_values"][0], np.float32)
-        tiles, tile = self.tiles(image.height, image.width)[0], (3, self.size, self.size)
-        if made.shape != (tiles, *tile):
-            found = f"{len(made)} x {list(made.shape[1:])}"
-            raise ValueError(f"it gives pixels {found}, config.json asks for {tiles} x {list(tile)}")
-        return whole_tiles(made.transpose(0, 2, 3, 1), self.patch)
-
-    def noise(self, draw: Callable[[tuple[int, ...]], Any], shape: tuple[int, ...]) -> Any:
-        return draw(shape)
+        return self.tiled(process([[image]], return_tensors="np")["pixel_values"][0], image)
 
 
 def canvas(height: int, width: int, longest: int, tile: int) -> tuple[int, int]:
