@@ -1,20 +1,14 @@
-"""transformers and PEFT compute from an export what JAX computes from the trained trees.
-
-The interpreter that has torch and PEFT is named in MLLM_ALIGN_ORACLE_PYTHON (default: this one).
-"""
+"""transformers and PEFT compute from an export what JAX computes from the trained trees."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from functools import cache
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from goldens import ALL, FIXTURES, goldens, responses
+from interpreter import needs, run
 
 from mllm_align.models.export import export_adapter, export_merged
 from mllm_align.models.huggingface import load_params, open_folder
@@ -22,7 +16,6 @@ from mllm_align.models.lora import init_lora
 from mllm_align.models.policy import policy_variables
 from mllm_align.models.sources import open_model
 
-PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
 RANK, ALPHA = 4, 8
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -31,9 +24,7 @@ pytestmark = pytest.mark.oracle
 
 @pytest.fixture(scope="module", autouse=True)
 def oracle():
-    probe = subprocess.run([PYTHON, "-c", "import torch, peft, transformers"], capture_output=True)
-    if probe.returncode:
-        pytest.skip(f"{PYTHON} has no torch or no peft")
+    needs("torch", "peft", "transformers")
 
 
 IN_RUNS = ("qwen2_5_vl", "internvl")  # exported in test_train_export_live.py
@@ -59,12 +50,9 @@ def trained(golden):
 
 def peer(name, folder, out, adapter=None, dtype="float32"):
     """Log-probs of the stored batch by transformers, one array a response; modules PEFT replaced."""
-    script = Path(__file__).with_name("check_export.py")
-    command = [PYTHON, script, "--folder", folder, "--data", FIXTURES / "pairs.jsonl"]
-    command += ["--ids", FIXTURES / f"{name}.npz", "--out", out, "--dtype", dtype]
-    command += ["--adapter", adapter] if adapter else []
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    asked = ["--folder", folder, "--data", FIXTURES / "pairs.jsonl", "--ids", FIXTURES / f"{name}.npz"]
+    asked += ["--out", out, "--dtype", dtype, *(["--adapter", adapter] if adapter else [])]
+    run("check_export.py", *asked)
     with np.load(out) as scores:
         return goldens(name).rows(scores["per_token_logps"][:, :-1]), list(scores["modules_to_save"])
 
@@ -170,11 +158,8 @@ SETTINGS = {
 )
 def test_an_adapter_that_peft_wrote(golden, settings, tmp_path):
     name, adapter = golden.folder.path.name, tmp_path / "adapter"
-    script = Path(__file__).with_name("make_adapter.py")
-    command = [PYTHON, script, "--folder", golden.folder.path, "--out", adapter]
-    command += ["--settings", json.dumps(SETTINGS[settings])]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    asked = ["--folder", golden.folder.path, "--out", adapter, "--settings", json.dumps(SETTINGS[settings])]
+    run("make_adapter.py", *asked)
     theirs, _ = peer(name, golden.folder.path, tmp_path / "out.npz", adapter)
     ours = jax_logps(golden, {"params": load_params(open_model(adapter), np.float32)})
     base = jax_logps(golden, {"params": golden.base})

@@ -1,17 +1,13 @@
-"""transformers on folders of families beside LLaVA, of other settings than the goldens', run now.
-
-As test_goldens_live.py: the interpreter with torch is named in MLLM_ALIGN_ORACLE_PYTHON.
-"""
+"""transformers on folders of families beside LLaVA, of other settings than the goldens', run now."""
 
 import json
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 from conversations import ANSWERS, CHATS, picture
+from interpreter import run
 from runs import compiling, one_device
-from test_export_live import PYTHON, oracle
+from test_export_live import oracle
 
 from mllm_align import DataConfig, load
 from mllm_align.prepare import prepare
@@ -35,10 +31,7 @@ def live(tmp_path_factory):
             picture(i, *size).save(file)
         rows += [{"messages": messages, "images": files, "answer": answer} for answer in ANSWERS]
     (out / "rows.json").write_text(json.dumps(rows))
-    script = Path(__file__).with_name("check_families.py")
-    command = [PYTHON, script, "--rows", out / "rows.json", "--out", out]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run("check_families.py", "--rows", out / "rows.json", "--out", out)
     return out, rows
 
 

@@ -1,19 +1,10 @@
-"""torch, transformers and TRL, run now, against the stored goldens and against this package.
-
-The interpreter that has them is named in MLLM_ALIGN_ORACLE_PYTHON (default: this one).
-"""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""torch, transformers and TRL, run now, against the stored goldens and against this package."""
 
 import jax
 import numpy as np
 import pytest
 from goldens import ALL, goldens, responses
-
-PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
+from interpreter import needs, run
 
 pytestmark = pytest.mark.oracle
 
@@ -21,12 +12,9 @@ pytestmark = pytest.mark.oracle
 @pytest.fixture(scope="module")
 def live(tmp_path_factory):
     """A folder of goldens made by the versions that are installed."""
-    if subprocess.run([PYTHON, "-c", "import torch, trl, peft"], capture_output=True).returncode:
-        pytest.skip(f"{PYTHON} has no torch, TRL or PEFT")
+    needs("torch", "trl", "peft")
     out = tmp_path_factory.mktemp("live") / "goldens"
-    script = Path(__file__).with_name("make_goldens.py")
-    done = subprocess.run([PYTHON, str(script), "--out", str(out)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run("make_goldens.py", "--out", out)
     return out
 
 

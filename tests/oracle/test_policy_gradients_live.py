@@ -1,24 +1,17 @@
-"""RLOO and GRPO against TRL's trainers, run now: advantages, losses and gradients.
+"""RLOO and GRPO against TRL's trainers, run now: advantages, losses and gradients."""
 
-The interpreter that has TRL is named in MLLM_ALIGN_ORACLE_PYTHON (default: this one).
-"""
-
-import os
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interpreter import needs, run
 
 from mllm_align.align.contract import Signals
 from mllm_align.align.policy_gradient import GRPO, RLOO
 from mllm_align.batch import Responses
 
-PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
 B, K, R = 6, 4, 7
 BETA, CLIP, LENGTH = 0.3, 0.2, 11
 PUBLISHED = GRPO(responses=K, beta=BETA, clip=CLIP, length=LENGTH)
@@ -57,15 +50,11 @@ def given():
 
 @pytest.fixture(scope="module")
 def theirs(given, tmp_path_factory):
-    if subprocess.run([PYTHON, "-c", "import torch, trl"], capture_output=True).returncode:
-        pytest.skip(f"{PYTHON} has no torch or TRL")
+    needs("torch", "trl")
     folder = tmp_path_factory.mktemp("trl")
     rows = {name: x.reshape(B * K, *x.shape[2:]) for name, x in given.items()}
     np.savez(folder / "in.npz", K=K, beta=BETA, clip=CLIP, length=LENGTH, **rows)
-    script = Path(__file__).with_name("policy_gradients.py")
-    command = [PYTHON, str(script), str(folder / "in.npz"), str(folder / "out.npz")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run("policy_gradients.py", folder / "in.npz", folder / "out.npz")
     return dict(np.load(folder / "out.npz"))
 
 

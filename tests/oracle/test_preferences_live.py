@@ -1,22 +1,14 @@
-"""Preference losses against TRL's trainers, run now: losses and gradients.
-
-The interpreter that has TRL is named in MLLM_ALIGN_ORACLE_PYTHON (default: this one).
-"""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""Preference losses against TRL's trainers, run now: losses and gradients."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from interpreter import needs, run
 from signals import signals
 
 from mllm_align import APO, BCO, CPO, DPO, EXO, KTO, ORPO, SimPO, Sum
 
-PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
 B, R = 6, 7
 FROZEN = {"mean": jnp.zeros(()), "count": jnp.zeros(())}  # TRL's bco_pair has no delta
 OURS = {
@@ -49,14 +41,10 @@ def given():
 
 @pytest.fixture(scope="module")
 def theirs(given, tmp_path_factory):
-    if subprocess.run([PYTHON, "-c", "import torch, trl"], capture_output=True).returncode:
-        pytest.skip(f"{PYTHON} has no torch or TRL")
+    needs("torch", "trl")
     folder = tmp_path_factory.mktemp("trl")
     np.savez(folder / "in.npz", **given)
-    script = Path(__file__).with_name("preferences.py")
-    command = [PYTHON, str(script), str(folder / "in.npz"), str(folder / "out.npz")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run("preferences.py", folder / "in.npz", folder / "out.npz")
     return dict(np.load(folder / "out.npz"))
 
 

