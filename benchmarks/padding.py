@@ -93,8 +93,8 @@ def _image(rng: np.random.Generator, other: float) -> tuple[int, int]:
     drawn = int(np.searchsorted(np.cumsum(list(COCO.values())), rng.random()))
     if drawn < len(COCO):
         return list(COCO)[drawn]
-    sides = 640, int(rng.uniform(360, 560))
-    return sides if rng.random() < 0.72 else sides[::-1]
+    shorter = int(rng.uniform(360, 560))
+    return (640, shorter) if rng.random() < 0.72 else (shorter, 640)
 
 
 # ---- ways of making batches --------------------------------------------------------------------------

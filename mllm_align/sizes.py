@@ -74,9 +74,9 @@ def ladder(
     """At most `steps` padded shapes, by rising number of tokens; the last holds every record.
 
     A rung holds the records up to a length of the prompt and a length of the responses, whatever their
-    tiles; a record goes to the first rung that holds it. Rungs are added one by one where each saves most
-    of the padded tokens, then moved to the best place among the others. None saves less than `WORTH` of the
-    tokens, or is added for fewer than `least` records. often: how many times each record counts.
+    tiles; a record goes to the first rung that holds it. Rungs are added one by one, each where it saves
+    most of the padded tokens; then the others are moved to their best places in turn. One is added only if
+    it saves `WORTH` of the tokens and takes `least` records. often: how many times each record counts.
     """
     counts: Counter[Shape] = Counter()
     for shape, times in zip(shapes, often if often is not None else [1] * len(shapes), strict=True):
