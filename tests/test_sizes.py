@@ -1,12 +1,14 @@
 """Padded sizes: never too small, few, and near what is needed."""
 
-from itertools import count, pairwise
+from functools import reduce
+from itertools import combinations, count, product
 
 import numpy as np
 import pytest
 
 from mllm_align.batch import Shape
 from mllm_align.sizes import (
+    WORTH,
     binary_fraction,
     bucket,
     half_steps,
@@ -66,19 +68,20 @@ def test_tiles_of_one_embedding_are_rounded():
 
 
 def some(number, seed):
+    """Prompts of up to 199 tokens, responses of up to 39, up to 5 tiles."""
     sizes = np.random.default_rng(seed).integers((1, 1, 0), (200, 40, 6), (number, 3))
     return [Shape(*map(int, each)) for each in sizes]
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 100])
-@pytest.mark.parametrize("number", [1, 2, 5, 64])
+@pytest.mark.parametrize("steps", [1, 2, 4, 100])
+@pytest.mark.parametrize("number", [1, 5, 20])
 @pytest.mark.parametrize("multiple", [1, 32])
 def test_ladder(steps, number, multiple):
     shapes = some(number, seed=steps)
     rungs = ladder(shapes, 2, steps, multiple)
     assert 1 <= len(rungs) <= steps and len(set(rungs)) == len(rungs)
-    assert all(high.holds(low) for low, high in pairwise(rungs))
-    assert all(rungs[-1].holds(shape) for shape in shapes)
+    assert sorted(map(padded, rungs)) == list(map(padded, rungs))
+    assert all(rungs[-1].holds(each) for each in (*shapes, *rungs))
     assert all(r.prefix % multiple == 0 and r.response % max(multiple // 4, 1) == 0 for r in rungs)
     # no more than it takes
     assert rungs[-1].tiles == max(s.tiles for s in shapes)
@@ -94,3 +97,55 @@ def test_rounded_shapes():
 
 def test_records_of_one_length_share_one_shape():
     assert ladder([Shape(10, 3, 1)] * 9, 2, 4, 32) == (Shape(32, 8, 1),)
+
+
+def padded(shape):
+    return sum(length for length, _ in shape.prefixes) + 2 * shape.response
+
+
+def paid(shapes, rungs):
+    """Tokens of all records, each on the shortest rung that holds it."""
+    return sum(min(padded(rung) for rung in rungs if rung.holds(each)) for each in shapes)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_rungs_pad_about_as_little_as_the_best_of_all(seed):
+    """Every choice of three rungs is tried."""
+    shapes = [rounded(each, 32) for each in some(30, seed)]
+    whole = reduce(Shape.union, shapes)
+    sizes = product({s.prefix for s in shapes}, {s.response for s in shapes})
+    corners = [Shape(*each, whole.tiles) for each in sizes]
+    least = min(paid(shapes, [whole, *each]) for each in combinations(corners, 2))
+    assert least <= paid(shapes, ladder(shapes, 2, 3, 32)) <= 1.02 * least
+
+
+def test_long_prompts_and_long_responses_are_rungs_apart():
+    """Neither pads the other: four kinds of records, four shapes without padding."""
+    kinds = [Shape(p, r, tiles) for (p, tiles), r in product(((640, 3), (2880, 5)), (64, 512))]
+    assert set(ladder(kinds * 5, 2, 8, 32)) == set(kinds)
+
+
+def test_a_rung_is_worth_its_program():
+    one, rare = Shape(320, 40, 1), Shape(640, 40, 1)
+    assert ladder([one] * 98 + [rare] * 2, 2, 4, 32) == (one, rare)
+    # what shorter records would save is too little, or they are too few
+    short = Shape(288, 40, 1)
+    saved = 32 / (320 + 80)  # of a record's tokens
+    share = WORTH / saved
+    for number, rungs in ((int(999 * share), 1), (int(1001 * share) + 1, 2)):
+        assert len(ladder([one] * (1000 - number) + [short] * number, 2, 4, 32)) == rungs
+    many = [one] * 90 + [short] * 10
+    assert [len(ladder(many, 2, 4, 32, least)) for least in (10, 11)] == [2, 1]
+    assert len(ladder([one, short] * 5, 2, 4, 32, 6)) == 1, "10 records are not two rungs of 6"
+
+
+def test_records_count_as_often_as_they_are_drawn():
+    shapes = [Shape(32 * n, 8, 1) for n in (1, 2, 3)]
+    found = [ladder(shapes, 2, 2, 32, often=often)[0] for often in ((100, 1, 1), (1, 100, 1))]
+    assert found == [shapes[0], shapes[1]]
+
+
+def test_rungs_of_two_prompts():
+    """Tiles and the second prompt are what the records of the rung have."""
+    short, long = Shape(32, 8, 1, ((64, 2),)), Shape(320, 8, 5, ((96, 2),))
+    assert ladder([short, long] * 4, 2, 4, 32) == (short, long)

@@ -45,9 +45,9 @@ class DataConfig:
     """What to do with a record whose responses are the same text, or the same tokens: likewise."""
     shuffle: bool = True
     """Draw a new order every epoch, from the seed; else file order."""
-    shapes: int = 4
+    shapes: int = 8
     """Batch shapes to compile, at most; more shapes mean less padding. One for every 2 batches of an
-    epoch."""
+    epoch. With 1, records share batches whatever their lengths."""
     multiple: int = 32
     """Padded lengths are multiples of this many tokens."""
     threads: int = 4

@@ -19,6 +19,8 @@ from mllm_align.data.mixture import Draws
 from mllm_align.data.segments import changed_tokens
 from mllm_align.sizes import ladder
 
+BATCHES = 2  # of an epoch, at least, for each shape that compiles
+
 
 @dataclass(frozen=True)
 class HostBatch:
@@ -40,7 +42,8 @@ class Batches:
     size: rows of a batch. micro: parts it is split into. local_rows: rows of each part that this process
     makes, default all. With `shuffle`, every epoch has an order of its own and records of one rung of the
     ladder share batches; without, batches follow the file. What is left over at the end of an epoch fills
-    a last batch whose missing rows have weight 0. weights: of the sets that the records are of, for a
+    a last batch whose missing rows have weight 0. shapes: of padded batches, at most; one for every
+    `BATCHES` of an epoch. weights: of the sets that the records are of, for a
     mixture; then an epoch has of each set its share (see `mixture.py`). features: number of a
     record -> the tower's [t, I, F] for each prefix; without it images are read. borrowed: how many
     responses of the batch's next record follow a record's own (after the last comes the first). reference:
@@ -58,7 +61,7 @@ class Batches:
         micro: int = 1,
         seed: int = 0,
         shuffle: bool = False,
-        shapes: int = 4,
+        shapes: int = 8,
         multiple: int = 32,
         reference: Sequence[Sequence[Sequence[np.ndarray]]] | None = None,
         references: Sequence[Sequence[Sequence[np.ndarray]]] = (),
@@ -77,18 +80,25 @@ class Batches:
         self.local_rows = range(size // micro) if local_rows is None else local_rows
         self.per_epoch = -(-len(records) // size)
         self._parts = [tuple(range(i, min(i + size, len(records)))) for i in range(0, len(records), size)]
-        needs = [r.shape for r in records]
-        if not shuffle:  # the batches are known: fit the ladder to them
-            needs = [reduce(Shape.union, (needs[r] for r in part)) for part in self._parts]
-        count = sum(len(part.responses) for part in records[0].parts) + borrowed
-        self.ladder = ladder(needs, count, shapes, multiple)
-        self.levels = [next(i for i, rung in enumerate(self.ladder) if rung.holds(need)) for need in needs]
         self._draws, self._sources = None, None
         if weights is not None:
             sources, names = [each.record.source for each in records], list(weights)
             self._draws = Draws(sources, weights, seed)
             self._sources = np.array([names.index(each) for each in sources], np.int32)
+        needs, least, often = [r.shape for r in records], BATCHES * size, None
+        if not shuffle:  # the batches are known: fit the ladder to them
+            needs, least = [reduce(Shape.union, (needs[r] for r in part)) for part in self._parts], BATCHES
+        elif self._draws is not None:
+            often = np.bincount(self._draws(0), minlength=len(records)).tolist()
+        count = sum(len(part.responses) for part in records[0].parts) + borrowed
+        self.ladder = ladder(needs, count, shapes, multiple, least, often)
+        level = {need: self._first(need) for need in set(needs)}
+        self.levels = [level[need] for need in needs]
         self._epoch = lru_cache(maxsize=2)(self._plan)
+
+    def _first(self, need: Shape, start: int = 0) -> int:
+        """The first rung that holds a shape, of those from `start` on."""
+        return next(i for i in range(start, len(self.ladder)) if self.ladder[i].holds(need))
 
     def _plan(self, epoch: int) -> list[tuple[int, tuple[int, ...]]]:
         """(level, record indices) of each batch of an epoch."""
@@ -98,14 +108,15 @@ class Batches:
         rng = np.random.default_rng((self.seed, epoch))
         order = rng.permutation(count if self._draws is None else self._draws(epoch))
         batches: list[tuple[int, tuple[int, ...]]] = []
-        waiting: list[int] = []
-        for level in range(len(self.ladder)):
-            waiting += [int(r) for r in order if self.levels[r] == level]
-            while len(waiting) >= size:
-                batches.append((level, tuple(waiting[:size])))
-                waiting = waiting[size:]  # the rest joins the next, longer rung
-        if waiting:
-            batches.append((len(self.ladder) - 1, tuple(waiting)))
+        waiting: list[list[int]] = [[] for _ in self.ladder]
+        for record in order.tolist():
+            waiting[self.levels[record]].append(record)
+        for level, rung in enumerate(self.ladder):
+            here, last = waiting[level], level + 1 == len(self.ladder)
+            full = len(here) if last else len(here) // size * size
+            batches += [(level, tuple(here[i : min(i + size, full)])) for i in range(0, full, size)]
+            if not last:  # the rest joins the next rung that holds this one
+                waiting[self._first(rung, level + 1)] += here[full:]
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def plan(self, step: int) -> tuple[Shape, tuple[int, ...]]:

@@ -58,8 +58,6 @@ from mllm_align.training.terminal import Clock, waiting
 from mllm_align.training.trackers import Trackers, check_trackers
 from mllm_align.training.window import Window, culprits
 
-BATCHES = 2  # of an epoch, at least, for each shape that compiles
-
 
 def train(
     config: Config,
@@ -160,14 +158,13 @@ def _train(
     maker = open_maker(config, bundle, encoder, records, out)
     step = processes.on_first(lambda: _newest(place))
     before = now = run_folder.length(config, len(records))
-    shapes, about = _shapes(config, len(records)), {}
+    about: dict[str, Any] = {}
     if step:
         about = processes.on_first(lambda: Checkpoints(place).about(step))
         run_folder.check_checkpoint(place / str(step), about, config, described)
         length = partial(run_folder.goes_on, out, about, config, len(records), step, allow_schedule_change)
         before, now = (run_folder.Length(*each) for each in processes.on_first(length))
-        shapes = about.get("batch_shapes", config.data.shapes)  # runs of earlier versions took them all
-    described |= {"batch_shapes": shapes, **run_folder.lengths(now)}
+    described |= run_folder.lengths(now)
     initial = None if step else run_folder.initial(config, bundle, init_from)
     for each in callbacks:
         each.on_start(bundle)
@@ -178,7 +175,7 @@ def _train(
         log = stack.enter_context(closing(Log(*places)))
         checkpoints = stack.enter_context(closing(Checkpoints(place, config.keep, True, step)))
         parts = config, bundle, encoder, records, held_out, maker, out, log, checkpoints, callbacks
-        trainer = _Run(*parts, now, shapes, weights, references)
+        trainer = _Run(*parts, now, weights, references)
         if config.remat == "auto":
             described["remat"] = found = trainer.fit(about.get("remat"), initial)
             processes.on_first(lambda: run_folder.note(out, remat=found))
@@ -224,11 +221,6 @@ def _kept_told(place: epath.Path, steps: int) -> Iterator[None]:
         raise Interrupted(f"interrupted; {what}") from error
 
 
-def _shapes(config: Config, records: int) -> int:
-    """A shape compiles for as long as many steps take: few batches have few shapes."""
-    return min(config.data.shapes, max(records // (config.batch_size * BATCHES), 1))
-
-
 def _check(config: Config, bundle: Bundle) -> None:
     """What only config and model together can tell."""
     if config.lora is None and not trained_parts(config, bundle.config):
@@ -262,7 +254,6 @@ class _Run:
         checkpoints: Checkpoints,
         callbacks: Sequence[Callback],
         length: run_folder.Length,
-        shapes: int,
         weights: Mapping[str, float] | None = None,
         references: Sequence[Folder] = (),
     ):
@@ -277,13 +268,12 @@ class _Run:
         self.local_rows = local_rows(bundle.mesh, self.rows)
         shuffle = config.data.shuffle
         given = reference[0], others["references"], features[0]
-        self.batches = self._batches(encoder, records, *given, shapes, shuffle, weights)
+        self.batches = self._batches(encoder, records, *given, shuffle, weights)
         self.sources = [each.record.source for each in records] if weights else None
         self.held_out = None
         if held_out:
-            shapes = _shapes(config, len(held_out))
             given = reference[1], others["references_eval"], features[1]
-            self.held_out = self._batches(encoder, held_out, *given, shapes)
+            self.held_out = self._batches(encoder, held_out, *given)
         self.held_records = held_out
         self.steps, warmup = length.steps, length.warmup
         mixed = tuple(weights or ())
@@ -359,7 +349,6 @@ class _Run:
         reference,
         references,
         features,
-        shapes: int,
         shuffle: bool = False,
         weights: Any = None,
     ) -> Batches:
@@ -371,7 +360,7 @@ class _Run:
             micro=c.micro_batches,
             seed=c.seed,
             shuffle=shuffle,
-            shapes=shapes,
+            shapes=c.data.shapes,
             multiple=c.data.multiple,
             reference=reference,
             references=references,

@@ -142,7 +142,7 @@ def test_yaml_lies_over_its_base(tmp_path):
         objective=OBJECTIVES["ipo"](),
         optim=replace(tiny.optim, learning_rate=5e-7),
         lora=replace(tiny.lora, targets=("q", "v")),
-        data=DataConfig(image_root=Path("pictures")),
+        data=replace(tiny.data, image_root=Path("pictures")),
         steps=3,
     )
     assert load_config(config_file(tmp_path, MINE, "mine.yaml")) == wanted

@@ -221,6 +221,43 @@ def test_a_mixture_has_of_each_set_its_share_and_tells_the_rows_sets():
     assert batches(records, 8, shuffle=True)(0).group.source is None
 
 
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_records_share_batches_of_the_least_shape_that_holds_them(size):
+    """Long prompts with short responses pad none of the reverse; what is left over takes a longer shape."""
+    records = some(400)
+    made = batches(records, size, shuffle=True)
+    assert len(made.ladder) > 4 and not all(map(Shape.holds, made.ladder[1:], made.ladder))
+    longer = 0
+    for t in range(made.per_epoch):
+        shape, planned = made.plan(t)
+        least = [next(s for s in made.ladder if s.holds(records[r].shape)) for r in planned]
+        assert all(shape.holds(each) for each in least)
+        longer += sum(each != shape for each in least)
+    assert longer < size * len(made.ladder) * 2
+
+
+def test_batches_of_a_mixture_fit_what_it_draws():
+    """The large set's long records are drawn seldom: the short ones get the shapes."""
+    kinds = [("rare", 40 * (i % 8 + 10)) for i in range(300)] + [
+        ("often", i % 2 * 40 + 8) for i in range(20)
+    ]
+    records = [
+        replace(each, record=SimpleNamespace(source=name), shape=replace(each.shape, prefix=prefix))
+        for each, (name, prefix) in zip(some(320), kinds, strict=True)
+    ]
+    of_sets = {"rare": 1.0, "often": 19.0}
+    made = batches(records, 4, shuffle=True, shapes=2, weights=of_sets)
+    assert made.ladder[0].prefix == 64 and made.ladder[1].prefix >= 680
+    assert batches(records, 4, shuffle=True, shapes=2).ladder[0].prefix > 64
+
+
+def test_one_shape_mixes_all_lengths():
+    made = batches(some(40), 4, seed=3, shuffle=True, shapes=1)
+    drawn = [made.plan(t)[1] for t in range(made.per_epoch)]
+    order = np.random.default_rng((3, 0)).permutation(40).tolist()
+    assert len(made.ladder) == 1 and set(drawn) == {tuple(order[i : i + 4]) for i in range(0, 40, 4)}
+
+
 def test_short_and_long_batches_come_mixed():
     made = batches(some(400), shuffle=True)
     levels = [made.ladder.index(made.plan(t)[0]) for t in range(made.per_epoch)]

@@ -235,20 +235,6 @@ def test_a_run_that_froze_something_else_is_no_start(tmp_path):
         train(config, bundle(), PAIRS, tmp_path / "run", init_from=tmp_path / "first")
 
 
-@pytest.mark.slow
-def test_a_run_keeps_the_number_of_shapes_that_it_began_with(tmp_path, monkeypatch):
-    """Few batches have few shapes; a run that began with more goes on with those."""
-    config = replace(TINY, data=replace(TINY.data, shapes=4, multiple=8), save_every=2)
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "_shapes", lambda config, records: 4)
-        whole = train(config, bundle(), PAIRS, tmp_path / "whole")
-        train(replace(config, steps=2), bundle(), PAIRS, tmp_path / "run")
-    again = train(config, bundle(), PAIRS, tmp_path / "run")
-    assert same(again.trained, whole.trained)
-    before, now = (len(e["shapes"]) for e in events(tmp_path / "run", "start"))
-    assert before == now > 1
-
-
 def everything(folder):
     return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
