@@ -79,7 +79,7 @@ def test_every_command_does_what_is_shown(hour):
     assert len(done) >= 9
     for command, shown, status, printed in done:
         assert status == (130 if "^C" in shown else 0), (command, printed)
-        assert masked(shown[0]) == masked(printed[0]), command
+        assert masked(shown[0]) in map(masked, printed), command  # a slow machine says more before it
         if shown[-1] != "..." and " generate " not in command:  # what a model says differs
             assert masked(shown[-1]) == masked(printed[-1]), command
     first, again, last = (each for each in done if " train " in each[0])
