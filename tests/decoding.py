@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, reduce
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from runs import one_device
 
 from mllm_align.batch import Group, HostPrefix, padded
 from mllm_align.config import SamplingConfig
-from mllm_align.generation.decode import Fork, Generator, Row, _forks
+from mllm_align.generation.decode import Fork, Generator, Row, Shape, forks_of
 from mllm_align.generation.sampling import BLOCK, filtered, random_key, uniform
 from mllm_align.models.bundle import Bundle
 from mllm_align.models.vlm import VisionLanguageModel
@@ -79,7 +79,7 @@ def _steps(config: Any, mesh: Any) -> Any:
 
         def step(own, at):
             now = jax.lax.dynamic_index_in_dim(tokens, at, axis=2, keepdims=False)
-            where = forks.order, forks.rope, at
+            where = forks.order, forks.rope, jnp.full(len(now), at), at
             logits, own = model.apply(variables, now, prefix, own, *where, method="decode")
             return own, logits
 
@@ -102,7 +102,8 @@ def logits(
         )
         for row, each in zip(rows, tokens, strict=True)
     ]
-    forks = _forks(given, decoder.size)
+    given += [replace(given[0], forks=())] * (decoder.size - len(given))
+    forks = forks_of(given, reduce(Shape.union, (row.shape for row in given)))
     variables = {"params": bundle.params}
     steps = _steps(bundle.config, bundle.mesh)
     out = np.asarray(steps(variables, decoder.prefill(given), forks))
@@ -151,8 +152,14 @@ class Scripted:
 
     def __call__(self, rows: list[Row], stop_mask: np.ndarray) -> list[list[np.ndarray]]:
         assert len(rows) <= self.size
-        self.seen.append(list(rows))
-        return [[self._tokens(fork, stop_mask) for fork in row.forks] for row in rows]
+        return [tokens for _, tokens in self.stream(rows, stop_mask)]
+
+    def stream(self, rows: Any, stop_mask: np.ndarray) -> Any:
+        """A row at a time."""
+        self.seen.append([])
+        for number, row in enumerate(rows):
+            self.seen[-1].append(row)
+            yield number, [self._tokens(fork, stop_mask) for fork in row.forks]
 
     def _tokens(self, fork: Fork, stop_mask: np.ndarray) -> np.ndarray:
         tokens = np.random.default_rng(fork.key).integers(5, self.vocab, fork.limit)

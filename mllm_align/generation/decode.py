@@ -1,60 +1,39 @@
 """Batched generation: one prefill per prefix, then any number of continuations (forks) decoded together.
 
-A fork continues a prefix from one of its tokens on: it attends to the prefix before that token, then to its
-own tokens. Its first tokens are given (`forced`), at least one: the last token before the fork, which is
-run again because the cache stores keys and values but no predictions.
+Of more rows than fit a batch, the next begin where others have ended, while the rest goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache, partial, reduce
+from itertools import islice
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from mllm_align.batch import HostPrefix, Pixels, pad_prefixes, padded
 from mllm_align.config import SamplingConfig
 from mllm_align.errors import InputError
-from mllm_align.generation.sampling import choose, uniform
+from mllm_align.generation import slots
+from mllm_align.generation.loop import Forks, run
 from mllm_align.models.bundle import Bundle, base_shardings, make_model
 from mllm_align.models.cache import Cache
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.policy import SCORE, policy_variables
-from mllm_align.models.vlm import VisionLanguageModel
-from mllm_align.sharding import (
-    assemble,
-    batch_sharding,
-    batch_shards,
-    replicated,
-    sharding_of,
-    traced_within,
-)
+from mllm_align.sharding import assemble, batch_sharding, batch_shards, replicated, traced_within
 from mllm_align.sizes import bucket, round_up, tiles
 
+PARTS = 2
+"""Rows begin when one of so many parts of a batch is free: the host and a prefill take time, too."""
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Forks:
-    """F continuations of each of B prefixes.
-
-    order, rope: of a fork's first own token, as in `batch.Prefix`; it attends to prefix tokens before it.
-    tokens, forced: R positions for its own tokens; the first `forced`, at least 1, are given.
-    limit: maximum number of tokens to generate after those; 0 for a fork that only pads the batch.
-    keys: key data of its random numbers (see `sampling.random_key`).
-    """
-
-    order: Int[Array, "B F"]
-    rope: Int[Array, "B F"]
-    tokens: Int[Array, "B F R"]
-    forced: Int[Array, "B F"]
-    limit: Int[Array, "B F"]
-    keys: UInt32[Array, "B F 2"]
+Tokens = list[np.ndarray | None]
+"""Of each fork of a row: the generated tokens, without the forced ones; a stop token is included. None for
+a fork with logits that are not finite."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +45,17 @@ class Fork:
     forced: np.ndarray
     limit: int
     key: np.ndarray
+
+
+class Shape(NamedTuple):
+    """Padded sizes of a batch: forks of a row, tokens of a prefix, tokens of a fork."""
+
+    forks: int
+    prefix: int
+    tokens: int
+
+    def union(self, other: Shape) -> Shape:
+        return Shape(*map(max, self, other))
 
 
 @dataclass(frozen=True)
@@ -80,21 +70,36 @@ class Row:
     forks: tuple[Fork, ...]
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Padded sizes (forks, prefix), by which rows are batched."""
-        return bucket(len(self.forks), 1), bucket(len(self.prefix.tokens), 32)
+    def shape(self) -> Shape:
+        steps = max((len(fork.forced) + fork.limit - 1 for fork in self.forks), default=0)
+        return Shape(bucket(len(self.forks), 1), bucket(len(self.prefix.tokens), 32), bucket(steps) + 1)
+
+
+class Programs(NamedTuple):
+    """Jitted programs of generation. What the host reads is replicated; `held` and `state` are donated.
+
+    features(params, trained, pixels), prefill(params, trained, features, prefix, holes): see the model.
+    vacant(prefix, forks, rows, length), insert(held, prefix, forks, slots): see `slots`.
+    decode(params, trained, prefix, state, stop_mask, enough): the state when at most `enough` rows are
+    unfinished, and its (tokens, lengths, finite, unfinished).
+    """
+
+    features: Any
+    prefill: Any
+    vacant: Any
+    insert: Any
+    decode: Any
 
 
 @lru_cache(maxsize=16)
 def programs(
     config: ModelConfig, mesh: Mesh, lora_scale: float, dtype: Any, sampling: SamplingConfig
-) -> tuple:
-    """(features, prefill, decode): jitted once per model config. Shardings are fixed: rows and heads of the
-    cache are sharded like the model; outputs that the host reads are replicated."""
+) -> Programs:
+    """Made once per model config. Shardings are fixed: rows and heads are sharded like the model."""
     model = make_model(config)
     weights = base_shardings(config, mesh), None  # None: trained parameters keep their sharding
     rows, on_all = batch_sharding(mesh, micro=False), replicated(mesh)
-    cache = cache_shardings(config, mesh)
+    held = cache, state = slots.shardings(config, mesh)
 
     def policy(params: Any, trained: Any) -> Any:
         return policy_variables(params, trained, lora_scale, dtype)
@@ -105,19 +110,26 @@ def programs(
     def prefill(params, trained, features, prefix, holes):
         return model.apply(policy(params, trained), features, prefix, holes, method="prefill")
 
-    def decode(params, trained, prefix, forks, stop_mask):
-        tokens, lengths, _, finite = run(model, policy(params, trained), prefix, forks, stop_mask, sampling)
-        return tokens, lengths, finite
+    def vacant(prefix, forks, rows, length):
+        return slots.vacant(config, prefix, forks, rows, length)
 
-    def jitted(f, args: tuple, out: Any, static: tuple[int, ...] = ()) -> Any:
-        options = {"static_argnums": static, "compiler_options": compiler_options(mesh)}
-        shardings = {"in_shardings": (*weights, *args), "out_shardings": out}
-        return jax.jit(traced_within(mesh, f, dtype), **shardings, **options)
+    def insert(held, prefix, forks, places):
+        return slots.inserted(config, held, prefix, forks, places)
 
-    return (
-        jitted(features, (rows,), on_all),
-        jitted(prefill, (rows, rows), cache, static=(4,)),
-        jitted(decode, (cache, rows, on_all), on_all),
+    def decode(params, trained, prefix, state, stop_mask, enough):
+        state = run(model, policy(params, trained), prefix, state, stop_mask, sampling, enough)
+        return state, (state.tokens, state.lengths, state.finite, state.unfinished)
+
+    def jitted(f, args: tuple, out: Any, **options: Any) -> Any:
+        options |= {"compiler_options": compiler_options(mesh)}
+        return jax.jit(traced_within(mesh, f, dtype), in_shardings=args, out_shardings=out, **options)
+
+    return Programs(
+        jitted(features, (*weights, rows), on_all),
+        jitted(prefill, (*weights, rows, rows), cache, static_argnums=4),
+        jitted(vacant, (cache, rows), held, static_argnums=(2, 3)),
+        jitted(insert, (held, cache, rows, rows), held, donate_argnums=0),
+        jitted(decode, (*weights, cache, state, on_all, on_all), (state, on_all), donate_argnums=3),
     )
 
 
@@ -126,17 +138,6 @@ def compiler_options(mesh: Mesh) -> dict[str, bool]:
     are stacked; XLA's own (Triton) products copy them at every token, which takes longer than the rest."""
     gpu = mesh.devices.flat[0].platform in ("gpu", "cuda")
     return {"xla_gpu_enable_triton_gemm": False} if gpu else {}
-
-
-def cache_shardings(config: ModelConfig, mesh: Mesh) -> Cache:
-    """Rows and, where they divide, key-value heads."""
-    rows = batch_sharding(mesh, micro=False)
-    heads = config.decoder.kv_heads
-    last = sharding_of(mesh, ("rows", "kv_heads"), (batch_shards(mesh), heads))
-    stacked = sharding_of(mesh, (None, "rows", "kv_heads"), (1, batch_shards(mesh), heads))
-    layers = (stacked, stacked) if config.decoder.layers > 1 else None
-    place = None if config.decoder.local is None else rows
-    return Cache(layers, (last, last), rows, rows, place)  # type: ignore[arg-type]
 
 
 class Generator:
@@ -149,22 +150,20 @@ class Generator:
         if SCORE in bundle.trained:
             name = bundle.folder.named or bundle.folder.path
             raise InputError(f"{name} is a reward model, which does not answer; name one that does")
-        shards = batch_shards(bundle.mesh)
-        self.size = round_up(size, shards)
+        self.shards = batch_shards(bundle.mesh)
+        self.size = round_up(size, self.shards)
+        self.part = round_up(-(-self.size // PARTS), self.shards)
         self.vocab = bundle.config.decoder.vocab
-        params, self.trained = bundle.params, bundle.trained
-        put = partial(assemble, where=batch_sharding(bundle.mesh, micro=False))
-        put_on_all = partial(assemble, where=replicated(bundle.mesh))
+        self._params, self.trained = bundle.params, bundle.trained
         rule = replace(sampling, max_tokens=1)  # forks have their own limits
-        see, fill, loop = programs(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, rule)
+        self.programs = programs(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype, rule)
+        self.put = partial(assemble, where=batch_sharding(bundle.mesh, micro=False))
+        self.put_on_all = partial(assemble, where=replicated(bundle.mesh))
         self._per_tile = bundle.config.vision.tokens
-        self._features = lambda pixels: see(params, self.trained, put(pixels))
-        self._prefill = lambda features, prefix, holes: fill(
-            params, self.trained, put(features), put(prefix), holes
-        )
-        self._decode = lambda prefix, forks, stop_mask: loop(
-            params, self.trained, prefix, put(forks), put_on_all(stop_mask)
-        )
+
+    @property
+    def weights(self) -> tuple[Any, Any]:
+        return self._params, self.trained
 
     def features(self, pictures: Sequence[Pixels]) -> list[np.ndarray]:
         """The tower's output for each record's t tiles: [t * I, F], in the model's dtype."""
@@ -176,109 +175,120 @@ class Generator:
             most = tiles(max(counts), self._per_tile)
             patches = np.stack([padded(pixels.patches, most) for pixels in filled])
             place = np.stack([padded(pixels.place, most, -1) for pixels in filled])
-            seen = np.asarray(self._features(Pixels(patches, place)))
+            seen = np.asarray(self.programs.features(*self.weights, self.put(Pixels(patches, place))))
             out += [row[: count * self._per_tile] for row, count in zip(seen, counts, strict=False)]
         return out
 
     def prefill(self, rows: Sequence[Row]) -> Cache:
-        """Keys and values of up to `size` prefixes."""
-        length = max(row.shape[1] for row in rows)
+        """Keys and values of the rows' prefixes; their number is a multiple of the shards."""
+        length = max(row.shape.prefix for row in rows)
         count = bucket(max(len(row.features) for row in rows), 1)
-        rows = [*rows, *[rows[0]] * (self.size - len(rows))]
         features = np.stack([padded(row.features, count) for row in rows])
         holes = not all(row.prefix.visible.all() for row in rows)
-        return self._prefill(features, pad_prefixes([row.prefix for row in rows], length), holes)
+        given = self.put((features, pad_prefixes([row.prefix for row in rows], length)))
+        return self.programs.prefill(*self.weights, *given, holes)
 
-    def decode(
-        self, rows: Sequence[Row], prefix: Cache, stop_mask: np.ndarray
-    ) -> list[list[np.ndarray | None]]:
-        """Generated tokens of every fork of every row, without the forced ones; a stop token is included.
-        None for a fork with logits that are not finite.
-
-        stop_mask [V] bool: the ids that end a continuation.
-        """
-        forks = _forks(rows, self.size)
-        tokens, lengths, finite = (np.asarray(x) for x in self._decode(prefix, forks, stop_mask))
-        return [
-            [
-                tokens[b, f, len(fork.forced) : lengths[b, f]] if finite[b, f] else None
-                for f, fork in enumerate(row.forks)
-            ]
-            for b, row in enumerate(rows)
-        ]
-
-    def __call__(self, rows: Sequence[Row], stop_mask: np.ndarray) -> list[list[np.ndarray | None]]:
-        """Prefill and decode any number of rows; rows of similar shape share a batch."""
-        out: list[list[np.ndarray | None]] = [[] for _ in rows]
+    def __call__(self, rows: Sequence[Row], stop_mask: np.ndarray) -> list[Tokens]:
+        """Prefill and decode any number of rows. stop_mask [V] bool: the ids that end a continuation."""
         order = sorted(range(len(rows)), key=lambda i: rows[i].shape)
-        for start in range(0, len(order), self.size):
-            part = order[start : start + self.size]
-            batch = [rows[i] for i in part]
-            for i, tokens in zip(part, self.decode(batch, self.prefill(batch), stop_mask), strict=True):
-                out[i] = tokens
+        out: list[Tokens] = [[] for _ in rows]
+        for number, tokens in self.stream((rows[i] for i in order), stop_mask):
+            out[order[number]] = tokens
         return out
 
+    def stream(self, rows: Iterable[Row], stop_mask: np.ndarray) -> Iterator[tuple[int, Tokens]]:
+        """Each row's number and tokens, as soon as the row has ended.
 
-def _forks(rows: Sequence[Row], size: int) -> Forks:
+        rows: in the order of `Row.shape`, if possible, for a batch has the shape that its first `size` rows
+        need, and a row that does not fit waits for the end of the batch. They are asked for up to `size`
+        ahead.
+        """
+        source, waiting, shape = enumerate(rows), deque[tuple[int, Row]](), Shape(1, 1, 1)
+        while True:
+            waiting.extend(islice(source, self.size - len(waiting)))
+            if not waiting:
+                return
+            longest = Shape(1, 1, shape.tokens)  # never shorter again: rows are hardly sorted by it
+            shape = reduce(Shape.union, (row.shape for _, row in waiting), longest)
+            batch = _Batch(self, shape, stop_mask)
+            while batch.add(waiting, source) or batch.taken:
+                more = bool(waiting) and batch.fits(waiting[0][1])
+                yield from batch.ended(self.size - self.part if more else 0)
+
+
+class _Batch:
+    """Rows on the devices, padded to one shape. Each has a slot, and each shard as many slots."""
+
+    def __init__(self, generator: Generator, shape: Shape, stop_mask: np.ndarray):
+        self.generator, self.shape = generator, shape
+        self.stop_mask = generator.put_on_all(stop_mask)
+        self.slots: list[tuple[int, Row] | None] = [None] * generator.size
+        self.held: Any = None
+
+    @property
+    def taken(self) -> int:
+        return len(self.slots) - self.slots.count(None)
+
+    def fits(self, row: Row) -> bool:
+        return self.shape.union(row.shape) == self.shape
+
+    def add(self, waiting: deque[tuple[int, Row]], source: Iterator[tuple[int, Row]]) -> bool:
+        """Begin the next rows wherever there is room for a whole part; whether any has begun."""
+        g, begun = self.generator, False
+        while waiting and self.fits(waiting[0][1]) and g.size - self.taken >= g.part:
+            self._add_part(waiting)
+            waiting.extend(islice(source, g.size - len(waiting)))
+            begun = True
+        return begun
+
+    def _add_part(self, waiting: deque[tuple[int, Row]]) -> None:
+        g = self.generator
+        slots, room = g.size // g.shards, g.part // g.shards  # of a shard
+        rows: list[Row] = [replace(waiting[0][1], forks=())] * g.part
+        places = np.full(g.part, slots, np.int32)
+        for shard in range(g.shards):
+            first = shard * slots
+            free = [slot for slot in range(slots) if self.slots[first + slot] is None]
+            for at, slot in enumerate(free[:room], shard * room):
+                if waiting and self.fits(waiting[0][1]):
+                    self.slots[first + slot] = each = waiting.popleft()
+                    rows[at], places[at] = each[1], slot
+        cache, forks = g.prefill(rows), g.put(forks_of(rows, self.shape))
+        if self.held is None:
+            self.held = g.programs.vacant(cache, forks, g.size, self.shape.prefix)
+        self.held = g.programs.insert(self.held, cache, forks, g.put(places))
+
+    def ended(self, enough: int) -> Iterator[tuple[int, Tokens]]:
+        """Decode until at most `enough` rows are unfinished; the others leave."""
+        g, (prefix, state) = self.generator, self.held
+        arrays = self.stop_mask, g.put_on_all(np.int32(enough))
+        state, told = g.programs.decode(*g.weights, prefix, state, *arrays)
+        self.held = prefix, state
+        tokens, lengths, finite, unfinished = map(np.asarray, told)
+        for slot, filled in enumerate(self.slots):
+            if filled is None or unfinished[slot].any():
+                continue
+            number, row = filled
+            self.slots[slot] = None
+            yield (
+                number,
+                [
+                    tokens[slot, f, len(fork.forced) : lengths[slot, f]] if finite[slot, f] else None
+                    for f, fork in enumerate(row.forks)
+                ],
+            )
+
+
+def forks_of(rows: Sequence[Row], shape: Shape) -> Forks:
     """Forks of all rows, padded with forks that generate nothing."""
-    shape = size, bucket(max(len(row.forks) for row in rows), 1)
-    steps = max((len(fork.forced) + fork.limit - 1 for row in rows for fork in row.forks), default=0)
-    order, rope, limit = (np.zeros(shape, np.int32) for _ in range(3))
-    forced = np.ones(shape, np.int32)
-    tokens = np.zeros((*shape, bucket(steps) + 1), np.int32)
-    keys = np.zeros((*shape, 2), np.uint32)
+    sizes = len(rows), shape.forks
+    order, rope, limit = (np.zeros(sizes, np.int32) for _ in range(3))
+    forced = np.ones(sizes, np.int32)
+    tokens = np.zeros((*sizes, shape.tokens), np.int32)
+    keys = np.zeros((*sizes, 2), np.uint32)
     for b, row in enumerate(rows):
         for f, fork in enumerate(row.forks):
             order[b, f], rope[b, f] = row.prefix.order[fork.at], row.prefix.rope[0, fork.at]
             forced[b, f], limit[b, f] = len(fork.forced), fork.limit
             tokens[b, f, : len(fork.forced)], keys[b, f] = fork.forced, fork.key
     return Forks(order, rope, tokens, forced, limit, keys)  # type: ignore[arg-type]
-
-
-def run(
-    model: VisionLanguageModel,
-    variables: Any,
-    prefix: Cache,
-    forks: Forks,
-    stop_mask: Bool[Array, " V"],
-    sampling: SamplingConfig,
-) -> tuple[Int[Array, "B F R"], Int[Array, "B F"], Float[Array, "B F R"], Bool[Array, "B F"]]:
-    """(tokens, lengths, logps, finite) of every fork. tokens: the forced ones, then the generated ones.
-    finite: whether all logits from which the tokens were sampled are finite.
-
-    Log-probs are the model's, in nats per token, before temperature and filters; 0 at other positions. A
-    fork ends after a generated token in `stop_mask`, at its limit, or at logits that are not finite; the
-    loop ends when all forks have.
-    """
-    batch, count, length = forks.tokens.shape
-
-    def unfinished_forks(state):
-        step, *_, unfinished, _, _ = state
-        return unfinished.any() & (step < length - 1)
-
-    def advance(state):
-        step, tokens, lengths, logps, unfinished, finite, own = state
-        now = jax.lax.dynamic_index_in_dim(tokens, step, axis=2, keepdims=False)
-        at = forks.order, forks.rope, step
-        logits, own = model.apply(variables, now, prefix, own, *at, method="decode")
-        number = step + 1 - forks.forced  # index of the next token among the generated ones
-        draws = jnp.take_along_axis(uniforms, jnp.maximum(number, 0)[:, :, None, None], axis=2)
-        sampled = choose(logits.reshape(batch * count, -1), draws.reshape(-1, 2), sampling)
-        sampled = sampled.reshape(batch, count)
-        given = jax.lax.dynamic_index_in_dim(tokens, step + 1, axis=2, keepdims=False)
-        new = unfinished & (number >= 0)
-        chosen = jnp.take_along_axis(logits, sampled[:, :, None], axis=-1)[:, :, 0]
-        logp = jnp.where(new, chosen - jax.nn.logsumexp(logits, axis=-1), 0.0)
-        logps = jax.lax.dynamic_update_index_in_dim(logps, logp, step + 1, 2)
-        tokens = jax.lax.dynamic_update_index_in_dim(tokens, jnp.where(new, sampled, given), step + 1, 2)
-        finite &= ~new | jnp.isfinite(logits).all(-1)
-        unfinished &= finite & ~(new & (stop_mask[sampled] | (number + 1 >= forks.limit)))
-        return step + 1, tokens, lengths + new.astype(lengths.dtype), logps, unfinished, finite, own
-
-    uniforms = uniform(forks.keys[:, :, None], jnp.arange(length)[None, None])  # cheaper all at once
-    own = prefix.empty(count, length - 1)  # the last token is never fed to the model
-    logps = jnp.zeros(forks.tokens.shape, jnp.float32)
-    unfinished, finite = forks.limit > 0, jnp.ones(forks.limit.shape, bool)
-    start = (jnp.zeros((), jnp.int32), forks.tokens, forks.forced, logps, unfinished, finite, own)
-    _, tokens, lengths, logps, _, finite, _ = jax.lax.while_loop(unfinished_forks, advance, start)
-    return tokens, lengths, logps, finite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -108,22 +108,24 @@ def respond(
     rows.sort(key=lambda row: (bucket(len(row), 1), records[row[0]].shape))
     out: list[list[Any]] = [[] for _ in records]
     pictures = pixels_ahead(encoder, [records[row[0]] for row in rows], 2 * generator.size)
-    with nullcontext() if what is None else progress_bar(len(records), what) as bar:
+
+    def made() -> Iterator[Row]:
         for start in range(0, len(rows), generator.size):
             part = rows[start : start + generator.size]
             features = generator.features(list(islice(pictures, len(part))))
-            batch = [
-                prompt_row(encoder, [records[i] for i in row], seen, limit, samples, seed)
-                for row, seen in zip(part, features, strict=True)
-            ]
-            for row, tokens in zip(part, generator(batch, eos_mask), strict=True):
-                for i, of_record in zip(row, range(0, len(tokens), samples), strict=True):
-                    out[i] = tokens[of_record : of_record + samples]
-                    whole = [ids for ids in out[i] if ids is not None]
-                    if done is not None and len(whole) == samples:
-                        done(i, whole)
+            for row, seen in zip(part, features, strict=True):
+                yield prompt_row(encoder, [records[i] for i in row], seen, limit, samples, seed)
+
+    with nullcontext() if what is None else progress_bar(len(records), what) as bar:
+        for number, tokens in generator.stream(made(), eos_mask):
+            row = rows[number]
+            for i, of_record in zip(row, range(0, len(tokens), samples), strict=True):
+                out[i] = tokens[of_record : of_record + samples]
+                whole = [ids for ids in out[i] if ids is not None]
+                if done is not None and len(whole) == samples:
+                    done(i, whole)
             if bar is not None:
-                bar.update(sum(map(len, part)))
+                bar.update(len(row))
     broken = [
         record.record.id
         for record, each in zip(records, out, strict=True)

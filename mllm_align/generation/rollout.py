@@ -17,7 +17,8 @@ from mllm_align.batch import Prefix, PromptGroup
 from mllm_align.config import SamplingConfig
 from mllm_align.data.distortion import signal_share
 from mllm_align.data.layout import Layout
-from mllm_align.generation.decode import Forks, compiler_options, run
+from mllm_align.generation.decode import compiler_options
+from mllm_align.generation.loop import Forks, begin, run
 from mllm_align.generation.sampling import choose, uniform
 from mllm_align.models.bundle import base_shardings, make_model
 from mllm_align.models.config import ModelConfig
@@ -98,8 +99,9 @@ def sample(
         limit=jnp.full((size, count), sampling.max_tokens, jnp.int32),
         keys=keys,
     )
-    tokens, lengths, logps, finite = run(model, policy, prefix, forks, stop_mask, sampling)
-    return Rollout(tokens[:, :, 1:], lengths - 1, logps[:, :, 1:], finite)
+    state = run(model, policy, prefix, begin(prefix, forks, logps=True), stop_mask, sampling)
+    logps: Any = state.logps
+    return Rollout(state.tokens[:, :, 1:], state.lengths - 1, logps[:, :, 1:], state.finite)
 
 
 @lru_cache(maxsize=8)

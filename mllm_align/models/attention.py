@@ -109,20 +109,19 @@ def fork_attention(
     prefix: Any,
     own: Any,
     seen: Bool[Array, "B F P"],
-    step: Any,
-    first: Any = None,
+    reach: Int[Array, " B"],
+    column: Int[Array, ""],
 ) -> Float[Array, "B F H E"]:
     """One token of each of F forks; see `ops.attention`."""
     prefix = tuple(shared_heads(q, x, 1) for x in prefix)
     own = tuple(shared_heads(q, x, 2) for x in own)
     cache, kept = ("rows", "heads", None, None), ("rows", None, "heads", None, None)
 
-    def attend(q, prefix_k, prefix_v, own_k, own_v, seen, *steps):
-        return xla.fork_attention(q, (prefix_k, prefix_v), (own_k, own_v), seen, *steps)
+    def attend(q, prefix_k, prefix_v, own_k, own_v, *rest):
+        return xla.fork_attention(q, (prefix_k, prefix_v), (own_k, own_v), *rest)
 
-    steps = [jnp.asarray(each) for each in (step, first) if each is not None]
-    names = (HEADS, cache, cache, kept, kept, ("rows", None, None), *[()] * len(steps))
-    return per_shard(attend, names)(q, *prefix, *own, seen, *steps)
+    names = (HEADS, cache, cache, kept, kept, ("rows", None, None), ("rows",), ())
+    return per_shard(attend, names)(q, *prefix, *own, seen, reach, column)
 
 
 def shared_heads(q: jax.Array, kept: jax.Array, axis: int = 2) -> jax.Array:

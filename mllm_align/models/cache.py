@@ -27,7 +27,11 @@ class Cache:
     place: Int[Array, "B P"] | None = None
 
     def empty(self, forks: int, length: int) -> tuple[Array, Array]:
-        """An empty cache for the forks' own tokens: keys and values, zeros [L, B, F, G, R, E] each."""
+        """An empty cache for the forks' own tokens: keys and values, zeros [L, B, F, G, R, E] each.
+
+        Its R columns are written in turn, from the first again after the last. At a step all forks write
+        into the same column, whatever number their token has: so rows may begin while others are under way.
+        """
         layers = 1 if self.layers is None else 1 + len(self.layers[0])
         size, groups, _, dim = self.last[0].shape
         empty = jnp.zeros((layers, size, forks, groups, length, dim), self.last[0].dtype)

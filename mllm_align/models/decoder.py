@@ -149,29 +149,30 @@ class ForkBlock(Block):
         cache: tuple[Int[Array, ""], Any],
         rotations: Any,
         seen: Any,
-        step: Int[Array, ""],
+        step: Int[Array, " B"],
+        column: Int[Array, ""],
     ):
         """carry: x, and the forks' keys and values in all layers (see `Cache.empty`): the new token's are
         written into them, in place. cache: number of this layer, and its keys and values of the prefix.
         rotations, seen: of both kinds of layers where there are local ones (see `Decoder`)."""
-        c = self.config
+        c, reach = self.config, step
         (x, own), (layer, of_prefix) = carry, cache
-        h, first = self.norm("norm_1", x), None
+        h = self.norm("norm_1", x)
         rotations = self.turned(layer, rotations)
         if c.local is not None:
             seen = jnp.where(self.local(layer), seen[1], seen[0])
-            first = jnp.where(self.local(layer), step - c.local.window + 1, 0)
+            reach = jnp.where(self.local(layer), jnp.minimum(step, c.local.window - 1), step)
         k = rope(self.heads("k", c.kv_heads, h), rotations)
         v = self.heads("v", c.kv_heads, h)
         q = rope(self.heads("q", c.heads, h), rotations)
 
         def write(kept, token):
-            where = (layer, 0, 0, 0, step, 0)
+            where = (layer, 0, 0, 0, column, 0)
             return jax.lax.dynamic_update_slice(kept, token[None, :, :, :, None], where)
 
         own = jax.tree.map(write, own, (k, v))
         of_forks = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), own)
-        return (self.finish(x, fork_attention(q, of_prefix, of_forks, seen, step, first)), own), None
+        return (self.finish(x, fork_attention(q, of_prefix, of_forks, seen, reach, column)), own), None
 
 
 class Decoder(nn.Module):
@@ -273,19 +274,23 @@ class Decoder(nn.Module):
         own: Any,
         order: Int[Array, "B F"],
         rope: Int[Array, "B F"],
-        step: Int[Array, ""],
+        step: Int[Array, " B"],
+        column: Int[Array, ""],
     ) -> tuple[Float[Array, "B F D"], Any]:
         """Hidden states of token number `step` of every fork, and `own` with its keys and values.
 
-        own: keys and values of the forks' tokens, see `Cache.empty`. order, rope: of each fork's first
-        token; the fork sees earlier tokens of the prefix, and itself.
+        own, column: those of the forks' tokens, and where this one's go, see `Cache.empty`. order, rope: of
+        each fork's first token; the fork sees earlier tokens of the prefix, and its own `step` tokens
+        before this one.
         """
-        last, axes = self.config.layers - 1, self.config.num_rope_axes
+        step, axes = step[:, None], self.config.num_rope_axes
+        last = self.config.layers - 1
         cache = (jnp.arange(last), prefix.layers), (last, prefix.last)
         seen: Any = prefix.visible[:, None] & (prefix.order[:, None] < order[:, :, None])
         if self.config.local is not None and prefix.place is not None:
-            seen = seen, seen & (rope[:, :, None] + step < prefix.place[:, None] + self.config.local.window)
+            far = prefix.place[:, None] + self.config.local.window
+            seen = seen, seen & ((rope + step)[:, :, None] < far)
         text = jnp.broadcast_to((rope + step)[:, None], (len(rope), axes, rope.shape[1]))  # axes agree
-        shared = self.rotations(text), seen, step
+        shared = self.rotations(text), seen, step[:, 0], column
         (x, own), _ = self._blocks(ForkBlock, {}, (x, own), cache, shared)
         return self.norm(x), own

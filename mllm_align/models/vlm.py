@@ -95,10 +95,12 @@ class VisionLanguageModel(nn.Module):
         own: Any,
         order: Int[Array, "B F"],
         rope: Int[Array, "B F"],
-        step: Int[Array, ""],
+        step: Int[Array, " B"],
+        column: Int[Array, ""],
     ) -> tuple[Float[Array, "B F V"], Any]:
         """float32 logits after token number `step` of every fork (see `Decoder.decode`)."""
-        states, own = self.decoder.decode(self.decoder.embed(tokens), prefix, own, order, rope, step)
+        states = self.decoder.embed(tokens)
+        states, own = self.decoder.decode(states, prefix, own, order, rope, step, column)
         kernel = self.decoder.unembedding()
         return jnp.matmul(states, kernel, preferred_element_type=jnp.float32), own
 

@@ -138,18 +138,18 @@ def fork_attention(
     prefix: tuple[Float[Array, "B G P E"], Float[Array, "B G P E"]],
     own: tuple[Float[Array, "B F G R E"], Float[Array, "B F G R E"]],
     seen: Bool[Array, "B F P"],
-    step: Int[Array, ""],
-    first: Int[Array, ""] | None = None,
+    reach: Int[Array, " B"],
+    column: Int[Array, ""],
 ) -> Float[Array, "B F H E"]:
-    """Attention of token `step` of each of F forks to the prefix, where `seen` is True, and to the fork's
-    own keys first..step (default: from 0 on). One softmax over both; the prefix's keys are read once for
-    all forks.
+    """Attention of one token of each of F forks to the prefix, where `seen` is True, to the fork's own key
+    at `column` and to the `reach` keys before that, cyclically. One softmax over all; the prefix's keys are
+    read once for all forks.
     """
     batch, forks, heads, dim = q.shape
     groups = own[0].shape[2]
     q = (q * dim**-0.5).reshape(batch, forks, groups, heads // groups, dim)
-    number = jnp.arange(own[0].shape[3])
-    written = number <= step if first is None else (number <= step) & (number >= first)
+    age = (column - jnp.arange(own[0].shape[3])) % own[0].shape[3]
+    written = (age[None] <= reach[:, None])[:, None, None, None]
 
     def on_prefix(x, product, cached):  # batch axes first: XLA's CPU backend has no other 16-bit product
         x = x.swapaxes(1, 2).reshape(batch, groups, -1, x.shape[-1])

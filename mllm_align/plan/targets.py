@@ -15,7 +15,9 @@ from mllm_align.annotate.reward import RewardModel
 from mllm_align.batch import Prefix, Shape, blank_prefix, with_responses
 from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, OnlineRewards, SamplingConfig
 from mllm_align.data.layout import counts
-from mllm_align.generation import decode as generation
+from mllm_align.generation import slots
+from mllm_align.generation.decode import programs
+from mllm_align.generation.loop import Forks, begin
 from mllm_align.models.bundle import check_mesh, compute_dtype, make_model
 from mllm_align.models.config import ModelConfig
 from mllm_align.models.families.registry import family_of
@@ -152,17 +154,22 @@ def lower(
         trained = abstract_trained(config, model, mesh)
         return forward_program(model, mesh, scale, dtype).lower(base, trained, bare)
     rule = replace(_sampling(config), max_tokens=1)  # forks carry their own limits
-    see, fill, loop = generation.programs(model, mesh, 1.0, dtype, rule)
+    made = programs(model, mesh, 1.0, dtype, rule)
     if program == "features":
-        return see.lower(base, {}, _group(model, mesh, planned, count).prefix.pixels)
+        return made.features.lower(base, {}, _group(model, mesh, planned, count).prefix.pixels)
     if program == "prefill":
         found, text = _features(model, mesh, planned, count, dtype), _text(model, mesh, planned, count)
         source = config.online if isinstance(config, Config) else config
         holes = isinstance(source, BDHSMethod) and source.distortion == "attention"
-        return fill.lower(base, {}, found, text, holes)
-    forks = _forks(mesh, planned, count, samples(config))
+        return made.prefill.lower(base, {}, found, text, holes)
+    cache, forks = _cache(model, mesh, planned, count, dtype), _forks(mesh, planned, count, samples(config))
+    _, places = slots.shardings(model, mesh)
+    state = jax.tree.map(
+        lambda x, where: struct(x.shape, x.dtype, where), jax.eval_shape(begin, cache, forks), places
+    )
     stops = struct((model.decoder.vocab,), jnp.bool_, replicated(mesh))
-    return loop.lower(base, {}, _cache(model, mesh, planned, count, dtype), forks, stops)
+    enough = struct((), np.int32, replicated(mesh))
+    return made.decode.lower(base, {}, cache, state, stops, enough)
 
 
 def _group(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, config: Config | None = None) -> Any:
@@ -195,7 +202,7 @@ def _cache(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype: An
         return whole.apply(policy_variables(params, {}, 1.0, dtype), features, prefix, method="prefill")
 
     kept = jax.eval_shape(fill, abstract_base(model, mesh, dtype), features, text)
-    places = generation.cache_shardings(model, mesh)
+    places, _ = slots.shardings(model, mesh)
     return jax.tree.map(lambda x, where: struct(x.shape, x.dtype, where), kept, places)
 
 
@@ -237,7 +244,7 @@ def samples(config: Config | BDHSConfig) -> int:
     return config.objective.responses if isinstance(online, OnlineRewards) else online.samples
 
 
-def _forks(mesh: Mesh, planned: Sizes, count: int, samples_each: int) -> generation.Forks:
+def _forks(mesh: Mesh, planned: Sizes, count: int, samples_each: int) -> Forks:
     where = batch_sharding(mesh, micro=False)
 
     def of(dtype: Any, *rest: int) -> Any:
@@ -245,4 +252,4 @@ def _forks(mesh: Mesh, planned: Sizes, count: int, samples_each: int) -> generat
 
     length = bucket(planned.tokens) + 1
     number = of(np.int32)
-    return generation.Forks(number, number, of(np.int32, length), number, number, of(np.uint32, 2))
+    return Forks(number, number, of(np.int32, length), number, number, of(np.uint32, 2))

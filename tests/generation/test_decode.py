@@ -5,7 +5,6 @@ from functools import cache
 from types import SimpleNamespace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoding import CLOSE, GREEDY, ROUNDING, at_end, fork, golden_bundle, logits, margin, row
@@ -14,10 +13,8 @@ from runs import compiling
 
 from mllm_align.batch import Pixels, pad
 from mllm_align.config import MeshConfig, SamplingConfig
-from mllm_align.generation.decode import Forks, Generator, _forks, run
+from mllm_align.generation.decode import Generator, forks_of
 from mllm_align.generation.sampling import random_key
-from mllm_align.models.cache import Cache
-from mllm_align.models.vlm import VisionLanguageModel
 from mllm_align.sharding import make_mesh
 
 assert compiling  # a fixture
@@ -222,116 +219,46 @@ def test_other_seeds_records_and_samples_draw_other_tokens(sampled):
     assert one.tolist() != other.tolist()
 
 
-# ---- when a fork ends, on a model that counts ---------------------------------------------------------
+# ---- rows that take turns ----------------------------------------------------------------------------
 
 
-class Counting:
-    """Every token is followed by the next number."""
-
-    vocab, steps = 50, 0
-
-    def apply(self, variables, now, prefix, own, order, rope, step, method):
-        assert method == "decode"
-        jax.debug.callback(self.step)
-        return jax.nn.one_hot(now + 1, self.vocab), own
-
-    def step(self):
-        self.steps += 1
-
-
-COUNTING = Counting()
-
-
-@jax.jit
-def count_on(forks, stop_mask):
-    cache = Cache(None, (jnp.zeros((1, 1, 1, 1)),) * 2, jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
-    return run(COUNTING, {}, cache, forks, stop_mask, GREEDY)
-
-
-def counted(given, limit, stops=()):
-    """All tokens of every fork of one row, and the steps that were taken."""
-    tokens, forced = np.zeros((1, 4, 10), np.int32), np.array([list(map(len, given))], np.int32)
-    for places, each in zip(tokens[0], given, strict=True):
-        places[: len(each)] = each
-    start, keys = np.zeros((1, 4), np.int32), np.zeros((1, 4, 2), np.uint32)
-    forks, before = Forks(start, start, tokens, forced, np.array([limit], np.int32), keys), COUNTING.steps
-    out, lengths, *_ = jax.block_until_ready(count_on(forks, np.isin(np.arange(COUNTING.vocab), stops)))
-    jax.effects_barrier()
-    told = [row[:n].tolist() for row, n in zip(out[0], lengths[0], strict=True)]
-    return told, COUNTING.steps - before
-
-
-def test_limits_and_stops_are_those_of_each_fork():
-    out, steps = counted([[5], [9, 30, 20], [11, 41], [7]], [4, 3, 9, 0], stops=[43, 30])
-    assert out == [[5, 6, 7, 8, 9], [9, 30, 20, 21, 22, 23], [11, 41, 42, 43], [7]]
-    assert steps == 5  # until the second fork has its limit
-
-
-def test_a_given_stop_ends_nothing_and_the_first_token_may():
-    out, steps = counted([[5], [6], [7], [8]], [3, 3, 3, 0], stops=[5, 6, 7, 8])
-    assert (out, steps) == ([[5, 6], [6, 7], [7, 8], [8]], 1)
-
-
-class Breaking(Counting):
-    """The logits after 8 are not all finite."""
-
-    def __init__(self, value, places):
-        self.value, self.places = value, places
-
-    def apply(self, variables, now, *rest, **how):
-        logits, own = super().apply(variables, now, *rest, **how)
-        broken = (now == 8)[:, :, None] & jnp.asarray(self.places)[None, None]
-        return jnp.where(broken, self.value, logits), own
-
-
-@pytest.mark.parametrize("value", [jnp.nan, jnp.inf, -jnp.inf])
-@pytest.mark.parametrize("everywhere", [True, False])
-def test_a_fork_ends_at_logits_that_are_not_finite(value, everywhere):
-    """It alone; logits after a given token that nothing is drawn from break nothing."""
-    places = (np.arange(Counting.vocab) == 40) | everywhere
-    forks = Forks(
-        np.zeros((1, 4), np.int32),
-        np.zeros((1, 4), np.int32),
-        np.array([[[5] + [0] * 9, [7, 8, 20] + [0] * 7, [20] + [0] * 9, [8] + [0] * 9]], np.int32),
-        np.array([[1, 3, 1, 1]], np.int32),
-        np.array([[6, 4, 6, 0]], np.int32),
-        np.zeros((1, 4, 2), np.uint32),
-    )
-    cache = Cache(None, (jnp.zeros((1, 1, 1, 1)),) * 2, jnp.zeros((1, 1)), jnp.ones((1, 1), bool))
-    never = jnp.zeros(Counting.vocab, bool)
-    out, lengths, logps, finite = run(Breaking(value, places), {}, cache, forks, never, GREEDY)
-    assert finite.tolist() == [[False, True, True, True]]
-    assert out[0, 0, :4].tolist() == [5, 6, 7, 8] and lengths.tolist() == [[5, 7, 7, 1]]
-    assert out[0, 1, :7].tolist() == [7, 8, 20, 21, 22, 23, 24]
-    assert np.isfinite(logps[0, 1:]).all()
-
-
-def test_nothing_is_run_for_forks_that_fill_the_batch():
-    assert counted([[4]] * 4, [0] * 4) == ([[4]] * 4, 0)
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
+def test_rows_begin_where_others_have_ended(sampled, devices):
+    """Their tokens are those of a batch that holds all of them: with limits and stops at any place, forks
+    that differ in number, a row whose logits are not finite before others in its slot, rows not sorted."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:devices])
+    bundle = golden_bundle(sampled.golden, mesh=mesh)
+    rng, rows = np.random.default_rng(0), []
+    for turn in range(5):
+        for i, each in enumerate(whole(sampled, 0, 1, seed=turn)):
+            limits = rng.integers(1, LIMIT + 1, 2)
+            forks = tuple(replace(f, limit=int(n)) for f, n in zip(each.forks, limits, strict=True))
+            rows.append(replace(each, forks=forks[: 1 + (turn + i) % 2]))
+    rows[1] = replace(rows[1], features=rows[1].features * np.nan)
+    stops = rng.random(sampled.decoder.vocab) < 0.1
+    together = Generator(sampled.bundle, SAMPLED, len(rows))(rows, stops)
+    few = Generator(bundle, SAMPLED, 2 * devices)
+    assert few.size == 2 * few.part == 2 * devices
+    calls = []
+    decode = few.programs.decode
+    few.programs = few.programs._replace(decode=lambda *args: calls.append(1) or decode(*args))
+    shuffled = rng.permutation(len(rows))
+    for order in (range(len(rows)), shuffled):
+        out = dict(few.stream((rows[i] for i in order), stops))
+        assert sorted(out) == list(range(len(rows)))
+        out = [out[n] for n in np.argsort(order)]
+        assert out[1] == [None] * len(rows[1].forks)
+        assert same(out[:1] + out[2:], together[:1] + together[2:])
+    lengths = {len(ids) for i, each in enumerate(out) if i != 1 for ids in each}
+    assert len(lengths) > LIMIT // 2 and len(calls) > 2 * len(rows) / few.size
 
 
 def test_rows_without_a_fork_go_along(sampled):
     rows = [replace(each, forks=each.forks * (i != 1)) for i, each in enumerate(whole(sampled, 0, 1))]
     out = sampled.decoder(rows, sampled.stop_mask)
     assert [len(each) for each in out] == [2, 0, 2, 2]
-    assert not _forks(rows[1:2], 4).limit.any()
-
-
-def test_a_decoder_of_one_layer_has_no_stack(sampled):
-    config = replace(sampled.golden.config.decoder, layers=1)
-    model = VisionLanguageModel(replace(sampled.golden.config, decoder=config))
-    params = {**sampled.bundle.params, "decoder": dict(sampled.bundle.params["decoder"])}
-    del params["decoder"]["layers"]
-
-    def tokens():
-        order, visible = jnp.zeros((1, 3), jnp.int32), jnp.ones((1, 3), bool)
-        prefix = jnp.zeros((1, 3, config.hidden)), order, order[:, None], visible
-        cache = model.apply({"params": params}, *prefix, method=lambda m, *x: m.decoder.prefill(*x))
-        one = jnp.ones((1, 2), jnp.int32)
-        forks = Forks(one, one, jnp.ones((1, 2, 9), jnp.int32), one, one, jnp.ones((1, 2, 2), jnp.uint32))
-        return run(model, {"params": params}, cache, forks, jnp.zeros(config.vocab, bool), SAMPLED)
-
-    assert jax.eval_shape(tokens)[0].shape == (1, 2, 9)
+    assert not forks_of(rows[1:2], rows[0].shape).limit.any()
 
 
 # ---- shapes ------------------------------------------------------------------------------------------

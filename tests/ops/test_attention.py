@@ -189,6 +189,11 @@ def test_some_rows_of_the_prefix_get_what_all_rows_get():
 forked = jax.jit(fork_attention)
 
 
+def reach(steps):
+    """Of every row."""
+    return np.full(BATCH, steps, np.int32)
+
+
 @pytest.mark.parametrize("heads, groups, step", [(2, 2, 0), (4, 2, 3), (6, 1, 4)])
 def test_forks_see_the_prefix_their_own_tokens_and_themselves(heads, groups, step):
     rng, forks, room = np.random.default_rng(0), 3, 5
@@ -198,7 +203,7 @@ def test_forks_see_the_prefix_their_own_tokens_and_themselves(heads, groups, ste
     seen = rng.random((BATCH, forks, PREFIX)) < 0.6
     seen[1, 2] = False  # nothing of the prefix
     arrays = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (q, prefix, own))
-    found = forked(*arrays, seen, step)
+    found = forked(*arrays, seen, reach(step), step)
     assert found.shape == q.shape
     for b in range(BATCH):
         for f in range(forks):
@@ -222,33 +227,38 @@ def test_forks_in_bfloat16_are_near_and_ignore_what_is_not_theirs():
     def draw(*shape):
         return jnp.asarray(rng.standard_normal(shape), jnp.bfloat16)
 
-    q, prefix = draw(3, 2, 4, 8), (draw(3, 2, 9, 8), draw(3, 2, 9, 8))
-    own = draw(3, 2, 2, 4, 8), draw(3, 2, 2, 4, 8)
+    q, prefix = draw(BATCH, 2, 4, 8), (draw(BATCH, 2, 9, 8), draw(BATCH, 2, 9, 8))
+    own = draw(BATCH, 2, 2, 4, 8), draw(BATCH, 2, 2, 4, 8)
     seen = jnp.arange(9)[None, None] < jnp.array([9, 4])[None, :, None]
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (q, prefix, own))
-    found, expected = forked(q, prefix, own, seen, 2), forked(*wide, seen, 2)
+    found, expected = (forked(*x, seen, reach(2), 2) for x in ((q, prefix, own), wide))
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(found, np.float32), expected, atol=0.03)
     # other values where nothing is seen: keys at or after the start, places not yet written
     later = jax.tree.map(lambda x: x.at[:, :, 4:].add(5), prefix)
     unwritten = jax.tree.map(lambda x: x.at[..., 3:, :].add(5), own)
-    np.testing.assert_array_equal(forked(q, later, unwritten, seen, 2)[:, 1], found[:, 1])
+    again = forked(q, later, unwritten, seen, reach(2), 2)
+    np.testing.assert_array_equal(again[:, 1], found[:, 1])
 
 
 @pytest.mark.parametrize("window, heads, groups, step", [(3, 2, 2, 4), (2, 4, 2, 0)])
 def test_forks_with_a_window_see_their_last_tokens(window, heads, groups, step):
-    """As if the earlier ones were not there."""
+    """As if the earlier ones were not there, wherever the columns begin."""
     rng, forks, room = np.random.default_rng(0), 2, 6
     q = rng.standard_normal((BATCH, forks, heads, DIM))
     own = [rng.standard_normal((BATCH, forks, groups, room, DIM)) for _ in range(2)]
     prefix = [rng.standard_normal((BATCH, groups, PREFIX, DIM)) for _ in range(2)]
     q, prefix, own = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (q, prefix, own))
     seen, first = np.ones((BATCH, forks, PREFIX), bool), step - window + 1
-    found = forked(q, prefix, own, seen, step, first)
+    near = step - max(first, 0)
+    found = forked(q, prefix, own, seen, reach(near), step)
     cut = [x[..., max(first, 0) :, :] for x in own]
-    np.testing.assert_allclose(found, forked(q, prefix, cut, seen, step - max(first, 0)), atol=2e-6)
+    np.testing.assert_allclose(found, forked(q, prefix, cut, seen, reach(near), near), atol=2e-6)
+    turned = [jnp.roll(x, room - 2 - step, axis=3) for x in own]
+    for shift, x in ((room - 2, turned), (1, [jnp.roll(x, 3, axis=3) for x in turned])):
+        np.testing.assert_allclose(found, forked(q, prefix, x, seen, reach(near), shift), atol=2e-6)
     if first > 0:
-        assert np.abs(found - forked(q, prefix, own, seen, step)).max() > 1e-3
+        assert np.abs(found - forked(q, prefix, own, seen, reach(step), step)).max() > 1e-3
 
 
 # ---- blocks that see themselves, and windows ---------------------------------------------------------

@@ -307,14 +307,14 @@ def unfit(monkeypatch):
 
             monkeypatch.setattr(rejected, "distorted_program", distorted)
         elif kind == "bdhs":
-            keep = decode.Generator.decode
+            keep = decode.Generator.__call__
 
             def decoded(self, rows, *rest):
                 return [
                     [None] * len(out) if i == 0 else out for i, out in enumerate(keep(self, rows, *rest))
                 ]
 
-            monkeypatch.setattr(decode.Generator, "decode", decoded)
+            monkeypatch.setattr(decode.Generator, "__call__", decoded)
         else:
             roll = rollouts.Rollouts._roll
 
