@@ -132,7 +132,17 @@ def test_it_goes_on_where_it_was_stopped(out, monkeypatch, evaluator):
     total = len(straight.lines)
     assert asked == [total, total - 2, total - 3]
     timeless = {"seconds": 0}
-    assert found.results | timeless == straight.results | timeless and found.lines == straight.lines
+    assert found.results | timeless == straight.results | timeless
+    assert close(found.lines, straight.lines), "fewer records have other batches, whose sums round otherwise"
+
+
+def close(found, expected):
+    """Equal, but for the rounding of float32 in numbers."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(close(found[k], v) for k, v in expected.items())
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(close, found, expected))
+    return found == (pytest.approx(expected, rel=1e-5) if isinstance(expected, float) else expected)
 
 
 def test_what_is_done_is_read_and_not_made_again(out, monkeypatch):
