@@ -102,11 +102,11 @@ def logits(
         )
         for row, each in zip(rows, tokens, strict=True)
     ]
-    given += [replace(given[0], forks=())] * (decoder.size - len(given))
-    forks = forks_of(given, reduce(Shape.union, (row.shape for row in given)))
+    filled = given + [replace(given[0], forks=())] * (decoder.size - len(given))
+    forks = forks_of(filled, reduce(Shape.union, (row.shape for row in given)))
     variables = {"params": bundle.params}
     steps = _steps(bundle.config, bundle.mesh)
-    out = np.asarray(steps(variables, decoder.prefill(given), forks))
+    out = np.asarray(steps(variables, decoder.prefill(filled), forks))
     return [
         [out[: len(fork.forced) - 1, b, f] for f, fork in enumerate(row.forks)]
         for b, row in enumerate(given)

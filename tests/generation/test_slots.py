@@ -29,6 +29,7 @@ def part(rng, rows, length, forks=2, tokens=5):
     return Cache(kept(3), kept(), order, visible), Forks(at, at + 1, ids, np.ones_like(at), limit, keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_rows_come_in_where_they_belong(devices):
     config, rng = goldens("llavanext").config, np.random.default_rng(0)
