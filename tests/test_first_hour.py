@@ -85,7 +85,7 @@ def test_every_command_does_what_is_shown(hour):
     first, again, last = (each for each in done if " train " in each[0])
     assert first[0] == again[0] == last[0]
     assert "interrupted; step" in first[3][-1] and "resuming runs/first" in "\n".join(again[3])
-    assert "runs/first is finished" in last[3][0]
+    assert "runs/first is finished" in "\n".join(last[3])
     assert (folder / "runs" / "aligned" / "config.json").exists()
 
 
