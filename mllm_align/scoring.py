@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import Any
@@ -74,17 +74,21 @@ def response_logps(
     reference: bool = False,
     what: str = "scoring",
     done: Callable[[int, tuple[np.ndarray, ...]], None] | None = None,
+    wanted: Container[int] | None = None,
     seed: int = 0,
 ) -> list[tuple[np.ndarray, ...]]:
     """Per record its K responses' per-token log-probs, nats, float32.
 
     reference: of the checkpoint as it was loaded, without what a run has trained. done: called with the
-    place and the log-probs of each record, as soon as they are there. seed: of crops and noise.
+    place and the log-probs of each record, as soon as they are there. wanted: places of the records to
+    compute, default all; batches are those of all records, so that what goes on after a stop rounds as if
+    it had not been stopped. seed: of crops and noise.
     """
     trained = {} if reference else bundle.trained
     program = logps_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
     out: list[tuple[np.ndarray, ...]] = [()] * len(records)
-    for index, row in _rows(bundle, encoder, records, config, batch_size, program, trained, what, seed):
+    asked = bundle, encoder, records, config, batch_size, program, trained, what, wanted
+    for index, row in _rows(*asked, seed):
         answers = records[index].responses
         out[index] = tuple(row[k, : len(answer)].copy() for k, answer in enumerate(answers))
         if done is not None:
@@ -100,13 +104,14 @@ def response_states(
     batch_size: int,
     *,
     done: Callable[[int, np.ndarray], None],
+    wanted: Container[int] | None = None,
 ) -> None:
     """The model's mean final hidden state of each of a record's K responses. done: called with the place
-    and the states [K, D] float32 of each record, as soon as they are there."""
+    and the states [K, D] float32 of each record, as soon as they are there. wanted: as of
+    `response_logps`."""
     program = states_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
-    for index, row in _rows(
-        bundle, encoder, records, config, batch_size, program, bundle.trained, "states"
-    ):
+    asked = bundle, encoder, records, config, batch_size, program, bundle.trained, "states", wanted
+    for index, row in _rows(*asked):
         done(index, row[: len(records[index].responses)].copy())
 
 
@@ -119,13 +124,15 @@ def response_rewards(
     *,
     what: str | None = "scoring",
     done: Callable[[int, np.ndarray], None] | None = None,
+    wanted: Container[int] | None = None,
 ) -> list[np.ndarray]:
     """Per record its K responses' rewards [K], float32. Raises InputError for a model that is no reward
-    model. done: as of `response_logps`."""
+    model. done, wanted: as of `response_logps`."""
     check_reward_model(bundle)
     program = rewards_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
     out = [np.zeros(0, np.float32)] * len(records)
-    for index, row in _rows(bundle, encoder, records, config, batch_size, program, bundle.trained, what):
+    asked = bundle, encoder, records, config, batch_size, program, bundle.trained, what, wanted
+    for index, row in _rows(*asked):
         out[index] = row[: len(records[index].responses)].copy()
         if done is not None:
             done(index, out[index])
@@ -149,9 +156,11 @@ def _rows(
     program: Any,
     trained: Any,
     what: str | None,
+    wanted: Container[int] | None,
     seed: int = 0,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place of a record, its row of what the program gives), in some order."""
+    """(place of a wanted record, its row of what the program gives), in some order."""
+    asked = {place for place in range(len(records)) if wanted is None or place in wanted}
     batches = Batches(
         records,
         encoder,
@@ -162,14 +171,15 @@ def _rows(
         multiple=config.multiple,
     )
     where = batch_sharding(bundle.mesh, micro=False)
-    with nullcontext() if what is None else progress_bar(len(records), what) as bar:
-        for batch in batches.iterate(0, batches.per_epoch, config.threads, config.prefetch):
+    steps = [step for step in range(batches.per_epoch) if asked.intersection(batches.plan(step)[1])]
+    with nullcontext() if what is None else progress_bar(len(asked), what) as bar:
+        for batch in batches.iterate(steps, config.threads, config.prefetch):
             group = assemble(jax.tree.map(lambda x: x[0], batch.group), where)
             values = np.asarray(program(bundle.params, trained, group))
-            for row, index in enumerate(batch.records):
-                yield index, values[row]
+            here = [(index, values[row]) for row, index in enumerate(batch.records) if index in asked]
+            yield from here
             if bar is not None:
-                bar.update(len(batch.records))
+                bar.update(len(here))
 
 
 def not_finite_among(records: Sequence[Encoded], values: Sequence[Any]) -> list[str]:

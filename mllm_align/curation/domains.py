@@ -136,19 +136,20 @@ def model_states(
     stamp = {"model": bundle.folder.fingerprint, "trained": trained_digest(bundle.trained)}
     kept = Vectors(folder, stamp | {"dtype": str(bundle.dtype)}, bundle.config.decoder.hidden, "--out")
     known = kept.open()
-    todo = [each for each in encoded if each.index in names and names[each.index] not in known]
+    fitting = [each for each in encoded if each.index in names]
+    left = {place for place, each in enumerate(fitting) if names[each.index] not in known}
     broken = []
 
     def done(place: int, states: np.ndarray) -> None:
-        name = names[todo[place].index]
+        name = names[fitting[place].index]
         if not np.isfinite(states).all():
-            broken.append(todo[place].record.id)
+            broken.append(fitting[place].record.id)
         elif name not in known:
             known[name] = states[0]
             kept.add({name: states[0]})
 
-    if todo:
-        response_states(bundle, encoder, todo, config, batch_size, done=done)
+    if left:
+        response_states(bundle, encoder, fitting, config, batch_size, done=done, wanted=left)
     if broken:
         raise not_finite("states are", broken, len(records))
     return [known[names[i]] if i in names else None for i in range(len(records))]

@@ -175,13 +175,14 @@ class Batches:
             following = (np.zeros(0, np.int32),) * self.borrowed
         return Group(group.prefixes, (*group.responses, *following))
 
-    def iterate(self, start: int, stop: int, threads: int, prefetch: int) -> Iterator[HostBatch]:
-        """Batches start..stop-1 in order, made ahead of time by `threads`."""
+    def iterate(self, steps: Sequence[int], threads: int, prefetch: int) -> Iterator[HostBatch]:
+        """These batches in order, made ahead of time by `threads`."""
         import grain  # here alone: batches can be made one by one without it
 
         # more threads than batches ahead would idle
         options = grain.ReadOptions(num_threads=min(threads, prefetch), prefetch_buffer_size=prefetch)
-        return iter(grain.MapDataset.range(start, stop).map(self).to_iter_dataset(options))
+        numbers = grain.MapDataset.range(len(steps))
+        return iter(numbers.map(lambda i: self(steps[i])).to_iter_dataset(options))
 
 
 def _stored(

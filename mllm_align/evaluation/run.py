@@ -203,28 +203,29 @@ def answers_of(
     found: dict[int, Answer] = {}
     for index, row in ({} if job is None else job.finished).items():
         found[index] = _read(row)
-    todo = [record for record in records if record.index not in found]
+    left = {place: record for place, record in enumerate(records) if record.index not in found}
+    todo = list(left.values())
 
-    def keep(place: int, answer: Answer) -> None:
-        found[todo[place].index] = answer
+    def keep(record: Encoded, answer: Answer) -> None:
+        found[record.index] = answer
         if job is not None:
-            job.add(todo[place].index, _plain(answer))
+            job.add(record.index, _plain(answer))
 
     def logps(place: int, values: tuple[np.ndarray, ...]) -> None:
         if all(np.isfinite(each).all() for each in values):
-            keep(place, values)
+            keep(records[place], values)
 
     def rewards(place: int, values: np.ndarray) -> None:
         if np.isfinite(values).all():
-            keep(place, Rewards(values, list(map(len, todo[place].responses))))
+            keep(records[place], Rewards(values, list(map(len, records[place].responses))))
 
     evaluator, size = settings.evaluator, settings.batch_size
     if todo and evaluator.needs != "responses":
-        asked = bundle, encoder, todo, settings.data, size
+        asked = bundle, encoder, records, settings.data, size
         if evaluator.needs == "logps":
-            response_logps(*asked, what="log-probs", done=logps)
+            response_logps(*asked, what="log-probs", done=logps, wanted=left)
         else:
-            response_rewards(*asked, what="rewards", done=rewards)
+            response_rewards(*asked, what="rewards", done=rewards, wanted=left)
         broken = [record.record.id for record in todo if record.index not in found]
         if broken:
             what = "log-probs are" if evaluator.needs == "logps" else "rewards are"
@@ -233,7 +234,7 @@ def answers_of(
         decoder = Generator(bundle, evaluator.sampling, size)
 
         def text(place: int, tokens: list[np.ndarray]) -> None:
-            keep(place, encoder.text(tokens[0]).strip())
+            keep(todo[place], encoder.text(tokens[0]).strip())
 
         respond(decoder, encoder, todo, evaluator.sampling, seed=settings.seed, done=text)
     return [found[record.index] for record in records]

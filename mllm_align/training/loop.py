@@ -393,8 +393,8 @@ class _Run:
         """
         config, best = self.config, self.checkpoints.best()[1]
         rounds = config.rounds
-        span = rounds.first(begun), rounds.begun(self.steps)
-        ahead = self.batches.iterate(*span, config.data.threads, config.data.prefetch)
+        span = range(rounds.first(begun), rounds.begun(self.steps))
+        ahead = self.batches.iterate(span, config.data.threads, config.data.prefetch)
         saved = self.checkpoints.begun(begun) if begun else None
         self.maker.start(state.trained, begun, self._batch)
         feed = Feed(ahead, self.put, self.maker, config, self.steps, begun, saved)
@@ -531,7 +531,7 @@ class _Run:
         data, total, seen = self.config.data, None, []
         objective = self.config.objective
         own = state.objective if objective.held_out is objective else objective.held_out.init_state()
-        for batch in self.held_out.iterate(0, self.held_out.per_epoch, data.threads, data.prefetch):
+        for batch in self.held_out.iterate(range(self.held_out.per_epoch), data.threads, data.prefetch):
             more, health = self.program.evaluate(state.trained, self.base, self.put(batch), own)
             total = more if total is None else add(total, more)
             seen.append((batch.records, health))

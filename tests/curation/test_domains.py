@@ -75,7 +75,7 @@ def test_states_of_a_model_are_kept(tmp_path, monkeypatch):
     states = model_states(str(MODEL), records, tmp_path / "states", DataConfig(), 2)
     encoder, model = make_encoder(bundle(), DataConfig()), VisionLanguageModel(bundle().config)
     encoded = [encoder.encode(records[0], 1)]
-    (batch,) = [*Batches(encoded, encoder, size=1, shuffle=False, shapes=1, multiple=1).iterate(0, 1, 1, 1)]
+    batch = Batches(encoded, encoder, size=1, shuffle=False, shapes=1, multiple=1)(0)
     group = jax.tree.map(lambda x: x[0], batch.group)
     of = variables(bundle().params, None)
 

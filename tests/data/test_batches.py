@@ -181,7 +181,7 @@ def test_iterating_from_any_position_goes_on_as_the_whole_run(threads, prefetch,
     made = batches(some(23), 4, seed=7, shuffle=True)
     stop = 2 * made.per_epoch + 2
     for start in (0, 1, made.per_epoch, stop - 1, stop):
-        seen = list(made.iterate(start, stop, threads, prefetch))
+        seen = list(made.iterate(range(start, stop), threads, prefetch))
         assert [batch.step for batch in seen] == list(range(start, stop))
         assert all(equal(batch, made(batch.step)) for batch in seen)
     assert not caplog.records
@@ -341,7 +341,7 @@ def pictures(tmp_path):
 def test_batches_of_pictures_hold_what_the_encoder_reads(pictures):
     encoder, records = pictures
     made = Batches(records, encoder, size=3, shuffle=True)
-    for batch in made.iterate(0, made.per_epoch, 2, 2):
+    for batch in made.iterate(range(made.per_epoch), 2, 2):
         group = rows(batch)
         for row, index in enumerate(batch.records):
             one = encoder.group(records[index])
@@ -363,7 +363,7 @@ def test_a_picture_that_cannot_be_decoded_is_an_input_error_of_one_line(pictures
     file.write_bytes(file.read_bytes()[:200])
     seen = []
     with pytest.raises(InputError) as error:
-        seen.extend(batch.step for batch in Batches(records, encoder, size=2).iterate(0, 4, threads, 3))
+        seen.extend(batch.step for batch in Batches(records, encoder, size=2).iterate(range(4), threads, 3))
     message = str(error.value)
     assert "\n" not in message and "pairs.jsonl record 5, images[0]" in message
     assert "5.png" in message and "cut short" in message
@@ -372,7 +372,7 @@ def test_a_picture_that_cannot_be_decoded_is_an_input_error_of_one_line(pictures
 def test_batches_before_a_damaged_picture_still_come(pictures):
     encoder, records = pictures
     records[5].record.images[0].path.unlink()
-    ahead = Batches(records, encoder, size=2).iterate(0, 4, 2, 2)
+    ahead = Batches(records, encoder, size=2).iterate(range(4), 2, 2)
     assert [next(ahead).step, next(ahead).step] == [0, 1]
     with pytest.raises(InputError, match=r"pairs.jsonl record 5, images\[0\].*no such file"):
         next(ahead)
