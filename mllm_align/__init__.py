@@ -59,8 +59,8 @@ with epy.lazy_api_imports(globals()):
     from mllm_align.testbed.annotators import SceneOracle, SceneQuestions
     from mllm_align.training.callbacks import Callback
     from mllm_align.training.loop import train
-    from mllm_align.training.run_folder import export_run as export
-    from mllm_align.training.run_folder import load_run
+    from mllm_align.training.run_model import export_run as export
+    from mllm_align.training.run_model import load_run
     from mllm_align.training.score import score
 
 __all__ = [

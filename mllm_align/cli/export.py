@@ -33,7 +33,7 @@ class Export:
 
     def __call__(self) -> None:
         from mllm_align.models import hub
-        from mllm_align.training.run_folder import export_run
+        from mllm_align.training.run_model import export_run
 
         if self.push is not None:
             hub.check_name(self.push)

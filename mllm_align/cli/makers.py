@@ -171,7 +171,7 @@ class DataPair:
         from mllm_align.curation.pair import pair, told
         from mllm_align.models.bundle import load
         from mllm_align.prepare import name_weights
-        from mllm_align.training.run_folder import open_base
+        from mllm_align.training.run_model import open_base
 
         asked, folder, base = self.config.annotator, None, None
         if asked.asks_base and self.model is None:

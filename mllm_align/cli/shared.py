@@ -37,7 +37,7 @@ def open_encoder(model: Path, data: DataConfig) -> tuple[ModelConfig, Encoder]:
     from mllm_align.models.processor import load_processor
     from mllm_align.models.sources import open_model
     from mllm_align.prepare import make_encoder
-    from mllm_align.training.run_folder import base_folder
+    from mllm_align.training.run_model import base_folder
 
     folder = open_model(base_folder(model))
     bundle = Bundle(folder, load_processor(folder.path), None, None, {})  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ from mllm_align.files import json_text, lines_beside
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import read_data
 from mllm_align.result_file import result
-from mllm_align.training.run_folder import open_base
+from mllm_align.training.run_model import open_base
 
 UNREAD = """
 No answer could be read, so nothing was measured:

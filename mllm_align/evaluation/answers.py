@@ -40,7 +40,7 @@ from mllm_align.evaluation.results import (
     write_lines,
 )
 from mllm_align.files import json_text, parse_json
-from mllm_align.training.run_folder import versions
+from mllm_align.training.run_facts import versions
 
 
 def score_answers(

@@ -42,7 +42,7 @@ from mllm_align.evaluation.results import (
     write,
 )
 from mllm_align.files import parse_json
-from mllm_align.training.run_folder import versions
+from mllm_align.training.run_facts import versions
 
 Run = tuple[str, list[dict[str, Any]]]  # where it was read, and its verdicts
 

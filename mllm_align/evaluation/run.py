@@ -57,7 +57,7 @@ from mllm_align.models.bundle import Bundle, opened
 from mllm_align.part_file import PartFile, tell_finished
 from mllm_align.prepare import check_batch, name_weights, prepare
 from mllm_align.scoring import response_logps, response_rewards
-from mllm_align.training.run_folder import versions
+from mllm_align.training.run_facts import versions
 
 
 def evaluate(

@@ -28,7 +28,8 @@ from mllm_align.files import names_apart
 from mllm_align.locks import alone
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.models.sources import open_model
-from mllm_align.training.run_folder import is_run, read_metadata
+from mllm_align.training.run_folder import read_metadata
+from mllm_align.training.run_model import is_run
 
 
 class Failure(NamedTuple):

@@ -26,7 +26,7 @@ from mllm_align.registry import Registry
 from mllm_align.sharding import make_mesh, parameter_shardings, replicated, tensor_shards, tree_lookup
 
 # What `load` opens beside models, for the packages above: (whether a path is of the kind, what loads it).
-OTHERS = Registry("source of a model", "mllm_align.training.run_folder")
+OTHERS = Registry("source of a model", "mllm_align.training.run_model")
 
 
 @dataclass(frozen=True, repr=False)

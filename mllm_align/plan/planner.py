@@ -32,7 +32,7 @@ from mllm_align.plan.worker import Job
 from mllm_align.progress import progress_bar
 from mllm_align.training.fitting import LADDER
 from mllm_align.training.flops import decoder_flops, group_flops, pairs, train_flops, vision_flops
-from mllm_align.training.run_folder import base_folder
+from mllm_align.training.run_model import base_folder
 
 LARGEST_TENSOR = 8
 """Limit of a sweep: on more devices, communication takes longer than computation."""

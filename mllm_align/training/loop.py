@@ -39,7 +39,7 @@ from mllm_align.models.policy import SCORE, policy_alone
 from mllm_align.prepare import check_batch, prepare
 from mllm_align.processes import say
 from mllm_align.sharding import assemble, batch_sharding, local_rows, make_mesh
-from mllm_align.training import run_folder, terminal
+from mllm_align.training import run_facts, run_folder, run_model, terminal
 from mllm_align.training.callbacks import Callback, check_callbacks, gives_figures
 from mllm_align.training.checkpoint import Checkpoints, choose, kept, set_aside
 from mllm_align.training.features import StoredFeatures
@@ -114,7 +114,7 @@ def _train(
         check_terms(objective)
     if not isinstance(model, Bundle):
         with waiting(f"opening {model}"):
-            folder = run_folder.base_again(model, out).kept(config.int8)
+            folder = run_model.base_again(model, out).kept(config.int8)
             model = load(folder, config.dtype, make_mesh(config.mesh))
     bundle = kept_as(model, config.int8)
     if SCORE in bundle.trained:
@@ -150,8 +150,8 @@ def _train(
         raise InputError(
             "data.shuffle is False, and data sets are drawn by weight; leave out --data.no-shuffle"
         )
-    references = run_folder.open_references(config)
-    described = run_folder.metadata(config, bundle, data, eval_data, records, references)
+    references = run_model.open_references(config)
+    described = run_facts.metadata(config, bundle, data, eval_data, records, references)
     if init_from is not None:
         described["init_from"] = str(Path(init_from).resolve())
     processes.on_first(lambda: run_folder.check(out, config, described))
@@ -165,7 +165,7 @@ def _train(
         length = partial(run_folder.goes_on, out, about, config, len(records), step, allow_schedule_change)
         before, now = (run_folder.Length(*each) for each in processes.on_first(length))
     described |= run_folder.lengths(now)
-    initial = None if step else run_folder.initial(config, bundle, init_from)
+    initial = None if step else run_model.initial(config, bundle, init_from)
     for each in callbacks:
         each.on_start(bundle)
 

@@ -26,7 +26,7 @@ from mllm_align.annotate.verdict import Question, rank
 from mllm_align.errors import InputError, NotFinite
 from mllm_align.prepare import read_data
 from mllm_align.scoring import rewards_program
-from mllm_align.training import run_folder
+from mllm_align.training import run_facts, run_folder
 
 assert compiling and reward_run  # fixtures
 
@@ -120,7 +120,7 @@ def test_a_run_keeps_one_reward_model(reward_run, tmp_path):
     config, out = replace(TINY, online=online), tmp_path / "run"
 
     def described():
-        return run_folder.metadata(config, bundle(), PAIRS, None, [])
+        return run_facts.metadata(config, bundle(), PAIRS, None, [])
 
     before = described()
     assert before["judge_fingerprint"] not in (None, before["model_fingerprint"])

@@ -43,7 +43,7 @@ def test_push(run, tmp_path, monkeypatch):
         out.mkdir()
         return {"step": 4}
 
-    monkeypatch.setattr("mllm_align.training.run_folder.export_run", made)
+    monkeypatch.setattr("mllm_align.training.run_model.export_run", made)
     argv = ("export", "--run", tmp_path, "--push", "me/model", "--out")
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     status, told, said = run(*argv, tmp_path / "a")

@@ -19,7 +19,7 @@ from mllm_align.cli import main
 from mllm_align.models.bundle import load
 from mllm_align.training.checkpoint import DIGESTS, Checkpoints, choose
 from mllm_align.training.online.maker import MakerState
-from mllm_align.training.run_folder import open_run
+from mllm_align.training.run_model import open_run
 from mllm_align.training.step import TrainState
 
 assert compiling  # a fixture

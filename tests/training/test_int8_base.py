@@ -16,7 +16,7 @@ from mllm_align.batch import Shape
 from mllm_align.config import LoraConfig, MeshConfig
 from mllm_align.sharding import make_mesh
 from mllm_align.training.programs import batch_structs, train_program
-from mllm_align.training.run_folder import export_run
+from mllm_align.training.run_model import export_run
 
 assert compiling  # a fixture
 pytestmark = pytest.mark.slow

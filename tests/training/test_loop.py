@@ -47,7 +47,7 @@ from mllm_align.errors import Interrupted, NotFinite, Preempted
 from mllm_align.locks import alone
 from mllm_align.sharding import make_mesh
 from mllm_align.training import fitting, loop, metrics, run_folder
-from mllm_align.training.run_folder import open_run
+from mllm_align.training.run_model import open_run
 
 assert compiling  # a fixture
 

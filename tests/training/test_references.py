@@ -18,7 +18,7 @@ from mllm_align.models.huggingface import open_folder
 from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
 from mllm_align.training.references import further_logps
-from mllm_align.training.run_folder import open_references
+from mllm_align.training.run_model import open_references
 
 assert compiling  # a fixture
 PLAIN = replace(TINY, objective=DPO(), steps=2)

@@ -11,10 +11,11 @@ from mutants import mutant
 from runs import PAIRS, TINY, bundle, compiling, one_device
 
 from mllm_align import InputError, export, load_run, train
+from mllm_align.training import run_facts
 from mllm_align.training import run_folder as module
 from mllm_align.training.checkpoint import Checkpoints
 from mllm_align.training.loop import _newest
-from mllm_align.training.run_folder import open_run
+from mllm_align.training.run_model import open_run
 
 assert compiling  # a fixture
 CONFIG = replace(TINY, steps=1)
@@ -48,7 +49,7 @@ def survives(work, said):
 def resumed(out):
     """What a continued run checks before it computes."""
     module.check_folder(out, CONFIG)
-    described = module.metadata(CONFIG, bundle(), PAIRS, None, [])
+    described = run_facts.metadata(CONFIG, bundle(), PAIRS, None, [])
     place = module.checkpoints_folder(out, CONFIG)
     module.check(out, CONFIG, described | {"data_fingerprint": "other"})
     if step := _newest(place):

@@ -2,25 +2,20 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 from etils import epath
 from refusals import refusal
 
 from mllm_align import Endpoint
 from mllm_align.config import Config, DataConfig, MeshConfig, OnlinePairs, OptimConfig, save_json
-from mllm_align.training import run_folder
 from mllm_align.training.run_folder import (
     Length,
-    base_folder,
     check,
     check_folder,
     checkpoints_folder,
     goes_on,
     has_begun,
-    is_run,
     length,
     read_metadata,
     undone_unless_begun,
@@ -193,34 +188,6 @@ def test_a_run_goes_on_with_its_own_weights(tmp_path):
         assert "was started with the weights a 2, b 1; give --data so" in said
 
 
-def test_data_are_known_by_their_tokens(monkeypatch):
-    """And by where one text ends and the next begins."""
-    monkeypatch.setattr(run_folder, "name_weights", lambda folder: None)
-    folder = SimpleNamespace(
-        named=None, path=epath.Path("/m"), step=None, fingerprint="f", projector_fingerprint="p"
-    )
-    bundle = SimpleNamespace(folder=folder, dtype="float32", kept="float32")
-
-    def fingerprint(*records):
-        made = [
-            SimpleNamespace(prefix=np.array(p, np.int32), responses=[np.array(r, np.int32) for r in rest])
-            for p, *rest in records
-        ]
-        for each in made:
-            each.parts = (each,)
-        return run_folder.metadata(CONFIG, bundle, "d.jsonl", None, made)["data_fingerprint"]
-
-    base = fingerprint(([1, 2], [3], [4]))
-    assert base == fingerprint(([1, 2], [3], [4]))
-    others = {
-        fingerprint(([1, 2, 3], [], [4])),
-        fingerprint(([1, 2], [4], [3])),
-        fingerprint(([1, 2], [3], [5])),
-        fingerprint(([1, 2], [3], [4]), ([1, 2], [3], [4])),
-    }
-    assert len(others) == 4 and base not in others
-
-
 @pytest.mark.parametrize("text, said", [("{", "is not JSON"), ("{}", "model is None"), ("[]", "list")])
 def test_a_run_that_says_too_little_is_refused(tmp_path, text, said):
     (tmp_path / "run.json").write_text(text)
@@ -292,12 +259,3 @@ def test_where_checkpoints_are(tmp_path, monkeypatch):
     assert checkpoints_folder(out, replace(CONFIG, checkpoints="kept")) == epath.Path(tmp_path / "kept")
     bucket = checkpoints_folder(out, replace(CONFIG, checkpoints="gs://bucket/run"))
     assert str(bucket) == "gs://bucket/run"
-
-
-def test_the_model_that_a_chain_of_runs_began_from(tmp_path):
-    first = write_run(tmp_path / "first", facts=FACTS | {"model": "/models/llava"})
-    second = write_run(tmp_path / "second", facts=FACTS | {"model": str(first)})
-    assert is_run(second) and not is_run(tmp_path)
-    assert base_folder(second) == "/models/llava" and base_folder("name") == "name"
-    write_run(first, facts=FACTS | {"model": str(second)})
-    assert "began from itself" in refusal(base_folder, second)

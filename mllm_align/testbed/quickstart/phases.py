@@ -27,7 +27,7 @@ from mllm_align.testbed.evaluators import Captions, Questions
 from mllm_align.testbed.hallucination import pope_questions
 from mllm_align.testbed.scenes import builder, draw, world
 from mllm_align.training.loop import train
-from mllm_align.training.run_folder import export_run
+from mllm_align.training.run_model import export_run
 
 MODELS = {"sft": "sft", "sft_control": "control", "aligned": "aligned"}  # in results.json: their folder
 OTHERS = ("unbiased", "held_out")  # splits that are looked at beside `broken`

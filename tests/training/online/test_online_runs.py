@@ -52,7 +52,7 @@ from mllm_align.generation import decode
 from mllm_align.generation.sampling import random_key
 from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
-from mllm_align.training import run_folder
+from mllm_align.training import run_facts, run_folder
 from mllm_align.training.online import context, rejected, rollouts
 
 assert compiling and MODEL
@@ -428,7 +428,7 @@ def test_a_judge_that_has_changed_is_refused(tmp_path):
     config, out = replace(TINY, online=online), tmp_path / "run"
 
     def described():
-        return run_folder.metadata(config, bundle(), PAIRS, None, [])
+        return run_facts.metadata(config, bundle(), PAIRS, None, [])
 
     before = described()
     assert before["judge_fingerprint"] == before["model_fingerprint"]

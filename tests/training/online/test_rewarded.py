@@ -17,7 +17,7 @@ from mllm_align.config import LoraConfig, MeshConfig, OnlineRewards, SamplingCon
 from mllm_align.errors import Diverged, InputError
 from mllm_align.sharding import make_mesh
 from mllm_align.training.online import rewarded
-from mllm_align.training.run_folder import initial, load_run
+from mllm_align.training.run_model import initial, load_run
 
 assert compiling and reward_run  # fixtures
 ONLINE = OnlineRewards(Scorer("votes:short"), sampling=SamplingConfig(max_tokens=8))

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from refusals import refusal
 from runs import FULL, MODEL, PAIRS, TINY, compiling, events, losses, one_device, same
 
 from mllm_align import InputError, load, load_run, score, train
 from mllm_align.cli import main
 from mllm_align.models.bundle import load as load_bundle
-from mllm_align.training.run_folder import base_folder, export_run, open_base, open_run, read_config
+from mllm_align.training.run_folder import read_config
+from mllm_align.training.run_model import base_folder, export_run, is_run, open_base, open_run
 
 assert compiling  # a fixture
-
-pytestmark = pytest.mark.slow
 
 
 def scores(bundle):
@@ -32,7 +32,10 @@ def single():
     loop.make_mesh = whole
 
 
-@pytest.fixture(scope="module", params=["lora", "full"])
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "full")]
+
+
+@pytest.fixture(scope="module", params=SLOW)
 def chain(request, tmp_path_factory):
     """A run of two steps, and one of LoRA from it."""
     place = tmp_path_factory.mktemp(request.param)
@@ -108,3 +111,18 @@ def test_verbs_take_a_run(chain, capsys, tmp_path):
     expected = scores(load_run(chain / "second", "float32", one_device()))
     found = [[row["chosen_logp"], row["rejected_logp"]] for row in found]
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+
+
+def test_the_model_that_a_chain_of_runs_began_from(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    def began(run, model):
+        run.mkdir(exist_ok=True)
+        (run / "run.json").write_text(json.dumps({"model": str(model), "model_fingerprint": "1"}))
+
+    began(first, "/models/llava")
+    began(second, first)
+    assert is_run(second) and not is_run(tmp_path)
+    assert base_folder(second) == "/models/llava" and base_folder("name") == "name"
+    began(first, second)
+    assert "began from itself" in refusal(base_folder, second)
