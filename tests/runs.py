@@ -56,6 +56,8 @@ def shared_program(config: Config, **sizes: Any):
         sizes |= {"steps": 1, "warmup": None}
     own = c.objective, c.lora, c.freeze, c.live_reference, c.optim, c.dtype, c.remat
     key = own, tuple(sizes.items())
+    if jax.config.values["jax_debug_nans"]:  # looks at what is traced under it
+        return train_program(config, **sizes)
     try:
         if key not in PROGRAMS:
             PROGRAMS[key] = train_program(config, **sizes)
