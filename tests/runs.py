@@ -1,12 +1,14 @@
 """Small runs on the stored LLaVA 1.5: what the tests of training and of the command line share.
 
-Compiling takes nearly all of their time. So modules that train take `compiling` in: programs are
-optimized little, and one that was compiled before comes from a cache that lasts as long as the session.
+Tracing and compiling take nearly all of their time. So modules that train take `compiling` in: programs
+are optimized little, runs of the same settings share theirs, and one that was compiled before comes from a
+cache that all processes of a session share.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,8 +26,10 @@ from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimC
 from mllm_align.models.bundle import Bundle, load
 from mllm_align.prepare import prepare
 from mllm_align.sharding import make_mesh
+from mllm_align.training import loop
 from mllm_align.training.callbacks import Callback
 from mllm_align.training.loop import train
+from mllm_align.training.programs import train_program
 
 MODEL, PAIRS = FIXTURES / "llava15", FIXTURES / "pairs.jsonl"
 
@@ -41,19 +45,45 @@ TINY = Config(
 FULL = replace(TINY, lora=None, freeze=("vision_tower",))
 
 
+PROGRAMS: dict[Any, Any] = {}
+
+
+def shared_program(config: Config, **sizes: Any):
+    """`train_program`, made and traced once for all runs whose steps are the same. That another process
+    makes the same of it is shown by the jobs (`*_jobs.py`)."""
+    c = config
+    if c.optim.schedule == "constant" and not c.optim.warmup:
+        sizes |= {"steps": 1, "warmup": None}
+    own = c.objective, c.lora, c.freeze, c.live_reference, c.optim, c.dtype, c.remat
+    key = own, tuple(sizes.items())
+    if jax.config.values["jax_debug_nans"]:  # looks at what is traced under it
+        return train_program(config, **sizes)
+    try:
+        if key not in PROGRAMS:
+            PROGRAMS[key] = train_program(config, **sizes)
+        return PROGRAMS[key]
+    except TypeError:  # an objective that has no hash
+        return train_program(config, **sizes)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiling(tmp_path_factory):
     """Import it into a test module; optax mixes dtypes, so strict promotion is off as for users."""
+    session = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session = session.parent
     settings = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "compiled"),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_compilation_cache_dir": str(session / "compiled"),
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
         "jax_disable_most_optimizations": True,
         "jax_numpy_dtype_promotion": "standard",
     }
     before = {name: jax.config.values[name] for name in settings}
     for name, value in settings.items():
         jax.config.update(name, value)
-    yield
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(loop, "train_program", shared_program)
+        yield
     for name, value in before.items():
         jax.config.update(name, value)
 

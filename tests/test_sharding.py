@@ -24,7 +24,6 @@ from mllm_align.training.step import TrainState
 assert compiling  # a fixture
 
 MESHES = {
-    "data 8": MeshConfig(),
     "fsdp 8": MeshConfig(1, 8),
     "tensor 8": MeshConfig(1, 1, 8),
     "2 x 2 x 2": MeshConfig(2, 2, 2),

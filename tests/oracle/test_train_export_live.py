@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from goldens import ALL, FIXTURES, goldens
 from interpreter import run as run_peer
-from runs import compiling, one_device
+from runs import compiling, events, one_device
 from safetensors.numpy import load_file, save_file
 from test_export_live import furthest, oracle
 
@@ -25,6 +25,13 @@ MASKS = ("attention_mask", "completion_mask")
 PAIRS = FIXTURES / "pairs.jsonl"
 CONFIG = Path(__file__).parents[2] / "configs" / "dpo_tiny.py"
 ONE_SHAPE = DataConfig(shapes=1)
+
+
+@pytest.fixture(autouse=True)
+def on_one_device(monkeypatch):
+    """As `ours` computes: a program for eight takes twice the time to compile."""
+    monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
+    monkeypatch.setattr("mllm_align.training.loop.make_mesh", one_device)
 
 
 def aligned(model: Path, folder: Path) -> Path:
@@ -71,19 +78,18 @@ def test_a_run_means_the_same_to_torch(name, tmp_path, capsys):
     adapter_told = json.loads(capsys.readouterr().out.splitlines()[-1])
     ids = tmp_path / "ids.npz"
     trained = ours(load_run(run, "float32", one_device()), ids)
-    base = ours(load(FIXTURES / name, "float32", one_device()), ids)
     merged, _ = peer(ids, tmp_path / "merged")
     adapter, saved = peer(ids, FIXTURES / name, tmp_path / "adapter")
     figures = {
         "merged - jax": furthest(merged, trained),
         "adapter - jax": furthest(adapter, trained),
-        "trained - base": furthest(trained, base),
     }
     print(name, json.dumps(figures))
     projector = goldens(name).folder.family.modules["projector"]
     assert len(saved) == 1 and saved[0].endswith(projector)
     assert adapter_told["modules_to_save"] == [projector]
-    assert figures.pop("trained - base") > 0.1
+    last = events(run, "train")[-1]
+    assert last["rewards/margin"] > 0.1, "training moved the policy away from the base"
     assert max(figures.values()) < 1e-4, figures
 
 

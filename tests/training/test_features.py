@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from runs import PAIRS, TINY, bundle, compiling, events, losses, rows, write_pairs
 
-from mllm_align import GRPO, InputError, OnlineBDHS, OnlinePairs, OnlineRewards, Scorer, train
+from mllm_align import GRPO, InputError, OnlineBDHS, OnlineRewards, Scorer, train
 from mllm_align.config import SamplingConfig
 from mllm_align.generation.decode import Generator
 from mllm_align.models.bundle import make_model
@@ -135,7 +135,6 @@ def test_a_run_computes_what_it_computes_from_pixels(tmp_path):
 SAMPLING = SamplingConfig(max_tokens=8)
 SHORTEST = Scorer(function="votes:short")
 ONLINE = {
-    "pairs": {"online": OnlinePairs(annotator=SHORTEST, sampling=SAMPLING)},
     "bdhs": {"online": OnlineBDHS(similarity="lexical", sampling=SAMPLING, sentence_tokens=4)},
     "rewards": {
         "online": OnlineRewards(annotator=SHORTEST, sampling=SAMPLING),

@@ -3,7 +3,6 @@
 from dataclasses import replace
 from math import log
 
-import jax
 import pytest
 from goldens import FIXTURES
 from runs import FULL, PAIRS, TINY, EachStep, bundle, compiling, events, losses, one_device, rows, same
@@ -89,20 +88,17 @@ def test_what_is_stored_changes_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llavanext", "onevision", "qwen3_vl"])
-def test_images_of_other_sizes_on_eight_devices_in_every_family(family, tmp_path):
-    """Each prompt is padded to a length of its own; of LLaVA, one device computes the same."""
+def test_images_of_other_sizes_on_eight_devices(tmp_path):
+    """Each prompt is padded to a length of its own; one device computes the same."""
     config = replace(MDPO_TINY, objective=RDPO(), steps=1, batch_size=8)
-    mesh = make_mesh(MeshConfig(data=4, fsdp=2), jax.devices())
-    meshes = {"eight": mesh} | ({"one": one_device()} if family == "llavanext" else {})
     found = []
-    for name, devices in meshes.items():
-        model = mllm_align.load(FIXTURES / family, "float32", devices)
+    for name, mesh in {"one": one_device(), "eight": make_mesh(MeshConfig(data=4, fsdp=2))}.items():
+        model = mllm_align.load(FIXTURES / "qwen3_vl", "float32", mesh)
         train(config, model, with_rejected(), tmp_path / name)
         (step,), (start,) = (events(tmp_path / name, kind) for kind in ("train", "start"))
         assert len(start["shapes"][0]) == 5 and step["loss"] == pytest.approx(2 * log(2), rel=1e-5)
         found.append(step["grad_norm"])
-    assert found[0] > 0 and found[-1] == pytest.approx(found[0], rel=1e-3)
+    assert found[0] > 0 and found[1] == pytest.approx(found[0], rel=1e-3)
 
 
 SHORT = SamplingConfig(max_tokens=8)

@@ -167,27 +167,19 @@ def test_a_value_model_starts_from_a_reward_model(tmp_path, reward_run):
 
 @pytest.mark.slow
 def test_micro_batches_and_devices_agree(tmp_path):
-    lines = {}
-    eight = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    runs = {
-        "one": (replace(PPO_RUN, batch_size=8), bundle().mesh),
-        "parts": (replace(PPO_RUN, batch_size=8, micro_batches=2), bundle().mesh),
-        "eight": (replace(PPO_RUN, batch_size=8), eight),
-    }
-    for name, (config, mesh) in runs.items():
-        train(replace(config, steps=2), load(MODEL, "float32", mesh), PAIRS, tmp_path / name)
-        lines[name] = events(tmp_path / name, "train")
-    for name in ("parts", "eight"):
-        for ours, one in zip(lines[name], lines["one"], strict=True):
-            assert ours["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
-            assert ours["value/error"] == pytest.approx(one["value/error"], rel=1e-3)
-            assert ours["reward"] == pytest.approx(one["reward"], rel=1e-6)
+    config = replace(PPO_RUN, batch_size=8, steps=2)
+    train(config, bundle(), PAIRS, tmp_path / "one")
+    eight = load(MODEL, "float32", make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    train(replace(config, micro_batches=2), eight, PAIRS, tmp_path / "parts")
+    for ours, one in zip(*(events(tmp_path / name, "train") for name in ("parts", "one")), strict=True):
+        assert ours["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-3)
+        assert ours["value/error"] == pytest.approx(one["value/error"], rel=1e-3)
+        assert ours["reward"] == pytest.approx(one["reward"], rel=1e-6)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", [RLOO(beta=0.01), GRPO(beta=0.01)], ids=["rloo", "grpo"])
-def test_the_reward_rises(tmp_path, objective):
-    config = replace(RUN, objective=objective, steps=40, batch_size=8, save_every=100, log_every=10)
+def test_the_reward_rises(tmp_path):
+    config = replace(RUN, objective=GRPO(beta=0.01), steps=40, batch_size=8, save_every=100, log_every=10)
     train(config, bundle(), PAIRS, tmp_path / "run")
     rewards = [line["reward"] for line in events(tmp_path / "run", "train")]
     assert rewards[-1] > rewards[0] + 0.05
