@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from kept_programs import keep
 from xla_flags import FAST
 
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -27,6 +28,11 @@ jax.config.update("jax_default_matmul_precision", "highest")
 progress.EVERY = 1e9  # what a command says hangs on no machine's speed
 
 MAPS = Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs_are_kept(tmp_path_factory):
+    keep(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture(scope="module", autouse=True)

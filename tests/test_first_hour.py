@@ -1,4 +1,4 @@
-"""The page of a first hour: its commands, in order, on a small quickstart's folder."""
+"""The page of a first hour: its commands, in order, on a folder like a small quickstart's."""
 
 import os
 import re
@@ -9,22 +9,32 @@ import sys
 from pathlib import Path
 
 import pytest
+from kept_programs import KEPT
 from xla_flags import FAST
 
 PYTHON = os.environ.get("MLLM_ALIGN_ORACLE_PYTHON", sys.executable)
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "first-hour.md").read_text(encoding="utf-8")
 QUICKSTART = """
+from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 
 from miniature import MINIATURE
-from mllm_align.testbed.quickstart.experiment import run
+from mllm_align.testbed.quickstart import phases
 
-run(Path("runs/quickstart"), recipe=MINIATURE)
-"""
+phases.LESSONS = ()
+recipe, out = replace(MINIATURE, seeing=()), Path("runs/quickstart")
+out.mkdir(parents=True)
+pictures, clock = phases.Pictures(out / "scenes", recipe.scenes), phases.Clock(out / "seconds.json")
+phases.Base(out / "base", 0, recipe, pictures, clock)._learn()
+copytree(out / "base" / "start", out / "seed-0" / "sft")
+phases.Seed(out / "seed-0", 0, recipe, pictures, clock)._pairs()
+"""  # what the page works on: pairs by BDHS, and the model that made them, here of random weights
+SHORTER = ("--steps 40", "--steps 12")
 PATHS = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
 ENV = {**os.environ, "XLA_FLAGS": FAST, "PYTHONPATH": PATHS}  # one device, as a person has
-NOT_RUN = ("python3 -m venv", "mllm-align quickstart")  # the test's environment; the fixture, in small
+NOT_RUN = ("python3 -m venv", "mllm-align quickstart")  # the test's environment; QUICKSTART
 
 
 def recorded() -> list[tuple[str, list[str]]]:
@@ -46,8 +56,8 @@ def masked(line: str) -> str:
 
 def run(command: str, folder: Path, interrupted: bool) -> tuple[int, list[str]]:
     """Exit status and lines of an mllm-align command; Ctrl-C comes after its second step."""
-    words = [sys.executable, "-m", "mllm_align.cli", *shlex.split(command)[1:]]
-    pipes: dict = {"env": ENV, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    words = [sys.executable, "-m", "mllm_align.cli", *shlex.split(command.replace(*SHORTER))[1:]]
+    pipes: dict = {"env": ENV | KEPT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     with subprocess.Popen(words, cwd=folder, text=True, **pipes) as process:
         lines = []
         for line in process.stdout:
@@ -63,7 +73,7 @@ def hour(tmp_path_factory):
     """A folder in which all commands of the page have run: [(command, shown, status, printed)]."""
     pytest.importorskip("tensorflow_datasets")
     folder = tmp_path_factory.mktemp("hour")
-    subprocess.run([sys.executable, "-c", QUICKSTART], cwd=folder, env=ENV, check=True)
+    subprocess.run([sys.executable, "-c", QUICKSTART], cwd=folder, env=ENV | KEPT, check=True)
     done = []
     for command, shown in recorded():
         if command == "echo $?":

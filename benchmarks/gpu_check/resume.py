@@ -105,6 +105,7 @@ def train_leg(name: str, work: Path, dtypes: list[str]) -> None:
             dtype=dtype,  # type: ignore[arg-type]
             save_every=STEPS // 2,
             keep=2,
+            remat="none",  # compiles fastest
             log_every=1,
         )
         out = work / f"{name}-{dtype}"

@@ -29,9 +29,16 @@ ACTIVATIONS = {
 def parameter(
     module: nn.Module, name: str, init: Any, axes: tuple[str | None, ...], shape: tuple[int, ...]
 ) -> jax.Array:
-    """A parameter of the module under its logical axes."""
-    value: Any = module.param(name, nn.with_logical_partitioning(init, axes), shape)
-    return value
+    """A parameter of the module under its logical axes.
+
+    Where flax finds one, it traces `init` to compare the shapes, which took an eighth of a step's tracing; so
+    it is asked only where there is none, or one of another shape, which it refuses.
+    """
+    if module.has_variable("params", name):
+        value: Any = nn.unbox(module.get_variable("params", name))
+        if jax.tree.leaves(value)[0].shape == shape:
+            return value
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape)
 
 
 class Linear(nn.Module):

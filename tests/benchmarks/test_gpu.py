@@ -409,17 +409,15 @@ ITEMS = {
     "resume": ["runs", "trained parameters, float32"],
     "train": [
         "weights",
-        "LoRA DPO step, 1 pairs of 48 + 8 tokens",
         "LoRA DPO step, 2 pairs of 48 + 8 tokens",
     ],
     "generation": [
         "weights",
         "tower",
         "BDHS",
-        "rollout, 1 samples of 8 tokens",
         "rollout, 2 samples of 8 tokens",
     ],
-    "profile": ["weights", "train step, 1 pairs", "rollout, 1 samples of 8 tokens"],
+    "profile": ["weights", "train step, 2 pairs", "rollout, 2 samples of 8 tokens"],
 }
 
 
@@ -436,6 +434,7 @@ def test_tiny_runs_all_of_it(tmp_path):
     for name in needs.UNUSED:
         (tmp_path / f"{name.replace('-', '_')}.py").write_text("raise ImportError('is not needed')\n")
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST, "PYTHONPATH": str(tmp_path)}
+    env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}  # parts share the small programs, too
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--minutes", "20"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
@@ -464,9 +463,8 @@ def test_tiny_runs_all_of_it(tmp_path):
     for line in of_speed:
         numbers = [*speeds(line)]
         assert len(numbers) > 3 and all(0 < n < math.inf for n in numbers), line
-    steps = [x for x in middle if x["part"] == "train" and "step_s" in x]
-    assert all(0 < x["loss"] < 1 for x in steps)
-    assert steps[0]["planned_bytes"] < steps[1]["planned_bytes"]
+    (step,) = (x for x in middle if x["part"] == "train" and "step_s" in x)
+    assert 0 < step["loss"] < 1 and step["planned_bytes"] > 0
 
     traced = [x["dearest"] for x in middle if "dearest" in x]
     assert [len(dearest) for dearest in traced] == [10, 10]

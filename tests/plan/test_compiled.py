@@ -239,7 +239,7 @@ def test_what_is_no_splash_kernel_is_not_counted():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("responses", [1, 2, 3])
+@pytest.mark.parametrize("responses", [1, 3])
 def test_kernels_of_a_slice_visit_what_the_responses_leave_to_be_seen(responses, monkeypatch):
     """Every splash kernel of a compiled step is counted by the definition."""
     pytest.importorskip("libtpu")
@@ -252,7 +252,8 @@ def test_kernels_of_a_slice_visit_what_the_responses_leave_to_be_seen(responses,
     monkeypatch.setattr(compiling, "splash_flops", counted)
     config = dataclasses.replace(planned_for(responses), batch_size=4, mesh=MeshConfig(data=1, fsdp=-1))
     made = plan(config, small(), "v5e:2x2", programs=["train"])
-    assert made.fits and not made.programs[0].notes
+    (train,) = made.programs
+    assert made.fits and train.bound and train.rates and not train.notes
     shape, shares = seen[0][1].shape, set()
     for call, _, flops in seen:
         name = call.name.split("_")
