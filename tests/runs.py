@@ -8,7 +8,6 @@ cache that all processes of a session share.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 import pytest
 from goldens import FIXTURES
+from kept_programs import KEPT
 
 from mllm_align.align.reward import Reward
 from mllm_align.config import Config, DataConfig, LoraConfig, MeshConfig, OptimConfig
@@ -67,13 +67,10 @@ def shared_program(config: Config, **sizes: Any):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compiling(tmp_path_factory):
+def compiling():
     """Import it into a test module; optax mixes dtypes, so strict promotion is off as for users."""
-    session = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        session = session.parent
     settings = {
-        "jax_compilation_cache_dir": str(session / "compiled"),
+        "jax_compilation_cache_dir": KEPT["JAX_COMPILATION_CACHE_DIR"],
         "jax_persistent_cache_min_compile_time_secs": 0.2,
         "jax_disable_most_optimizations": True,
         "jax_numpy_dtype_promotion": "standard",

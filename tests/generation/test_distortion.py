@@ -151,7 +151,6 @@ def of_all(model, rows, tokens):
     [
         ("onevision", 0.9),
         ("llavanext", 1.0),
-        pytest.param("llavanext", 0.9, marks=pytest.mark.slow),
         pytest.param("idefics3", 0.9, marks=pytest.mark.slow),
         pytest.param("qwen2_5_vl", 0.9, marks=pytest.mark.slow),
         pytest.param("qwen3_vl", 0.8, marks=pytest.mark.slow),
