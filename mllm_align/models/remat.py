@@ -65,5 +65,5 @@ def scanned(block: type[nn.Module], layers: int, remat: str, *, over: int = 0, s
         in_axes=(0,) * over + (nn.broadcast,) * shared,  # type: ignore[arg-type]
         length=layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
-        check_constancy_invariants=False,  # it traces the block a second time; nothing is broadcast out of it
+        check_constancy_invariants=False,  # of what is broadcast out, which is nothing: a second trace
     )
