@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from etils import epath
+from kept_programs import KEPT
 from xla_flags import FAST
 
 from mllm_align.testbed.demo import make_model, make_pairs
@@ -66,7 +68,7 @@ class Processes:
         self.logs = [place.with_name(f"{place.name}.{i}.log") for i in range(count)]
         self.processes = []
         for i, log in enumerate(self.logs):
-            env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
+            env = {**os.environ, **KEPT, "JAX_PLATFORMS": "cpu", "PYTHONUNBUFFERED": "1"}
             env["XLA_FLAGS"] = f"{FAST} --xla_force_host_platform_device_count={devices}"
             if count > 1:
                 env |= {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}"}
@@ -156,3 +158,14 @@ def final(out: Path | str) -> tuple[int, str, dict[str, np.ndarray]]:
     checkpoints.close()
     leaves = jax.tree_util.tree_flatten_with_path(trained)[0]
     return step, about["records"], {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def as_it_was(whole: Path, out: Path, step: int) -> None:
+    """A copy of a run that ended: as if it had been killed once this step was saved."""
+    shutil.copytree(whole, out)
+    for place in (out / "checkpoints").iterdir():
+        if int(place.name) > step:
+            shutil.rmtree(place)
+    lines = (out / "log.jsonl").read_text().splitlines(keepends=True)
+    (out / "log.jsonl").write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    assert final(out)[0] == max(losses(out)) == step

@@ -43,6 +43,7 @@ def test_dir_shows_the_public_names_alone():
 def test_the_readmes_example_learns_and_is_quiet(tmp_path, monkeypatch, capfd):
     (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)  # compiles faster
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         exec(compile(example, "README.md", "exec"), {"__name__": "__main__"})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from chat_server import chat_server, said
-from runs import compiling
+from runs import compiling, one_device
 
 from mllm_align import Config, LoraConfig, load_run, train
 from mllm_align.cli import main
@@ -36,6 +36,12 @@ def folder(tmp_path_factory):
         if language == "json":
             (folder / "rated.jsonl").write_text(text)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def on_one_device(monkeypatch):
+    """Programs for eight take longer to compile."""
+    monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
 
 
 @pytest.fixture

@@ -587,7 +587,7 @@ def survives(data, out, said):
     return True
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [60, pytest.param(250, marks=pytest.mark.slow)])
 def test_hostile_files_of_a_job(data, out, count):
     rng, outcomes = random.Random(count), []
     with stopped_at("close"):

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from etils import epath
-from jobs import CONFIG, Job, Processes, final, free_port, log, reach
+from jobs import CONFIG, Job, final, free_port, log, reach
 
+from mllm_align import export
 from mllm_align.testbed.demo import make_model, make_pairs
 from mllm_align.training.checkpoint import _digests
 
@@ -29,7 +30,7 @@ def bucket(monkeypatch):
 
 
 def test_a_run_goes_on_from_a_bucket(bucket, tmp_path):
-    """Killed, then continued from a machine that has nothing of it; then without its newest checkpoint."""
+    """Killed, its newest checkpoint damaged, then continued from a machine that has nothing of it."""
     make_model(tmp_path / "model")
     make_pairs(tmp_path / "data", 20, held_out=1)
     (tmp_path / "config.py").write_text(CONFIG.replace("steps=24", "steps=8"))
@@ -40,22 +41,17 @@ def test_a_run_goes_on_from_a_bucket(bucket, tmp_path):
     reach(tmp_path / "first", 6, "save", job=job)
     job.kill(0)
     job.wait()
-    Job(tmp_path, tmp_path / "second", 1, "--checkpoints", PLACE).done()
-    begun = log(tmp_path / "second")[0]["step"]
-    assert begun in (4, 6), "the save of step 6 may not have been whole yet"
+    step = final(PLACE)[0]
+    assert step in (4, 6), "the save of step 6 may not have been whole yet"
+    newest = epath.Path(PLACE) / str(step)
+    data = newest / next(name for name in _digests(newest) if name.startswith("trained") and "/d/" in name)
+    data.write_bytes(data.read_bytes()[:-1] + b"x")
+    job = Job(tmp_path, tmp_path / "second", 1, "--checkpoints", PLACE)
+    job.done()
+    assert f"run/{step} is damaged" in job.said()
+    assert (epath.Path(PLACE) / f"damaged-{step}").exists()
+    assert log(tmp_path / "second")[0]["step"] == step - 2
     found = final(PLACE)
     assert found[:2] == expected[:2]
     assert all(np.array_equal(found[2][name], leaf) for name, leaf in expected[2].items())
-
-    newest = epath.Path(PLACE) / "8"
-    data = newest / next(name for name in _digests(newest) if name.startswith("trained") and "/d/" in name)
-    data.write_bytes(data.read_bytes()[:-1] + b"x")
-    job = Job(tmp_path, tmp_path / "third", 1, "--checkpoints", PLACE)
-    job.done()
-    assert "run/8 is damaged" in job.said()
-    assert log(tmp_path / "third")[0]["step"] == 6
-    assert (epath.Path(PLACE) / "damaged-8").exists()
-    words = ["export", "--run", tmp_path / "third", "--out", tmp_path / "exported"]
-    export = Processes(tmp_path / "export", 1, ["-m", "mllm_align.cli", *words])
-    export.done()
-    assert '"step": 8' in export.said()
+    assert export(tmp_path / "second", tmp_path / "exported")["step"] == 8

@@ -64,7 +64,7 @@ def opened(out):
         checkpoints.restore_trained(step)
 
 
-@pytest.mark.parametrize("count", [96, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [96, pytest.param(250, marks=pytest.mark.slow)])
 def test_hostile_files_of_a_run(copy, count, capsys):
     rng, whole = random.Random(count), {name: (copy / name).read_bytes() for name in FILES}
     done = []
@@ -90,7 +90,7 @@ def test_hostile_files_of_a_run(copy, count, capsys):
 def test_hostile_files_and_whole_verbs(copy, tmp_path):
     """The same through the verbs themselves; a run that begins anew where nothing whole is left is fine."""
     rng, fresh = random.Random(1), shutil.copytree(copy, tmp_path / "fresh")
-    for number in range(24):
+    for number in range(10):
         name = rng.choices(FILES, SHARES)[0]
         hostile = mutant((fresh / name).read_text(), rng)
         said = f"number {number}, {name}: {hostile[:2000]!r}"
