@@ -5,8 +5,9 @@
 
 Run it in this project's environment. VENV is one with the extra `oracle` (torch, TRL, PEFT); the model
 and pairs are created there. Each round runs TRL with its defaults, TRL with its fastest setting (gradient
-checkpointing off), this project, this project with reference log-probs stored beforehand and, where the
-tower is frozen, with its features stored as well: in sequence, so that temporary slowdowns of the machine
+checkpointing off), this project on the same rows in file order, in its own order (the same rows over a
+pass; --steps should be passes), with reference log-probs stored beforehand and, where the tower is frozen,
+with its features stored as well: in sequence, so that temporary slowdowns of the machine
 affect all of them; the ratios are between medians over rounds.
 """
 
@@ -20,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 FAMILIES = ("llava_next", "llava_onevision", "qwen3_vl")
-SIDES = ("trl_default", "trl_best", "mllm_align", "reference_stored", "stored")
+SIDES = ("trl_default", "trl_best", "mllm_align", "shuffled", "reference_stored", "stored")
 
 
 def run(python: str, script: str, *options: str) -> dict:
@@ -60,6 +61,7 @@ def compare(args: argparse.Namespace, work: Path, mode: str) -> dict:
         "trl_default": (*trl, "--gc", "1"),
         "trl_best": (*trl, "--gc", "0"),
         "mllm_align": ours,
+        "shuffled": (*ours, "--shuffle", "--warmup", "0"),
         "reference_stored": (*ours, "--stored", "reference"),
         "stored": (*ours, "--stored", "reference", "features"),
     }

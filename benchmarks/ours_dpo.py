@@ -2,7 +2,8 @@
 
 The same files, rows, order, batch, learning rate and trained parameters as trl_dpo.py, through the same
 call that a user makes. The first pass over the data compiles (that time is reported apart) and counts as
-warm-up; the timed steps then see the very rows that TRL's timed steps see. Wall time runs from the end of
+warm-up; the timed steps then see the very rows that TRL's timed steps see; with --shuffle, where they are a
+whole pass. Wall time runs from the end of
 one step to the end of the next, so waiting for data counts.
 """
 
@@ -52,6 +53,7 @@ def main() -> None:
     policies = ["none", "dots", "gate", "qkv", "attention", "full"]
     parser.add_argument("--remat", choices=policies, default="none")
     parser.add_argument("--stored", nargs="*", choices=["reference", "features"], default=[])
+    parser.add_argument("--shuffle", action="store_true", help="records of like size together, as by default")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=2, help="of TRL: ours adds one pass over the data")
     parser.add_argument("--steps", type=int, default=12)
@@ -76,7 +78,7 @@ def main() -> None:
             schedule="constant",
             warmup=0,
         ),
-        data=DataConfig(shuffle=False, shapes=8, multiple=16, threads=2),
+        data=DataConfig(shuffle=args.shuffle, shapes=8, multiple=16, threads=2),
         mesh=MeshConfig(),
         batch_size=args.batch,
         steps=warmup + args.steps,
