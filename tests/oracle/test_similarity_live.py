@@ -85,6 +85,6 @@ def test_embeddings_are_those_of_sentence_transformers(real, pairs, tmp_path):
 
 def test_the_stored_cosines_are_those_of_the_real_models(real, pairs):
     name, folder = real
-    pairs = pairs[::9]  # the whole file takes minutes on two cores
+    pairs = pairs[::17]  # of every kind; the whole file takes minutes on two cores
     found = open_similarity(str(folder))([p["first"] for p in pairs], [p["second"] for p in pairs])
     np.testing.assert_allclose(found, [pair[name] for pair in pairs], atol=1e-4, rtol=0)
