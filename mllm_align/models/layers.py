@@ -31,8 +31,8 @@ def parameter(
 ) -> jax.Array:
     """A parameter of the module under its logical axes.
 
-    Where flax finds one, it traces `init` to compare the shapes, which took an eighth of a step's tracing; so
-    it is asked only where there is none, or one of another shape, which it refuses.
+    Where flax finds one, it traces `init` to compare the shapes, which took an eighth of a step's tracing.
+    So it is asked only where there is none, or one of another shape, which it refuses.
     """
     if module.has_variable("params", name):
         value: Any = nn.unbox(module.get_variable("params", name))
