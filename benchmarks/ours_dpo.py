@@ -53,7 +53,7 @@ def main() -> None:
     policies = ["none", "dots", "gate", "qkv", "attention", "full"]
     parser.add_argument("--remat", choices=policies, default="none")
     parser.add_argument("--stored", nargs="*", choices=["reference", "features"], default=[])
-    parser.add_argument("--shuffle", action="store_true", help="records of like size together, as by default")
+    parser.add_argument("--shuffle", action="store_true", help="like sizes together, as by default")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=2, help="of TRL: ours adds one pass over the data")
     parser.add_argument("--steps", type=int, default=12)

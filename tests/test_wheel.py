@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from xla_flags import FAST
 
 import mllm_align
 from mllm_align.testbed.demo import make_model, make_pairs
@@ -45,18 +46,31 @@ def test_it_trains_by_a_configs_name_from_another_folder(wheel, tmp_path):
     place = tmp_path / "installed"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", place]
     subprocess.run([*install, wheel], check=True, capture_output=True)
-    model, pairs = make_model(tmp_path / "model"), make_pairs(tmp_path / "data")
+    model, pairs = make_model(tmp_path / "model"), make_pairs(tmp_path / "data", 8, held_out=1)
 
     def program(*argv) -> str:
         check = f"import mllm_align.cli; assert mllm_align.__file__.startswith({str(place)!r})"
         words = [sys.executable, "-c", f"{check}; mllm_align.cli.main()", *map(str, argv)]
-        environment = os.environ | {"PYTHONPATH": str(place), "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | {"PYTHONPATH": str(place), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST}
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     assert str(place / "mllm_align" / "configs") in program("configs")
-    program("train", "dpo_tiny", "--model", model, "--data", pairs, "--out", "run", "--steps", 1)
+    program(
+        "train",
+        "dpo_tiny",
+        "--model",
+        model,
+        "--data",
+        pairs,
+        "--out",
+        "run",
+        "--steps",
+        1,
+        "--data.shapes",
+        1,
+    )
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if line["event"] == "save"] == [1]
     assert json.loads((tmp_path / "run" / "config.json").read_text())["steps"] == 1

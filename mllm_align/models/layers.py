@@ -34,11 +34,12 @@ def parameter(
     Where flax finds one, it traces `init` to compare the shapes, which took a fourth of a step's tracing;
     so it is asked only where there is none, or one of another shape, which it refuses.
     """
+    value: Any = None
     if module.has_variable("params", name):
-        value: Any = nn.unbox(module.get_variable("params", name))
-        if jax.tree.leaves(value)[0].shape == shape:
-            return value
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape)
+        value = nn.unbox(module.get_variable("params", name))
+    if value is None or jax.tree.leaves(value)[0].shape != shape:
+        value = module.param(name, nn.with_logical_partitioning(init, axes), shape)
+    return value
 
 
 class Linear(nn.Module):

@@ -1,6 +1,7 @@
 """`mllm-align data ...`: the makers of pairs, from the shell's side."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 
 import pytest
 from chat_server import chat_server, said
+from kept_programs import KEPT
 from runs import MODEL, PAIRS, rows, write_pairs
 from sft_data import sft_records
 
@@ -149,12 +151,12 @@ def test_an_index_goes_on_after_a_kill(tmp_path):
     command = [sys.executable, "-m", "mllm_align.cli", "data", "retrieve", str(data), "--model", str(MODEL)]
     command += ["--out", str(out), "--neighbours", "2", "--batch-size", "1"]
     entries = tmp_path / "out.index" / "entries"
-    with subprocess.Popen(command) as first:
+    with subprocess.Popen(command, env=os.environ | KEPT) as first:
         deadline = time.monotonic() + 100
         while not (entries.exists() and entries.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.001)
         first.send_signal(signal.SIGKILL)
     assert not out.exists() and entries.stat().st_size
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, env=os.environ | KEPT, capture_output=True, text=True, check=True)
     count = len(entries.read_bytes())
     assert "were indexed now" in done.stdout and len(records_from(out)) == len(rows()) and count

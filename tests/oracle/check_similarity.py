@@ -15,7 +15,7 @@ def main(folder: str, texts: str, vectors: str, again: str) -> None:
     model = SentenceTransformer(folder, device="cpu", local_files_only=True)
     asked = json.loads(Path(texts).read_text())
     assert max(map(len, model.tokenizer(asked)["input_ids"])) > model.max_seq_length
-    np.save(vectors, model.encode(asked, normalize_embeddings=True))
+    np.save(vectors, model.encode(asked, batch_size=4, normalize_embeddings=True))
     model.save(again)
 
 

@@ -99,12 +99,16 @@ def test_whole_run_stopped_twice(tmp_path, monkeypatch, capfd):
     def log(name):
         return trained[name] / "runs" / name / "log.jsonl"
 
+    # Two lessons of the four, of the kinds that there are: captions alone, and with questions.
+    monkeypatch.setattr(phases, "LESSONS", (phases.LESSONS[0], phases.LESSONS[-1]))
+    recipe = replace(MINIATURE, seeing=(1, 2))
+
     # Stopped between two phases: what is done stays as it is.
     monkeypatch.setattr(phases, "train", train_on_one)
     monkeypatch.setattr(phases, "load", load_on_one)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(phases, "bdhs", killed)
-        run(out, recipe=MINIATURE)
+        run(out, recipe=recipe)
     done = {name: log(name).read_bytes() for name in ("words", "pairs", "sft")}
     assert {file.name for file in out.iterdir()} == {
         "recipe.json",
@@ -119,10 +123,10 @@ def test_whole_run_stopped_twice(tmp_path, monkeypatch, capfd):
     # Stopped after training and before its export: nothing is trained again.
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(phases, "export_run", killed)
-        run(out, recipe=MINIATURE)
+        run(out, recipe=recipe)
     assert log("aligned").exists() and not (seed / "aligned").exists()
 
-    results = run(out, recipe=MINIATURE)
+    results = run(out, recipe=recipe)
     assert {name: log(name).read_bytes() for name in done} == done
     for name, steps in (("pairs", 2), ("sft", 6), ("aligned", 4), ("control", 4)):
         assert [line["step"] for line in events(log(name).parent, "train")] == [1, steps]
@@ -150,7 +154,7 @@ def test_whole_run_stopped_twice(tmp_path, monkeypatch, capfd):
     capfd.readouterr()
     for work in ("train", "bdhs", "evaluate", "load", "export_run"):
         monkeypatch.setattr(phases, work, killed)
-    assert run(out, recipe=MINIATURE) == results
+    assert run(out, recipe=recipe) == results
     assert contents(out) == before
     assert str(out / "report.html") in capfd.readouterr().out
 
