@@ -151,10 +151,9 @@ def main(argv: list[str] | None = None, recipe: Recipe | None = None) -> None:
     results: dict[int, Row] = {}
     for seed in options.seeds:
         study = Preferences(options.work / f"seed-{seed}", seed, recipe, pictures, clock)
-        with redirect_stdout(sys.stderr):
-            study.begin(base)
-        examples = [e for e in pictures("unbiased") if not e.scene.repeats][:ASKED]
         with redirect_stdout(sys.stderr):  # what trainings say is no result
+            study.begin(base)
+            examples = [e for e in pictures("unbiased") if not e.scene.repeats][:ASKED]
             results[seed] = {name: measure(model, examples, seed) for name, model in study.models()}
         print(f"seed {seed}: {json.dumps(results[seed]['DPO'])}", file=sys.stderr, flush=True)
     print(json.dumps(results, indent=1))
