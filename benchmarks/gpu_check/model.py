@@ -16,7 +16,7 @@ import numpy as np
 
 from gpu_check.lines import Figures
 from mllm_align.batch import Group, HostPrefix, Pixels, Shape, pad, stack
-from mllm_align.config import Config, LoraConfig, MeshConfig, load_config
+from mllm_align.config import Config, LoraConfig, MeshConfig, Remat, load_config
 from mllm_align.models.bundle import compute_dtype
 from mllm_align.models.config import DecoderConfig, ModelConfig
 from mllm_align.models.families.llava.config import LlavaConfig
@@ -33,16 +33,17 @@ CONFIG = Path(__file__).resolve().parents[2] / "configs" / "dpo_llava16_7b.py"
 
 @dataclass(frozen=True)
 class Sizes:
-    """What speed is measured on. prefix, response: tokens. pairs: batch sizes of training. samples: of each
-    prompt in rollouts. records, sentences, chosen, cut: BDHS's rows, forks of each, tokens of the chosen
-    response and of a completion. times: that each is timed."""
+    """What speed is measured on. prefix, response: tokens. steps: pairs of a train step, and what it keeps
+    for its backward pass; the first is profiled. samples: of each prompt in rollouts. records, sentences,
+    chosen, cut: BDHS's rows, forks of each, tokens of the chosen response and of a completion. times: that
+    each is timed."""
 
     name: str
     model: ModelConfig
     rank: int
     prefix: int = 3072
     response: int = 256
-    pairs: tuple[int, ...] = (2, 4)
+    steps: tuple[tuple[int, Remat], ...] = ((2, "dots"), (2, "full"), (4, "dots"))
     samples: tuple[int, ...] = (2, 4)
     prompts: int = 4
     records: int = 8
@@ -65,7 +66,7 @@ TINY = Sizes(
     rank=4,
     prefix=48,
     response=8,
-    pairs=(2,),
+    steps=((2, "full"),),
     samples=(2,),
     prompts=2,
     records=2,
@@ -129,12 +130,13 @@ def weights(held: list[Held], chosen: Sizes) -> Figures:
     }
 
 
-def dpo(chosen: Sizes, pairs: int) -> Config:
+def dpo(chosen: Sizes, pairs: int, remat: Remat) -> Config:
     """The published config with a batch of so many pairs on one device."""
     config = load_config(CONFIG)
     assert config.lora is not None
     lora = LoraConfig(chosen.rank, 2.0 * chosen.rank, config.lora.targets)
-    return replace(config, lora=lora, mesh=MeshConfig(), batch_size=pairs, micro_batches=1, dtype="auto")
+    config = replace(config, lora=lora, mesh=MeshConfig(), batch_size=pairs, micro_batches=1)
+    return replace(config, dtype="auto", remat=remat)
 
 
 def begun(held: Held, config: Config, program: Program) -> TrainState:

@@ -16,6 +16,11 @@ from gpu_check.lines import Figures, Lines
 from gpu_check.train import Step
 
 STEPS, DEAREST = 2, 10
+KINDS = {  # parts of the kernels' names
+    "attention": ("sdpa", "cudnn"),
+    "products": ("nvjet", "gemm", "cutlass", "dot"),
+    "copies": ("memcpy", "memset"),
+}
 TOKENS = 8  # of a rollout
 # Lines of a device that tell its operations again, grouped otherwise.
 GROUPED = ("Steps", "XLA Modules", "XLA TraceMe", "Framework", "Source code", "Async XLA Ops")
@@ -36,8 +41,9 @@ class Event(NamedTuple):
 def run(lines: Lines, work: Path, tiny: bool) -> None:
     chosen, held = shapes.sizes(tiny), []
     if lines("weights", lambda: shapes.weights(held, chosen)):
-        pairs, count = chosen.pairs[0], chosen.samples[0]
-        lines(f"train step, {pairs} pairs", lambda: profiled(Step(held[0], pairs), work / "step"))
+        (pairs, remat), count = chosen.steps[0], chosen.samples[0]
+        step = f"train step, {pairs} pairs, remat {remat}"
+        lines(step, lambda: profiled(Step(held[0], pairs, remat), work / "step"))
         item = f"rollout, {count} samples of {TOKENS} tokens"
         lines(item, lambda: profiled(sampled(held[0], count), work / "rollout"))
 
@@ -57,7 +63,8 @@ def profiled(call: Callable[[], Any], folder: Path) -> Figures:
 
 
 def dearest(profile: Any, steps: int, count: int = DEAREST) -> Figures:
-    """Microseconds a step and share of all operations' time; for each kind of kernel its calls a step."""
+    """Microseconds a step, of all operations, by kinds of kernels, and of the dearest ones with their share
+    and their calls a step."""
     spent: dict[tuple[str, str], float] = defaultdict(float)
     calls: dict[tuple[str, str], int] = defaultdict(int)
     for line in device_lines(profile):
@@ -72,6 +79,7 @@ def dearest(profile: Any, steps: int, count: int = DEAREST) -> Figures:
         "steps": steps,
         "operations": len(spent),
         "operations_us": whole / steps / 1e3,
+        "kinds_us": {kind: us / steps / 1e3 for kind, us in of_kinds(spent).items()},
         "dearest": [
             {
                 "operation": name,
@@ -83,6 +91,15 @@ def dearest(profile: Any, steps: int, count: int = DEAREST) -> Figures:
             for name, kernel in ranked
         ],
     }
+
+
+def of_kinds(spent: dict[tuple[str, str], float]) -> dict[str, float]:
+    """The same by kinds of kernels."""
+    found = dict.fromkeys([*KINDS, "rest"], 0.0)
+    for (_, kernel), time in spent.items():
+        kinds = (kind for kind, marks in KINDS.items() if any(mark in kernel.lower() for mark in marks))
+        found[next(kinds, "rest")] += time
+    return found
 
 
 def device_lines(profile: Any) -> Iterator[list[Event]]:

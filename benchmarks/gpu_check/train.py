@@ -11,6 +11,7 @@ import numpy as np
 from gpu_check import model as shapes
 from gpu_check.lines import Figures, Lines
 from gpu_check.model import Held, Sizes
+from mllm_align.config import Remat
 from mllm_align.training.flops import group_flops, train_flops
 from mllm_align.training.programs import Program, train_program
 
@@ -18,16 +19,17 @@ from mllm_align.training.programs import Program, train_program
 def run(lines: Lines, work: Path, tiny: bool) -> None:
     chosen, held = shapes.sizes(tiny), []
     if lines("weights", lambda: shapes.weights(held, chosen)):
-        for pairs in chosen.pairs:  # a process's peak only rises: the smaller batch comes first
-            item = f"LoRA DPO step, {pairs} pairs of {chosen.prefix} + {chosen.response} tokens"
-            lines(item, lambda n=pairs: timed(held[0], n), needs=0 if tiny else 30)
+        for pairs, remat in chosen.steps:
+            size = f"{pairs} pairs of {chosen.prefix} + {chosen.response} tokens"
+            item = f"LoRA DPO step, {size}, remat {remat}"
+            lines(item, lambda n=pairs, r=remat: timed(held[0], n, r), needs=0 if tiny else 30)
 
 
 class Step:
     """A compiled step with its batch and its state, which every call moves on."""
 
-    def __init__(self, held: Held, pairs: int):
-        config = shapes.dpo(held.sizes, pairs)
+    def __init__(self, held: Held, pairs: int, remat: Remat):
+        config = shapes.dpo(held.sizes, pairs, remat)
         self.program: Program = train_program(config, held.model, held.mesh, steps=1000)
         self.state = shapes.begun(held, config, self.program)
         self.base = {name: held.params[name] for name in self.program.base}
@@ -45,9 +47,9 @@ class Step:
         self.loss = float(np.divide(*jax.device_get(metrics["loss"])))  # waits for the step
 
 
-def timed(held: Held, pairs: int) -> Figures:
+def timed(held: Held, pairs: int, remat: Remat) -> Figures:
     before, s = shapes.memory(), held.sizes
-    step = Step(held, pairs)
+    step = Step(held, pairs, remat)
     taken = shapes.seconds(step, s.times)
     if not np.isfinite(step.loss):
         raise RuntimeError(f"the loss is {step.loss}")
@@ -58,6 +60,7 @@ def timed(held: Held, pairs: int) -> Figures:
     tokens = pairs * (s.prefix + 2 * s.response)
     return {
         "pairs": pairs,
+        "remat": remat,
         "step_s": shapes.spread(taken),
         "pairs_per_s": pairs / median,
         "tokens_per_s": tokens / median,

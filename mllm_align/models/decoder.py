@@ -170,7 +170,9 @@ class ForkBlock(Block):
             where = (layer, 0, 0, 0, column, 0)
             return jax.lax.dynamic_update_slice(kept, token[None, :, :, :, None], where)
 
-        own = jax.tree.map(write, own, (k, v))
+        # The barrier makes attention read what was written. Without it XLA also reads the keys before the
+        # write, and on a GPU copied all of them twice a token, 15% of its time.
+        own = jax.lax.optimization_barrier(jax.tree.map(write, own, (k, v)))
         of_forks = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, layer, keepdims=False), own)
         return (self.finish(x, fork_attention(q, of_prefix, of_forks, seen, reach, column)), own), None
 

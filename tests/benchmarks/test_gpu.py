@@ -365,6 +365,7 @@ def test_dearest_of_a_gpu():
     host = {"python": [("call", 0, 90000, "fusion.9")]}
     found = profile.dearest(read_trace(("/host:CPU", host), ("/device:GPU:0", device)), steps=2)
     assert (found["operations"], found["operations_us"]) == (3, 6.0)
+    assert found["kinds_us"] == {"attention": 0.0, "products": 4.5, "copies": 1.5, "rest": 0.0}
     assert [(x["operation"], x["kernel"], x["us"]) for x in found["dearest"]] == [
         ("fusion.1", "gemm", 4.0),
         ("MemcpyD2D", "MemcpyD2D", 1.5),
@@ -409,7 +410,7 @@ ITEMS = {
     "resume": ["runs", "trained parameters, float32"],
     "train": [
         "weights",
-        "LoRA DPO step, 2 pairs of 48 + 8 tokens",
+        "LoRA DPO step, 2 pairs of 48 + 8 tokens, remat full",
     ],
     "generation": [
         "weights",
@@ -417,7 +418,7 @@ ITEMS = {
         "BDHS",
         "rollout, 2 samples of 8 tokens",
     ],
-    "profile": ["weights", "train step, 2 pairs", "rollout, 2 samples of 8 tokens"],
+    "profile": ["weights", "train step, 2 pairs, remat full", "rollout, 2 samples of 8 tokens"],
 }
 
 
