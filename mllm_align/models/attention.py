@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,18 @@ def deterministic() -> bool:
     )
 
 
+def per_row(module: Any, attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The same attention; where XLA computes it on a CPU, one row at a time: scores then stay in the
+    processor's caches, which makes it up to three times as fast."""
+    if module is not xla or platform() != "cpu":
+        return attend
+
+    def rows(*arrays: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda row: attend(*(x[None] for x in row))[0], arrays)
+
+    return rows
+
+
 def full_attention(
     q: Float[Array, "N S H E"],
     k: Float[Array, "N S H E"],
@@ -57,10 +70,11 @@ def full_attention(
 ) -> Float[Array, "N S H E"]:
     """Every token sees every token, or those of its own segment (vision tower); see `ops.attention` and
     `ops.cudnn`. longest: tokens of the longest segment, where segments are short."""
-    heads, attend = ("rows", None, "vision_heads", None), backend(q).full_attention
+    heads, module = ("rows", None, "vision_heads", None), backend(q)
     if segments is None:
+        attend = per_row(module, module.full_attention)
         return per_shard(attend, (heads, heads, heads))(q, k, v)
-    attend = partial(attend, longest=longest)
+    attend = per_row(module, partial(module.full_attention, longest=longest))
     return per_shard(attend, (heads, heads, heads, ROW))(q, k, v, segments)
 
 
@@ -99,7 +113,8 @@ def prompt_group_attention(
 
     if module is xla or by_order:
         arrays = (q, k, v, query_order, order, visible, *(places if window and places else ()))
-        return per_shard(ordered, (HEADS,) * 3 + (ROW,) * (len(arrays) - 3))(*arrays)
+        attend = per_row(module, ordered)
+        return per_shard(attend, (HEADS,) * 3 + (ROW,) * (len(arrays) - 3))(*arrays)
     attend = partial(module.prompt_group_attention, prefix=prefix, responses=responses)
     return per_shard(attend, (HEADS, HEADS, HEADS, ROW))(q, k, v, visible)
 
