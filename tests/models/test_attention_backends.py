@@ -103,3 +103,31 @@ def test_kernels_stand_in_for_xla(monkeypatch, kernel, asking):
     step = jax.jit(traced_within(make_mesh(MeshConfig(2, 1, 4)), lambda *a: run(*a)))
     found = np.asarray(step(*map(jnp.asarray, (q, k, v, asked, positions, visible))))
     np.testing.assert_allclose(found * counts, expected * counts, atol=2e-5)
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_cpus_take_row_by_row(monkeypatch, windowed):
+    """What all rows at once give, to the gradient, of towers and decoders; scores of one row at a time."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.array(rng.standard_normal((3, 24, n, 8)), jnp.float32) for n in (4, 2, 2))
+    segments = jnp.array(rng.integers(1, 3, (3, 24)).cumsum(1) // 8, jnp.int32)
+    order = jnp.broadcast_to(jnp.concatenate([jnp.arange(16), *[16 + jnp.arange(4)] * 2]), (3, 24))
+    visible = jnp.array(rng.random((3, 24)) < 0.9)
+    more = {"window": 5, "places": (2 * order, 2 * order)} if windowed else {}
+
+    def run(q, k, v):
+        own = attention.full_attention(q, q, q), attention.full_attention(q, q, q, segments)
+        short = attention.full_attention(q, q, q, segments, 8)
+        group = attention.prompt_group_attention(q, k, v, order, order, visible, 16, 2, **more)
+        return sum(jnp.sin(x).sum() for x in (*own, short, group))
+
+    def found():
+        step = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2)))
+        return step(q, k, v), step.lower(q, k, v).as_text()
+
+    one, text = found()
+    monkeypatch.setattr(attention, "per_row", lambda _, attend: attend)
+    whole, text_of_whole = found()
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), one, whole)
+    scores = "tensor<3x4x24x24xf32>"  # of a block of all rows
+    assert scores in text_of_whole and scores not in text
