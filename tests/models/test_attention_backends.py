@@ -106,13 +106,13 @@ def test_kernels_stand_in_for_xla(monkeypatch, kernel, asking):
 
 
 @pytest.mark.parametrize("windowed", [False, True])
-def test_cpus_take_row_by_row(monkeypatch, windowed):
-    """What all rows at once give, to the gradient, of towers and decoders; scores of one row at a time."""
+def test_cpus_take_few_rows_at_a_time(monkeypatch, windowed):
+    """What all rows at once give, to the gradient, of towers and decoders."""
     rng = np.random.default_rng(0)
-    q, k, v = (jnp.array(rng.standard_normal((3, 24, n, 8)), jnp.float32) for n in (4, 2, 2))
-    segments = jnp.array(rng.integers(1, 3, (3, 24)).cumsum(1) // 8, jnp.int32)
-    order = jnp.broadcast_to(jnp.concatenate([jnp.arange(16), *[16 + jnp.arange(4)] * 2]), (3, 24))
-    visible = jnp.array(rng.random((3, 24)) < 0.9)
+    q, k, v = (jnp.array(rng.standard_normal((6, 24, n, 8)), jnp.float32) for n in (4, 2, 2))
+    segments = jnp.array(rng.integers(1, 3, (6, 24)).cumsum(1) // 8, jnp.int32)
+    order = jnp.broadcast_to(jnp.concatenate([jnp.arange(16), *[16 + jnp.arange(4)] * 2]), (6, 24))
+    visible = jnp.array(rng.random((6, 24)) < 0.9)
     more = {"window": 5, "places": (2 * order, 2 * order)} if windowed else {}
 
     def run(q, k, v):
@@ -125,9 +125,11 @@ def test_cpus_take_row_by_row(monkeypatch, windowed):
         step = jax.jit(jax.value_and_grad(run, argnums=(0, 1, 2)))
         return step(q, k, v), step.lower(q, k, v).as_text()
 
-    one, text = found()
-    monkeypatch.setattr(attention, "per_row", lambda _, attend: attend)
-    whole, text_of_whole = found()
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), one, whole)
-    scores = "tensor<3x4x24x24xf32>"  # of a block of all rows
-    assert scores in text_of_whole and scores not in text
+    whole, text = found()
+    scores = "tensor<{}x4x24x24xf32>".format
+    assert scores(6) in text
+    for most, rows in ((4 * 24 * 24 - 1, 1), (5 * 4 * 24 * 24, 3)):  # of 6, in equal parts
+        monkeypatch.setattr(attention, "SCORES", most)
+        few, text = found()
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5), few, whole)
+        assert scores(rows) in text and scores(6) not in text
