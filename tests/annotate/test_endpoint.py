@@ -209,7 +209,7 @@ PASSING = {
 
 def patience(fault):
     """Short only where that is the test: a busy machine is slow, too."""
-    return 0.4 if fault in ("slow", "trickle") else 5.0
+    return 1.0 if fault in ("slow", "trickle") else 5.0
 
 
 @pytest.mark.parametrize("fault", PASSING)
@@ -226,7 +226,7 @@ def test_a_fault_that_lasts_is_no_answer(chat, fault):
     ask = asker(chat, timeout=patience(fault), retries=1)
     began = time.monotonic()
     assert ask(asked("a", "b", "c")) == ["Response 1", None, "Response 1"]
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 6  # 10 where nothing is cut
     assert (ask.sent, ask.retried, ask.failed) == (4, 1, 1)
 
 
