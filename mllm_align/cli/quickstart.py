@@ -13,7 +13,7 @@ from mllm_align.errors import InputError
 class Quickstart:
     """The method on pictures that the program draws itself: SFT, BDHS, DPO, and a report to look at.
 
-    Makes OUT/report.html and OUT/results.json; no downloads, about eight minutes on two cores and four
+    Makes OUT/report.html and OUT/results.json; no downloads, about eight minutes on two fast cores and four
     more for each further seed. The same command continues a run that was stopped.
     """
 
