@@ -71,6 +71,15 @@ def test_select(run, refused, tmp_path):
     assert "--keep: is 900, and there are" in refused(*command, "--keep", 900)
 
 
+def test_select_by_domains(run, tmp_path):
+    out = tmp_path / "between.jsonl"
+    command = ["data", "select", PAIRS, "--by", "domains", "--model", MODEL, "--domains", 2, "--out", out]
+    status, told, _ = run(*command, "--keep", 3)
+    assert status == 0 and told.startswith(f"3 of {len(rows())} records, domains_score ")
+    (log,) = map(json.loads, (tmp_path / "between.jsonl.log.jsonl").read_text().splitlines())
+    assert sum(log["domains"]["sizes"]) == len(rows()) and (log["by"], log["seed"]) == ("domains", 0)
+
+
 def test_flip(run, refused, tmp_path):
     texts = {"Be brief.": "A cup.", "Say all.": "A cup and a dog."}
     lines = [
