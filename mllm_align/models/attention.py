@@ -79,11 +79,10 @@ def full_attention(
     """Every token sees every token, or those of its own segment (vision tower); see `ops.attention` and
     `ops.cudnn`. longest: tokens of the longest segment, where segments are short."""
     heads, module = ("rows", None, "vision_heads", None), backend(q)
-    if segments is None:
-        attend = few_rows(module, module.full_attention)
-        return per_shard(attend, (heads, heads, heads))(q, k, v)
-    attend = few_rows(module, partial(module.full_attention, longest=longest))
-    return per_shard(attend, (heads, heads, heads, ROW))(q, k, v, segments)
+    arrays, attend = (q, k, v), module.full_attention
+    if segments is not None:
+        arrays, attend = (*arrays, segments), partial(attend, longest=longest)
+    return per_shard(few_rows(module, attend), (heads,) * 3 + (ROW,) * (len(arrays) - 3))(*arrays)
 
 
 def prompt_group_attention(

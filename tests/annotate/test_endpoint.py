@@ -226,7 +226,7 @@ def test_a_fault_that_lasts_is_no_answer(chat, fault):
     ask = asker(chat, timeout=patience(fault), retries=1)
     began = time.monotonic()
     assert ask(asked("a", "b", "c")) == ["Response 1", None, "Response 1"]
-    assert time.monotonic() - began < 6  # 10 where nothing is cut
+    assert time.monotonic() - began < 4
     assert (ask.sent, ask.retried, ask.failed) == (4, 1, 1)
 
 
