@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import nullcontext
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -86,9 +86,10 @@ def response_logps(
     """
     trained = {} if reference else bundle.trained
     program = logps_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
+    values = partial(program, bundle.params, trained)
     out: list[tuple[np.ndarray, ...]] = [()] * len(records)
-    asked = bundle, encoder, records, config, batch_size, program, trained, what, wanted
-    for index, row in _rows(*asked, seed):
+    asked = bundle, encoder, records, config, batch_size
+    for index, row in _rows(values, *asked, what=what, wanted=wanted, seed=seed):
         answers = records[index].responses
         out[index] = tuple(row[k, : len(answer)].copy() for k, answer in enumerate(answers))
         if done is not None:
@@ -110,8 +111,9 @@ def response_states(
     and the states [K, D] float32 of each record, as soon as they are there. wanted: as of
     `response_logps`."""
     program = states_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
-    asked = bundle, encoder, records, config, batch_size, program, bundle.trained, "states", wanted
-    for index, row in _rows(*asked):
+    values = partial(program, bundle.params, bundle.trained)
+    asked = bundle, encoder, records, config, batch_size
+    for index, row in _rows(values, *asked, what="states", wanted=wanted):
         done(index, row[: len(records[index].responses)].copy())
 
 
@@ -130,9 +132,10 @@ def response_rewards(
     model. done, wanted: as of `response_logps`."""
     check_reward_model(bundle)
     program = rewards_program(bundle.config, bundle.mesh, bundle.lora_scale, bundle.dtype)
+    values = partial(program, bundle.params, bundle.trained)
     out = [np.zeros(0, np.float32)] * len(records)
-    asked = bundle, encoder, records, config, batch_size, program, bundle.trained, what, wanted
-    for index, row in _rows(*asked):
+    asked = bundle, encoder, records, config, batch_size
+    for index, row in _rows(values, *asked, what=what, wanted=wanted):
         out[index] = row[: len(records[index].responses)].copy()
         if done is not None:
             done(index, out[index])
@@ -148,18 +151,18 @@ def check_reward_model(bundle: Bundle) -> None:
 
 
 def _rows(
+    values: Callable[[PromptGroup], Any],
     bundle: Bundle,
     encoder: Encoder,
     records: Sequence[Encoded],
     config: DataConfig,
     batch_size: int,
-    program: Any,
-    trained: Any,
+    *,
     what: str | None,
     wanted: Container[int] | None,
     seed: int = 0,
 ) -> Iterator[tuple[int, np.ndarray]]:
-    """(place of a wanted record, its row of what the program gives), in some order."""
+    """(place of a wanted record, its row of `values` of a batch), in some order."""
     asked = {place for place in range(len(records)) if wanted is None or place in wanted}
     batches = Batches(
         records,
@@ -175,8 +178,8 @@ def _rows(
     with nullcontext() if what is None else progress_bar(len(asked), what) as bar:
         for batch in batches.iterate(steps, config.threads, config.prefetch):
             group = assemble(jax.tree.map(lambda x: x[0], batch.group), where)
-            values = np.asarray(program(bundle.params, trained, group))
-            here = [(index, values[row]) for row, index in enumerate(batch.records) if index in asked]
+            rows = np.asarray(values(group))
+            here = [(index, rows[row]) for row, index in enumerate(batch.records) if index in asked]
             yield from here
             if bar is not None:
                 bar.update(len(here))

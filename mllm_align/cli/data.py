@@ -217,7 +217,7 @@ class DataSelect:
         rest = {"keep": self.keep, "lowest": self.lowest, "per": self.per}
         found = select(self.files, self.out, measured, **rest, data=self.data)
         asked = {"files": self.files, "by": self.by, **options, **rest}
-        log_beside(self.out, event="select", **(asked | found))  # `domains`: what became of so many
+        log_beside(self.out, event="select", **asked, **found)
         print(told(measured, found))
         written(self.out)
 

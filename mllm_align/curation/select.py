@@ -135,8 +135,8 @@ def told(measured: Measured, found: dict[str, Any]) -> str:
     text = f"{found['kept']:,} of {found['records']:,} records, {measured.name} {low:.4g} to {high:.4g}"
     without = found["without_score"]
     text += f" ({len(without):,} have none: {first_few(without)})" if without else ""
-    if "domains" in found:
-        sizes, accuracy = found["domains"]["sizes"], found["domains"]["accuracy"]
+    if "domain_sizes" in found:
+        sizes, accuracy = found["domain_sizes"], found["probe_accuracy"]
         text += f"\n{len(sizes)} domains of {min(sizes):,} to {max(sizes):,} records; "
         text += f"the probe tells {accuracy:.1%} of those that it has not seen"
     return text
@@ -244,7 +244,8 @@ def _domains(
     for i, label, entropy in zip(known, found.labels, found.entropy, strict=True):
         scores[i] = float(entropy)
         labelled[i] = replace(items[i], fields=items[i].fields | {"domain": int(label)})
-    return labelled, scores, {"domains": {"sizes": found.sizes, "accuracy": round(found.accuracy, 4)}}
+    more = {"domain_sizes": found.sizes, "probe_accuracy": round(found.accuracy, 4)}
+    return labelled, scores, more
 
 
 def _diversity(items: Sequence[Item], measured: Measured, count: int) -> dict[int, float]:

@@ -77,7 +77,7 @@ def test_select_by_domains(run, tmp_path):
     status, told, _ = run(*command, "--keep", 3)
     assert status == 0 and told.startswith(f"3 of {len(rows())} records, domains_score ")
     (log,) = map(json.loads, (tmp_path / "between.jsonl.log.jsonl").read_text().splitlines())
-    assert sum(log["domains"]["sizes"]) == len(rows()) and (log["by"], log["seed"]) == ("domains", 0)
+    assert sum(log["domain_sizes"]) == len(rows()) and (log["by"], log["domains"]) == ("domains", 2)
 
 
 def test_flip(run, refused, tmp_path):

@@ -137,7 +137,7 @@ def test_domains_of_the_states(data, monkeypatch):
     assert [*found] == list("0123") and counts["without_score"] == ["4"]
     labels = [item.fields["domain"] for item in read(data.with_name("chosen.jsonl"))]
     assert labels[0] == labels[2] != labels[1] == labels[3]
-    assert counts["domains"] == {"sizes": [2, 2], "accuracy": 1.0}
+    assert (counts["domain_sizes"], counts["probe_accuracy"]) == ([2, 2], 1.0)
     assert "2 domains of 2 to 2 records; the probe tells 100.0%" in told(
         Measured("domains", model="m"), counts
     )
