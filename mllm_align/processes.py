@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -85,6 +86,12 @@ def say(text: str) -> None:
     """Print a line, once for all processes."""
     if first():
         print(text, flush=True)
+
+
+def warn(text: str) -> None:
+    """Print a line on stderr, once for all processes."""
+    if first():
+        print(text, file=sys.stderr, flush=True)
 
 
 def several() -> bool:

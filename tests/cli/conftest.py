@@ -57,4 +57,4 @@ def scripted(monkeypatch):
 def on_one_device(monkeypatch):
     """The programs of the other tests are there then, compiled."""
     monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
-    monkeypatch.setattr("mllm_align.training.loop.make_mesh", one_device)
+    monkeypatch.setattr("mllm_align.training.inputs.make_mesh", one_device)

@@ -13,7 +13,7 @@ from published import ROWS, completion, llavarlhf, png, sharegpt, vlfeedback
 from runs import MODEL, PAIRS, TINY, bundle, compiling, events, one_device, rows
 
 from mllm_align.config import Config, DataConfig, from_json, to_json
-from mllm_align.training import loop
+from mllm_align.training import inputs, loop
 
 assert compiling and run  # fixtures
 
@@ -122,8 +122,8 @@ def test_held_out_data_have_a_split_of_their_own(run, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return None, [], []
 
-    monkeypatch.setattr(loop, "prepare", prepare)
-    monkeypatch.setattr(loop, "load", lambda *_: bundle())
+    monkeypatch.setattr(inputs, "prepare", prepare)
+    monkeypatch.setattr(inputs, "load", lambda *_: bundle())
     config = tmp_path / "config.py"
     text = "from mllm_align import Config\ndef get_config():\n    return Config(steps=1, lora=None)\n"
     config.write_text(text)

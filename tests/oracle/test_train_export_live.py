@@ -31,7 +31,7 @@ ONE_SHAPE = DataConfig(shapes=1)
 def on_one_device(monkeypatch):
     """As `ours` computes: a program for eight takes twice the time to compile."""
     monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
-    monkeypatch.setattr("mllm_align.training.loop.make_mesh", one_device)
+    monkeypatch.setattr("mllm_align.training.inputs.make_mesh", one_device)
 
 
 def aligned(model: Path, folder: Path) -> Path:

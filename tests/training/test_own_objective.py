@@ -229,7 +229,7 @@ def test_a_run_is_not_continued_with_another_version_of_the_file(config, whole, 
 
 def test_named_on_the_command_line(file, whole, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("mllm_align.models.bundle.make_mesh", one_device)
-    monkeypatch.setattr("mllm_align.training.loop.make_mesh", one_device)
+    monkeypatch.setattr("mllm_align.training.inputs.make_mesh", one_device)
     (tmp_path / "tiny.py").write_text(
         f"import json\nfrom mllm_align.config import from_json\n"
         f"def get_config():\n    return from_json(json.loads('''{save_json(replace(TINY, steps=1))}'''))\n"

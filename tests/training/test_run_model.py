@@ -25,11 +25,11 @@ def scores(bundle):
 @pytest.fixture(scope="module", autouse=True)
 def single():
     """All on one device, for speed."""
-    from mllm_align.training import loop
+    from mllm_align.training import inputs
 
-    whole, loop.make_mesh = loop.make_mesh, one_device
+    whole, inputs.make_mesh = inputs.make_mesh, one_device
     yield
-    loop.make_mesh = whole
+    inputs.make_mesh = whole
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "full")]
