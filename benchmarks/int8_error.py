@@ -28,7 +28,7 @@ WAYS: tuple[tuple[Dtype, bool], ...] = (
 
 def logps(model: Path, data: Path, config: DataConfig, dtype: Dtype, int8: bool) -> np.ndarray:
     """Of all responses, per token."""
-    rows = score(load(open_folder(model).kept(int8), dtype), data, config)
+    rows = score(load(open_folder(model).kept(int8), dtype), data, config=config)
     kinds = "chosen", "rejected"
     return np.array([row[f"{kind}_logp"] / row[f"{kind}_tokens"] for row in rows for kind in kinds])
 
