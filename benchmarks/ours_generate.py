@@ -52,10 +52,17 @@ class Recorder(Generator):
 
     seen: list[tuple]
 
-    def __call__(self, rows, stop_mask):
-        out = super().__call__(rows, stop_mask)
-        self.seen += zip(rows, out, strict=True)
-        return out
+    def stream(self, ask, stop_mask):
+        given = []
+
+        def told():
+            if (row := ask()) is not None:
+                given.append(row)
+            return row
+
+        for ended in super().stream(told, stop_mask):
+            self.seen += [(given[number], tokens) for number, tokens in ended]
+            yield ended
 
 
 class Guided:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache, reduce
+from functools import cache, partial, reduce
+from itertools import chain
 from typing import Any
 
 import jax
@@ -152,14 +153,17 @@ class Scripted:
 
     def __call__(self, rows: list[Row], stop_mask: np.ndarray) -> list[list[np.ndarray]]:
         assert len(rows) <= self.size
-        return [tokens for _, tokens in self.stream(rows, stop_mask)]
+        ended = self.stream(partial(next, iter(rows), None), stop_mask)
+        return [tokens for _, tokens in chain.from_iterable(ended)]
 
-    def stream(self, rows: Any, stop_mask: np.ndarray) -> Any:
-        """A row at a time."""
-        self.seen.append([])
-        for number, row in enumerate(rows):
-            self.seen[-1].append(row)
-            yield number, [self._tokens(fork, stop_mask) for fork in row.forks]
+    def stream(self, ask: Any, stop_mask: np.ndarray) -> Any:
+        """As many rows at a time as there is room for; all of them end together."""
+        number = 0
+        while rows := [row for _ in range(self.size) if (row := ask()) is not None]:
+            self.seen.append(rows)
+            made = [[self._tokens(fork, stop_mask) for fork in row.forks] for row in rows]
+            yield list(enumerate(made, number))
+            number += len(rows)
 
     def _tokens(self, fork: Fork, stop_mask: np.ndarray) -> np.ndarray:
         tokens = np.random.default_rng(fork.key).integers(5, self.vocab, fork.limit)

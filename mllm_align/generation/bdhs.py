@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from mllm_align.data.encode import Encoded, Encoder, common_length
 from mllm_align.data.images import ImageSource
 from mllm_align.data.records import Record
 from mllm_align.errors import refusal
-from mllm_align.generation.decode import Fork, Generator, Row
+from mllm_align.generation.decode import Fork, Generator, Row, Tokens
 from mllm_align.generation.distortion import gathered, visible_embeddings
 from mllm_align.generation.respond import prompt_row
 from mllm_align.generation.sampling import random_key
@@ -91,6 +92,16 @@ class _Pending:
     iteration: int = 0
     features: np.ndarray | None = None
     similarity: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A record's next iteration. row: with masked places in it. cuts: None where a whole response is
+    generated freely."""
+
+    job: _Pending
+    row: Row
+    cuts: list[Cut] | None
 
 
 def full_stops(encoder: Encoder, vocab: int) -> np.ndarray:
@@ -176,8 +187,8 @@ def guided_row(
 
 
 class BDHS:
-    """Generates rejected responses, batched over records and iterations: a waiting record takes the place
-    of a finished one.
+    """Generates rejected responses, batched over records and iterations: a waiting try begins where others
+    have ended, while the rest goes on.
 
     seed: of masks, noise, cuts, swaps and tokens; it may be changed between calls. gather: remove masked
     embeddings (the fast path) or keep and mask them (the definition).
@@ -214,13 +225,33 @@ class BDHS:
         pictures = pixels_ahead(self.encoder, records, 2 * size)  # first tries keep this order
         while any(waiting.values()):
             free = len(waiting[True]) >= size or not waiting[False]  # long responses wait for a full batch
-            wave = [waiting[free].popleft() for _ in range(min(len(waiting[free]), size))]
-            self._compute_features(wave, pictures)
-            results = self._try(wave, free)
+            yield from self._tries(waiting, free, pictures)
+
+    def _tries(
+        self, waiting: dict[bool, deque[_Pending]], free: bool, pictures: Iterator[Pixels]
+    ) -> Iterator[BDHSResult]:
+        """Tries of one kind, until none waits, or a full batch of free ones does."""
+        size, ready, begun, numbers = self.generator.size, deque[_Try](), dict[int, _Try](), count()
+
+        def ask() -> Row | None:
+            if not ready and (free or len(waiting[True]) < size):
+                jobs = [waiting[free].popleft() for _ in range(min(len(waiting[free]), size))]
+                self._compute_features(jobs, pictures)
+                ready.extend(self._begun(job, free) for job in jobs)
+            if not ready:
+                return None
+            begun[next(numbers)] = each = ready.popleft()
+            return gathered(each.row) if self.gather else each.row
+
+        for ended in self.generator.stream(ask, self.eos_mask if free else self.stop_mask):
+            tries = [begun.pop(number) for number, _ in ended]
+            results = [self._result(each, tokens) for each, (_, tokens) in zip(tries, ended, strict=True)]
             scores = self.similarity(
-                [result.rejected for result in results], [job.record.record.responses[0] for job in wave]
+                [result.rejected for result in results],
+                [each.job.record.record.responses[0] for each in tries],
             )
-            for job, result, score in zip(wave, results, scores, strict=True):
+            for each, result, score in zip(tries, results, scores, strict=True):
+                job = each.job
                 job.iteration += 1
                 job.similarity += (float(score),)
                 if result.broken or not np.isfinite(score):
@@ -242,36 +273,34 @@ class BDHS:
         last = self.config.iterations > 1 and job.iteration == self.config.iterations - 1
         return last or not self.config.guided
 
-    def _try(self, wave: Sequence[_Pending], free: bool) -> list[BDHSResult]:
-        c, encoder = self.config, self.encoder
-        wave_cuts = [[] if free else cuts(encoder, job.record, self.seed, job.iteration) for job in wave]
-        rows = []
-        for job, own_cuts in zip(wave, wave_cuts, strict=True):
-            features: Any = job.features
-            if free:
-                limit = c.sampling.max_tokens
-                row = prompt_row(encoder, [job.record], features, limit, 1, self.seed, job.iteration)
-            else:
-                limit = c.sentence_tokens
-                row = guided_row(encoder, job.record, features, own_cuts, limit, self.seed, job.iteration)
-            rows.append(self._masked(row, job))
-        run = [gathered(row) if self.gather else row for row in rows]
+    def _begun(self, job: _Pending, free: bool) -> _Try:
+        c, encoder, features = self.config, self.encoder, job.features
+        assert features is not None
+        if free:
+            row = prompt_row(
+                encoder, [job.record], features, c.sampling.max_tokens, 1, self.seed, job.iteration
+            )
+            return _Try(job, self._masked(row, job), None)
+        made = cuts(encoder, job.record, self.seed, job.iteration)
+        row = guided_row(encoder, job.record, features, made, c.sentence_tokens, self.seed, job.iteration)
+        return _Try(job, self._masked(row, job), made)
+
+    def _result(self, each: _Try, tokens: Tokens) -> BDHSResult:
+        """What a try has written. tokens: of each fork of its row."""
+        job, free = each.job, each.cuts is None
+        good = [ids for ids in tokens if ids is not None]
+        broken = "logits" if len(good) < len(tokens) else None
+        text, sentences = "", ()
+        if each.cuts is None and good:
+            text = self.encoder.text(good[0]).strip()
+        elif each.cuts is not None and not broken:
+            text, sentences = self._joined(job.record, each.cuts, good)
+        prefix = each.row.prefix
+        share = float((~prefix.visible[prefix.image >= 0]).mean())
         stop_mask = self.eos_mask if free else self.stop_mask
-        tokens = self.generator(run, stop_mask)
-        results = []
-        for job, row, own_cuts, out in zip(wave, rows, wave_cuts, tokens, strict=True):
-            good = [ids for ids in out if ids is not None]
-            broken = "logits" if len(good) < len(out) else None
-            text, sentences = "", ()
-            if free and good:
-                text = encoder.text(good[0]).strip()
-            elif not broken:
-                text, sentences = self._joined(job.record, own_cuts, good)
-            share = float((~row.prefix.visible[row.prefix.image >= 0]).mean())
-            unfinished = sum(not stop_mask[ids[-1]] for ids in good)
-            details = job.iteration + 1, not free, (), share, sentences, unfinished, broken
-            results.append(BDHSResult(job.record.index, text, *details))
-        return results
+        unfinished = sum(not stop_mask[ids[-1]] for ids in good)
+        details = job.iteration + 1, not free, (), share, sentences, unfinished, broken
+        return BDHSResult(job.record.index, text, *details)
 
     def _compute_features(self, wave: Sequence[_Pending], pictures: Iterator[Pixels]) -> None:
         """Features of the images: once a record, or anew in every try, under fresh noise or of others."""

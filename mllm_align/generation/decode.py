@@ -6,10 +6,10 @@ Of more rows than fit a batch, the next begin where others have ended, while the
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial, reduce
-from itertools import islice
+from itertools import count
 from typing import Any, NamedTuple
 
 import jax
@@ -192,28 +192,44 @@ class Generator:
         """Prefill and decode any number of rows. stop_mask [V] bool: the ids that end a continuation."""
         order = sorted(range(len(rows)), key=lambda i: rows[i].shape)
         out: list[Tokens] = [[] for _ in rows]
-        for number, tokens in self.stream((rows[i] for i in order), stop_mask):
-            out[order[number]] = tokens
+        ask = partial(next, (rows[i] for i in order), None)
+        for ended in self.stream(ask, stop_mask):
+            for number, tokens in ended:
+                out[order[number]] = tokens
         return out
 
-    def stream(self, rows: Iterable[Row], stop_mask: np.ndarray) -> Iterator[tuple[int, Tokens]]:
-        """Each row's number and tokens, as soon as the row has ended.
+    def stream(
+        self, ask: Callable[[], Row | None], stop_mask: np.ndarray
+    ) -> Iterator[list[tuple[int, Tokens]]]:
+        """Numbers and tokens of rows that have ended, those of one time together.
 
-        rows: in the order of `Row.shape`, if possible, for a batch has the shape that its first `size` rows
-        need, and a row that does not fit waits for the end of the batch. They are asked for up to `size`
-        ahead.
+        ask: gives the next row, or None where there is none at the time; it is called up to `size` rows
+        ahead, and again when rows have ended. Rows are numbered in its order. That is the order of
+        `Row.shape`, if possible: a batch has the shape that its first `size` rows need, and a row that does
+        not fit waits for the end of the batch.
         """
-        source, waiting, shape = enumerate(rows), deque[tuple[int, Row]](), Shape(1, 1, 1)
-        while True:
-            waiting.extend(islice(source, self.size - len(waiting)))
-            if not waiting:
-                return
+        waiting, shape = _Waiting(ask, self.size), Shape(1, 1, 1)
+        while waiting.filled():
             longest = Shape(1, 1, shape.tokens)  # never shorter again: rows are hardly sorted by it
             shape = reduce(Shape.union, (row.shape for _, row in waiting), longest)
             batch = _Batch(self, shape, stop_mask)
-            while batch.add(waiting, source) or batch.taken:
+            while batch.add(waiting) or batch.taken:
                 more = bool(waiting) and batch.fits(waiting[0][1])
-                yield from batch.ended(self.size - self.part if more else 0)
+                yield list(batch.ended(self.size - self.part if more else 0))
+
+
+class _Waiting(deque[tuple[int, Row]]):
+    """Numbered rows that have not begun."""
+
+    def __init__(self, ask: Callable[[], Row | None], size: int):
+        super().__init__()
+        self._ask, self._size, self._numbers = ask, size, count()
+
+    def filled(self) -> bool:
+        """Ask for rows up to the size; whether there are any."""
+        while len(self) < self._size and (row := self._ask()) is not None:
+            self.append((next(self._numbers), row))
+        return bool(self)
 
 
 class _Batch:
@@ -232,16 +248,15 @@ class _Batch:
     def fits(self, row: Row) -> bool:
         return self.shape.union(row.shape) == self.shape
 
-    def add(self, waiting: deque[tuple[int, Row]], source: Iterator[tuple[int, Row]]) -> bool:
+    def add(self, waiting: _Waiting) -> bool:
         """Begin the next rows wherever there is room for a whole part; whether any has begun."""
         g, begun = self.generator, False
-        while waiting and self.fits(waiting[0][1]) and g.size - self.taken >= g.part:
+        while waiting.filled() and self.fits(waiting[0][1]) and g.size - self.taken >= g.part:
             self._add_part(waiting)
-            waiting.extend(islice(source, g.size - len(waiting)))
             begun = True
         return begun
 
-    def _add_part(self, waiting: deque[tuple[int, Row]]) -> None:
+    def _add_part(self, waiting: _Waiting) -> None:
         g = self.generator
         slots, room = g.size // g.shards, g.part // g.shards  # of a shard
         rows: list[Row] = [replace(waiting[0][1], forks=())] * g.part

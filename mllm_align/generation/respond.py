@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def respond(
                 yield prompt_row(encoder, [records[i] for i in row], seen, limit, samples, seed)
 
     with nullcontext() if what is None else progress_bar(len(records), what) as bar:
-        for number, tokens in generator.stream(made(), eos_mask):
+        ended = generator.stream(partial(next, made(), None), eos_mask)
+        for number, tokens in chain.from_iterable(ended):
             row = rows[number]
             for i, of_record in zip(row, range(0, len(tokens), samples), strict=True):
                 out[i] = tokens[of_record : of_record + samples]

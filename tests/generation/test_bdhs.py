@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 
 import numpy as np
@@ -290,6 +291,36 @@ def test_a_record_is_tried_until_it_differs_enough(encoder):
     assert [found[i].guided for i in range(5)] == [True, True, False, False, True]
     assert found[2].similarity == pytest.approx((0.7, 0.5, 0.9)) and not found[2].sentences
     assert found[2].rejected == found[2].rejected.strip()
+
+
+class InTurns(Scripted):
+    """A row at a time ends, and the next begins in its place."""
+
+    def stream(self, ask, stop_mask):
+        under_way, numbers, ended = [], count(), []
+        self.seen.append(ended)
+        while True:
+            while len(under_way) < self.size and (row := ask()) is not None:
+                under_way.append((next(numbers), row))
+            if not under_way:
+                return
+            number, row = under_way.pop(0)
+            ended.append(row)
+            yield [(number, [self._tokens(fork, stop_mask) for fork in row.forks])]
+
+
+def test_tries_take_the_places_of_those_that_ended(encoder):
+    """One stream of rows for all guided tries, with the results of full batches."""
+    scores = {"Tuku": [0.1], "Dame": [0.6, 0.4], "Manki": [0.7, 0.5, 0.9], "Reva": [0.8, 0.8, 0.2]}
+    whole = {each.index: each for each in making(encoder, Scores(**scores), size=2)(few(encoder))}
+    maker = making(encoder, Scores(**scores), size=2)
+    maker.generator = InTurns(maker.generator.vocab, 2)
+    found = {each.index: each for each in maker(few(encoder))}
+    assert found == whole
+    limits = [{fork.limit for row in rows for fork in row.forks} for rows in maker.generator.seen]
+    assert limits == [{64}, {10}, {64}, {10}], "two free responses fill a batch"
+    assert [len(rows) for rows in maker.generator.seen] == [8, 2, 1, 1]
+    assert len(maker.generator.pictures) == len(found), "features are kept from try to try"
 
 
 @pytest.mark.parametrize(

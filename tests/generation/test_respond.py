@@ -66,7 +66,7 @@ def test_every_response_comes_to_its_place(scripted):
     out = generate(bundle(), many, SAMPLED, samples=3, batch_size=2)
     alone = [generate(bundle(), [each], SAMPLED, samples=3)[0] for each in many]
     assert out == alone
-    assert [len(rows) for rows in scripted[0].seen] == [4]  # a row for each image
+    assert sum(map(len, scripted[0].seen)) == 4  # a row for each image
     row = prompt_row(encoder, [records[0]], np.zeros((16, 1)), 12, 3, 0)
     assert len({fork.key.tobytes() for fork in row.forks}) == 3
     assert {(fork.at, fork.forced.tolist()[0], fork.limit) for fork in row.forks} == {
@@ -86,8 +86,13 @@ def test_questions_about_an_image_share_its_prefix_and_get_the_same_answers(monk
     seen = []
     whole = Generator.stream
 
-    def stream(self, rows, mask):
-        return whole(self, (seen.append(row) or row for row in rows), mask)
+    def stream(self, ask, mask):
+        def told():
+            if (row := ask()) is not None:
+                seen.append(row)
+            return row
+
+        return whole(self, told, mask)
 
     monkeypatch.setattr(Generator, "stream", stream)
     given = [*questions([3, 2]), {"prompt": "gi dan?", "id": "none"}]
