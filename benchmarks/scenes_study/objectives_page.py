@@ -77,7 +77,9 @@ again.
   at most {lost:.0f} points below SFT's; where none is, that with the highest recall. `online` and
   `mixed` take what their loss was given offline.
 - **visual**: share of the 300 held-out captions whose log-probability is higher under their own picture
-  than under the held-out picture most alike. The other columns are those of the study of methods.
+  than under the held-out picture most alike. It is at its ceiling from SFT on, and so tells no objective
+  from another; a picture that differs in one thing might. The other columns are those of the study of
+  methods.
 - **MRPO's second reference** is the SFT model after {steps} further steps, the study's control.
 """
 
