@@ -243,7 +243,7 @@ class BDHS:
             begun[next(numbers)] = each = ready.popleft()
             return gathered(each.row) if self.gather else each.row
 
-        for ended in self.generator.stream(ask, self.eos_mask if free else self.stop_mask):
+        for ended in self.generator.stream(ask, self._stops(free)):
             tries = [begun.pop(number) for number, _ in ended]
             results = [self._result(each, tokens) for each, (_, tokens) in zip(tries, ended, strict=True)]
             scores = self.similarity(
@@ -273,6 +273,10 @@ class BDHS:
         last = self.config.iterations > 1 and job.iteration == self.config.iterations - 1
         return last or not self.config.guided
 
+    def _stops(self, free: bool) -> np.ndarray:
+        """What ends a continuation: of a whole response, or of a sentence."""
+        return self.eos_mask if free else self.stop_mask
+
     def _begun(self, job: _Pending, free: bool) -> _Try:
         c, encoder, features = self.config, self.encoder, job.features
         assert features is not None
@@ -297,8 +301,7 @@ class BDHS:
             text, sentences = self._joined(job.record, each.cuts, good)
         prefix = each.row.prefix
         share = float((~prefix.visible[prefix.image >= 0]).mean())
-        stop_mask = self.eos_mask if free else self.stop_mask
-        unfinished = sum(not stop_mask[ids[-1]] for ids in good)
+        unfinished = sum(not self._stops(free)[ids[-1]] for ids in good)
         details = job.iteration + 1, not free, (), share, sentences, unfinished, broken
         return BDHSResult(job.record.index, text, *details)
 
