@@ -290,8 +290,8 @@ def test_what_bdhs_needs_is_made_once(tmp_path, monkeypatch):
 
 @pytest.fixture
 def unfit(monkeypatch):
-    """unfit(kind): the first row of every batch gets logits that are not finite, of a model whose figures
-    are finite everywhere else."""
+    """unfit(kind): the first row of all asked for together gets logits that are not finite, of a model whose
+    figures are finite everywhere else."""
 
     def spoil(kind):
         if kind == "distorted":
@@ -306,14 +306,13 @@ def unfit(monkeypatch):
 
             monkeypatch.setattr(rejected, "distorted_program", distorted)
         elif kind == "bdhs":
-            keep = decode.Generator.__call__
+            stream = decode.Generator.stream
 
-            def decoded(self, rows, *rest):
-                return [
-                    [None] * len(out) if i == 0 else out for i, out in enumerate(keep(self, rows, *rest))
-                ]
+            def spoiled(self, *given):
+                for ended in stream(self, *given):
+                    yield [(number, out if number else [None] * len(out)) for number, out in ended]
 
-            monkeypatch.setattr(decode.Generator, "__call__", decoded)
+            monkeypatch.setattr(decode.Generator, "stream", spoiled)
         else:
             roll = rollouts.Rollouts._roll
 
