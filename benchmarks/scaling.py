@@ -52,6 +52,15 @@ INT8 = (  # (model, slice, LoRA's rank, pairs of a step): a model's parameters o
 )
 REMAT = ("v5e:2x2", "v6e:1x1")
 WEAK = (("v5e:4x4", 16), ("v5e:8x8", 64), ("v5e:16x16", 256))
+SEVERAL = (  # (model, trained, slices): the largest slice there is, and two and four of them
+    ("llava-1.6-7b", "lora", "v5e:16x16"),
+    ("llava-1.6-7b", "lora", "2xv5e:16x16"),
+    ("llava-1.6-7b", "lora", "4xv5e:16x16"),
+    ("llava-1.6-7b", "full", "v5e:16x16"),
+    ("llava-1.6-7b", "full", "2xv5e:16x16"),
+    ("llava-1.6-7b", "full", "4xv5e:16x16"),
+    ("llava-1.6-34b", "full", "2xv6e:16x16"),
+)
 
 
 def dpo(kind: str, chips: int) -> Config:
@@ -123,6 +132,10 @@ def remat_file(where: str) -> Path:
     return RESULTS / f"remat_{where.replace(':', '_')}.json"
 
 
+def several_file(model: str, kind: str, where: str) -> Path:
+    return RESULTS / f"{model}_{kind}_{where.replace(':', '_')}.json"
+
+
 def make_remat() -> None:
     for where in REMAT:
         if not remat_file(where).exists():
@@ -140,6 +153,11 @@ def make() -> None:
                 data=DataConfig(multiple=128), mesh=MeshConfig(data=1, fsdp=-1), batch_size=2 * chips
             )
             save(plan(config, "llava-1.6-7b", where, programs=["train"]), file)
+    for model, kind, where in SEVERAL:
+        file = several_file(model, kind, where)
+        if not file.exists():
+            print(file.stem, flush=True)
+            save(one(model, kind, where), file)
     for row in INT8:
         if not (file := int8_file(*row)).exists():
             print(file.stem, flush=True)
@@ -239,7 +257,7 @@ def page() -> str:
     files = [(model, RESULTS / f"{name}.json") for name, model, kind, _ in rows() if kind == "bdhs"]
     text += BDHS + programs(files)
     text += PPO + programs([(model, rounds_file(model)) for model, _ in ROUNDS])
-    text += remat() + weak()
+    text += remat() + weak() + several()
     if missing:
         text += "\n## Not made yet\n\n" + "".join(f"- {name}\n" for name in missing)
     return text
@@ -318,6 +336,35 @@ def weak() -> str:
         text += f"| {p['flops'] / 1e12:.1f} | {sent / 1e9:.2f} | {p['bound']:.3f} "
         text += f"| {p['rates']['pairs/s']:.1f} |\n"
     return text
+
+
+SEVERAL_HEAD = """
+## Several slices
+
+DPO as in the first table. Parameters and optimizer are cut over the chips of a slice, and each slice has
+a copy: between slices only gradients are summed, over the hosts' network. GB sent, within a slice and
+across slices, are of one chip and one step; `network` is the time of the latter alone.
+
+| model | trained | slices | chips | GiB | GB within | GB across | network, s | bound, s | pairs/s | limit |
+|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|
+"""
+
+
+def several() -> str:
+    found = [(row, several_file(*row)) for row in SEVERAL]
+    done = [(row, json.loads(file.read_text())) for row, file in found if file.exists()]
+    return SEVERAL_HEAD + "".join(several_line(*row[:2], made) for row, made in done) if done else ""
+
+
+def several_line(model: str, kind: str, made: dict) -> str:
+    p, sent = made["programs"][0], {True: 0.0, False: 0.0}
+    for each in p["collectives"]:
+        sent[each["slices"] > 1] += each["sent"]
+    cells = [model, KINDS[kind], made["topology"], f"{made['chips']:,}"]
+    cells += [f"{p['needed'] / 2**30:.1f}", f"{sent[False] / 1e9:.1f}", f"{sent[True] / 1e9:.2f}"]
+    cells += [f"{p['parts'].get('network', 0):.2f}", f"{p['bound']:.2f}"]
+    cells += [f"{p['rates']['pairs/s']:.0f}", p["limit"]]
+    return f"| {' | '.join(cells)} |\n"
 
 
 if __name__ == "__main__":

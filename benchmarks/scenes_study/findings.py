@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from mllm_align.evaluation.intervals import Interval
-from scenes_study.rows import Rows, difference, over_pictures
+from scenes_study.rows import Rows, difference, over_pictures, unit
 
 Verdict = Literal["holds", "contradicted", "cannot be told"]
 MARGIN = 0.02  # of "not worse"
@@ -27,7 +27,8 @@ class Claim:
     def words(self) -> str:
         how = "higher than" if self.higher else "lower than"
         how = "not worse than" if self.not_worse else how
-        name = {"chair_i": "CHAIR_i", "details": "wrong details"}.get(self.figure, self.figure)
+        names = {"chair_i": "CHAIR_i", "details": "wrong details", "visual_margin": "visual margin"}
+        name = names.get(self.figure, self.figure)
         where = "" if self.split == "broken" else f" ({self.split})"
         return f"{name}{where}: `{self.one}` {how} `{self.other}`"
 
@@ -43,9 +44,11 @@ class Finding:
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim, the difference over seeds and over pictures, and what follows from the first."""
+    """A claim, the difference over seeds and over pictures, and what follows from the first. unit: what
+    both are multiplied by to be shown."""
 
     words: str
+    unit: float
     over: Interval
     pictures: Interval | None
     verdict: Verdict
@@ -175,7 +178,7 @@ def judge_claim(rows: Rows, claim: Claim) -> Judged:
     one, other = rows.get(claim.one, {}), rows.get(claim.other, {})
     over = difference(one, other, claim.figure, claim.split)
     pictures = over_pictures(one, other, claim.figure, claim.split)
-    return Judged(claim.words, over, pictures, _decide(over, claim))
+    return Judged(claim.words, unit(claim.figure), over, pictures, _decide(over, claim))
 
 
 def _decide(over: Interval, claim: Claim) -> Verdict:

@@ -7,6 +7,7 @@ is not reported, among those that keep SFT's recall.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,13 @@ from mllm_align.align.visual import CHiP
 from mllm_align.config import Config
 from mllm_align.curation.retrieve import retrieve
 from mllm_align.data.encode import Encoded
+from mllm_align.files import new_file
 from mllm_align.models.bundle import Bundle
 from mllm_align.prepare import prepare
 from mllm_align.scoring import response_logps
 from mllm_align.testbed.scenes import builder
+from mllm_align.testbed.scenes.draw import picture
+from mllm_align.testbed.scenes.world import KINDS, Scene
 from scenes_study.rows import figure
 from scenes_study.variants import Study, Variant, _oracle, _ranked
 
@@ -184,23 +188,48 @@ class Objectives(Study):
         return super()._measure(bundle, split)
 
     def _visual(self, bundle: Bundle) -> Row:
-        """How many of the held-out captions are likelier under their picture than under the one most like
-        it."""
-        pairs = self.data / "retrieved_held_out.jsonl"
-        if not pairs.exists():
-            captions = (replace(e, qas=e.qas[:1]) for e in self.read("held_out"))
-            path = builder.write_files(captions, self.data, "held_out")
-            retrieve([path], pairs, self.sft, neighbours=1, batch_size=64)
+        """How many of the held-out captions are likelier under their picture than under the same with one
+        thing of another kind, and by how many nats a caption."""
         data = DataConfig(shapes=1, multiple=8)
-        encoder, records, _ = prepare(bundle, pairs, data, responses=1, rejected_image="record")
+        encoder, records, _ = prepare(bundle, self.edited(), data, responses=1, rejected_image="record")
 
         def logps(parts: list[Encoded], what: str) -> np.ndarray:
             found = response_logps(bundle, encoder, parts, data, 64, what=what)
             return np.array([answer.sum() for (answer,) in found])
 
         own = logps([record.alone for record in records], "own picture")
-        other = logps([record.second for record in records if record.second], "other picture")
-        return {"right": int((own > other).sum()), "pairs": len(records)}
+        margin = own - logps([record.second for record in records if record.second], "edited picture")
+        return {
+            "right": int((margin > 0).sum()),
+            "pairs": len(records),
+            "margin": round(float(margin.mean()), 3),
+        }
+
+    def edited(self) -> Path:
+        """The held-out captions, each with its picture and the edited one."""
+        path = self.data / "edited_held_out.jsonl"
+        if not path.exists():
+            examples = [replace(e, qas=e.qas[:1]) for e in self.read("held_out")]
+            captions = builder.write_files(examples, self.data, "held_out")
+            rows = [json.loads(line) for line in captions.read_text().splitlines()]
+            scenes = self.recipe.scenes
+            with new_file(path) as file:
+                for example, row in zip(examples, rows, strict=True):
+                    image = f"images/{example.id}-edited.png"
+                    scene = with_another(example.scene)
+                    picture(scene, scenes.grain, scenes.seed, scenes.fog).save(self.data / image)
+                    file.write(json.dumps(row | {"rejected_image": image}) + "\n")
+        return path
+
+
+def with_another(scene: Scene) -> Scene:
+    """The scene with one thing replaced by one of a kind that is not in it; the same for the same scene, so
+    that noise and fog of the two pictures are equal."""
+    rng = np.random.default_rng(zlib.crc32(scene.id.encode()))
+    old = scene.things[rng.integers(len(scene.things))]
+    new = replace(old, kind=str(rng.choice([kind for kind in KINDS if kind not in scene.kinds])))
+    groups = tuple(tuple(new if thing is old else thing for thing in group) for group in scene.groups)
+    return replace(scene, groups=groups)
 
 
 def read_tuning(results: Path) -> dict[str, Row]:

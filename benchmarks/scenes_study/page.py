@@ -14,7 +14,7 @@ from mllm_align.evaluation.intervals import Interval, over_seeds
 from mllm_align.testbed.quickstart.phases import Recipe
 from scenes_study import figures
 from scenes_study.findings import FINDINGS, LEARNED, Finding, Judged, judge_finding
-from scenes_study.rows import REWARDS, Rows, figure, read_rows, spread, useful
+from scenes_study.rows import REWARDS, Rows, figure, read_rows, spread, unit, useful
 from scenes_study.words import (
     BRIEF,
     COLUMNS,
@@ -147,7 +147,7 @@ def table(
         each = rows.get(name, {})
         if each:
             which = [(COLUMNS | OWN_COLUMNS)[c] for c in columns]
-            cells = [cell(spread(each, *w), 1.0 if w[0] == "words" else 100.0) for w in which]
+            cells = [cell(spread(each, *w), unit(w[0])) for w in which]
             lines.append(f"| {titles[name]} (`{name}`) | {len(each)} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -261,17 +261,17 @@ def findings(rows: Rows, those: Sequence[Finding]) -> str:
 
 
 def _claim(judged: Judged) -> str:
-    cells = [judged.words, str(judged.over.n), _ends(judged.over), judged.verdict, _ends(judged.pictures)]
-    return f"| {' | '.join(cells)} |\n"
+    seeds, pictures = (_ends(each, judged.unit) for each in (judged.over, judged.pictures))
+    return f"| {judged.words} | {judged.over.n} | {seeds} | {judged.verdict} | {pictures} |\n"
 
 
-def _ends(interval: Interval | None) -> str:
+def _ends(interval: Interval | None, unit: float) -> str:
     if interval is None or math.isnan(interval.mean):
         return ""
-    mean = f"{100 * interval.mean:+.1f}"
+    mean = f"{unit * interval.mean:+.1f}"
     if math.isnan(interval.low):
         return mean
-    return f"{mean} ({100 * interval.low:+.1f} to {100 * interval.high:+.1f})"
+    return f"{mean} ({unit * interval.low:+.1f} to {unit * interval.high:+.1f})"
 
 
 def _mean(values: Any) -> float:

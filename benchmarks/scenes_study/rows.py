@@ -47,14 +47,21 @@ def _parts(name: str) -> tuple[Sequence[str], Sequence[str]]:
     return (above,), (below,)
 
 
+def unit(name: str) -> float:
+    """What a figure is multiplied by to be shown: shares are told in percent."""
+    return 1.0 if name in ("words", "visual_margin") else 100.0
+
+
 def figure(row: Row, name: str, split: str = "broken") -> float:
-    """A figure of FIGURES, `details` (wrong claims about things that are there), `pope` (accuracy), or
-    `visual` (captions that are likelier under their picture than under another, of no split).
+    """A figure of FIGURES, `details` (wrong claims about things that are there), `pope` (accuracy), or of
+    no split: `visual` (captions that are likelier under their picture than under an edited one) and
+    `visual_margin` (by how many nats).
 
     nan where there is nothing to count.
     """
-    if name == "visual":
-        return row["visual"]["right"] / row["visual"]["pairs"] if "visual" in row else math.nan
+    if name in ("visual", "visual_margin"):
+        found = row.get("visual", {"right": math.nan, "pairs": 1, "margin": math.nan})
+        return found["margin"] if name == "visual_margin" else found["right"] / found["pairs"]
     found = row["splits"][split]
     if name == "pope":
         right, asked = np.array(list(found["pope"].values())).sum(0)

@@ -41,7 +41,8 @@ COLUMNS = {
     "unbiased details": ("details", "unbiased"),
     "words": ("words", "broken"),
 }
-OWN_COLUMNS = {"visual": ("visual", "held_out")}  # that not every study's rows have
+# Those that not every study's rows have.
+OWN_COLUMNS = {"visual": ("visual", "held_out"), "visual margin": ("visual_margin", "held_out")}
 BRIEF = ("POPE", "CHAIR_i", "CHAIR_s", "recall", "details", "unbiased CHAIR_i", "unbiased recall", "words")
 PAPERS = (
     (

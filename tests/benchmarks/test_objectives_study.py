@@ -3,9 +3,12 @@
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("tensorflow_datasets")
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -17,8 +20,10 @@ from test_study import counted, row
 
 from mllm_align import MRPO
 from mllm_align.testbed.quickstart.phases import Clock, Pictures, Recipe
+from mllm_align.testbed.scenes.draw import CELL
 
 SEEDS = (0, 1, 2)
+RECIPE = Recipe()
 
 
 def tuned(name, wrong=20, recalled=160):
@@ -52,8 +57,7 @@ def test_the_lowest_chair_of_those_that_keep_recall_is_chosen():
     assert chosen(rows) == {}, "the whole grid is needed"
 
 
-def study(tmp_path, settings=None):
-    recipe = Recipe()
+def study(tmp_path, settings=None, recipe=RECIPE):
     made = objectives.variants(settings or {name: method.grid[0] for name, method in METHODS.items()})
     places = tmp_path, 0, recipe, Pictures(tmp_path / "scenes", recipe.scenes), Clock(tmp_path / "s.json")
     return Objectives(*places, variants=made)
@@ -71,12 +75,16 @@ def test_settings_of_rows_name_the_tuned_ones_and_no_place(tmp_path):
     assert config.objective.references == (str(tmp_path / "control"),)
 
 
+def seen(right, margin):
+    return {"right": right, "pairs": 300, "margin": margin}
+
+
 def written(folder, seeds):
     results = folder / "results"
     results.mkdir()
     for number, name in enumerate(TITLES):
         for seed in seeds:
-            made = row(name, seed, 10 + 2 * number + seed) | {"visual": {"right": 270 + seed, "pairs": 300}}
+            made = row(name, seed, 10 + 2 * number + seed) | {"visual": seen(270 + seed, 6.0 + seed)}
             (results / f"{name}-{seed}.json").write_text(json.dumps(made))
     for name, made in grid("dpo", *[(9, 160)] * 5, (5, 160)).items():
         (results / f"{name}-{SEED}.json").write_text(json.dumps(made))
@@ -87,6 +95,8 @@ def written(folder, seeds):
 def test_whole_page(tmp_path):
     text = written(tmp_path, SEEDS)
     assert "Not complete" not in text and "| SFT (`sft`) | 3 | 5.5" in text and "| 90.3 ± " in text
+    assert "| 7.0 ± 2.5 |" in text, "nats are no percent"
+    assert "visual margin: `mdpo` higher than `dpo` | 3 | +0.0 (+0.0 to +0.0)" in text
     assert "**1, 0.0005: 2.5 / 80.0**" in text and text.count("**1, 0.0005") == 1
     assert len(re.findall(r"^### \d\. .+\n\n\*\*(?:Reproduced|Not|Cannot)", text, re.M)) == 5
     for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
@@ -95,6 +105,23 @@ def test_whole_page(tmp_path):
 
 def test_what_is_missing_is_said(tmp_path):
     assert f"{2 * len(TITLES)} of {3 * len(TITLES)} rows" in written(tmp_path, (0,))
+
+
+def test_an_edited_picture_differs_in_one_thing(tmp_path):
+    few = replace(RECIPE.scenes, train=1, held_out=12, unbiased=1, broken=1, lessons=1)
+    one = study(tmp_path, recipe=replace(RECIPE, scenes=few))
+    rows = [json.loads(line) for line in one.edited().read_text().splitlines()]
+    scenes = [example.scene for example in one.read("held_out")]
+    assert len(rows) == len(scenes) == 12
+    for scene, line in zip(scenes, rows, strict=True):
+        other = objectives.with_another(scene)
+        ((old, new),) = [pair for pair in zip(scene.things, other.things, strict=True) if len({*pair}) == 2]
+        assert replace(new, kind=old.kind) == old and new.kind not in scene.kinds
+        mine, edited = (np.asarray(Image.open(one.data / line[key])) for key in ("image", "rejected_image"))
+        changed = (mine != edited).any(-1)
+        cell = np.zeros_like(changed)
+        cell[old.row * CELL : (old.row + 1) * CELL, old.column * CELL : (old.column + 1) * CELL] = True
+        assert changed.any() and not changed[~cell].any()
 
 
 def test_names_are_those_of_rows():

@@ -290,7 +290,7 @@ def test_what_bdhs_needs_is_made_once(tmp_path, monkeypatch):
 
 @pytest.fixture
 def unfit(monkeypatch):
-    """unfit(kind): the first row of all asked for together gets logits that are not finite, of a model whose
+    """unfit(kind): the first of the rows made together gets logits that are not finite, of a model whose
     figures are finite everywhere else."""
 
     def spoil(kind):
