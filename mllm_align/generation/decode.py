@@ -140,6 +140,11 @@ def compiler_options(mesh: Mesh) -> dict[str, bool]:
     return {"xla_gpu_enable_triton_gemm": False} if gpu else {}
 
 
+def part_of(size: int, shards: int) -> int:
+    """Rows of a batch of `size` that begin together, as many on each shard."""
+    return round_up(-(-size // PARTS), shards)
+
+
 class Generator:
     """Generation with a bundle's model, `size` prefixes at a time (rounded up to a multiple of the shards).
 
@@ -152,7 +157,7 @@ class Generator:
             raise InputError(f"{name} is a reward model, which does not answer; name one that does")
         self.shards = batch_shards(bundle.mesh)
         self.size = round_up(size, self.shards)
-        self.part = round_up(-(-self.size // PARTS), self.shards)
+        self.part = part_of(self.size, self.shards)
         self.vocab = bundle.config.decoder.vocab
         self._params, self.trained = bundle.params, bundle.trained
         rule = replace(sampling, max_tokens=1)  # forks have their own limits

@@ -16,7 +16,7 @@ from mllm_align.batch import Prefix, Shape, blank_prefix, with_responses
 from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, OnlineRewards, SamplingConfig
 from mllm_align.data.layout import counts
 from mllm_align.generation import slots
-from mllm_align.generation.decode import programs
+from mllm_align.generation.decode import part_of, programs
 from mllm_align.generation.loop import Forks, begin
 from mllm_align.models.bundle import check_mesh, compute_dtype, make_model
 from mllm_align.models.config import ModelConfig
@@ -88,6 +88,12 @@ def _generates(config: Config | BDHSConfig) -> bool:
     return not isinstance(config, Config) or (config.online is not None and config.online.generates)
 
 
+def _in_parts(config: Config | BDHSConfig) -> bool:
+    """Whether rows begin where others have ended (`Generator`), not all at once (rollouts)."""
+    source = config.online if isinstance(config, Config) else config
+    return isinstance(source, BDHSMethod) or not _generates(config)
+
+
 def names(config: Config | BDHSConfig) -> tuple[str, ...]:
     """The programs that a config runs: of generation only where it generates."""
     generation = ("features", "prefill", "decode") if _generates(config) else ()
@@ -123,7 +129,9 @@ def rows(config: Config | BDHSConfig, mesh: Mesh, program: str) -> int:
         found = _reward_model(config)
         return round_up(found.batch_size if found else 8, batch_shards(mesh))
     size = config.rows_per_micro if program == "reference" or _generates(config) else 8
-    return round_up(size, batch_shards(_sampling_mesh(config, mesh, program)))
+    shards = batch_shards(_sampling_mesh(config, mesh, program))
+    size = round_up(size, shards)
+    return part_of(size, shards) if program == "prefill" and _in_parts(config) else size
 
 
 def lower(
@@ -162,11 +170,7 @@ def lower(
         source = config.online if isinstance(config, Config) else config
         holes = isinstance(source, BDHSMethod) and source.distortion == "attention"
         return made.prefill.lower(base, {}, found, text, holes)
-    cache, forks = _cache(model, mesh, planned, count, dtype), _forks(mesh, planned, count, samples(config))
-    _, places = slots.shardings(model, mesh)
-    state = jax.tree.map(
-        lambda x, where: struct(x.shape, x.dtype, where), jax.eval_shape(begin, cache, forks), places
-    )
+    cache, state = _under_way(config, model, mesh, planned, count, dtype)
     stops = struct((model.decoder.vocab,), jnp.bool_, replicated(mesh))
     enough = struct((), np.int32, replicated(mesh))
     return made.decode.lower(base, {}, cache, state, stops, enough)
@@ -204,6 +208,28 @@ def _cache(model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype: An
     kept = jax.eval_shape(fill, abstract_base(model, mesh, dtype), features, text)
     places, _ = slots.shardings(model, mesh)
     return jax.tree.map(lambda x, where: struct(x.shape, x.dtype, where), kept, places)
+
+
+def _under_way(
+    config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, planned: Sizes, count: int, dtype: Any
+) -> tuple[Any, Any]:
+    """Caches and state of the rows that are decoded."""
+    cache, forks = _cache(model, mesh, planned, count, dtype), _forks(mesh, planned, count, samples(config))
+    _, places = slots.shardings(model, mesh)
+    state = jax.tree.map(
+        lambda x, where: struct(x.shape, x.dtype, where), jax.eval_shape(begin, cache, forks), places
+    )
+    return cache, state
+
+
+def under_way_bytes(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, planned: Sizes) -> int:
+    """Bytes on one chip of the whole batch, to which a prefill adds a part; 0 where all begin at once."""
+    if not _in_parts(config):
+        return 0
+    dtype, count = compute_dtype(config.dtype, mesh), rows(config, mesh, "decode")
+    return bytes_of(
+        _under_way(config, model, _sampling_mesh(config, mesh, "decode"), planned, count, dtype)
+    )
 
 
 def cache_bytes(config: Config | BDHSConfig, model: ModelConfig, mesh: Mesh, planned: Sizes) -> int:

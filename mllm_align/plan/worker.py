@@ -46,7 +46,7 @@ def work(job: Job) -> dict[str, Any]:
     import jax
 
     from mllm_align.plan.chips import describe
-    from mllm_align.plan.targets import cache_bytes, check, lower, resident_bytes, rows
+    from mllm_align.plan.targets import cache_bytes, check, lower, resident_bytes, rows, under_way_bytes
     from mllm_align.sharding import make_mesh
     from mllm_align.training.fitting import free, memory
 
@@ -60,6 +60,8 @@ def work(job: Job) -> dict[str, Any]:
         "resident": resident_bytes(job.program, job.config, job.model, mesh),
         "usable": None if job.topology else free(mesh.local_devices, 0),
     }
+    if job.program == "prefill":
+        metadata["resident"] += under_way_bytes(job.config, job.model, mesh, job.planned)
     if job.program == "decode":
         metadata["cache"] = cache_bytes(job.config, job.model, mesh, job.planned)
     _write(job.folder / METADATA, metadata)

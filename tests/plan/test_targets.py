@@ -23,7 +23,17 @@ from mllm_align.batch import Shape
 from mllm_align.config import MeshConfig, OnlineBDHS, OnlinePairs, SamplingConfig
 from mllm_align.errors import InputError
 from mllm_align.models.families.registry import presets
-from mllm_align.plan.targets import cache_bytes, check, lower, names, resident_bytes, rows, samples, sizes
+from mllm_align.plan.targets import (
+    cache_bytes,
+    check,
+    lower,
+    names,
+    resident_bytes,
+    rows,
+    samples,
+    sizes,
+    under_way_bytes,
+)
 from mllm_align.sharding import make_mesh
 from mllm_align.training.programs import abstract_base
 
@@ -102,6 +112,7 @@ def test_rows_of_a_program(mesh):
     assert [rows(config, mesh, p) for p in ("train", "reference", "decode")] == [48, 24, 8]
     assert [rows(online, mesh, p) for p in ("train", "decode")] == [48, 24]
     assert rows(BDHSConfig(batch_size=9), mesh, "decode") == 16
+    assert [rows(c, mesh, "prefill") for c in (config, online, BDHSConfig(batch_size=9))] == [8, 24, 8]
     own = dataclasses.replace(online, online=dataclasses.replace(ORACLE, mesh=MeshConfig(data=1, tensor=8)))
     assert rows(dataclasses.replace(own, batch_size=6), mesh, "decode") == 3
 
@@ -178,3 +189,15 @@ def test_cached_keys_and_values_by_hand(mesh):
     planned = sizes(config, model, prefix=600)
     each = 2 * 3 * 8 * 128 * 4
     assert cache_bytes(config, model, mesh, planned) == each * (768 + 4 * 48)
+
+
+def test_a_prefill_finds_the_whole_batch_there(mesh):
+    """Of 3 layers, 8 heads of 128 in float32: on each of 8 devices two rows, each with its prefix of 768
+    and one continuation of 33 tokens, padded to 48; a rollout begins with all of its rows."""
+    model = small(pinpoints=())
+    config = BDHSConfig(batch_size=16, dtype="float32", sampling=SamplingConfig(max_tokens=33))
+    found = under_way_bytes(config, model, mesh, sizes(config, model, prefix=600))
+    assert found == pytest.approx(2 * 2 * 3 * 8 * 128 * 4 * (768 + 48), rel=0.05)
+    assert rows(config, mesh, "prefill") == 8
+    rollout = Config(batch_size=8, online=ORACLE)
+    assert under_way_bytes(rollout, model, mesh, sizes(rollout, model, prefix=600)) == 0
