@@ -39,16 +39,15 @@ def main() -> None:
     parser.add_argument("--passes", type=int, default=3, help="timed passes of ours; one of transformers'")
     parser.add_argument("--batch", type=int, nargs="+", default=[8, 16, 32], help="tried by transformers")
     parser.add_argument("--compare", nargs="+", choices=COMPARISONS, default=[*COMPARISONS])
+    parser.add_argument("--shape", choices=["tiny", "lifelike"], default="tiny")
     parser.add_argument("--work", type=Path, help="folder for model and data; default: a temporary one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         if not (work / "model").exists():
-            subprocess.run(
-                [args.hf_python, HERE / "make_model.py", "--out", work, "--pairs", str(args.records)],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
+            make = [args.hf_python, HERE / "make_model.py", "--out", work, "--shape", args.shape]
+            make += ["--pairs", str(args.records)]
+            subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
         jobs = {
             task: run(sys.executable, "ours_generate.py", task, "--folder", work, "--write", args.records)
             for task in sorted({COMPARISONS[name][0] for name in args.compare})

@@ -25,12 +25,13 @@ def main() -> None:
     parser.add_argument("--trl-python", required=True, help="python of the environment with TRL")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--shape", choices=["tiny", "lifelike"], default="tiny")
     parser.add_argument("--work", type=Path, help="folder for model and pairs; default: a temporary one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         if not (work / "model").exists():
-            make = [args.trl_python, str(HERE / "make_model.py"), "--out", str(work)]
+            make = [args.trl_python, str(HERE / "make_model.py"), "--out", str(work), "--shape", args.shape]
             subprocess.run(make, check=True, stdout=subprocess.DEVNULL)
         data = work / "pairs" / "pairs.jsonl"
         common = ["--model", str(work / "model"), "--data", str(data), "--steps", str(args.steps)]

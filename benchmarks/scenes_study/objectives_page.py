@@ -47,7 +47,7 @@ FINDINGS = (
     ),
     Finding(
         "A loss on a second image teaches to look at the image",
-        "How much likelier captions are under their own picture than under the edited one, against DPO's.",
+        "Captions under their own picture and under the edited one, against DPO's; margins in nats.",
         tuple(Claim(name, "dpo", f, higher=True) for name in VISUAL for f in ("visual", "visual_margin")),
     ),
     Finding(
