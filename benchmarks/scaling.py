@@ -278,11 +278,16 @@ def programs(files: list[tuple[str, Path]]) -> str:
     return text
 
 
+def sent(program: dict, across: bool | None = None) -> float:
+    """GB that a chip sends in a step: across slices, within them, or both."""
+    each = program["collectives"]
+    return sum(c["sent"] for c in each if across is None or (c["slices"] > 1) == across) / 1e9
+
+
 def line(model: str, kind: str, made: dict) -> str:
     p = made["programs"][0]
-    sent = sum(c["sent"] for c in p["collectives"])
     cells = [model, kind, f"{made['topology']} ({made['vendor_name']})", str(made["chips"])]
-    cells += [f"{p['needed'] / 2**30:.1f}", f"{p['flops'] / 1e12:.0f}", f"{sent / 1e9:.1f}"]
+    cells += [f"{p['needed'] / 2**30:.1f}", f"{p['flops'] / 1e12:.0f}", f"{sent(p):.1f}"]
     cells += [f"{p['bound']:.2f}", f"{p['rates'].get('pairs/s', 0):.1f}", p["limit"]]
     return f"| {' | '.join(cells)} |\n"
 
@@ -331,9 +336,8 @@ def weak() -> str:
     )
     for chips, made in done:
         p = made["programs"][0]
-        sent = sum(c["sent"] for c in p["collectives"])
         text += f"| {made['topology']} | {chips} | {p['rows']} | {p['needed'] / 2**30:.2f} "
-        text += f"| {p['flops'] / 1e12:.1f} | {sent / 1e9:.2f} | {p['bound']:.3f} "
+        text += f"| {p['flops'] / 1e12:.1f} | {sent(p):.2f} | {p['bound']:.3f} "
         text += f"| {p['rates']['pairs/s']:.1f} |\n"
     return text
 
@@ -357,11 +361,9 @@ def several() -> str:
 
 
 def several_line(model: str, kind: str, made: dict) -> str:
-    p, sent = made["programs"][0], {True: 0.0, False: 0.0}
-    for each in p["collectives"]:
-        sent[each["slices"] > 1] += each["sent"]
+    p = made["programs"][0]
     cells = [model, KINDS[kind], made["topology"], f"{made['chips']:,}"]
-    cells += [f"{p['needed'] / 2**30:.1f}", f"{sent[False] / 1e9:.1f}", f"{sent[True] / 1e9:.2f}"]
+    cells += [f"{p['needed'] / 2**30:.1f}", f"{sent(p, False):.1f}", f"{sent(p, True):.2f}"]
     cells += [f"{p['parts'].get('network', 0):.2f}", f"{p['bound']:.2f}"]
     cells += [f"{p['rates']['pairs/s']:.0f}", p["limit"]]
     return f"| {' | '.join(cells)} |\n"

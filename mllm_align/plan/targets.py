@@ -13,7 +13,15 @@ from jax.sharding import Mesh
 from mllm_align.align.contract import Views
 from mllm_align.annotate.reward import RewardModel
 from mllm_align.batch import Prefix, Shape, blank_prefix, with_responses
-from mllm_align.config import BDHSConfig, BDHSMethod, Config, MeshConfig, OnlineRewards, SamplingConfig
+from mllm_align.config import (
+    BDHSConfig,
+    BDHSMethod,
+    Config,
+    MeshConfig,
+    Online,
+    OnlineRewards,
+    SamplingConfig,
+)
 from mllm_align.data.layout import counts
 from mllm_align.generation import slots
 from mllm_align.generation.decode import part_of, programs
@@ -78,8 +86,13 @@ def _rollout_mesh(config: Config | BDHSConfig) -> MeshConfig | None:
     return config.online.mesh if isinstance(config, Config) and config.online is not None else None
 
 
+def _source(config: Config | BDHSConfig) -> Online | BDHSConfig | None:
+    """What makes responses."""
+    return config.online if isinstance(config, Config) else config
+
+
 def _sampling(config: Config | BDHSConfig) -> SamplingConfig:
-    source = config.online if isinstance(config, Config) else config
+    source = _source(config)
     return SamplingConfig() if source is None else source.sampling
 
 
@@ -90,8 +103,7 @@ def _generates(config: Config | BDHSConfig) -> bool:
 
 def _in_parts(config: Config | BDHSConfig) -> bool:
     """Whether rows begin where others have ended (`Generator`), not all at once (rollouts)."""
-    source = config.online if isinstance(config, Config) else config
-    return isinstance(source, BDHSMethod) or not _generates(config)
+    return isinstance(_source(config), BDHSMethod) or not _generates(config)
 
 
 def names(config: Config | BDHSConfig) -> tuple[str, ...]:
@@ -167,7 +179,7 @@ def lower(
         return made.features.lower(base, {}, _group(model, mesh, planned, count).prefix.pixels)
     if program == "prefill":
         found, text = _features(model, mesh, planned, count, dtype), _text(model, mesh, planned, count)
-        source = config.online if isinstance(config, Config) else config
+        source = _source(config)
         holes = isinstance(source, BDHSMethod) and source.distortion == "attention"
         return made.prefill.lower(base, {}, found, text, holes)
     cache, state = _under_way(config, model, mesh, planned, count, dtype)
